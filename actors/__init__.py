@@ -1,0 +1,1 @@
+"""One file, one stage class of a Ray Data pipeline."""

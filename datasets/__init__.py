@@ -1,0 +1,1 @@
+"""What flows in and out: units and shards, manifests, image trees, the toy crowd."""

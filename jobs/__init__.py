@@ -1,0 +1,1 @@
+"""One file, one entry point of `ray job submit`."""

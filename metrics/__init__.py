@@ -1,0 +1,1 @@
+"""What is measured, as plain functions of arrays. Never imports Ray."""

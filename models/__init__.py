@@ -1,0 +1,1 @@
+"""Plain PyTorch networks and their checkpoint formats. Never imports Ray."""

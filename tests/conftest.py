@@ -1,0 +1,57 @@
+"""Shared by all tests: one local Ray, and the folder of larger reference data where it lies beside."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray with 8 logical CPUs for the whole test run: a start costs 10-35 s."""
+    import ray
+
+    from jobs.common import MALLOC_VARIABLES
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        runtime_env={"env_vars": MALLOC_VARIABLES},
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder `shared` beside the checkout: larger reference arrays, absent on most machines."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip("reference data: no folder `shared` beside this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Tiny StyleGAN3 networks and files of them: the module tests/models/stylegan3/reference_format.py."""
+    path = Path(__file__).parent / "models" / "stylegan3" / "reference_format.py"
+    spec = importlib.util.spec_from_file_location("reference_format", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped, with the reason, where PyTorch sees no CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,1 @@
+"""Step functions without Ray, and the loops that Ray Train calls."""
