@@ -1,0 +1,110 @@
+"""Turn any network file into our .safetensors or a plain .pt state dict, and say what was found in it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jobs.common import run_job
+from models.errors import InputError
+from models.stylegan3.checkpoint import LoadedNetwork, load_network, save_network, save_state_dict
+
+_SUFFIXES = (".safetensors", ".pt")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Turn a StyleGAN3 network (reference .pkl, our .safetensors, plain .pt) into .safetensors or .pt."""
+
+    network: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """The network to read; its kind is told from its contents. Code inside it is never run."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """What to write: .safetensors keeps all and says what it is, .pt is the averaged generator's tensors."""
+    width: int | None = None
+    """Width in pixels of a tall network in a plain .pt, which does not say it. Square if not given."""
+    half: bool = False
+    """Store weight matrices as float16: half the bytes, at a relative error of 2^-11."""
+    overwrite: bool = False
+    """Replace OUT if it is there."""
+
+
+def main(config: ConvertConfig) -> None:
+    """Check the output, read, describe, write, read back."""
+    check_output(config)
+    network = load_network(config.network, width=config.width)
+    print("\n".join(describe(config.network, network)))
+    if config.out.suffix == ".pt":
+        save_state_dict(config.out, network.generator, half=config.half)
+    else:
+        save_network(
+            config.out,
+            network.generator,
+            discriminator=network.discriminator,
+            training_generator=network.training_generator,
+            record=converted_record(config, network),
+            half=config.half,
+        )
+    written = load_network(config.out, width=network.generator.config.width)
+    print(f"wrote {config.out}: {config.out.stat().st_size:,} bytes, sha256 {written.sha256}")
+    for line in losses(config, network):
+        print(line)
+
+
+def check_output(config: ConvertConfig) -> None:
+    """Raise `InputError` for an output that cannot be meant, before a large file is read."""
+    out = config.out
+    if out.suffix not in _SUFFIXES:
+        raise InputError(f"--out {out}: its name has to end with .safetensors or .pt")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    if config.network.exists() and out.exists() and out.samefile(config.network):
+        raise InputError(f"--out {out} is the network itself: give another name")
+    if out.exists() and not config.overwrite:
+        raise InputError(f"--out {out} is there already: give another name, or --overwrite")
+
+
+def describe(path: Path, network: LoadedNetwork) -> list[str]:
+    """What a file holds, in lines for people."""
+    config = network.generator.config
+    kind = {"pickle": "reference pickle", "safetensors": ".safetensors", "state_dict": "plain state dict"}
+    family = "R" if config.use_radial_filters and config.conv_kernel == 1 else "T"
+    labels = f", {config.c_dim} labels" if config.c_dim else ""
+    parts = {
+        "G_ema": network.generator,
+        "G": network.training_generator,
+        "D": network.discriminator,
+    }
+    counts = [f"{name} {sum(p.numel() for p in module.parameters()):,}" for name, module in parts.items() if module]
+    record = [f"  {key}: {value}" for key, value in sorted(network.record.items())] or ["  nothing"]
+    return [
+        f"{path}: {kind[network.format]}, sha256 {network.sha256}",
+        f"StyleGAN3-{family}, {config.height} x {config.width} (height x width){labels}, "
+        f"channels {config.channel_base}/{config.channel_max}",
+        f"parameters: {', '.join(counts)}",
+        "record:",
+        *record,
+    ]
+
+
+def converted_record(config: ConvertConfig, network: LoadedNetwork) -> dict:
+    """The record of the new file: the old one, and what it was converted from, step by step."""
+    source = {"file": config.network.name, "sha256": network.sha256, "format": network.format}
+    if "converted_from" in network.record:
+        source["converted_from"] = network.record["converted_from"]
+    return {"trained_on": "unknown", **network.record, "converted_from": source}
+
+
+def losses(config: ConvertConfig, network: LoadedNetwork) -> list[str]:
+    """What the new file no longer says, one line each."""
+    if config.out.suffix != ".pt":
+        return []
+    shape = network.generator.config
+    lines = ["a .pt holds the averaged generator alone: no configuration, no record, no G, no D"]
+    if shape.width != shape.height:
+        lines.append(f"its tensors do not say that it is tall: give --width {shape.width} when you convert it back")
+    return lines
+
+
+if __name__ == "__main__":
+    run_job(main, ConvertConfig)
