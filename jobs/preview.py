@@ -1,0 +1,144 @@
+"""A contact sheet of people x layer groups, to choose `--layers` of jobs/generate.py by looking."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import torch
+
+from actors.style_mixer import StyleMixer
+from datasets.decoding import decode
+from datasets.plan import LAYER_GROUPS, Configuration, parse_layers
+from datasets.units import images_of
+from jobs.common import run_job
+from models.errors import InputError
+from models.stylegan3 import LoadedNetwork, load_network
+from reporting.pages import is_toy
+from reporting.sheets import SheetCell, SheetRow, contact_sheet, save_png
+
+MOST_IMAGES = 4096  # a larger sheet is beyond what image viewers open
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Draw some people, and variants of each with every group of layers, on one sheet. Needs no Ray.
+
+    Pictures are those that jobs/generate.py makes with the same seed and layers, before they are stored.
+    Variant v of a person takes its layers from the same other code in every group: groups can be compared
+    column by column.
+    """
+
+    network: Path
+    """The generator: a network file of this project, a reference pickle or state dict."""
+    out: Path = Path("preview.png")
+    """The sheet, a PNG file."""
+    people: int = 4
+    """Number of people; person i has seed --seed + i."""
+    variants: int = 4
+    """Pictures of each person with each group, beside the base image."""
+    seed: int = 0
+    """Seed of the first person."""
+    groups: tuple[str, ...] = ("coarse", "middle", "fine")
+    """Layer groups to compare: coarse, middle, fine, all, or w indices such as 3,5-8."""
+    truncation_psi: float = 1.0
+    """1 is the whole variety, 0 the average person."""
+    height: int = 128
+    width: int = 64
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def main(options: Preview) -> None:
+    """Check, draw, save; prints the path of the sheet. Raises InputError for bad values."""
+    groups = check(options)
+    network = load_network(options.network)
+    base, groups_images = draw(options, network, list(groups.values()))
+    toy = "made from a toy: drawn people, no real ones · " if is_toy(network.record) else ""
+    rows = []
+    for person in range(options.people):
+        cells = [SheetCell(base[person])]
+        for images in groups_images:
+            cells += [SheetCell(image, f"{v}") for v, image in enumerate(images[person], start=1)]
+        rows.append(SheetRow(f"seed {options.seed + person}", cells))
+    sheet = contact_sheet(
+        rows,
+        title=f"Which layers? {options.network.name}",
+        subtitle=f"{toy}pictures of one number mix in the same other person",
+        headings=[("base", 1), *((name, options.variants) for name in groups)],
+    )
+    save_png(options.out, sheet)
+    print(options.out)
+
+
+def check(options: Preview) -> dict[str, tuple[int, ...]]:
+    """The groups by heading, each with its w indices. Raises InputError for the first value out of range."""
+    for name in ("people", "variants"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be 1 or more")
+    if not options.groups:
+        raise InputError(f"--groups: give at least one of {', '.join(LAYER_GROUPS)}, or w indices such as 3,5-8")
+    if options.out.suffix.lower() != ".png":
+        raise InputError(f"--out {options.out}: the sheet is a PNG file, give a name that ends in .png")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no usable GPU here; leave it out to run on the CPU")
+    images = options.people * (1 + options.variants * len(options.groups))
+    if images > MOST_IMAGES:
+        raise InputError(f"{images} pictures on one sheet: --people, --variants, --groups may make {MOST_IMAGES}")
+    if options.seed + options.people > 2**32:
+        raise InputError(f"--seed {options.seed}: seeds end at {2**32 - 1}, also that of the last person")
+    groups = {}
+    for text in options.groups:
+        try:
+            layers = parse_layers(text)
+        except InputError as error:
+            raise InputError(str(error).replace("--layers", "--groups", 1)) from error
+        name = "{} {}-{}".format(text, *LAYER_GROUPS[text]) if text in LAYER_GROUPS else f"layers {text}"
+        groups[name] = layers
+        configure(options, layers, "")  # its checks, before the network is read
+    return groups
+
+
+def configure(options: Preview, layers: tuple[int, ...], network: str) -> Configuration:
+    """What jobs/generate.py would freeze for these layers; its filters' settings have no meaning here."""
+    return Configuration(
+        seed=options.seed,
+        variants=1 + options.variants,
+        method="mix",
+        layers=layers,
+        amount=None,
+        truncation_psi=options.truncation_psi,
+        network=network,
+        height=options.height,
+        width=options.width,
+        format="png",  # exact: the sheet shows the network, not a compression
+        jpeg_quality=None,
+        unit_images=MOST_IMAGES,
+        detector="",
+        reference_threshold=0.0,
+        ssim_data_range=1.0,
+    )
+
+
+def draw(options: Preview, network: LoadedNetwork, groups: list[tuple[int, ...]]) -> tuple[list, list[list]]:
+    """The stage of jobs/generate.py on all people as one unit, once for each group of layers.
+
+    Returns the people's base images, and for each group and person the variants. Images are RGB uint8
+    [height, width, 3], or None where the network gave no finite numbers.
+    """
+    unit = pa.table({"unit": [0], "first_person": [0], "people": [options.people]})
+    base, drawn = [], []
+    for number, layers in enumerate(groups, start=1):
+        print(f"layers {number} of {len(groups)}: {', '.join(map(str, layers))}", file=sys.stderr)
+        mixer = StyleMixer(network.generator, configure(options, layers, network.sha256), options.device)
+        contents = images_of(mixer(unit))["image"].to_pylist()
+        images = [None if content is None else decode(content) for content in contents]
+        each = 1 + options.variants
+        people = [images[first : first + each] for first in range(0, len(images), each)]
+        base = [person[0] for person in people]  # the same in every group
+        drawn.append([person[1:] for person in people])
+    return base, drawn
+
+
+if __name__ == "__main__":
+    run_job(main, Preview)

@@ -1,0 +1,152 @@
+"""What a run leaves for people and for scripts: manifest, contact sheet, report and summary, all derived."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from datasets.decoding import decode
+from datasets.manifest import manifest_name, read_manifest, write_manifest
+from datasets.output import Output
+from datasets.plan import Plan, Unit
+from datasets.shards import read_shard
+from datasets.verdicts import VERDICTS, Thresholds, verdicts
+from models.errors import InputError
+from reporting.pages import render_report
+from reporting.sheets import SheetCell, SheetRow, contact_sheet, encode_png
+from reporting.tables import KEPT
+
+SUMMARY, SHEET, REPORT = "summary.json", "contact_sheet.png", "report.html"
+SHEET_PEOPLE, SHEET_VARIANTS = 24, 16
+REPORT_COLUMNS = ["person", "variant", "reference_variant", "detector_score", "ssim", "verdict"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunTimes:
+    """What the last run took: wall clock seconds, images made, and seconds of each stage summed over its
+    actors."""
+
+    seconds: float
+    run_images: int
+    stage_seconds: Mapping[str, float]
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of the whole job for each second of wall clock, the start of the workers included."""
+        return self.run_images / self.seconds if self.seconds > 0 else 0.0
+
+
+def read_summary(output: Output) -> dict | None:
+    """summary.json, or None when there is none that can be read: it is derived, and can be derived again."""
+    text = output.read(SUMMARY)
+    try:
+        content = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def is_published(output: Output, plan: Plan, thresholds: Thresholds) -> bool:
+    """Whether everything derived is there, for this plan and these thresholds. The summary is written
+    last."""
+    summary = read_summary(output)
+    return (
+        summary is not None
+        and summary.get("plan_hash") == plan.configuration.hash
+        and summary.get("images") == plan.images
+        and summary.get("thresholds") == dataclasses.asdict(thresholds)
+        and all(output.exists(name) for name in (manifest_name(), SHEET, REPORT))
+    )
+
+
+def publish(
+    output: Output,
+    plan: Plan,
+    thresholds: Thresholds,
+    network: Mapping,
+    times: RunTimes | None,
+) -> dict[str, int]:
+    """Derive manifest, contact sheet, report and summary of a finished run; returns images by verdict.
+
+    network: the record of the network. times: of the run that has just ended; None keeps those of an earlier
+    summary. Raises InputError when the shards do not make up the plan.
+    """
+    counts = write_manifest(output, plan, plan.units(), thresholds)
+    if sum(counts.values()) != plan.images:
+        raise InputError(f"{output.root_address}: {sum(counts.values())} images, the plan says {plan.images}")
+    timing = dataclasses.asdict(times) | {"images_per_second": times.images_per_second} if times else {}
+    if times is None:
+        names = ("seconds", "run_images", "stage_seconds", "images_per_second")
+        earlier = read_summary(output) or {}
+        timing = {name: earlier[name] for name in names if name in earlier}
+    summary = {
+        "plan_hash": plan.configuration.hash,
+        "people": plan.people,
+        "images": plan.images,
+        "counts": counts,
+        "percent": {name: round(100 * count / plan.images, 3) for name, count in counts.items()},
+        "thresholds": dataclasses.asdict(thresholds),
+        **timing,
+        "configuration": dataclasses.asdict(plan.configuration),
+        "network": dict(network),
+    }
+    sheet = encode_png(draw_sheet(output, plan, thresholds))
+    output.write(SHEET, sheet)
+    again = f"python -m jobs.refilter --out {output.root_address} --name stricter --detector-threshold 0.8"
+    page = render_report(
+        title=f"{plan.people:,} people, {plan.images:,} images",
+        summary=summary,
+        manifest=read_manifest(output, columns=REPORT_COLUMNS),
+        sheet_png=sheet,
+        configuration=summary["configuration"],
+        network=summary["network"],
+        check_commands=[("judge the same images by other thresholds", again)],
+    )
+    output.write(REPORT, page.encode())
+    output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+    return counts
+
+
+def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds) -> np.ndarray:
+    """The contact sheet of the first people and their first variants: [H, W, 3] uint8 RGB.
+
+    Captions are the detector's score and, but for the reference, the SSIM.
+    """
+    rows: list[SheetRow] = []
+    for unit in plan.units():
+        table = read_shard(output, plan, unit)
+        rows += _sheet_rows(table, unit, plan.configuration.variants, thresholds)
+        if len(rows) >= SHEET_PEOPLE:
+            break
+    shown = "" if plan.people <= SHEET_PEOPLE else f"the first {SHEET_PEOPLE} of {plan.people:,} people · "
+    return contact_sheet(
+        rows[:SHEET_PEOPLE],
+        title="Contact sheet",
+        subtitle=f"{shown}below: score of the pedestrian filter, SSIM to the person's reference (ref)",
+    )
+
+
+def _sheet_rows(table: pa.Table, unit: Unit, variants: int, thresholds: Thresholds) -> list[SheetRow]:
+    names = ["image", "variant", "reference_variant", "detector_score", "ssim", "status"]
+    images = table.select(names).append_column("verdict", verdicts(table, thresholds)).to_pylist()
+    people = [images[index * variants :][: min(variants, SHEET_VARIANTS)] for index in range(unit.people)]
+    return [
+        SheetRow(f"person {unit.first_person + index}", [_sheet_cell(image) for image in person])
+        for index, person in enumerate(people)
+    ]
+
+
+def _sheet_cell(image: Mapping) -> SheetCell:
+    good = image["status"] == "ok" and image["image"] is not None
+    reference = image["variant"] == image["reference_variant"]
+    scores = [image["detector_score"], None if reference else image["ssim"]]
+    caption = " ".join([f"{score:.2f}" for score in scores if score is not None] + ["ref"] * reference)
+    return SheetCell(decode(image["image"]) if good else None, caption, image["verdict"])
+
+
+def counts_of(summary: Mapping) -> dict[str, int]:
+    """Images by verdict out of a summary, in the order of VERDICTS."""
+    counts = summary.get("counts", {})
+    return {name: int(counts.get(name, 0)) for name in (KEPT, *VERDICTS[1:])}

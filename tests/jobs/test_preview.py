@@ -1,0 +1,105 @@
+"""The preview sheet, made by a tiny network with random weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.plan import parse_layers
+from jobs.preview import Preview, check, draw, main
+from models.errors import InputError
+from models.stylegan3 import Generator, GeneratorConfig, load_network, save_network, to_uint8
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig.config_t(32, 16, channel_base=512, channel_max=16)).eval()
+    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
+    save_network(path, generator, record={"data": "toy crowd"})
+    return path
+
+
+def options(network, tmp_path, **changes) -> Preview:
+    settings = {"people": 2, "variants": 2, "seed": 7, "height": 32, "width": 16}
+    return Preview(network=network, out=tmp_path / "sheet.png", **(settings | changes))
+
+
+def test_the_pictures_are_those_of_the_seeds_and_layers(network, tmp_path):
+    chosen = options(network, tmp_path, groups=("fine", "3,5-8"))
+    loaded = load_network(network)
+    base, (fine, own) = draw(chosen, loaded, list(check(chosen).values()))
+    z = np.random.RandomState(8).randn(1, 512)  # noqa: NPY002 - the reference tools' seeds
+    with torch.no_grad():
+        image = to_uint8(loaded.generator(torch.from_numpy(z)))[0].numpy()
+    # Another batch size rounds otherwise, and truncation to bytes makes that 1 in 255 at most.
+    assert np.abs(base[1].astype(int) - image).max() <= 1
+    assert np.asarray(fine).shape == np.asarray(own).shape == (2, 2, 32, 16, 3)
+    for group in (fine, own):
+        assert all((picture != base[person]).any() for person in range(2) for picture in group[person])
+    assert (fine[0][0] != own[0][0]).any()
+
+
+def test_main_saves_a_sheet_that_says_it_is_a_toy(network, tmp_path, capsys):
+    main(options(network, tmp_path))
+    assert capsys.readouterr().out.strip() == str(tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    # 1 base and 3 groups of 2, each 64 pixels wide (32 x 16 shown four times as large); 2 people
+    assert sheet.shape[1] > 7 * 64
+    assert sheet.shape[0] > 2 * 128
+
+
+def test_headings_name_the_indices():
+    groups = check(Preview(network=Path("x"), groups=("coarse", "middle", "fine", "3,5-8")))
+    assert list(groups) == ["coarse 0-5", "middle 5-11", "fine 12-15", "layers 3,5-8"]
+    assert groups["layers 3,5-8"] == parse_layers("3,5-8") == (3, 5, 6, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"people": 0}, "--people 0"),
+        ({"variants": -3}, "--variants -3"),
+        ({"people": 10**9}, "pictures on one sheet"),
+        ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**32 - 1}, "--seed 4294967295"),
+        ({"groups": ("middle", "hair")}, "--groups 'hair'"),
+        ({"groups": ("12-16",)}, "12-16 is not within"),
+        ({"groups": ()}, "--groups"),
+        ({"height": 0}, "--height 0"),
+        ({"truncation_psi": float("nan")}, "--truncation-psi nan"),
+        ({"out": Path("sheet.jpg")}, "sheet.jpg"),
+    ],
+)
+def test_bad_values_are_named(changes, message):
+    with pytest.raises(InputError) as caught:
+        check(Preview(network=Path("x"), **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_no_reason_to_go_on_silently():
+    with pytest.raises(InputError, match="--device cuda"):
+        check(Preview(network=Path("x"), device="cuda"))
+
+
+def test_the_command_ends_with_code_2_and_one_line(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.preview",
+        "--network",
+        str(tmp_path / "absent.pkl"),
+        "--people",
+        "1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "absent.pkl" in line
