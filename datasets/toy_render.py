@@ -1,0 +1,283 @@
+"""The toy crowd's renderer: lofts drawn into a depth buffer, shaded afterwards. NumPy only.
+
+Everything of a drawn person is a loft: a smooth tube of elliptic sections along a curved spine. A limb is one
+loft over all its joints (separate cylinders show every joint, like a mannequin), and only the front surface
+is kept, with what the shading needs: normal, position along and around the tube, and the number of the
+material.
+
+Body coordinates: x to the person's left, y up from the ground, z ahead; 1 is a nominal stature. View
+coordinates: pixels, x right, y down, z towards the camera.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+HEIGHT, WIDTH = 128, 64
+SCALE = 2  # supersampling: drawn at 256x128, shrunk by area at the end
+ROWS, COLUMNS = HEIGHT * SCALE, WIDTH * SCALE
+EMPTY = -1e4  # depth where nothing was drawn
+
+_X = np.arange(COLUMNS, dtype=np.float32)[None]
+_Y = np.arange(ROWS, dtype=np.float32)[:, None]
+
+# (along [n], around [n], normal y [n]) -> RGB [n, 3] or [3], 0..255
+ColourFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A surface: its colour, as RGB 0..255 or a function of the place on it, and how deep its folds are
+    (0..1).
+    """
+
+    colour: np.ndarray | ColourFunction
+    fold: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """Orthographic view of one person: pixels per stature, where the feet stand, heading and camera pitch
+    (radians).
+    """
+
+    pixels: float
+    centre: float
+    foot: float
+    heading: float
+    pitch: float
+    stature: float = 1.0
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Body coordinates [K, 3] -> view coordinates [K, 3]."""
+        cos, sin = math.cos(self.heading), math.sin(self.heading)
+        x = cos * points[:, 0] + sin * points[:, 2]
+        z = cos * points[:, 2] - sin * points[:, 0]
+        y = points[:, 1] * self.stature
+        up = y * math.cos(self.pitch) - z * math.sin(self.pitch)
+        near = y * math.sin(self.pitch) + z * math.cos(self.pitch)
+        return np.stack([self.centre + self.pixels * x, self.foot - self.pixels * up, self.pixels * near], axis=1)
+
+
+class Canvas:
+    """The depth buffer [256, 128] of one person and what is seen at each of its points."""
+
+    def __init__(self) -> None:
+        self.depth = np.full((ROWS, COLUMNS), EMPTY, np.float32)
+        self.normal = np.zeros((3, ROWS, COLUMNS), np.float32)
+        self.along = np.zeros((ROWS, COLUMNS), np.float32)
+        # Around is kept as (sine, cosine), and normals are not yet of unit length: what is covered later is
+        # not worth more.
+        self.around = np.zeros((2, ROWS, COLUMNS), np.float32)
+        self.part = np.zeros((ROWS, COLUMNS), np.int16)
+        self.materials: list[Material] = []
+
+    def material(self, material: Material) -> int:
+        """Register a material; returns its number for `loft`."""
+        self.materials.append(material)
+        return len(self.materials)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """[256, 128] bool: where the person is."""
+        return self.part > 0
+
+    def loft(
+        self,
+        view: View,
+        spine: np.ndarray,
+        width: np.ndarray,
+        part: int,
+        depth: np.ndarray | None = None,
+        along: np.ndarray | None = None,
+        caps: tuple[bool, bool] = (True, True),
+        lift: float = 0.0,
+    ) -> None:
+        """Draw a tube.
+
+        spine [K, 3]: body coordinates. width, depth [K]: half axes of the sections, across and ahead, in
+        statures (depth None: round). along [K]: the coordinate that materials see (None: length from the
+        start, in statures). caps: ends rounded (True) or cut off as a hem (False). lift: moved towards the
+        camera, in statures, to win over what it covers.
+        """
+        spine = np.asarray(spine, np.float64)
+        wide = np.asarray(width, np.float64) * view.pixels
+        deep = wide if depth is None else np.asarray(depth, np.float64) * view.pixels
+        if along is None:
+            along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(spine, axis=0), axis=1))])
+        points = view.project(spine)
+        points[:, 2] += lift * view.pixels
+        cos, sin = math.cos(view.heading), math.sin(view.heading)
+        # An ellipse turned by the heading: its half width on the screen, and its front as shear * x + front *
+        # sqrt(1 - u^2).
+        half = np.sqrt((wide * cos) ** 2 + (deep * sin) ** 2)
+        front = wide * deep / half
+        shear = -cos * sin * (wide**2 - deep**2) / half**2
+        sections = np.stack([*points.T, half, front, shear, wide, deep, np.asarray(along, np.float64)], axis=1).tolist()
+        last = len(sections) - 2
+        for k in range(last + 1):
+            cut = (k == 0 and not caps[0], k == last and not caps[1])
+            joined = (k > 0, k < last)
+            self._segment(sections[k], sections[k + 1], cut, joined, (cos, sin, math.sin(view.pitch)), part)
+
+    def _segment(
+        self,
+        a: list,
+        b: list,
+        cut: tuple[bool, bool],
+        joined: tuple[bool, bool],
+        turn: tuple[float, float, float],
+        part: int,
+    ) -> None:
+        """The piece of a loft between two sections (x, y, z, half, front, shear, wide, deep, along).
+
+        cut: which ends are hems; joined: at which ends the next piece goes on; turn: cos and sin of the
+        heading, sin of the pitch.
+        """
+        x0, y0 = (int(max(0, min(a[i] - a[3], b[i] - b[3]))) for i in (0, 1))
+        x1, y1 = (int(min((COLUMNS, ROWS)[i], max(a[i] + a[3], b[i] + b[3]) + 2)) for i in (0, 1))
+        if x1 <= x0 or y1 <= y0:
+            return
+        box = (slice(y0, y1), slice(x0, x1))
+        x, y = _X[:, x0:x1] - a[0], _Y[y0:y1] - a[1]
+        step_x, step_y = b[0] - a[0], b[1] - a[1]
+        length2 = step_x * step_x + step_y * step_y + 1e-3
+        free = x * (step_x / length2) + y * (step_y / length2)  # [h, w], 0..1 between the sections
+        t = np.minimum(np.maximum(free, 0.0), 1.0)
+        across_x, across_y = x - t * step_x, y - t * step_y
+        half = a[3] + (b[3] - a[3]) * t
+        front = a[4] + (b[4] - a[4]) * t
+        shear = 0.5 * (a[5] + b[5])
+        inverse = 1.0 / (half * half)
+        height = 1.0 - (across_x * across_x + across_y * across_y) * inverse
+        inside = height > 0
+        height = np.sqrt(np.maximum(height, 0.0))
+        relief = shear * across_x + front * height
+        z = a[2] + (b[2] - a[2]) * t + relief
+        # Beyond a joint a piece only fills the gap on the outside of a bend: it never covers the next piece, as
+        # a ring, nor reaches out below a hem.
+        length = math.sqrt(length2)
+        if joined[0]:
+            before = np.maximum(-free, 0.0) * length
+            inside &= before < 0.4 * a[3]
+            z -= 2.0 * before
+        if joined[1]:
+            beyond = np.maximum(free - 1.0, 0.0) * length
+            inside &= beyond < 0.4 * b[3]
+            z -= 2.0 * beyond
+        inside &= z > self.depth[box]
+        if cut[0]:
+            inside &= free >= 0
+        if cut[1]:  # seen from above, the front of a hem hangs lower than its sides
+            inside &= (free - 1.0) * length <= front * height * turn[2]
+        if not inside.any():
+            return
+        cos, sin, _ = turn
+        cos, sin, _ = turn
+        normal_z = height / front
+        for target, value in (
+            (self.depth, z),
+            (self.normal[0], across_x * inverse - shear * normal_z),
+            (self.normal[1], across_y * inverse),
+            (self.normal[2], normal_z),
+            (self.along, a[8] + (b[8] - a[8]) * t),
+            (self.around[0], (cos * across_x - sin * relief) * (2.0 / (a[6] + b[6]))),
+            (self.around[1], (sin * across_x + cos * relief) * (2.0 / (a[7] + b[7]))),
+        ):
+            np.copyto(target[box], value, where=inside)
+        self.part[box][inside] = part
+
+
+@functools.cache
+def smooth_noise(seed: int, rows: int, columns: int, cells_y: int, cells_x: int) -> np.ndarray:
+    """Periodic smooth noise [rows, columns] float32 of unit variance with about cells_y x cells_x bumps;
+    cached.
+    """
+    noise = np.random.default_rng([90, seed]).standard_normal((rows, columns)).astype(np.float32)
+    fy, fx = np.fft.fftfreq(rows) * rows / cells_y, np.fft.rfftfreq(columns) * columns / cells_x
+    kept = np.exp(-0.5 * (fy[:, None] ** 2 + fx[None] ** 2) * 3.0)
+    smooth = np.fft.irfft2(np.fft.rfft2(noise) * kept, s=(rows, columns))
+    return ((smooth - smooth.mean()) / smooth.std()).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Light:
+    """How a scene lights a person: unit direction towards the light (view coordinates), strengths, RGB
+    tint of each.
+    """
+
+    direction: tuple[float, float, float]
+    sun: float
+    sky: float
+    sun_tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    sky_tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+def shade(canvas: Canvas, light: Light, fold_offset: tuple[float, float]) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Where on the canvas the person is (rows, columns), and the lit person there: RGB float32 [h, w, 3],
+    0..about 255, meaningful where `canvas.mask`.
+    """
+    box = _bounds(canvas.mask)
+    part = canvas.part[box]
+    normal = np.ascontiguousarray(canvas.normal[:, box[0], box[1]])
+    normal /= np.sqrt((normal * normal).sum(0)) + 1e-9
+    along, around = (
+        canvas.along[box].ravel(),
+        np.arctan2(canvas.around[0][box], canvas.around[1][box]).ravel(),
+    )
+    image = np.zeros((part.size, 3), np.float32)
+    fold = np.zeros(part.size, np.float32)
+    for number, material in enumerate(canvas.materials, start=1):
+        where = np.flatnonzero(part == number)
+        if not len(where):
+            continue
+        fold[where] = material.fold
+        if callable(material.colour):
+            image[where] = material.colour(along[where], around[where], normal[1].ravel()[where])
+        else:
+            image[where] = material.colour
+    normal[:2] += _folds(along, around, fold, fold_offset).reshape(2, *part.shape)
+    # Blurred a little over the seams between lofts, so that a shoulder or hip is one surface.
+    normal = cv2.GaussianBlur(np.ascontiguousarray(normal.transpose(1, 2, 0)), (0, 0), 1.1)
+    normal /= np.sqrt((normal * normal).sum(2, keepdims=True)) + 1e-6
+    direction = np.asarray(light.direction, np.float32)
+    sun = np.maximum((normal @ direction + 0.25) / 1.25, 0.0)  # wrapped: cloth and skin scatter past the edge
+    sky = (0.68 - 0.25 * normal[..., 1] + 0.12 * normal[..., 2]) * _openness(canvas.depth[box], part > 0)
+    tints = np.asarray([light.sun_tint, light.sky_tint], np.float32) * np.float32([[light.sun], [light.sky]])
+    return box, image.reshape(*part.shape, 3) * (np.stack([sun, sky], axis=2) @ tints)
+
+
+def _bounds(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a mask, with a margin of 8 for blurs."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return slice(0, 1), slice(0, 1)
+    return tuple(
+        slice(max(0, int(line[0]) - 8), min(size, int(line[-1]) + 9))
+        for line, size in ((rows, ROWS), (columns, COLUMNS))
+    )
+
+
+def _folds(along: np.ndarray, around: np.ndarray, fold: np.ndarray, offset: tuple[float, float]) -> np.ndarray:
+    """Change of the normals' x and y [2, n] by folds of cloth, which run along the tubes and sag a little."""
+    # Folds across a limb read as zebra stripes at this size: bumps are 3 times as long as wide, and soft.
+    row = ((along + offset[0]) * 320.0 + around * 14.0).astype(np.int32) & 255
+    column = ((around / math.pi + offset[1]) * 64.0).astype(np.int32) & 127
+    across, down = smooth_noise(1, 256, 128, 9, 12)[row, column], smooth_noise(2, 256, 128, 9, 8)[row, column]
+    return np.stack([fold * across * 0.30, fold * down * 0.16])
+
+
+def _openness(depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """How much sky each point sees, [h, w] float32 0.55..1: less where its surroundings lie nearer the
+    camera.
+    """
+    rows, columns = depth.shape
+    behind = float(depth[mask].min()) - 6.0 if mask.any() else 0.0
+    filled = np.where(mask, depth, np.float32(behind))
+    small = cv2.resize(filled, (columns // 4 + 1, rows // 4 + 1), interpolation=cv2.INTER_AREA)
+    around = cv2.resize(cv2.GaussianBlur(small, (0, 0), 2.0), (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return 1.0 - np.minimum(np.maximum((around - filled) / 26.0, 0.0), 0.45)

@@ -1,0 +1,120 @@
+"""Write the toy crowd as a Market-1501 tree: `python jobs/make_toy_crowd.py --out OUT`."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from datasets import toy_crowd, toy_tree
+from jobs.common import run_job
+from models.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Draw a crowd of toy pedestrians (drawn, not real) and write it as a Market-1501 tree.
+
+    Example: python jobs/make_toy_crowd.py --out /data/crowd --train-people 500 --test-people 400.
+    The same command again goes on where it stopped; a finished tree is left as it is.
+    """
+
+    out: Path
+    """Folder to write: bounding_box_train, query, bounding_box_test, toy_crowd.json and sheet.png."""
+    train_people: int = 500
+    """People of the training split."""
+    test_people: int = 400
+    """People of query and gallery; none of them is ever a training person of any tree."""
+    images_per_camera: int = 4
+    """Pictures of a person by each camera that sees them; in the test split one of them is the query."""
+    cameras_min: int = 3
+    """A person is seen by at least this many of the six cameras ..."""
+    cameras_max: int = 6
+    """... and at most this many."""
+    distractors: int = 1000
+    """Gallery pictures of strangers and of bad boxes, identity 0000."""
+    junk: int = 500
+    """Gallery pictures that the protocol ignores, identity -1: cut off, shifted, far away or empty boxes."""
+    workers: int = 0
+    """Processes that draw; 0 is one for each core. The pictures do not depend on it."""
+
+
+def main(config: Config) -> None:
+    if config.workers < 0:
+        raise InputError(f"--workers {config.workers}: give 0 (one for each core) or more")
+    names = [field.name for field in dataclasses.fields(toy_tree.TreeOptions)]
+    options = toy_tree.TreeOptions(**{name: getattr(config, name) for name in names})
+    pictures = toy_tree.plan(options)
+    record = {
+        "note": toy_tree.NOTE,
+        "version": toy_crowd.VERSION,
+        "content_hash": toy_crowd.content_hash(),
+        "options": dataclasses.asdict(options),
+    }
+    found = toy_tree.read_record(config.out)
+    if found:
+        check_same(found, record, config.out)
+    todo = toy_tree.missing(config.out, pictures)
+    if found and "sha256" in found and not todo:
+        print(f"{config.out} is finished: {len(pictures)} pictures, nothing to do")
+        return
+    write(config, options, record, pictures, todo)
+
+
+def check_same(found: dict, wanted: dict, out: Path) -> None:
+    """Refuse to mix two crowds in one folder, naming the first key that differs."""
+    pairs = [(key, found.get(key), wanted[key]) for key in ("version", "content_hash")]
+    pairs += [(f"options.{key}", found.get("options", {}).get(key), value) for key, value in wanted["options"].items()]
+    for key, old, new in pairs:
+        if old != new:
+            raise InputError(f"{out} was made with {key} = {old}, not {new}: choose another --out or the old value")
+
+
+def write(
+    config: Config,
+    options: toy_tree.TreeOptions,
+    record: dict,
+    pictures: list[toy_tree.Picture],
+    todo: list[toy_tree.Picture],
+) -> None:
+    """Draw what is missing, then the sheet, then the record with counts and hash: its sha256 means
+    finished.
+    """
+    try:
+        for folder in (toy_tree.TRAIN, toy_tree.QUERY, toy_tree.GALLERY):
+            (config.out / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {config.out} cannot be made: {error.strerror}; choose another folder") from error
+    path = config.out / toy_tree.RECORD
+    toy_tree.write_whole(path, _json(record))
+    workers = config.workers or len(os.sched_getaffinity(0))
+    left = f"{len(todo)} of {len(pictures)} pictures to draw"
+    print(f"toy crowd {toy_crowd.VERSION}: {left}, {workers} processes", flush=True)
+    start = time.monotonic()
+
+    def progress(done: int) -> None:
+        rate = done / (time.monotonic() - start)
+        end = "\n" if done == len(todo) or not sys.stdout.isatty() else "\r"
+        if end == "\r" or done == len(todo) or done % 1024 < 64:
+            print(
+                f"{done}/{len(todo)} pictures, {rate:.0f}/s, {(len(todo) - done) / rate:.0f} s left ",
+                end=end,
+                flush=True,
+            )
+
+    toy_tree.write_pictures(config.out, todo, workers, progress)
+    toy_tree.write_sheet(config.out, options)
+    record["counts"] = dict(Counter(picture.path.split("/")[0] for picture in pictures))
+    record["sha256"] = toy_tree.tree_hash(config.out, pictures)
+    toy_tree.write_whole(path, _json(record))
+    print(f"{config.out}: {record['counts']}; look at {config.out / toy_tree.SHEET} (drawn, not real)")
+
+
+def _json(record: dict) -> bytes:
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
+if __name__ == "__main__":
+    run_job(main, Config)
