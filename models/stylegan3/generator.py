@@ -102,10 +102,10 @@ class SynthesisLayer(nn.Module):
         return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan)
 
     def _modulation(self, w):
-        # Weights W, styles s [N, I] and output scales d [N, O] with conv(x; modulated, demodulated W) = d * conv(s * x; W):
-        # the activation-scaled form lets one weight serve the whole batch. Both factors are normalised first, which only
-        # keeps float16 in range (the demodulation cancels it); styles sample by sample, so that an image does not depend
-        # on its batch. (The reference normalises over the batch; the difference is its epsilon, 1e-8.)
+        # Weights W, styles s [N, I] and output scales d [N, O]; the modulated, demodulated convolution is
+        # d * conv(s * x; W): scaling activations lets one weight serve the whole batch. Both factors are normalised
+        # first, which only keeps float16 in range (the demodulation cancels it); styles sample by sample, so that an
+        # image does not depend on its batch. (The reference normalises over the batch; the difference is its 1e-8.)
         style = self.affine(w)
         if self.spec.to_rgb:
             style = style * (1 / math.sqrt(self.weight[0].numel()))

@@ -121,7 +121,7 @@ def test_sizes_of_tall_networks():
 
 @pytest.mark.parametrize("config_name", ["t", "r"])
 def test_a_tall_network_sees_the_middle_of_the_square_one(config_name):
-    """Same weights, half the width: the middle columns are the square network's, but for what reaches in from the sides."""
+    """Same weights, half the width: its columns are the square one's middle, but for what reaches in from the sides."""
     square, tall = small(config_name, 64, 64), small(config_name, 64, 32)
     tall.load_state_dict(square.state_dict(), strict=True)
     z = torch.randn(2, 512, generator=torch.Generator().manual_seed(2))

@@ -1,0 +1,91 @@
+"""The stage that scores every image of a unit for how surely a pedestrian is in it."""
+
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from datasets.decoding import DecodingError, decode
+from datasets.units import images_of, with_columns
+from models.errors import InputError
+from models.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PedestrianFilter
+
+
+class PedestrianDetector:
+    """Adds `detector_score` (float32, 0..1) and the unit's `seconds_detect`.
+
+    The score is taken of the stored bytes, decoded. An image without bytes or with status "error" gets
+    null; bytes that cannot be decoded to `height` x `width` make its status "error" with a message.
+    `weights` is a Darknet .weights with its .cfg beside it, or a Ray reference to the bytes of both by
+    suffix (for nodes that have no copy), `device` "cpu" or "cuda", `batch_images` how many images are
+    evaluated at once (always images of one unit). Raises InputError when the detector cannot be set up
+    so.
+    """
+
+    def __init__(
+        self,
+        weights: "str | Path | ray.ObjectRef",
+        height: int,
+        width: int,
+        *,
+        border: int = BORDER,
+        colour_bgr: tuple[int, int, int] = COLOUR_BGR,
+        input_size: int = INPUT_SIZE,
+        batch_images: int = 16,
+        device: str = "cpu",
+        threads: int = 1,
+    ):
+        if batch_images < 1 or threads < 1:
+            raise InputError(f"pedestrian detector: {batch_images=} and {threads=} must be at least 1")
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+        self.batch_images = batch_images
+        with contextlib.ExitStack() as stack:
+            if isinstance(weights, ray.ObjectRef):
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="passersby-")))
+                for suffix, content in ray.get(weights).items():
+                    (folder / f"detector{suffix}").write_bytes(content)
+                weights = folder / "detector.weights"
+            self.filter = PedestrianFilter(
+                weights,
+                height,
+                width,
+                border=border,
+                colour_bgr=colour_bgr,
+                input_size=input_size,
+                device=device,
+            )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        start = time.perf_counter()
+        rows = images_of(batch).select(["image", "status", "message"]).to_pylist()
+        decoded: dict[int, np.ndarray] = {}  # [H, W, 3] uint8 RGB
+        for index, row in enumerate(rows):
+            if row["status"] == "error" or row["image"] is None:
+                continue
+            try:
+                decoded[index] = decode(row["image"], self.filter.height, self.filter.width)
+            except DecodingError as error:
+                row["status"], row["message"] = "error", str(error)
+        scores: list[float | None] = [None] * len(rows)
+        indices = list(decoded)
+        for first in range(0, len(indices), self.batch_images):
+            chunk = indices[first : first + self.batch_images]
+            found = self.filter.scores(np.stack([decoded[index] for index in chunk]))
+            for index, score in zip(chunk, found.tolist(), strict=True):
+                scores[index] = score
+        return with_columns(
+            batch,
+            {
+                "status": pa.array([row["status"] for row in rows], pa.string()),
+                "message": pa.array([row["message"] for row in rows], pa.string()),
+                "detector_score": pa.array(scores, pa.float32()),
+                "seconds_detect": time.perf_counter() - start,
+            },
+        )
