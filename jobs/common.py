@@ -55,13 +55,16 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side reports harmless things as errors
     address = os.environ.get("RAY_ADDRESS", "local")
-    ray.init(
-        address=address,
-        runtime_env={"env_vars": MALLOC_VARIABLES},
-        log_to_driver=False,
-        include_dashboard=None if address == "local" else False,
-        logging_level="error",
-    )
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": MALLOC_VARIABLES},
+            log_to_driver=False,
+            include_dashboard=False if address == "local" else None,  # a joined cluster has its own
+            logging_level="error",
+        )
+    except ConnectionError as error:
+        raise InputError(f"RAY_ADDRESS {address}: no Ray cluster answers there; unset it for a local Ray") from error
 
 
 @dataclasses.dataclass(frozen=True)

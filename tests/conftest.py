@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # OpenMP threads that spin while they wait cost up to ten times the time where several processes share few cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves the workers beside anything busy
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from models.stylegan3.schedule import LayerSpec
 
-TILE_BYTES = 2 << 20
+TILE_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)

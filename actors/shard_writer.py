@@ -1,0 +1,64 @@
+"""Commits a unit: its images become one shard, and only a small row goes on to the driver."""
+
+import time
+
+import pyarrow as pa
+
+from datasets.output import Output
+from datasets.plan import PLAN_FILE, read_plan
+from datasets.shards import shard_table, write_shard
+from datasets.units import images_of
+from datasets.verdicts import KEPT, Thresholds, count_verdicts, verdicts
+from models.errors import InputError
+
+STAGES = ("generate", "detect", "similarity", "write")
+
+
+class ShardWriter:
+    """A stage: writes the unit's shard below `address` and returns what the driver counts.
+
+    The row out: unit int64, images int64, kept int64 (at the run's thresholds), seconds_* float64 of
+    every stage, and problem, the reason why nothing could be written, or null. A problem is data and no
+    exception: it is the user's to mend (no space, no permission), and arrives as one line instead of a
+    worker's traceback.
+    """
+
+    def __init__(self, address: str, plan_hash: str, thresholds: Thresholds):
+        self.output = Output(address)
+        self.plan_hash = plan_hash
+        self.thresholds = thresholds
+        self.checked = False
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One unit with all its columns -> the small row."""
+        start = time.perf_counter()
+        unit = batch["unit"][0].as_py()
+        images = shard_table(unit, images_of(batch))
+        problem = None
+        try:
+            self._check_folder()
+            write_shard(self.output, self.plan_hash, unit, images)
+        except InputError as error:
+            problem = str(error)
+        names = [f"seconds_{stage}" for stage in STAGES]
+        seconds = {name: batch[name][0].as_py() for name in names if name in batch.column_names}
+        seconds["seconds_write"] = time.perf_counter() - start
+        kept = count_verdicts(verdicts(images, self.thresholds))[KEPT]
+        counts = {"unit": unit, "images": images.num_rows, "kept": kept}
+        return pa.table(
+            {name: pa.array([value], pa.int64()) for name, value in counts.items()}
+            | {name: pa.array([seconds.get(name, 0.0)], pa.float64()) for name in names}
+            | {"problem": pa.array([problem], pa.string())}
+        )
+
+    def _check_folder(self) -> None:
+        # The driver writes the plan first: a node that does not see it writes to a disk of its own.
+        if self.checked:
+            return
+        plan = read_plan(self.output)
+        if plan is None or plan.configuration.hash != self.plan_hash:
+            raise InputError(
+                f"a worker does not see {self.output.address(PLAN_FILE)} as the driver wrote it: give --out a folder "
+                "that all nodes share, or a URI such as s3://bucket/run"
+            )
+        self.checked = True

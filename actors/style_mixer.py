@@ -1,0 +1,140 @@
+"""Makes the images of a unit: people from seeds, and variants of each by mixing or interpolating styles."""
+
+import time
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch.nn import functional
+
+from datasets.plan import Configuration
+from datasets.shards import SCHEMA
+from datasets.units import with_columns
+from models.errors import InputError
+from models.stylegan3 import Generator, GeneratorConfig, to_uint8
+
+# Images of one person that go through the network together. Never a matter of units or pools, so that an
+# image does not depend on them; on a CPU small chunks stay in the caches.
+CHUNK = {"cuda": 64, "cpu": 8}
+
+
+def check_network(network: GeneratorConfig, configuration: Configuration) -> None:
+    """Raises InputError when a generator of this kind cannot make these people: on the driver, before
+    actors start."""
+    needed = configuration.layers[-1] + 1
+    if network.c_dim or network.num_ws < needed or network.img_channels != 3:
+        raise InputError(
+            f"--network has {network.c_dim} labels, {network.num_ws} style inputs and {network.img_channels} channels: "
+            f"give one without labels, with {needed} style inputs or more and 3 channels"
+        )
+
+
+class StyleMixer:
+    """A stage: a unit's row (unit, first_person, people) becomes the unit with its images.
+
+    Person i is the w of seed S + i, its variant 0 the image of that w. Each other variant has a second
+    code of its own (`Configuration.mix_seed`) under the same truncation, and takes from it the style
+    inputs of the chosen layers: wholly (`mix`), or moves towards it by the same `amount` in every variant
+    (`interpolate`), so that all variants are equally far from the person and differ in direction. An
+    image that is not finite becomes a row with status "error" and no bytes.
+    """
+
+    def __init__(
+        self,
+        generator: "Generator | ray.ObjectRef",
+        configuration: Configuration,
+        device: str = "cpu",
+        threads: int = 1,
+    ):
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(1)
+        if isinstance(generator, ray.ObjectRef):  # the driver's network: nodes need no copy of the file
+            generator = ray.get(generator)
+        self.device = torch.device(device)
+        check_network(generator.config, configuration)
+        self.generator = generator.eval().requires_grad_(False).to(self.device)
+        self.configuration = configuration
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row with int64 columns unit, first_person, people -> one row with the columns of a shard as
+        lists."""
+        start = time.perf_counter()
+        unit, first, people = (batch[name][0].as_py() for name in ("unit", "first_person", "people"))
+        rows = [row for person in range(first, first + people) for row in self._person(person)]
+        columns = {
+            name: pa.array([row.get(name) for row in rows], SCHEMA.field(name).type)
+            for name in SCHEMA.names[1 : SCHEMA.get_field_index("message") + 1]
+        }
+        made = with_columns(pa.table({"unit": pa.array([unit], pa.int64())}), columns)
+        return with_columns(made, {"seconds_generate": time.perf_counter() - start})
+
+    def _person(self, person: int) -> list[dict]:
+        c = self.configuration
+        rows = []
+        for variant, image in enumerate(self._images(self._styles(person))):
+            varied = variant > 0
+            content = None if image is None else self._encode(image)
+            rows.append(
+                {
+                    "person": person,
+                    "variant": variant,
+                    "source": "seed",
+                    "seed": c.person_seed(person),
+                    "mix_seed": c.mix_seed(person, variant) if varied else None,
+                    "method": c.method,
+                    "mix_layers": list(c.layers) if varied else [],
+                    "amount": c.amount if varied else None,
+                    "truncation_psi": c.truncation_psi,
+                    "image": content,
+                    "height": c.height,
+                    "width": c.width,
+                    "status": "ok" if content else "error",
+                    "message": None if content else "the network's image is not finite",
+                }
+            )
+        return rows
+
+    @torch.inference_mode()
+    def _styles(self, person: int) -> torch.Tensor:
+        c = self.configuration
+        base = self._map([c.person_seed(person)])  # [1, 16, w_dim]
+        ws = base.repeat(c.variants, 1, 1)
+        if c.variants > 1:
+            others = self._map([c.mix_seed(person, variant) for variant in range(1, c.variants)])
+            layers = list(c.layers)
+            ws[1:, layers] = (
+                others[:, layers] if c.amount is None else base[:, layers].lerp(others[:, layers], c.amount)
+            )
+        return ws  # [V, 16, w_dim] float32
+
+    def _map(self, seeds: list[int]) -> torch.Tensor:
+        size = self.generator.config.z_dim
+        # The reference tools' numbers: one legacy generator for each seed.
+        z = np.concatenate([np.random.RandomState(seed).randn(1, size) for seed in seeds])  # noqa: NPY002
+        z = torch.from_numpy(z).to(self.device, torch.float32)  # [N, z_dim]
+        return self.generator.mapping(z, truncation_psi=self.configuration.truncation_psi)
+
+    @torch.inference_mode()
+    def _images(self, ws: torch.Tensor) -> list[np.ndarray | None]:
+        # ws [V, 16, w_dim] -> V images, RGB uint8 [height, width, 3] or None where not finite. Layers
+        # below the first mixed one see equal styles in all variants and run once a chunk.
+        c = self.configuration
+        images = []
+        for chunk in ws.split(CHUNK[self.device.type]):
+            made = self.generator.synthesis(chunk, shared=c.layers[0])  # [N, 3, h, w] float32, nominally -1..1
+            finite = made.isfinite().flatten(1).all(1).tolist()
+            if made.shape[2:] != (c.height, c.width):
+                # Antialiased and before quantising: neither aliasing nor rounding twice.
+                made = functional.interpolate(made, (c.height, c.width), mode="bicubic", antialias=True)
+            pixels = to_uint8(made).cpu().numpy()  # [N, height, width, 3]
+            images += [image if good else None for image, good in zip(pixels, finite, strict=True)]
+        return images
+
+    def _encode(self, image: np.ndarray) -> bytes:
+        c = self.configuration
+        jpeg = c.format == "jpeg"
+        options = [cv2.IMWRITE_JPEG_QUALITY, c.jpeg_quality] if jpeg else []
+        _, content = cv2.imencode(".jpg" if jpeg else ".png", image[:, :, ::-1], options)  # OpenCV takes BGR
+        return content.tobytes()

@@ -1,0 +1,130 @@
+"""Shards: the one Parquet file that a unit becomes, every image with its origin and its scores."""
+
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.output import Output
+from datasets.plan import Plan, Unit
+from models.errors import InputError
+
+SCHEMA_VERSION = "1"
+SHARD_FOLDER = "shards"
+SHARD_NAME = re.compile(rf"^{SHARD_FOLDER}/(\d{{3}})/unit-(\d{{6}})\.parquet$")
+
+# Null where a stage did not run: later stages fill columns, they never add any.
+SCHEMA = pa.schema(
+    [
+        ("unit", pa.int64()),
+        ("person", pa.int64()),
+        ("variant", pa.int64()),  # 0 is the base image
+        ("source", pa.string()),  # seed | latent
+        ("source_path", pa.string()),
+        ("camera", pa.int64()),
+        ("seed", pa.int64()),
+        ("mix_seed", pa.int64()),
+        ("method", pa.string()),  # mix | interpolate
+        ("mix_layers", pa.list_(pa.int64())),
+        ("amount", pa.float32()),
+        ("truncation_psi", pa.float32()),
+        ("image", pa.binary()),  # JPEG or PNG
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("status", pa.string()),  # ok | error
+        ("message", pa.string()),
+        ("detector_score", pa.float32()),
+        ("ssim", pa.float32()),
+        ("reference_variant", pa.int64()),
+        ("identity_cosine", pa.float32()),
+        ("nearest_identity", pa.int64()),
+        ("identity_margin", pa.float32()),
+    ]
+)
+
+
+def shard_name(unit: int) -> str:
+    """Name of a unit's shard below the output: a folder for each 1000 units."""
+    return f"{SHARD_FOLDER}/{unit // 1000:03d}/unit-{unit:06d}.parquet"
+
+
+def finished_units(output: Output) -> set[int]:
+    """The units whose shards exist. One listing, and nothing is opened: the file's existence is the
+    commit."""
+    matches = (SHARD_NAME.match(name) for name in output.list(SHARD_FOLDER))
+    return {int(match[2]) for match in matches if match and int(match[1]) == int(match[2]) // 1000}
+
+
+def shard_table(unit: int, images: pa.Table) -> pa.Table:
+    """The images of a unit (n rows, columns of SCHEMA in any order, some absent) with every column of SCHEMA.
+
+    Raises ValueError for a column that the schema lacks.
+    """
+    unknown = set(images.column_names) - set(SCHEMA.names)
+    if unknown:
+        raise ValueError(f"columns that no shard has: {', '.join(sorted(unknown))}")
+    count = images.num_rows
+    columns = {name: images[name] for name in images.column_names} | {"unit": pa.array([unit] * count, pa.int64())}
+    full = [
+        columns[field.name].cast(field.type) if field.name in columns else pa.nulls(count, field.type)
+        for field in SCHEMA
+    ]
+    return pa.table(full, schema=SCHEMA)
+
+
+def write_shard(output: Output, plan_hash: str, unit: int, table: pa.Table) -> None:
+    """Write the rows of a unit, as `shard_table` makes them.
+
+    Equal rows give equal bytes: a unit made twice is the same file. Raises InputError when it cannot be
+    written.
+    """
+    metadata = {"schema_version": SCHEMA_VERSION, "plan_hash": plan_hash}
+    # Pictures are compressed already; a dictionary or statistics of them would only cost room.
+    compression = {name: "none" if name == "image" else "zstd" for name in _leaves(SCHEMA)}
+    described = [name for name in _leaves(SCHEMA) if name != "image"]
+    with output.replacing(shard_name(unit)) as path:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            path,
+            compression=compression,
+            use_dictionary=described,
+            write_statistics=described,
+        )
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema]
+
+
+def read_shard(output: Output, plan: Plan, unit: Unit, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a unit's shard, all columns or the named ones, in the schema's order.
+
+    Raises InputError, which names the shard, when it is missing or damaged, of another schema or plan, or
+    does not hold exactly the images that the plan says.
+    """
+    name = shard_name(unit.unit)
+    advice = "remove it and run the same command again"
+    with output.open(name) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            metadata = parquet.schema_arrow.metadata or {}
+            version = metadata.get(b"schema_version", b"none").decode()
+            plan_hash = metadata.get(b"plan_hash", b"").decode()
+            wanted = [c for c in SCHEMA.names if columns is None or c in {*columns, "person", "variant"}]
+            table = parquet.read(columns=wanted)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{output.address(name)} is damaged ({reason}): {advice}") from error
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{output.address(name)} has schema version {version}, not {SCHEMA_VERSION}: {advice}")
+    if plan_hash != plan.configuration.hash:
+        raise InputError(f"{output.address(name)} belongs to another plan than plan.json beside it: {advice}")
+    people = range(unit.first_person, unit.first_person + unit.people)
+    variants = range(plan.configuration.variants)
+    expected = [(person, variant) for person in people for variant in variants]
+    if list(zip(table["person"].to_pylist(), table["variant"].to_pylist(), strict=True)) != expected:
+        raise InputError(
+            f"{output.address(name)} holds {table.num_rows} images that are not the {len(expected)} of its unit: "
+            f"{advice}"
+        )
+    return table if columns is None else table.select([c for c in SCHEMA.names if c in columns])

@@ -1,0 +1,66 @@
+"""Other thresholds over finished shards, in seconds: another manifest beside the run's own."""
+
+import dataclasses
+import re
+from typing import Annotated
+
+import tyro
+
+from datasets.manifest import manifest_name, write_manifest
+from datasets.output import Output
+from datasets.plan import read_plan
+from datasets.shards import finished_units
+from datasets.verdicts import Thresholds
+from jobs.common import run_job
+from models.errors import InputError
+from reporting.tables import discard_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Judge the finished images of a run again, by other thresholds: writes OUT/manifest-NAME.parquet.
+
+    Nothing is generated or scored: the shards hold scores, and verdicts follow from scores and
+    thresholds. Each image is still compared with the reference that the run chose.
+    """
+
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """The run: the folder or URI that jobs/generate.py wrote."""
+    name: str = "refiltered"
+    """Name of the new manifest: letters, digits, - and _."""
+    detector_threshold: float = 0.6
+    """Least score of the pedestrian filter, 0 to 1."""
+    ssim_floor: float | None = 0.75
+    """Least SSIM to the person's reference; None for no floor."""
+    ssim_ceiling: float | None = None
+    """Greatest SSIM to the person's reference, against near-copies; None for no ceiling."""
+
+
+def main(config: Config) -> None:
+    """Check, derive, print."""
+    thresholds = Thresholds(config.detector_threshold, config.ssim_floor, config.ssim_ceiling)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config.name):
+        raise InputError(f"--name {config.name!r}: give up to 64 letters, digits, - and _")
+    output = Output(config.out)
+    plan = read_plan(output)
+    if plan is None:
+        raise InputError(f"--out {config.out}: no plan.json there, so no run of jobs/generate.py")
+    finished = finished_units(output)
+    units = [unit for unit in plan.units() if unit.unit in finished]
+    if not units:
+        raise InputError(f"--out {config.out}: no unit is finished yet; run jobs/generate.py first")
+    if len(units) < plan.unit_count:
+        print(f"the run is not finished: {len(units)} of {plan.unit_count} units are judged")
+    reference = plan.configuration.reference_threshold
+    if config.detector_threshold != reference:
+        print(
+            f"similarity references were chosen at detector threshold {reference:g}, "
+            f"verdicts use {config.detector_threshold:g}"
+        )
+    counts = write_manifest(output, plan, units, thresholds, config.name)
+    print(discard_table(counts))
+    print(output.address(manifest_name(config.name)))
+
+
+if __name__ == "__main__":
+    run_job(main, Config)
