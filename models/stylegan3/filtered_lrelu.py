@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from models.stylegan3.schedule import LayerSpec
 
-TILE_BYTES = 4 << 20
+TILE_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +130,10 @@ def _up_gain(plan: FilterPlan) -> float:
 
 
 def _activation_backward(grad: torch.Tensor, z: torch.Tensor, plan: FilterPlan) -> torch.Tensor:
-    # z > 0 exactly where the input of the leaky ReLU was; no gradient passes where the value was clamped.
-    grad = torch.ops.aten.leaky_relu_backward(grad, z, plan.slope, True)
+    # z > 0 exactly where the input of the leaky ReLU was; no gradient passes where the value was clamped. In place.
+    torch.ops.aten.leaky_relu_backward.grad_input(grad, z, plan.slope, True, grad_input=grad)
     if plan.clamp is not None:
-        grad = torch.ops.aten.hardtanh_backward(grad, z, -plan.clamp, plan.clamp)
+        torch.ops.aten.hardtanh_backward.grad_input(grad, z, -plan.clamp, plan.clamp, grad_input=grad)
     return grad
 
 
@@ -148,8 +148,9 @@ def _up(x, taps, factor, crop, size):
     # Zero-insertion + FIR as a transposed convolution whose padding is the crop; [N, C, *size], channels last.
     if taps.ndim == 2:
         return _transposed(x, _depthwise(taps, x), (factor, factor), crop, size)
-    x = _transposed(x, _depthwise(taps, x, 2), (factor, 1), (crop[0], 0), (size[0], x.shape[3]))
-    return _transposed(x, _depthwise(taps, x, 3), (1, factor), (0, crop[1]), size)
+    # Rows first, while there are few of them: along the columns the convolution is twice as fast.
+    x = _transposed(x, _depthwise(taps, x, 3), (1, factor), (0, crop[1]), (x.shape[2], size[1]))
+    return _transposed(x, _depthwise(taps, x, 2), (factor, 1), (crop[0], 0), size)
 
 
 def _transposed(x, weight, stride, crop, size):
