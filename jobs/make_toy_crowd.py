@@ -42,6 +42,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Draw what is missing of the tree, then its record and a sheet to look at."""
     if config.workers < 0:
         raise InputError(f"--workers {config.workers}: give 0 (one for each core) or more")
     names = [field.name for field in dataclasses.fields(toy_tree.TreeOptions)]
