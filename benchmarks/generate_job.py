@@ -39,7 +39,7 @@ class Config:
 
     out: Path
     """A folder for both results; what a former benchmark left there is removed."""
-    people: int = 24
+    people: int = 48
     """People to make; an even number."""
     variants: int = 16
     """Pictures of each."""
@@ -54,8 +54,8 @@ class StudysWay:
         self.folder, self.configuration = folder, configuration
         folder.mkdir(parents=True)
         self.generator = load_network(network).generator
-        paths = weights.get("yolov4-tiny")
-        self.detector = cv2.dnn.readNetFromDarknet(*(str(p) for p in sorted(paths, key=lambda p: p.suffix)))
+        path = weights.get("yolov4-tiny")
+        self.detector = cv2.dnn.readNetFromDarknet(str(path.with_suffix(".cfg")), str(path))
         self.outputs = self.detector.getUnconnectedOutLayersNames()
         self.seconds = dict.fromkeys(("generate", "detect", "similarity"), 0.0)
         self.verdicts = {}
@@ -145,7 +145,7 @@ def main(config: Config) -> None:
     stages = ", ".join(f"{stage} {1e3 * s / images:.1f}" for stage, s in study.seconds.items())
     print(f"the study's way: {images / seconds:.2f} images/s ({stages} ms an image)")
     print(f"the job: {summary['images_per_second']:.2f} images/s, start of its workers included")
-    stages = ", ".join(f"{stage} {1e3 * s / images:.1f}" for stage, s in summary["seconds_by_stage"].items())
+    stages = ", ".join(f"{stage} {1e3 * s / images:.1f}" for stage, s in summary["stage_seconds"].items())
     print(f"  ({stages} ms of an actor an image; the whole command took {command_seconds:.1f} s)")
     print(f"ratio {summary['images_per_second'] * seconds / images:.2f}; equal verdicts {equal} of {len(rows)}")
 

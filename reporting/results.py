@@ -14,7 +14,7 @@ from datasets.plan import Plan, Unit
 from datasets.shards import read_shard
 from datasets.verdicts import VERDICTS, Thresholds, verdicts
 from models.errors import InputError
-from reporting.pages import render_report
+from reporting.pages import is_toy, render_report
 from reporting.sheets import SheetCell, SheetRow, contact_sheet, encode_png
 from reporting.tables import KEPT
 
@@ -92,7 +92,7 @@ def publish(
         "configuration": dataclasses.asdict(plan.configuration),
         "network": dict(network),
     }
-    sheet = encode_png(draw_sheet(output, plan, thresholds))
+    sheet = encode_png(draw_sheet(output, plan, thresholds, toy=is_toy(network)))
     output.write(SHEET, sheet)
     again = f"python -m jobs.refilter --out {output.root_address} --name stricter --detector-threshold 0.8"
     page = render_report(
@@ -109,10 +109,11 @@ def publish(
     return counts
 
 
-def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds) -> np.ndarray:
+def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds, toy: bool = False) -> np.ndarray:
     """The contact sheet of the first people and their first variants: [H, W, 3] uint8 RGB.
 
-    Captions are the detector's score and, but for the reference, the SSIM.
+    Captions are the detector's score and, but for the reference, the SSIM. `toy`: the network learned from drawn
+    people, and the title says so.
     """
     rows: list[SheetRow] = []
     for unit in plan.units():
@@ -123,7 +124,7 @@ def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds) -> np.ndarray
     shown = "" if plan.people <= SHEET_PEOPLE else f"the first {SHEET_PEOPLE} of {plan.people:,} people · "
     return contact_sheet(
         rows[:SHEET_PEOPLE],
-        title="Contact sheet",
+        title="Contact sheet: made from a toy, drawn people, no real ones" if toy else "Contact sheet",
         subtitle=f"{shown}below: score of the pedestrian filter, SSIM to the person's reference (ref)",
     )
 
