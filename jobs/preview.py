@@ -15,6 +15,7 @@ from datasets.units import images_of
 from jobs.common import run_job
 from models.errors import InputError
 from models.stylegan3 import LoadedNetwork, load_network
+from models.weights import DEMO_NETWORK
 from reporting.pages import is_toy
 from reporting.sheets import SheetCell, SheetRow, contact_sheet, save_png
 
@@ -30,8 +31,8 @@ class Preview:
     column by column.
     """
 
-    network: Path
-    """The generator: a network file of this project, a reference pickle or state dict."""
+    network: Path = DEMO_NETWORK
+    """A reference .pkl, a .safetensors of ours or a .pt state dict; by default the demo network (a toy)."""
     out: Path = Path("preview.png")
     """The sheet, a PNG file."""
     people: int = 4
@@ -42,8 +43,8 @@ class Preview:
     """Seed of the first person."""
     groups: tuple[str, ...] = ("coarse", "middle", "fine")
     """Layer groups to compare: coarse, middle, fine, all, or w indices such as 3,5-8."""
-    truncation_psi: float = 1.0
-    """1 is the whole variety, 0 the average person."""
+    truncation_psi: float = 0.7
+    """1 is the whole variety, 0 the average person; the default is that of jobs/generate.py."""
     height: int = 128
     width: int = 64
     device: Literal["cpu", "cuda"] = "cpu"

@@ -63,7 +63,7 @@ class _FilteredLeakyReLU(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.save = any(ctx.needs_input_grad)
         activated, y = [], None
-        for tile in _tiles(x, plan):
+        for tile in _tiles(x, plan, maps=2 if ctx.save else 1):
             z = _up(_take(x, tile), up_filter, plan.up, plan.crop, plan.size)
             F.leaky_relu_(z, plan.slope)
             if plan.clamp is not None:
@@ -81,7 +81,7 @@ class _FilteredLeakyReLU(torch.autograd.Function):
         x, up_filter, down_filter, *activated = ctx.saved_tensors
         plan, result = ctx.plan, None
         grad = grad.contiguous(memory_format=torch.channels_last)
-        for tile, z in zip(_tiles(x, plan), activated, strict=True):
+        for tile, z in zip(_tiles(x, plan, maps=2), activated, strict=True):
             # The transpose of a decimating filter is an interpolating one, and the other way round.
             g = _up(_take(grad, tile), down_filter, plan.down, (0, 0), plan.size)
             g = _activation_backward(g, z, plan)
@@ -89,16 +89,17 @@ class _FilteredLeakyReLU(torch.autograd.Function):
         return result, None, None, None
 
 
-def _tiles(x: torch.Tensor, plan: FilterPlan) -> list[tuple[slice, slice]]:
+def _tiles(x: torch.Tensor, plan: FilterPlan, maps: int) -> list[tuple[slice, slice]]:
     """Parts (samples, channels) of `x` that are worked on one after the other.
 
-    The map between the filters is up to 16 times larger than what goes in and comes out. On a CPU each part's map is
-    kept within `TILE_BYTES`, so that it never leaves the cache (three times faster); a GPU takes all at once.
+    The map between the filters is up to 16 times larger than what goes in and comes out. On a CPU the `maps` of
+    each part (a backward pass holds two: the gradient and the activated map) are kept within `TILE_BYTES`, so that
+    they stay in the cache; a GPU takes all at once.
     """
     n, c = x.shape[:2]
     if x.is_cuda:
         return [(slice(0, n), slice(0, c))]
-    plane = plan.size[0] * plan.size[1] * x.element_size()
+    plane = plan.size[0] * plan.size[1] * x.element_size() * maps
     parts = max(1, math.ceil(plane * c / TILE_BYTES))
     step = min(c, math.ceil(c / parts / 16) * 16)  # whole vectors of 16 floats
     samples = max(1, TILE_BYTES // (plane * c))
