@@ -35,7 +35,7 @@ def test_the_pictures_are_those_of_the_seeds_and_layers(network, tmp_path):
     base, (fine, own) = draw(chosen, loaded, list(check(chosen).values()))
     z = np.random.RandomState(8).randn(1, 512)  # noqa: NPY002 - the reference tools' seeds
     with torch.no_grad():
-        image = to_uint8(loaded.generator(torch.from_numpy(z)))[0].numpy()
+        image = to_uint8(loaded.generator(torch.from_numpy(z), truncation_psi=chosen.truncation_psi))[0].numpy()
     # Another batch size rounds otherwise, and truncation to bytes makes that 1 in 255 at most.
     assert np.abs(base[1].astype(int) - image).max() <= 1
     assert np.asarray(fine).shape == np.asarray(own).shape == (2, 2, 32, 16, 3)
