@@ -42,7 +42,7 @@ class ProgressLine:
     ) -> None:
         self.total_units, self.total_images = total_units, total_images
         self.done_units, self.done_images = done_units, done_images
-        self.images, self.kept = 0, 0  # of this run
+        self.images, self.kept, self.failed = 0, 0, 0  # of this run; failed counts units
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty()
         self._clock = clock
@@ -51,6 +51,7 @@ class ProgressLine:
         self._last_printed: float | None = None
         self._width = 0  # of the line that stands on the terminal
         self._closed = False
+        self._filters = False  # whether there is a share to show
 
     def __enter__(self) -> "ProgressLine":
         return self
@@ -58,11 +59,13 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def update(self, images: int, kept: int) -> None:
+    def update(self, images: int, kept: int | None = None) -> None:
         """One more unit is finished: it holds `images` images, of which `kept` passed every filter.
 
-        Raises ValueError unless 0 <= kept <= images.
+        Without `kept` in any update the line says nothing about shares. Raises ValueError unless 0 <= kept <= images.
         """
+        self._filters = self._filters or kept is not None
+        kept = images if kept is None else kept
         if not 0 <= kept <= images:
             raise ValueError(f"kept must lie between 0 and {images} (the unit's images), not {kept}")
         now = self._clock()
@@ -79,6 +82,10 @@ class ProgressLine:
         elif self._last_printed is None or now - self._last_printed >= LINE_SECONDS:
             self._last_printed = now
             print(self._line(self.rate()), file=self._stream, flush=True)
+
+    def fail(self) -> None:
+        """One more unit has failed for good: it will not be done in this run."""
+        self.failed += 1
 
     def rate(self) -> float:
         """Images/s of this run over the last minute; 0.0 before the first unit."""
@@ -104,8 +111,10 @@ class ProgressLine:
             f"{self.done_units:,}/{self.total_units:,} units",
             f"{self.done_images:,}/{self.total_images:,} images",
         ]
-        if self.images:
+        if self.images and self._filters:
             parts.append(f"{100 * self.kept / self.images:.1f}% kept")
+        if self.failed:
+            parts.append(f"{self.failed:,} unit{'s' * (self.failed != 1)} failed")
         if rate > 0:
             parts.append(f"{rate:,.1f} images/s" if rate < 100 else f"{rate:,.0f} images/s")
         if ending is None and rate > 0:

@@ -100,6 +100,17 @@ def test_a_run_with_nothing_to_do_closes_without_a_rate():
     assert stream.getvalue() == "10/10 units · 1,000/1,000 images · took 0 s\n"
 
 
+def test_work_without_filters_shows_no_share():
+    clock = Clock()
+    progress, stream = line(clock)
+    clock.now += 10
+    progress.update(100)
+    assert "kept" not in stream.getvalue()
+    progress.fail()
+    progress.close()
+    assert "1 unit failed" in stream.getvalue()
+
+
 def test_more_kept_than_made_is_refused():
     progress, _ = line(Clock())
     with pytest.raises(ValueError, match="between 0 and 3"):

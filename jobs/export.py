@@ -1,0 +1,138 @@
+"""The kept images of a run for other tools: `python jobs/export.py --run OUT --out DEST --format market1501`."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from datasets.export_manifest import RunManifest
+from datasets.export_record import IDENTITIES, RECORD, SHORT, Record, agree, begin
+from datasets.export_selection import FILES_OF_MANY, Options, People, assign
+from datasets.export_tasks import run_tasks, tasks
+from datasets.export_tree import loader_notes, write_empty_notes
+from datasets.output import Output
+from jobs.common import run_job
+from models.errors import InputError
+from reporting.progress import ProgressLine
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Write the kept images of a finished run as other tools read them. JPEG bytes are passed on as they are stored.
+
+    Example: python jobs/export.py --run /data/people --out /data/market1501 --format market1501 --compact-ids
+    --cameras 6 --test-people 100. torchreid then loads it with root /data, fast-reid with
+    FASTREID_DATASETS=/data/market1501. The same command again does what is missing and nothing else.
+    """
+
+    run: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """The run: the folder or URI that jobs/generate.py wrote."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """Where to write: an empty folder or a URI such as s3://bucket/export."""
+    format: Literal["market1501", "webdataset", "folder", "table"]
+    """market1501: a tree with bounding_box_train. folder: one sub-folder a person (torchvision's ImageFolder).
+    webdataset: people-NNNNNN.tar, each image with a .json. table: table/people-NNNNNN.parquet, images and scores."""
+    manifest: str | None = None
+    """Name of the manifest that says what is kept, as given to jobs/refilter.py --name; by default the run's own."""
+    per_person: int | None = None
+    """The first so many kept images of each person, by variant; people with fewer are listed. By default all."""
+    people: int | None = None
+    """Only the first so many people who have images to export."""
+    first_identity: int = 1
+    """Person i becomes this identity + i. Never 0 or -1, which mean distractors and junk."""
+    compact_ids: bool = False
+    """Number the exported people one after the other: people without a kept image leave no gaps."""
+    camera: int = 1
+    """Camera of images that have none, as generated people do."""
+    cameras: int = 1
+    """Spread those images over so many cameras from --camera on, by variant."""
+    test_people: int = 0
+    """market1501: the last so many people become query (the first image of each) and gallery, not training."""
+    loader_limits: bool = True
+    """market1501: refuse a tree that torchreid and fast-reid would refuse: identities above 1501, cameras above 6."""
+    jpeg_quality: int | None = None
+    """Convert the images of a run of PNG files to JPEG of this quality, 1 to 100."""
+    images_per_file: int | None = None
+    """webdataset, table: images of one file; by default 10000, fewer where images are large."""
+    threads: int = 4
+    """Units (or files) that are written at once; more for object stores. The bytes do not depend on it."""
+    dry_run: bool = False
+    """Print what would be exported; write nothing."""
+
+    def frozen(self) -> Options:
+        """The part that decides the bytes, checked. Raises InputError."""
+        names = {field.name for field in dataclasses.fields(Options)} & vars(self).keys()
+        return Options(**{name: vars(self)[name] for name in names})
+
+
+def main(config: Config) -> None:
+    """Choose the images, freeze the choice, write what is missing."""
+    options = config.frozen()
+    if not 1 <= config.threads <= 256:
+        raise InputError(f"--threads {config.threads}: give 1 to 256")
+    manifest = RunManifest(_run(config.run), config.manifest)
+    configuration = manifest.plan.configuration
+    options = options.completed(configuration.image_bytes, configuration.format)
+    out = Output(config.out)
+    record = Record.of(manifest, options)
+    begun = agree(out, record)
+    people = assign(manifest, options)
+    describe(config, options, manifest, people)
+    if options.format == "market1501":
+        for note in loader_notes(out, options, people, config.loader_limits):
+            print(f"note: {note}")
+    if config.dry_run:
+        return
+    if begun:
+        out.remove_leftovers()
+    begin(out, record, people)
+    if options.format == "market1501":
+        write_empty_notes(out, options)
+    write(config, options, manifest, out, people, set(out.list("")) if begun else set())
+    print(f"{people.images.sum():,} images of {people.exported.sum():,} people, as {out.address(RECORD)} says")
+    print(f"who is who: {out.address(IDENTITIES)}")
+
+
+def _run(address: str) -> Output:
+    try:
+        return Output(address)
+    except InputError as error:  # it speaks of the option that it is usually given by
+        raise InputError(str(error).replace("--out", "--run")) from error
+
+
+def describe(config: Config, options: Options, manifest: RunManifest, people: People) -> None:
+    """Print what the export takes, and what is missing of it."""
+    if manifest.rows < manifest.plan.images:
+        print(f"note: {manifest.name} judges {manifest.rows:,} of the {manifest.plan.images:,} planned images")
+    identities = people.identity[people.exported]
+    files = f", {options.images_per_file:,} images a file" if options.format in FILES_OF_MANY else ""
+    print(
+        f"{options.format}: {people.images.sum():,} images of {len(identities):,} people, identities "
+        f"{identities.min()} to {identities.max()}{files}",
+        flush=True,
+    )
+    wanted = options.per_person or 1
+    short, none = people.short(wanted), people.short(1)
+    if short.any():
+        fewer = f"{short.sum():,} people have fewer than {wanted} kept images, {none.sum():,} of them none"
+        print(f"{fewer if wanted > 1 else f'{none.sum():,} people have no kept image'} (listed in {SHORT})")
+
+
+def write(
+    config: Config, options: Options, manifest: RunManifest, out: Output, people: People, existing: set[str]
+) -> None:
+    """Write what is missing, with a line that says how far it is."""
+    total = units = left = left_units = 0
+    for task in tasks(manifest, out, options, people, existing):
+        total, units = total + task.images, units + 1
+        left, left_units = left + task.missing, left_units + (task.missing > 0)
+    if not left:
+        print("everything is there")
+        return
+    with ProgressLine(units, total, units - left_units, total - left) as line:
+        work = tasks(manifest, out, options, people, existing)
+        run_tasks(work, config.threads, lambda task: line.update(task.missing))
+
+
+if __name__ == "__main__":
+    run_job(main, Config)
