@@ -78,18 +78,24 @@ def write_shard(output: Output, plan_hash: str, unit: int, table: pa.Table) -> N
     Equal rows give equal bytes: a unit made twice is the same file. Raises InputError when it cannot be
     written.
     """
+    with output.replacing(shard_name(unit)) as path:
+        encode_shard(table, plan_hash, path)
+
+
+def encode_shard(table: pa.Table, plan_hash: str, target: str | pa.NativeFile) -> None:
+    """A shard's bytes, to a path or an open file. Every page carries a checksum."""
     metadata = {"schema_version": SCHEMA_VERSION, "plan_hash": plan_hash}
     # Pictures are compressed already; a dictionary or statistics of them would only cost room.
     compression = {name: "none" if name == "image" else "zstd" for name in _leaves(SCHEMA)}
     described = [name for name in _leaves(SCHEMA) if name != "image"]
-    with output.replacing(shard_name(unit)) as path:
-        pq.write_table(
-            table.replace_schema_metadata(metadata),
-            path,
-            compression=compression,
-            use_dictionary=described,
-            write_statistics=described,
-        )
+    pq.write_table(
+        table.cast(SCHEMA.with_metadata(metadata)),  # rows that were read name the items of lists otherwise
+        target,
+        compression=compression,
+        use_dictionary=described,
+        write_statistics=described,
+        write_page_checksum=True,
+    )
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
@@ -99,32 +105,48 @@ def _leaves(schema: pa.Schema) -> list[str]:
 def read_shard(output: Output, plan: Plan, unit: Unit, columns: list[str] | None = None) -> pa.Table:
     """The rows of a unit's shard, all columns or the named ones, in the schema's order.
 
-    Raises InputError, which names the shard, when it is missing or damaged, of another schema or plan, or
-    does not hold exactly the images that the plan says.
+    Raises InputError, which names the shard, when it is missing, and where `decode_shard` does.
     """
     name = shard_name(unit.unit)
-    advice = "remove it and run the same command again"
     with output.open(name) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            metadata = parquet.schema_arrow.metadata or {}
-            version = metadata.get(b"schema_version", b"none").decode()
-            plan_hash = metadata.get(b"plan_hash", b"").decode()
-            wanted = [c for c in SCHEMA.names if columns is None or c in {*columns, "person", "variant"}]
-            table = parquet.read(columns=wanted)
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{output.address(name)} is damaged ({reason}): {advice}") from error
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{output.address(name)} has schema version {version}, not {SCHEMA_VERSION}: {advice}")
-    if plan_hash != plan.configuration.hash:
-        raise InputError(f"{output.address(name)} belongs to another plan than plan.json beside it: {advice}")
+        return decode_shard(file, output.address(name), plan, unit, columns)
+
+
+def decode_shard(
+    file: pa.NativeFile,
+    address: str,
+    plan: Plan,
+    unit: Unit,
+    columns: list[str] | None = None,
+    checksums: bool = False,
+) -> pa.Table:
+    """The rows of a unit out of an open shard; see `read_shard`. `checksums`: compare those of the pages read.
+
+    Raises InputError, which names `address`, when the shard is damaged, of another schema or plan, or does
+    not hold exactly the images that the plan says.
+    """
+    advice = "remove it and run the same command again"
+    try:
+        parquet = pq.ParquetFile(file, page_checksum_verification=checksums)
+        schema = parquet.schema_arrow
+        metadata = schema.metadata or {}
+        version, plan_hash = (metadata.get(key, b"none").decode() for key in (b"schema_version", b"plan_hash"))
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{address} has schema version {version}, not {SCHEMA_VERSION}: {advice}")
+        if plan_hash != plan.configuration.hash:
+            raise InputError(f"{address} belongs to another plan than plan.json beside it: {advice}")
+        if not schema.equals(SCHEMA):
+            raise InputError(f"{address} has other columns than schema version {SCHEMA_VERSION}: {advice}")
+        wanted = [c for c in SCHEMA.names if columns is None or c in {*columns, "person", "variant"}]
+        table = parquet.read(columns=wanted)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{address} is damaged ({reason}): {advice}") from error
     people = range(unit.first_person, unit.first_person + unit.people)
     variants = range(plan.configuration.variants)
     expected = [(person, variant) for person in people for variant in variants]
     if list(zip(table["person"].to_pylist(), table["variant"].to_pylist(), strict=True)) != expected:
         raise InputError(
-            f"{output.address(name)} holds {table.num_rows} images that are not the {len(expected)} of its unit: "
-            f"{advice}"
+            f"{address} holds {table.num_rows} images that are not the {len(expected)} of its unit: {advice}"
         )
     return table if columns is None else table.select([c for c in SCHEMA.names if c in columns])

@@ -10,7 +10,7 @@ from datasets import manifest
 from datasets.manifest import read_manifest, write_manifest
 from datasets.output import Output
 from datasets.plan import Configuration, Plan, Unit
-from datasets.shards import SCHEMA, finished_units, read_shard, shard_name, shard_table, write_shard
+from datasets.shards import SCHEMA, decode_shard, finished_units, read_shard, shard_name, shard_table, write_shard
 from datasets.verdicts import Thresholds
 from models.errors import InputError
 
@@ -93,6 +93,32 @@ def test_finished_units_are_the_files_that_exist(output, plan):
     output.write("shards/001/unit-000005.parquet", b"in the wrong folder")
     assert finished_units(output) == {0, 7, 12_345}
     assert shard_name(12_345) == "shards/012/unit-012345.parquet"
+
+
+def test_every_page_has_a_checksum(output, plan):
+    # Not only where a flipped bit breaks the decompression: the images are stored as they are.
+    unit = next(plan.units())
+    write(output, plan, unit)
+    whole = output.read(shard_name(0))
+    assert decode_shard(pa.BufferReader(whole), "x", plan, unit, checksums=True).equals(read_shard(output, plan, unit))
+    row_group = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0)
+    for column in (row_group.column(index) for index in range(row_group.num_columns)):
+        last = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1
+        damaged = whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :]
+        with pytest.raises(InputError, match="checksum"):
+            decode_shard(pa.BufferReader(damaged), "x", plan, unit, checksums=True)
+    image = whole.replace(b"jpeg0-1", b"jpeg0-7")
+    assert decode_shard(pa.BufferReader(image), "x", plan, unit)["image"][1].as_py() == b"jpeg0-7"
+
+
+def test_other_columns_are_refused(output, plan):
+    unit = next(plan.units())
+    metadata = {"schema_version": "1", "plan_hash": plan.configuration.hash}
+    other = shard_table(0, images(unit)).rename_columns(["colour", *COLUMNS[1:]]).replace_schema_metadata(metadata)
+    with output.replacing(shard_name(0)) as path:
+        pq.write_table(other, path)
+    with pytest.raises(InputError, match="other columns than schema version 1"):
+        read_shard(output, plan, unit)
 
 
 def test_unknown_columns_are_an_error(plan):

@@ -1,0 +1,112 @@
+"""Scores and images of finished shards, computed again from what is stored, and compared."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from actors.pedestrian_detector import PedestrianDetector
+from actors.similarity_scorer import SimilarityScorer
+from actors.style_mixer import StyleMixer, check_network
+from datasets.decoding import decode
+from datasets.plan import Configuration, Plan, Unit, file_sha256
+from datasets.units import images_of, with_columns
+from models import weights
+from models.errors import InputError
+from models.stylegan3.checkpoint import load_network
+
+# On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16 (3e-3 seen
+# over 64 images), another CPU sums in another order (1e-6). SSIM is made of exact integers everywhere.
+TOLERANCE = {"detector_score": 1e-2, "ssim": 1e-6}
+# Other hardware: isolated pixels by 1 of 255 before the JPEG. Another picture differs by tens everywhere.
+MEAN_PIXEL_DIFFERENCE = 0.5
+
+
+class Recomputation:
+    """The scores, and with a network the images, of single persons again: by the stages that made them, without Ray.
+
+    `yolo_weights` and `network` are files or None, `device` is "cpu" or "cuda". As text it says how much it has
+    compared and the greatest differences. Raises InputError when the files are not those that the run was made with.
+    """
+
+    def __init__(self, plan: Plan, yolo_weights: Path | None, network: Path | None, device: str):
+        c = self.configuration = plan.configuration
+        if c.detector != weights.WEIGHTS["yolov4-tiny"].files[0].sha256:
+            raise InputError(f"the run's detector ({c.detector[:12]}...) is not ours: --sample 0 checks all else")
+        path = weights.get("yolov4-tiny", yolo_weights)
+        self.detector = PedestrianDetector(path, c.height, c.width, device=device)
+        self.similarity = SimilarityScorer(c.reference_threshold, data_range=c.ssim_data_range)
+        self.mixer = _mixer(network, c, device) if network else None
+        self.images, self.greatest, self.greatest_pixel = 0, 0.0, 0
+
+    def __str__(self) -> str:
+        pixels = f"; made again, pixels differ by {self.greatest_pixel} at most" if self.mixer else ""
+        return f", scores of {self.images:,} images computed again (greatest difference {self.greatest:.2g}{pixels})"
+
+    def __call__(self, unit: Unit, table: pa.Table, person: int) -> list[str]:
+        """What differs in one person of a unit, whose shard's rows are `table`."""
+        count = self.configuration.variants
+        first = (person - unit.first_person) * count
+        stored = table.slice(first, count)
+        names = ["person", "variant", "image", "status", "message", "detector_score"]
+        compared = images_of(self.similarity(_row(stored.select(names))))
+        scores = {"detector_score": self._detector_scores(table, first), "ssim": compared["ssim"]}
+        wrong = [text for name, column in scores.items() for text in self._differences(stored, name, column)]
+        self.images += count
+        return [f"person {person} {text}" for text in wrong + self._pixels(stored, person)]
+
+    def _detector_scores(self, table: pa.Table, first: int) -> pa.ChunkedArray:
+        # The size of a batch can change a score's last bits: whole batches, cut as the run has cut its unit.
+        size, count = self.detector.batch_images, self.configuration.variants
+        good = np.flatnonzero(np.array(table["status"].to_pylist()) == "ok")
+        low, high = np.searchsorted(good, [first, first + count])
+        if low == high:
+            return table["detector_score"].slice(first, count)
+        start, end = good[low // size * size], good[min(-(-high // size) * size, len(good)) - 1] + 1
+        start, end = min(start, first), max(end, first + count)
+        rows = table.slice(start, end - start).select(["image", "status", "message"])
+        return images_of(self.detector(_row(rows)))["detector_score"].slice(first - start, count)
+
+    def _differences(self, stored: pa.Table, name: str, again: pa.ChunkedArray) -> list[str]:
+        pairs = enumerate(zip(stored[name].to_pylist(), again.to_pylist(), strict=True))
+        wrong = []
+        for variant, (old, new) in pairs:
+            difference = abs(old - new) if old is not None and new is not None else 0.0
+            self.greatest = max(self.greatest, difference)
+            if (old is None) != (new is None) or difference > TOLERANCE[name]:
+                wrong.append(f"variant {variant}: {name} is {old}, computed again {new}")
+        return wrong
+
+    def _pixels(self, stored: pa.Table, person: int) -> list[str]:
+        if self.mixer is None:
+            return []
+        unit = pa.table({"unit": [0], "first_person": [person], "people": [1]})
+        wrong = []
+        made = images_of(self.mixer(unit))["image"].to_pylist()
+        for variant, (old, new) in enumerate(zip(stored["image"].to_pylist(), made, strict=True)):
+            if old == new:
+                continue
+            if old is None or new is None:
+                wrong.append(f"variant {variant}: an image that is not finite, only once")
+                continue
+            difference = np.abs(decode(old).astype(np.int16) - decode(new))  # [H, W, 3], 0..255
+            self.greatest_pixel = max(self.greatest_pixel, int(difference.max()))
+            if difference.mean() > MEAN_PIXEL_DIFFERENCE:
+                wrong.append(f"variant {variant}: the image made again is another one (mean {difference.mean():.1f})")
+        return wrong
+
+
+def _row(images: pa.Table) -> pa.Table:
+    columns = {name: images[name] for name in images.column_names}
+    return with_columns(pa.table({"unit": pa.array([0], pa.int64())}), columns)
+
+
+def _mixer(network: Path, configuration: Configuration, device: str) -> StyleMixer:
+    found = file_sha256(network, "--network")
+    if found != configuration.network:
+        raise InputError(
+            f"--network {network}: its sha256 is {found[:12]}..., the run's network has {configuration.network[:12]}..."
+        )
+    generator = load_network(network).generator
+    check_network(generator.config, configuration)
+    return StyleMixer(generator, configuration, device)

@@ -1,0 +1,161 @@
+"""Is a run whole? Reads every shard again, checks it against the plan, and computes scores again from its bytes."""
+
+import bisect
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from datasets.derived_checks import DerivedChecks
+from datasets.failures import failed_units, failure_name, read_failure
+from datasets.manifest import manifest_name
+from datasets.output import Output
+from datasets.plan import PLAN_FILE, Plan, Unit, read_plan
+from datasets.shards import SHARD_FOLDER, shard_name
+from datasets.verification import ADVICE, Findings, check_names, check_shards, sampled_people
+from jobs.common import run_job
+from models.errors import InputError
+from reporting.progress import ProgressLine
+from reporting.results import REPORT, SHEET, SUMMARY
+
+if TYPE_CHECKING:
+    from jobs.recomputation import Recomputation
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Check a run of jobs/generate.py and say in one line whether it is whole. Nothing is changed.
+
+    Exit code 0: whole; 1: not whole; 2: no run there, or an option that cannot be used.
+    """
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """The run: the folder or URI that jobs/generate.py wrote."""
+    sample: int = 64
+    """Images, of whole persons spread over the run, whose scores are computed again; 0 for none."""
+    decode: Literal["all", "sample"] = "all"
+    """Which images are decoded, to see that they are pictures of the right size."""
+    network: Path | None = None
+    """The run's network: the sample's images are then made again as well, and compared."""
+    yolo_weights: Path | None = None
+    """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the sample is computed again."""
+
+
+def main(config: Config) -> int:
+    """Check what lies there, every shard, the sample and what is derived; print what was found and the verdict."""
+    if config.sample < 0:
+        raise InputError(f"--sample {config.sample}: must be 0 or more")
+    if config.network and not config.sample:
+        raise InputError(f"--network {config.network}: there is no sample to compare with --sample 0")
+    output, findings = Output(config.out), Findings()
+    names = output.list("")
+    try:
+        plan = intact_plan(output, names)
+    except DamagedPlan as error:
+        print(f"NOT whole: {error}")
+        return 1
+    people, again = sampled_people(plan, config.sample), None
+    if people:
+        from jobs.recomputation import Recomputation  # it brings PyTorch, which takes seconds
+
+        again = Recomputation(plan, config.yolo_weights, config.network, config.device)
+    present = check_names(names, plan, findings)
+    report_failures(output, present, findings)
+    check_units(config, output, plan, present, names, people, again, findings)
+    derived = [name for name in (manifest_name(), SHEET, REPORT, SUMMARY) if name not in names]
+    if derived:
+        findings.notes.append(f"no {', '.join(derived)}: the same command makes what is derived when it ends")
+    print(*findings.lines(), sep="\n", end="\n" * bool(findings.lines()))
+    print(f"{contents(plan)}{again or ', no scores computed again'}" if findings.whole else findings.verdict(plan))
+    return 0 if findings.whole else 1
+
+
+def contents(plan: Plan) -> str:
+    """What a whole run holds, for people."""
+    variants = plan.configuration.variants
+    return (
+        f"whole: {plan.people:,} people x {variants:,} variants = {plan.images:,} images in {plan.unit_count:,} shards"
+    )
+
+
+class DamagedPlan(Exception):
+    """Shards lie there, but their plan cannot be trusted; the text is one line."""
+
+
+def intact_plan(output: Output, names: Collection[str]) -> Plan:
+    """The plan. Raises DamagedPlan where it was edited or lost, InputError where there never was a run."""
+    if PLAN_FILE not in names:
+        if any(name.startswith(f"{SHARD_FOLDER}/") for name in names):
+            raise DamagedPlan(f"shards, but no {output.address(PLAN_FILE)}: put it back")
+        raise InputError(f"{output.root_address}: no plan.json there, so no run of jobs/generate.py")
+    advice = "put the original back, or make the run again in another folder"
+    try:
+        plan = read_plan(output)
+        intact = plan is not None and plan.to_json() == output.read(PLAN_FILE)
+    except (InputError, TypeError, ArithmeticError) as error:  # the latter: numbers that make no plan
+        raise DamagedPlan(f"{error}; {advice}") from error
+    if not intact:
+        raise DamagedPlan(f"{output.address(PLAN_FILE)} was edited: its numbers do not agree; {advice}")
+    return plan
+
+
+def report_failures(output: Output, present: Collection[int], findings: Findings) -> None:
+    """Say why units are missing, where the run has recorded it: how many, and the first reason."""
+    failed = sorted(failed_units(output))
+    units = [unit for unit in failed if unit not in present]
+    if units:
+        try:
+            reason = read_failure(output, units[0]).reason
+        except InputError as error:
+            reason = str(error)
+        findings.reasons.append(
+            f"{len(units):,} of them failed; {failure_name(units[0])}: {reason}. The same command tries them again"
+        )
+    if len(units) < len(failed):
+        findings.notes.append(f"records in failed/ of units that were made later: {len(failed) - len(units):,}")
+
+
+def check_units(
+    config: Config,
+    output: Output,
+    plan: Plan,
+    present: Collection[int],
+    names: Collection[str],
+    people: list[int],
+    again: "Recomputation | None",
+    findings: Findings,
+) -> None:
+    """Every shard in the plan's order, and beside it the manifests; the sampled persons' scores."""
+    sampled = set(people)
+    derived = DerivedChecks(output, plan, names, SUMMARY)
+
+    def of(unit: Unit) -> list[int]:
+        first = bisect.bisect_left(people, unit.first_person)
+        return people[first : bisect.bisect_left(people, unit.first_person + unit.people)]
+
+    def decoded(person: int) -> bool:
+        return config.decode == "all" or person in sampled
+
+    images = sum(unit.people for unit in plan.units() if unit.unit in present) * plan.configuration.variants
+    with ProgressLine(len(present), images) as line:
+        for check in check_shards(output, plan, present, decoded, kept=lambda unit: bool(of(unit))):
+            unit, name = check.unit, shard_name(check.unit.unit)
+            kept = derived.take(unit, check.table)
+            if check.problem:
+                findings.add(check.problem[0], name, check.problem[1])
+            elif again and check.table is not None:
+                wrong = [text for person in of(unit) for text in again(unit, check.table, person)]
+                if wrong:
+                    text = f"{output.address(name)}: {wrong[0]} ({len(wrong):,} such in the sample): {ADVICE}"
+                    findings.add("with other scores or images than computed again", name, text)
+            if unit.unit in present:
+                line.update(unit.people * plan.configuration.variants, kept)
+    derived.finish(findings)
+
+
+if __name__ == "__main__":
+    run_job(main, Config)
