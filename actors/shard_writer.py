@@ -8,7 +8,7 @@ from datasets.output import Output
 from datasets.plan import PLAN_FILE, read_plan
 from datasets.shards import shard_table, write_shard
 from datasets.units import images_of
-from datasets.verdicts import KEPT, Thresholds, count_verdicts, verdicts
+from datasets.verdicts import Thresholds, count_verdicts, verdicts
 from models.errors import InputError
 
 STAGES = ("generate", "detect", "similarity", "write")
@@ -17,10 +17,10 @@ STAGES = ("generate", "detect", "similarity", "write")
 class ShardWriter:
     """A stage: writes the unit's shard below `address` and returns what the driver counts.
 
-    The row out: unit int64, images int64, kept int64 (at the run's thresholds), seconds_* float64 of
-    every stage, and problem, the reason why nothing could be written, or null. A problem is data and no
-    exception: it is the user's to mend (no space, no permission), and arrives as one line instead of a
-    worker's traceback.
+    The row out: unit, images and one count for each of VERDICTS (at the run's thresholds) as int64, seconds_*
+    float64 of every stage, and problem, the reason why nothing could be written, or null. A problem is data and
+    no exception: it is the user's to mend (no space, no permission), and arrives as one line instead of a worker's
+    traceback.
     """
 
     def __init__(self, address: str, plan_hash: str, thresholds: Thresholds):
@@ -43,8 +43,7 @@ class ShardWriter:
         names = [f"seconds_{stage}" for stage in STAGES]
         seconds = {name: batch[name][0].as_py() for name in names if name in batch.column_names}
         seconds["seconds_write"] = time.perf_counter() - start
-        kept = count_verdicts(verdicts(images, self.thresholds))[KEPT]
-        counts = {"unit": unit, "images": images.num_rows, "kept": kept}
+        counts = {"unit": unit, "images": images.num_rows} | count_verdicts(verdicts(images, self.thresholds))
         return pa.table(
             {name: pa.array([value], pa.int64()) for name, value in counts.items()}
             | {name: pa.array([seconds.get(name, 0.0)], pa.float64()) for name in names}

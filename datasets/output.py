@@ -2,6 +2,9 @@
 
 A file is visible only when it is complete. On a disk: a temporary file beside it, fsync, rename. On an object
 store: one upload, which stores show when it has ended. So "the file exists" can stand for "the work is done".
+An upload in parts (files above 5 MB) that was broken off shows nothing, but its parts are stored, and paid for,
+until the bucket's lifecycle rule removes them (AbortIncompleteMultipartUpload; set it to a day). How addresses and
+credentials are given, and how long a store is waited for: datasets/stores.py.
 """
 
 import contextlib
@@ -11,11 +14,13 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs
 
+from datasets.stores import STORES, explain, finds_credentials, open_store, shown
 from models.errors import InputError
 
 # .NAME.HOST.PID.tmp: who wrote a leftover can be told, so that a living writer's file is never removed.
@@ -28,8 +33,11 @@ class Output:
 
     `address` is a path or a pyarrow filesystem URI; a relative path is taken from the working directory.
     Files are read as None when missing. Whatever the file system refuses (no space, no permission, a file
-    where a folder should be) is raised as an InputError that names the path and the reason. Picklable
-    through `root_address`.
+    where a folder should be, a store that does not answer) is raised as an InputError that names the place and
+    the reason.
+
+    `root_address` is for people and holds no credentials, no more than what `address` gives;
+    `secret_address` opens the same folder in another process, and is never printed. `local`: on a disk.
     """
 
     def __init__(self, address: str):
@@ -42,20 +50,14 @@ class Output:
                     "away: give an absolute path that every node sees, or a URI such as s3://bucket/run"
                 )
             address = os.path.abspath(os.path.expanduser(address))
-        try:
-            local = address.startswith("/")
-            self._files, self._root = (
-                (pa.fs.LocalFileSystem(), address) if local else pa.fs.FileSystem.from_uri(address)
-            )
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"--out {address}: {error}") from error
-        self._root = self._root.rstrip("/")
+        self._files, self._root = open_store(address, "--out")
         self.local = isinstance(self._files, pa.fs.LocalFileSystem)
-        self.root_address = address.rstrip("/") or "/"
+        self.secret_address = (self._root or "/") if self.local else address  # file:// as well becomes a path
+        self.root_address = shown(self.secret_address)
 
     def address(self, name: str) -> str:
         """Full path or URI of a file, for people."""
-        return f"{self.root_address}/{name}"
+        return shown(self.secret_address, name)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -65,7 +67,7 @@ class Output:
         try:
             yield
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)  # Arrow's texts are long
+            reason = explain(error, finds_credentials(self.secret_address))
             raise InputError(
                 f"cannot {verb} {self.address(name)}: {reason}. Mend that, then the same command goes on"
             ) from error
@@ -85,23 +87,57 @@ class Output:
             return self._files.open_input_file(self._path(name))
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Whether a file is there: one small request."""
         with self._explained("read", name):
-            return self._files.get_file_info(self._path(name)).type == pa.fs.FileType.File
+            if self._files.type_name not in STORES:
+                return self._files.get_file_info(self._path(name)).type == pa.fs.FileType.File
+            try:
+                # get_file_info would also look, by a listing, whether a missing file is a folder.
+                self._files.open_input_file(self._path(name)).close()
+            except FileNotFoundError:
+                return False
+            return True
 
     def list(self, folder: str) -> list[str]:
         """Names, relative to the root, of all files that hold something in a folder and below: one
-        listing."""
+        listing, of 1000 names a request on object stores. A store without the bucket is an InputError."""
         selector = pa.fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
         with self._explained("list", folder):
             found = self._files.get_file_info(selector)
+            if not found and self._files.type_name in STORES:
+                self._check_bucket()
         start = len(self._root) + 1
         return [info.path[start:] for info in found if info.type == pa.fs.FileType.File and info.size]
 
+    def _check_bucket(self) -> None:
+        # Stores answer like an empty folder where the bucket itself is missing.
+        bucket = self._root.partition("/")[0]
+        try:
+            missing = self._files.get_file_info(bucket).type == pa.fs.FileType.NotFound
+        except OSError:  # whoever may list a prefix need not be allowed to ask for the bucket
+            return
+        if missing:
+            raise InputError(f"--out {self.root_address}: there is no bucket {bucket}: create it, or correct its name")
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file as a whole, in place of an older one."""
-        with self.replacing(name) as path:
-            Path(path).write_bytes(content)
+        if self.local:
+            with self.replacing(name) as path:
+                Path(path).write_bytes(content)
+            return
+        with self._explained("write", name):
+            self._put(name, pa.py_buffer(content))
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is fine. On S3 an empty object "folder/" may stay: Arrow keeps
+        the folder."""
+        with self._explained("remove", name):
+            if self.local:  # a path through a plain file leads to no file either
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    os.unlink(self._path(name))
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.delete_file(self._path(name))
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[str]:
@@ -131,9 +167,19 @@ class Output:
         with tempfile.TemporaryDirectory(prefix="passersby-") as folder:
             path = os.path.join(folder, "upload")
             yield path
-            with open(path, "rb") as source, self._stream(self._path(name)) as stream:
-                while piece := source.read(16 << 20):
-                    stream.write(piece)
+            with pa.memory_map(path) as source:
+                self._put(name, source.read_buffer())
+
+    def _put(self, name: str, content: pa.Buffer) -> None:
+        # Arrow commits whatever a stream holds when it is closed, be that by an exception or by the garbage
+        # collector, and nothing takes an upload back. So everything is handed over in one piece, and in a thread of
+        # its own, where no interrupt arrives between the opening and the writing.
+        def send() -> None:
+            with self._stream(self._path(name)) as stream:
+                stream.write(content)
+
+        with ThreadPoolExecutor(1) as uploader:
+            uploader.submit(send).result()
 
     def _stream(self, path: str) -> pa.NativeFile:
         # Object stores have no folders, and creating one would leave an empty object: only where one is missed.
@@ -145,7 +191,7 @@ class Output:
 
     def remove_leftovers(self) -> int:
         """Remove temporary files that killed writers have left; returns how many. Those of living ones
-        stay."""
+        stay. Object stores have none."""
         if not self.local or not os.path.isdir(self._root):
             return 0
         with self._explained("clean", "shards"):

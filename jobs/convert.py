@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from datasets.inputs import local_copy
 from jobs.common import run_job
 from models.errors import InputError
 from models.stylegan3.checkpoint import LoadedNetwork, load_network, save_network, save_state_dict
@@ -17,7 +18,7 @@ _SUFFIXES = (".safetensors", ".pt")
 class ConvertConfig:
     """Turn a StyleGAN3 network (reference .pkl, our .safetensors, plain .pt) into .safetensors or .pt."""
 
-    network: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")]
     """The network to read; its kind is told from its contents. Code inside it is never run."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """What to write: .safetensors keeps all and says what it is, .pt is the averaged generator's tensors."""
@@ -32,8 +33,9 @@ class ConvertConfig:
 def main(config: ConvertConfig) -> None:
     """Check the output, read, describe, write, read back."""
     check_output(config)
-    network = load_network(config.network, width=config.width)
-    print("\n".join(describe(config.network, network)))
+    path = local_copy(config.network, "--network")
+    network = load_network(path, width=config.width)
+    print("\n".join(describe(path, network)))
     if config.out.suffix == ".pt":
         save_state_dict(config.out, network.generator, half=config.half)
     else:
@@ -42,7 +44,7 @@ def main(config: ConvertConfig) -> None:
             network.generator,
             discriminator=network.discriminator,
             training_generator=network.training_generator,
-            record=converted_record(config, network),
+            record=converted_record(path, network),
             half=config.half,
         )
     written = load_network(config.out, width=network.generator.config.width)
@@ -58,7 +60,7 @@ def check_output(config: ConvertConfig) -> None:
         raise InputError(f"--out {out}: its name has to end with .safetensors or .pt")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}")
-    if config.network.exists() and out.exists() and out.samefile(config.network):
+    if Path(config.network).exists() and out.exists() and out.samefile(config.network):
         raise InputError(f"--out {out} is the network itself: give another name")
     if out.exists() and not config.overwrite:
         raise InputError(f"--out {out} is there already: give another name, or --overwrite")
@@ -87,9 +89,9 @@ def describe(path: Path, network: LoadedNetwork) -> list[str]:
     ]
 
 
-def converted_record(config: ConvertConfig, network: LoadedNetwork) -> dict:
+def converted_record(path: Path, network: LoadedNetwork) -> dict:
     """The record of the new file: the old one, and what it was converted from, step by step."""
-    source = {"file": config.network.name, "sha256": network.sha256, "format": network.format}
+    source = {"file": path.name, "sha256": network.sha256, "format": network.format}
     if "converted_from" in network.record:
         source["converted_from"] = network.record["converted_from"]
     return {"trained_on": "unknown", **network.record, "converted_from": source}

@@ -1,6 +1,7 @@
 """People from seeds: made, varied, filtered and committed, unit by unit, on Ray."""
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,14 +10,20 @@ import ray
 import tyro
 
 from actors.shard_writer import STAGES, ShardWriter
+from datasets.inputs import local_copy
+from datasets.lease import Lease, hold
 from datasets.output import Output
 from datasets.plan import PLAN_FILE, Configuration, Plan, Unit, agree, file_sha256, parse_layers, read_plan
 from datasets.shards import finished_units
 from datasets.verdicts import Thresholds
-from jobs.common import Pool, connect, fit_pools, resources, run_job, run_units
+from jobs.cluster import resources, wait_for_gpus
+from jobs.common import connect, run_job
+from jobs.pipeline import committed, failure_advice, run_units
+from jobs.pools import Pool, describe, fit_pools
 from models import weights
 from models.errors import InputError
 from reporting.forecast import forecast
+from reporting.metrics import RunMetrics
 from reporting.progress import ProgressLine
 from reporting.results import REPORT, SHEET, RunTimes, counts_of, is_published, publish, read_summary
 from reporting.tables import discard_table
@@ -39,7 +46,7 @@ class Config:
     """Pictures of each person, the base image among them; the study's number."""
     seed: int = 0
     """Seed of the first person: the same person as `--seeds` of the reference StyleGAN3 tools."""
-    network: Path | None = None
+    network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """A reference .pkl, a .safetensors of ours or a .pt state dict; by default the demo network (a toy)."""
     method: Literal["mix", "interpolate"] = "mix"
     """mix: a variant takes the chosen layers' styles from another code. interpolate: it moves towards one."""
@@ -68,7 +75,7 @@ class Config:
     ssim_data_range: float = 4095.0
     """Range of values SSIM assumes. Images are 8 bit, but the study's tool said 4095, and its floor of
     0.75 means something only beside that: at 255 nearly every image of another pose falls below it."""
-    yolo_weights: Path | None = None
+    yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
     unit_images: int = 512
     """Most images of a unit, the piece of work that is committed at once (more if one person has more)."""
@@ -79,9 +86,13 @@ class Config:
     detectors: int | None = None
     """Actors of the pedestrian filter; by default as many."""
     gpus_per_generator: float | None = None
-    """GPUs of each generator, fractions allowed; by default half of one."""
+    """GPUs of each generator, fractions allowed; by default 0.6, so that each card gets one."""
     gpus_per_detector: float | None = None
-    """GPUs of each detector, fractions allowed; by default half of one."""
+    """GPUs of each detector, fractions allowed; by default the 0.4 beside a generator."""
+    gpus: int | None = None
+    """Ask the autoscaler for so many GPUs and wait until they are there; by default take what is there."""
+    gpu_minutes: float = 20.0
+    """How long to wait for them."""
     dry_run: bool = False
     """Print plan, pools, expected time and disk; write nothing."""
 
@@ -102,77 +113,110 @@ class Config:
         return Configuration(**({name: vars(self)[name] for name in vars(self).keys() & fields} | derived))
 
 
-def main(config: Config) -> None:
-    """Plan, make what is missing, derive what people look at."""
+def main(config: Config) -> int | None:
+    """Plan, make what is missing, derive what people look at. Returns 1 when units failed for good."""
     thresholds = Thresholds(config.detector_threshold, config.ssim_floor, config.ssim_ceiling)
-    output, path = Output(config.out), config.network or weights.DEMO_NETWORK
-    plan = agree(read_plan(output), config.frozen(path), config.people)
+    output = Output(config.out)
+    network = local_copy(config.network, "--network") if config.network else weights.DEMO_NETWORK
+    configuration = config.frozen(network)
+    plan = agree(read_plan(output), configuration, config.people)
     pending = plan.pending(finished_units(output))
     print(plan.describe(len(pending), config.people), flush=True)
-    times = make(config, output, plan, pending, thresholds, path) if pending else None
     if config.dry_run:
-        return
-    if times or not is_published(output, plan, thresholds):
-        publish(output, plan, thresholds, network_record(path), times)
+        return expect(config, output, plan, thresholds, network, pending) if pending else None
+    if (pending or not is_published(output, plan, thresholds)) and make(
+        config, output, configuration, thresholds, network
+    ):
+        return 1
     print(discard_table(counts_of(read_summary(output))))
     print(f"contact sheet: {output.address(SHEET)}\nreport: {output.address(REPORT)}")
+    return 0
+
+
+def expect(
+    config: Config, output: Output, plan: Plan, thresholds: Thresholds, network: Path, pending: list[Unit]
+) -> None:
+    """A dry run: print what the pending units will take."""
+    from models.stylegan3.checkpoint import load_network
+
+    stages, pools = prepare(config, output, plan, thresholds, load_network(network).generator, len(pending))
+    images = sum(unit.people for unit in pending) * plan.configuration.variants
+    print(forecast(stages[:-1], pools, images, resources().cpus, output))
 
 
 def make(
-    config: Config, output: Output, plan: Plan, pending: list[Unit], thresholds: Thresholds, path: Path
-) -> RunTimes | None:
-    """Make the pending units: the pipeline. None, and nothing written, on a dry run."""
-    from actors.pedestrian_detector import PedestrianDetector  # here, as they bring PyTorch: a finished
-    from actors.similarity_scorer import SimilarityScorer  # run, which does nothing, should do it quickly
-    from actors.style_mixer import StyleMixer, check_network
-    from models.stylegan3.checkpoint import load_network
+    config: Config, output: Output, configuration: Configuration, thresholds: Thresholds, network: Path
+) -> int | None:
+    """Make what is missing, as the only driver in this folder; returns how many units failed for good."""
+    from models.stylegan3.checkpoint import load_network  # it brings PyTorch: a finished run is quick without
 
-    c, generator = plan.configuration, load_network(path).generator
+    with hold(output) as lease:
+        plan = agree(read_plan(output), configuration, config.people)  # another driver may just have ended
+        pending = plan.pending(finished_units(output))
+        loaded, times = load_network(network), None
+        if pending:
+            stages, pools = prepare(config, output, plan, thresholds, loaded.generator, len(pending))
+            times, failed = run(output, plan, pending, stages, pools, lease)
+            if failed:
+                print(failure_advice(output, failed), file=sys.stderr)
+                return failed
+        record = {"file": network.name, "sha256": loaded.sha256, **loaded.record}
+        publish(output, plan, thresholds, record, times)
+    return None
+
+
+def prepare(
+    config: Config, output: Output, plan: Plan, thresholds: Thresholds, generator: object, units: int
+) -> tuple[list[tuple[type, dict]], list[Pool]]:
+    """The pipeline: its stages with their arguments, and their pools on the connected cluster."""
+    from actors.pedestrian_detector import PedestrianDetector
+    from actors.similarity_scorer import SimilarityScorer
+    from actors.style_mixer import StyleMixer, check_network
+
+    c = plan.configuration
     check_network(generator.config, c)
-    detector = weights.get("yolov4-tiny", config.yolo_weights)
+    own = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
+    detector = weights.get("yolov4-tiny", own)
     connect()
-    pools, device = plan_pools(config, len(pending))
+    pools, device = plan_pools(config, units)
     here = {"device": device, "threads": THREADS}
+    scoring = {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS}
+    content = ray.put(weights.contents(detector))
     stages = [
         (StyleMixer, {"generator": ray.put(generator), "configuration": c, **here}),
-        (
-            PedestrianDetector,
-            {"weights": ray.put(weights.contents(detector)), "height": c.height, "width": c.width, **here},
-        ),
-        (
-            SimilarityScorer,
-            {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS},
-        ),
-        (ShardWriter, {"address": output.root_address, "plan_hash": c.hash, "thresholds": thresholds}),
+        (PedestrianDetector, {"weights": content, "height": c.height, "width": c.width, **here}),
+        (SimilarityScorer, scoring),
+        (ShardWriter, {"address": output.secret_address, "plan_hash": c.hash, "thresholds": thresholds}),
     ]
-    images = sum(unit.people for unit in pending) * c.variants
-    if config.dry_run:
-        return print(forecast(stages[:-1], pools, images, resources().cpus, output))
+    return stages, pools
+
+
+def run(
+    output: Output, plan: Plan, pending: list[Unit], stages: list[tuple[type, dict]], pools: list[Pool], lease: Lease
+) -> tuple[RunTimes, int]:
+    """Make the pending units; returns what it took, and the number of units that failed for good."""
     output.write(PLAN_FILE, plan.to_json())
     output.remove_leftovers()
+    images, finished = (
+        sum(unit.people for unit in pending) * plan.configuration.variants,
+        plan.unit_count - len(pending),
+    )
+    metrics = RunMetrics(output.root_address, plan.unit_count, finished)
+    unit_bytes = max(unit.people for unit in pending) * plan.configuration.person_pixel_bytes
     start, seconds = time.monotonic(), dict.fromkeys(STAGES, 0.0)
-    unit_bytes = max(unit.people for unit in pending) * c.person_pixel_bytes
-    done = (plan.unit_count - len(pending), plan.images - images)
-    with ProgressLine(plan.unit_count, plan.images, *done) as line:
-        for row in run_units([dataclasses.asdict(unit) for unit in pending], stages, pools, unit_bytes):
-            if row["problem"]:
-                raise InputError(row["problem"])
-            line.update(row["images"], row["kept"])
+    with ProgressLine(plan.unit_count, plan.images, finished, plan.images - images) as line:
+        rows = run_units([dataclasses.asdict(unit) for unit in pending], stages, pools, unit_bytes)
+        for row in committed(rows, output, lease, line, metrics):
             for stage in STAGES:
                 seconds[stage] += row[f"seconds_{stage}"]
-    return RunTimes(time.monotonic() - start, images, seconds)
-
-
-def network_record(path: Path) -> dict:
-    """What is known about the network, for the report."""
-    from models.stylegan3.checkpoint import load_network
-
-    network = load_network(path)
-    return {"file": path.name, "sha256": network.sha256, **network.record}
+    output.remove_leftovers()  # of writers that were killed, while others went on
+    return RunTimes(time.monotonic() - start, images, seconds), line.failed
 
 
 def plan_pools(config: Config, units: int) -> tuple[list[Pool], str]:
     """The resources of every stage, printed, and the device of the heavy ones."""
+    if config.gpus and not config.dry_run:
+        wait_for_gpus(config.gpus, config.gpu_minutes)
     cluster = resources()
     device = config.device
     if device == "auto":
@@ -185,7 +229,7 @@ def plan_pools(config: Config, units: int) -> tuple[list[Pool], str]:
         Pool("writers", cpus=0.25),
     ]
     pools = fit_pools(requests, cluster, device == "cuda", units)
-    print(f"pools: {', '.join(map(str, pools))} of {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs", flush=True)
+    print(describe(pools, cluster), flush=True)
     return pools, device
 
 

@@ -3,13 +3,15 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import torch
+import tyro
 
 from actors.style_mixer import StyleMixer
 from datasets.decoding import decode
+from datasets.inputs import local_copy
 from datasets.plan import LAYER_GROUPS, Configuration, parse_layers
 from datasets.units import images_of
 from jobs.common import run_job
@@ -31,7 +33,7 @@ class Preview:
     column by column.
     """
 
-    network: Path = DEMO_NETWORK
+    network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")] = DEMO_NETWORK
     """A reference .pkl, a .safetensors of ours or a .pt state dict; by default the demo network (a toy)."""
     out: Path = Path("preview.png")
     """The sheet, a PNG file."""
@@ -53,7 +55,8 @@ class Preview:
 def main(options: Preview) -> None:
     """Check, draw, save; prints the path of the sheet. Raises InputError for bad values."""
     groups = check(options)
-    network = load_network(options.network)
+    path = local_copy(options.network, "--network")
+    network = load_network(path)
     base, groups_images = draw(options, network, list(groups.values()))
     toy = "made from a toy: drawn people, no real ones · " if is_toy(network.record) else ""
     rows = []
@@ -64,7 +67,7 @@ def main(options: Preview) -> None:
         rows.append(SheetRow(f"seed {options.seed + person}", cells))
     sheet = contact_sheet(
         rows,
-        title=f"Which layers? {options.network.name}",
+        title=f"Which layers? {path.name}",
         subtitle=f"{toy}pictures of one number mix in the same other person",
         headings=[("base", 1), *((name, options.variants) for name in groups)],
     )

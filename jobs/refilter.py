@@ -44,11 +44,11 @@ def main(config: Config) -> None:
     output = Output(config.out)
     plan = read_plan(output)
     if plan is None:
-        raise InputError(f"--out {config.out}: no plan.json there, so no run of jobs/generate.py")
+        raise InputError(f"--out {output.root_address}: no plan.json there, so no run of jobs/generate.py")
     finished = finished_units(output)
     units = [unit for unit in plan.units() if unit.unit in finished]
     if not units:
-        raise InputError(f"--out {config.out}: no unit is finished yet; run jobs/generate.py first")
+        raise InputError(f"--out {output.root_address}: no unit is finished yet; run jobs/generate.py first")
     if len(units) < plan.unit_count:
         print(f"the run is not finished: {len(units)} of {plan.unit_count} units are judged")
     reference = plan.configuration.reference_threshold

@@ -11,7 +11,8 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from datasets.image_tree import list_split
-from jobs.common import MALLOC_VARIABLES, connect, resources, run_job
+from jobs.cluster import resources
+from jobs.common import MALLOC_VARIABLES, connect, run_job
 from models.errors import InputError
 from training.gan_config import GanConfig, claim_folder
 from training.gan_data import command_line

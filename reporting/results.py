@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -94,7 +95,7 @@ def publish(
     }
     sheet = encode_png(draw_sheet(output, plan, thresholds, toy=is_toy(network)))
     output.write(SHEET, sheet)
-    again = f"python -m jobs.refilter --out {output.root_address} --name stricter --detector-threshold 0.8"
+    again = f"python -m jobs.refilter --out {shlex.quote(output.root_address)} --name stricter --detector-threshold 0.8"
     page = render_report(
         title=f"{plan.people:,} people, {plan.images:,} images",
         summary=summary,

@@ -40,7 +40,8 @@ def test_a_unit_becomes_a_shard_and_a_small_row(tmp_path, batch):
     row = ShardWriter(str(tmp_path), CONFIGURATION.hash, Thresholds())(batch).to_pylist()[0]
     assert row.pop("seconds_write") > 0
     assert row == {
-        "unit": 0, "images": 4, "kept": 2, "problem": None,
+        "unit": 0, "images": 4, "problem": None,
+        "kept": 2, "error": 1, "detector": 1, "ssim_floor": 0, "ssim_ceiling": 0,
         "seconds_generate": 1.5, "seconds_detect": 2.5, "seconds_similarity": 0.5,
     }  # fmt: skip
     table = read_shard(output, PLAN, next(PLAN.units()))

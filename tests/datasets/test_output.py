@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets.output import Output, _host
+from datasets.stores import shown
 from models.errors import InputError
 
 
@@ -30,6 +31,11 @@ def test_files_are_written_read_and_listed(tmp_path, scheme):
     with output.open("x/two") as file:
         assert file.read() == b"2"
     assert output.local == (scheme != "mock")
+    assert output.root_address == {"path": folder, "file": f"{tmp_path}/run", "mock": "mock:///run"}[scheme]
+    output.remove("x/two")
+    output.remove("x/two")
+    output.remove("nowhere/two")
+    assert output.list("x") == ["x/y/one"]
 
 
 @pytest.mark.parametrize("scheme", ["path", "mock"])
@@ -81,6 +87,56 @@ def test_a_full_disk_is_named_and_leaves_no_rest(tmp_path):
     Output(str(tmp_path)).write("shards/big", bytes(5000))
 
 
+def test_a_file_that_cannot_be_removed_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").write_text("")
+    Output(str(tmp_path)).remove("plain/below")
+    with pytest.raises(InputError, match=f"cannot remove {tmp_path}/folder: Is a directory"):
+        Output(str(tmp_path)).remove("folder")
+
+
+@pytest.mark.parametrize(
+    ("address", "root", "file"),
+    [
+        ("/data/run", "/data/run", "/data/run/x"),
+        ("file:///data/run/", "file:///data/run", "file:///data/run/x"),
+        ("s3://bucket/run", "s3://bucket/run", "s3://bucket/run/x"),
+        ("s3://bucket", "s3://bucket", "s3://bucket/x"),
+        ("s3://KEY:hidden@bucket/run/?region=r&x=hidden", "s3://***@bucket/run?region=r", "s3://bucket/run/x"),
+        ("s3://KEY:hid/den@bucket/run", "s3://***@bucket/run", "s3://bucket/run/x"),
+        ("s3://bucket/a@b/run?endpoint_override=http://h:1", "s3://bucket/a@b/run?endpoint_override=http://h:1",
+         "s3://bucket/a@b/run/x"),
+        ("abfs://container@account/run", "abfs://container@account/run", "abfs://container@account/run/x"),
+        ("abfs://account:hidden@container/run", "abfs://***@container/run", "abfs://container/run/x"),
+        ("gs://anonymous@bucket/run?scheme=http", "gs://anonymous@bucket/run?scheme=http",
+         "gs://anonymous@bucket/run/x"),
+    ],
+)  # fmt: skip
+def test_addresses_are_shown_without_credentials(address, root, file):
+    assert (shown(address), shown(address, "x")) == (root, file)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://KEYID:hid/den@bucket/run",
+        "s3://KEYID:hid#den@bucket/run",
+        "s3://KEYID:hid@den@bucket/run",
+        "s3://KEYID:hidden@bucket/run?region=r&nosuch=1",
+        "s3://:hidden@bucket/run",
+        "s3://hidden@bucket/run?endpoint_override=h:1",
+        "s3://KEYID:hidden@/run",
+        "gs://KEYID:hidden@bucket/run?nosuch=1",
+        "gs://KEYID:hid den@bucket/run",
+    ],
+)
+def test_refused_addresses_show_no_credentials(address):
+    with pytest.raises(InputError, match="--out ") as caught:
+        Output(address)
+    assert not any(part in str(caught.value) for part in ("hid", "den@", "KEYID"))
+    assert "\n" not in str(caught.value)
+
+
 def test_leftovers_of_dead_writers_go_and_living_ones_stay(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -115,7 +171,9 @@ def test_a_relative_path_is_refused_in_a_submitted_job(monkeypatch, tmp_path):
     assert Output(str(tmp_path)).root_address == str(tmp_path)
 
 
-@pytest.mark.parametrize("address", ["", "  ", "nosuch://bucket/run"])
+@pytest.mark.parametrize(
+    "address", ["", "  ", "nosuch://bucket/run", "s3://", "s3:///run", "s3://b/run#1", "s3://b/r?x=1"]
+)
 def test_bad_addresses_are_refused(address):
     with pytest.raises(InputError, match="--out"):
         Output(address)

@@ -1,0 +1,81 @@
+"""What the connected cluster has, and waiting for more of it."""
+
+import dataclasses
+import math
+import sys
+import time
+from collections import Counter
+
+import ray
+
+from models.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A living node: Ray's id, a name for people, its logical CPUs and GPUs."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What the connected cluster has, the nodes with most GPUs first, then those with most CPUs."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs in all."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in all."""
+        return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        nodes = f" on {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
+        return f"{self.cpus:g} CPUs, {self.gpus} GPUs{nodes}"
+
+
+def resources() -> Resources:
+    """The connected cluster's living nodes."""
+    living = [node for node in ray.nodes() if node["Alive"]]
+    hosts = Counter(node["NodeManagerHostname"] for node in living)
+    nodes = []
+    for node in living:
+        host, has = node["NodeManagerHostname"], node["Resources"]
+        name = host if hosts[host] == 1 else f"{host}/{node['NodeID'][:6]}"
+        name += " (head)" if "node:__internal_head__" in has else ""
+        nodes.append(Node(node["NodeID"], name, has.get("CPU", 0.0), int(has.get("GPU", 0))))
+    return Resources(tuple(sorted(nodes, key=lambda node: (-node.gpus, -node.cpus, node.name))))
+
+
+def wait_for_gpus(count: int, minutes: float) -> None:
+    """Ask the autoscaler for `count` GPUs and wait until they are there, with a line every 10 s on stderr.
+
+    The request ends with this call: nodes that then stay idle go again. Raises InputError when `minutes` are over,
+    naming what is there.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    start, said = time.monotonic(), -math.inf
+    request_resources(bundles=[{"GPU": 1}] * count)
+    try:
+        while (there := resources()).gpus < count:
+            waited = time.monotonic() - start
+            if waited > 60 * minutes:
+                raise InputError(
+                    f"--gpus {count}: after {minutes:g} minutes there are {there}; ask for fewer, wait longer, or look "
+                    "at `ray status` for what the cloud refuses"
+                )
+            if waited - said >= 10:
+                print(f"waiting for GPUs: {there.gpus} of {count}, {waited:.0f} s", file=sys.stderr, flush=True)
+                said = waited
+            time.sleep(min(1.0, 15 * minutes))
+    finally:
+        request_resources(bundles=[])

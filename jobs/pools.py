@@ -1,0 +1,255 @@
+"""Sizing the pools of a pipeline to a cluster, node by node and card by card."""
+
+import dataclasses
+import heapq
+import math
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jobs.cluster import Node, Resources, resources
+from models.errors import InputError
+
+# The share of a card for the first of several heavy stages. More than half, so that Ray, which puts a fraction on the
+# fullest card with room, gives every generator a card of its own and every detector a place beside one. With halves,
+# two generators would share a card, and two detectors the next.
+FIRST_SHARE = 0.6
+STUCK_SECONDS = 120
+FREE_SECONDS = 60  # for actors of an ended pipeline, or of a killed run, to leave their cards
+_WHOLE = 10_000  # one card, in the unit in which Ray itself counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The actors of one stage, each with a share of CPUs and GPUs; as a request, None lets `fit_pools`
+    choose.
+
+    A request with `cpus` is a light stage that goes along with the work; one without is where the time goes.
+    nodes: each actor's node id, in the order of creation; empty on one machine without GPUs. cards: those of its node
+    that Ray will give it. gpus_before, gpus_in_all: what the pools before this one, and all of them, hold.
+    """
+
+    stage: str
+    size: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    nodes: tuple[str, ...] = ()
+    cards: tuple[tuple[int, ...], ...] = ()
+    gpus_before: float = 0.0
+    gpus_in_all: float = 0.0
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.stage} {self.size} x ({self.cpus:g} CPU{gpus})"
+
+    def placement(self) -> Callable[[], dict] | None:
+        """A `ray_remote_args_fn` for one `map_batches`: each call gives the options of the next actor.
+
+        The affinity is soft: Ray starts an actor of a lost node on another. An actor beyond `size` replaces one that
+        ended in its constructor, and goes where that one left room.
+        """
+        if not self.nodes:
+            return None
+        homes = iter(enumerate(self.nodes))
+
+        def options() -> dict:
+            number, home = next(homes, (0, None))
+            if home is None:
+                return {}
+            if number == 0 and self.gpus:
+                self._await_turn()
+            return {"scheduling_strategy": NodeAffinitySchedulingStrategy(home, soft=True)}
+
+        return options
+
+    def _await_turn(self) -> None:
+        # Who comes first to a card decides what else fits on it: all cards must be free before the first pool, and
+        # those of the pools before this one taken.
+        for _ in range(FREE_SECONDS * 5):
+            free, total = (found.get("GPU", 0.0) for found in (ray.available_resources(), ray.cluster_resources()))
+            if free <= total - self.gpus_before + 1e-3 if self.gpus_before else free >= self.gpus_in_all - 1e-3:
+                return
+            time.sleep(0.2)
+        print(f"{self.stage}: other work holds GPUs of this cluster ({free:g} are free)", file=sys.stderr, flush=True)
+
+
+def fit_pools(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: int) -> list[Pool]:
+    """Pools that fit the cluster together, each actor on its node, never more actors than units.
+
+    On GPUs each heavy stage gets one actor a GPU, and the heavy stages share each card. On CPUs each heavy
+    stage gets one actor a CPU, of one thread: together they want more than there is, so whichever stage lags has
+    processes enough to use every CPU, and no ratio of costs has to be guessed. (Fewer actors with two threads
+    each: on a busy machine their threads wait for each other, at 2 to 100 times the CPU time.) Light stages go where
+    fewest actors are for each CPU; what they leave of the logical CPUs is divided among the heavy ones. Raises
+    InputError when more is asked for than the cluster has, or than Ray's way of filling cards can place.
+    """
+    usable = [node for node in available.nodes if node.cpus > 0]  # every actor needs a bit of a CPU
+    if not usable or available.cpus < 1 or (on_gpu and not any(node.gpus for node in usable)):
+        raise InputError(f"the cluster has {available.cpus:g} CPUs and {available.gpus} GPUs: nothing can run on it")
+    wanted = _sized(requests, Resources(tuple(usable)), on_gpu, units)
+    actors: Counter[str] = Counter()  # of all stages, by node id
+    cards = {node.id: [_WHOLE] * node.gpus for node in usable}
+    in_all, before, pools = sum(pool.size * pool.gpus for pool in wanted), 0.0, []
+    for pool in wanted:
+        places = _place(pool, usable, actors, cards)
+        if len(places) < pool.size:
+            raise InputError(_no_room(pool, len(places), wanted, available))
+        nodes, taken = zip(*places, strict=True)
+        pools.append(dataclasses.replace(pool, nodes=nodes, cards=taken, gpus_before=before, gpus_in_all=in_all))
+        before += pool.size * pool.gpus
+    pools = _share_cpus(pools, usable)
+    if len(available.nodes) == 1 and not in_all:
+        return [dataclasses.replace(pool, nodes=(), cards=()) for pool in pools]
+    return pools
+
+
+def _sized(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: int) -> list[Pool]:
+    """The requests with their sizes and shares of a GPU, each checked by itself."""
+    per_stage = available.gpus if on_gpu else sum(max(1, int(node.cpus)) for node in available.nodes)
+    largest = max(node.gpus for node in available.nodes)
+    heavy = [pool for pool in requests if pool.cpus is None]
+    spare = round(1 - sum(pool.gpus for pool in heavy if pool.gpus and pool.gpus < 1), 4)
+    pools = []
+    for pool in requests:
+        size, gpus = max(1, int(available.cpus // 8)), 0.0
+        if pool in heavy:
+            size = per_stage
+            usual = FIRST_SHARE if pool is heavy[0] else round((1 - FIRST_SHARE) / (len(heavy) - 1), 4)
+            gpus = (min(usual, spare) if spare > 0 else usual) if on_gpu else 0.0
+        gpus = gpus if pool.gpus is None else pool.gpus
+        if pool.size is not None and not 1 <= pool.size <= 16 * available.cpus:
+            raise InputError(f"{pool.size} {pool.stage}: give 1 to {16 * available.cpus:g} on {available.cpus:g} CPUs")
+        if not 0 <= gpus <= largest or (gpus > 1 and gpus != int(gpus)):
+            raise InputError(
+                f"{gpus:g} GPUs for each of the {pool.stage}: give a fraction of one, or whole ones; the largest "
+                f"node has {largest}"
+            )
+        pools.append(dataclasses.replace(pool, size=min(pool.size or size, max(1, units)), gpus=gpus))
+    return pools
+
+
+def _place(
+    pool: Pool, nodes: Sequence[Node], actors: Counter[str], cards: dict[str, list[int]]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """The node and the cards of each actor, evenly for what each node has; fewer than asked for where room ends."""
+    load = [
+        ((1 if pool.gpus else 1 + actors[n.id]) / (n.gpus if pool.gpus else n.cpus), i)
+        for i, n in enumerate(nodes)
+        if n.gpus or not pool.gpus
+    ]
+    heapq.heapify(load)
+    places = []
+    while load and len(places) < pool.size:
+        rank, index = load[0]
+        node = nodes[index]
+        taken = take_cards(cards[node.id], pool.gpus)
+        if taken is None:
+            heapq.heappop(load)  # it only gets fuller
+            continue
+        places.append((node.id, taken))
+        actors[node.id] += 1
+        heapq.heapreplace(load, (rank + 1 / (node.gpus if pool.gpus else node.cpus), index))
+    return places
+
+
+def take_cards(cards: list[int], gpus: float) -> tuple[int, ...] | None:
+    """Take cards of a node as Ray does, and lower what is left of them; None where `gpus` find no room.
+
+    cards: what is free of each, in 1/10000. A fraction goes to the fullest card that has room for it, whole GPUs
+    take empty cards, the lowest number first (Ray 2.60, tests/crash/test_pools_on_a_cluster.py).
+    """
+    share = round(gpus * _WHOLE)
+    if share < _WHOLE:
+        room = [(free, card) for card, free in enumerate(cards) if free >= share]
+        chosen = [min(room)[1]] if room and share else []
+    else:
+        chosen = [card for card, free in enumerate(cards) if free == _WHOLE][: share // _WHOLE]
+    if len(chosen) < math.ceil(gpus):
+        return None
+    for card in chosen:
+        cards[card] -= min(share, _WHOLE)
+    return tuple(chosen)
+
+
+def _no_room(pool: Pool, placed: int, pools: Sequence[Pool], available: Resources) -> str:
+    asked = " and ".join(f"{p.size} {p.stage} of {p.gpus:g} GPU" for p in pools if p.gpus)
+    fewer = f"--{pool.stage} {placed} or " if placed else ""
+    return (
+        f"{asked} do not fit on {available}: Ray fills the fullest card first, and {pool.size - placed} {pool.stage} "
+        f"find no card with room; give {fewer}smaller shares of a card (--gpus-per-generator, --gpus-per-detector)"
+    )
+
+
+def _share_cpus(pools: list[Pool], nodes: Sequence[Node]) -> list[Pool]:
+    """Logical CPUs for each actor, the same within a pool, that fit on every node."""
+    light, heavy = Counter(), Counter()  # CPUs and actors, by node id
+    for pool in pools:
+        for node in pool.nodes:
+            light[node] += pool.cpus or 0.0
+            heavy[node] += pool.cpus is None
+    # At least half of each node is for the heavy stages.
+    squeeze = min([1.0] + [node.cpus / 2 / light[node.id] for node in nodes if light[node.id]])
+    # A light stage that has lost its only actor's node stops all others until the actor finds room on another node:
+    # each of several keeps room for one of each.
+    one_of_each = squeeze * sum(pool.cpus or 0.0 for pool in pools) if len(nodes) > 1 else 0.0
+    room = [
+        (node.cpus - squeeze * light[node.id] - min(one_of_each, node.cpus / 4)) / heavy[node.id]
+        for node in nodes
+        if heavy[node.id]
+    ]
+    each = min([1.0, *room])
+    # Rounded down, so that the sum is never a hair above what there is.
+    shares = [math.floor((each if pool.cpus is None else pool.cpus * squeeze) * 1000) / 1000 for pool in pools]
+    return [dataclasses.replace(pool, cpus=share) for pool, share in zip(pools, shares, strict=True)]
+
+
+def describe(pools: Sequence[Pool], available: Resources) -> str:
+    """The plan for people: one line; on several nodes also a line a node, and what shares a card."""
+    lines = [f"pools: {', '.join(map(str, pools))} of {available}"]
+    if len(available.nodes) > 1:
+        width = max(len(node.name) for node in available.nodes)
+        lines.append(f"  {'node':{width}}  GPUs  CPUs  " + "  ".join(pool.stage for pool in pools))
+        for node in available.nodes:
+            counts = "  ".join(f"{pool.nodes.count(node.id):{len(pool.stage)}}" for pool in pools)
+            lines.append(f"  {node.name:{width}}  {node.gpus:4}  {node.cpus:4g}  {counts}")
+    by_card = defaultdict(list)
+    for pool in pools:
+        for node, cards in zip(pool.nodes, pool.cards, strict=True):
+            for card in cards:
+                by_card[node, card].append(pool.stage[:-1])
+    if len(by_card) > 1:
+        loads = Counter(" + ".join(stages) for stages in by_card.values())
+        lines.append("  cards: " + ", ".join(f"{count} x ({load})" for load, count in loads.most_common()))
+    return "\n".join(lines)
+
+
+def rows_until_stuck(
+    data: "ray.data.Dataset", pools: Sequence[Pool], patience: float = STUCK_SECONDS
+) -> Iterator[dict]:
+    """The rows of a pipeline; they end early where a node of its pools is lost and none came for `patience` seconds.
+
+    Actors of a lost node wait for room on the others. Where waiting detectors take what generators left, and the last
+    generators wait for just that, nothing moves again: whoever calls plans the missing units anew on what is there.
+    """
+    homes, last, ended = {node for pool in pools for node in pool.nodes}, time.monotonic(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(patience / 10):
+            if time.monotonic() - last > patience and homes - {node.id for node in resources().nodes}:
+                data._current_executor.shutdown(
+                    force=True
+                )  # Ray 2.60 has no public way to end an iteration from outside
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        for row in data.iter_rows():
+            yield row
+            last = time.monotonic()
+    finally:
+        ended.set()

@@ -1,0 +1,238 @@
+"""Nothing lost, nothing twice: runs that are killed in every way end, by the same command, as the undisturbed run.
+
+Each test starts runs as users do, in processes of their own with a Ray of their own.
+"""
+
+import ctypes
+import dataclasses
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from jobs import generate
+from models.stylegan3 import Generator, GeneratorConfig
+from models.stylegan3.checkpoint import save_network
+
+ROOT = Path(__file__).parents[2]
+PEOPLE, VARIANTS = 40, 4  # 40 units of one person
+PATIENCE = 240.0  # seconds; a run takes 30 on two idle cores
+IN_FLIGHT = 24  # units that a crash may cost, here: README, "What a crash costs"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> generate.Config:
+    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
+    torch.manual_seed(0)
+    tiny = GeneratorConfig.config_t(64, 32, channel_base=512, channel_max=16, output_scale=4.0)
+    save_network(path, Generator(tiny), record={"trained_on": "nothing, a test"})
+    # Threshold 0: an untrained network makes no pedestrians.
+    sizes = {"people": PEOPLE, "variants": VARIANTS, "unit_images": VARIANTS, "generators": 2, "detectors": 2}
+    return generate.Config(out="", seed=5, network=path, detector_threshold=0.0, **sizes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, config, tmp_path_factory) -> dict[str, bytes]:
+    """Every file of a run that nothing happened to, by name; the summary holds times and stays out."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert generate.main(dataclasses.replace(config, out=str(out))) == 0
+    files = contents(out)
+    assert sum(name.startswith("shards/") for name in files) == PEOPLE
+    return files
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return {name: data for name, data in files.items() if name not in ("summary.json", "report.html")}
+
+
+def assert_whole(out: Path, undisturbed: dict[str, bytes]) -> None:
+    found = contents(out)
+    assert set(found) == set(undisturbed)  # nothing lost, nothing left over
+    different = [name for name, data in undisturbed.items() if found[name] != data]
+    assert different == []
+    manifest = pq.read_table(out / "manifest.parquet", columns=["person", "variant"]).to_pylist()
+    assert [(row["person"], row["variant"]) for row in manifest] == [
+        (person, variant) for person in range(PEOPLE) for variant in range(VARIANTS)
+    ]
+
+
+def command(config: generate.Config, out: Path) -> list[str]:
+    names = ("people", "variants", "seed", "unit_images", "generators", "detectors", "network", "detector_threshold")
+    options = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
+    return [sys.executable, "-m", "jobs.generate", "--out", str(out), *options]
+
+
+def start(config: generate.Config, out: Path, *more: str, **environment: str) -> subprocess.Popen:
+    settings = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
+    log = open(out.with_name(f"{out.name}.log"), "a")  # noqa: SIM115
+    return subprocess.Popen([*command(config, out), *more], cwd=ROOT, env=settings, stdout=log, stderr=log)
+
+
+def said(out: Path) -> str:
+    return out.with_name(f"{out.name}.log").read_text()
+
+
+def finish(config: generate.Config, out: Path, code: int = 0) -> None:
+    assert start(config, out).wait(PATIENCE) == code, said(out)
+
+
+def shards(out: Path) -> list[Path]:
+    return sorted(out.glob("shards/*/*.parquet"))
+
+
+def wait_for(what, driver: subprocess.Popen, out: Path):
+    """Polls `what()` until it is true; the driver must live as long."""
+    end = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert driver.poll() is None, f"the driver ended too early: {said(out)}"
+        assert time.monotonic() < end, f"waited too long: {said(out)}"
+        time.sleep(0.02)
+    return found
+
+
+def workers(driver: subprocess.Popen, stage: str) -> list[psutil.Process]:
+    """The living worker processes of a stage; Ray names them after its class."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        try:
+            if f"({stage})" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_killed_drivers_lose_at_most_the_units_in_flight(config, undisturbed, tmp_path):
+    out, chance = tmp_path / "out", random.Random()
+    moments = [chance.uniform(0, 12)] + [chance.randint(1, 8) for _ in range(2)]
+    print(f"killed after {moments[0]:.1f} s, then after {moments[1:]} more units each time")
+    for number, moment in enumerate(moments):
+        driver, before = start(config, out), len(shards(out))
+        if number:
+            wait_for(lambda: len(shards(out)) >= before + moment, driver, out)  # noqa: B023
+            time.sleep(chance.uniform(0, 0.3))
+        else:
+            time.sleep(moment)
+        made = {path: path.read_bytes() for path in shards(out)}
+        driver.kill()
+        driver.wait()
+        assert all(path.read_bytes() == data for path, data in made.items())
+    before = len(shards(out))
+    assert 2 <= before < PEOPLE
+    finish(config, out)
+    assert_whole(out, undisturbed)
+    assert f"{PEOPLE - before} to make" in said(out)
+
+
+def test_killed_actors_and_a_writer_in_the_middle_of_a_shard_change_nothing(config, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    driver = start(config, out)
+    wait_for(lambda: shards(out), driver, out)
+    for stage in ("StyleMixer", "PedestrianDetector", "SimilarityScorer"):
+        wait_for(lambda: workers(driver, stage), driver, out)[0].kill()  # noqa: B023
+    leftover = kill_a_writer_at_work(out, driver)
+    assert len(shards(out)) < PEOPLE
+    assert driver.wait(PATIENCE) == 0, said(out)
+    assert not leftover.exists()
+    assert_whole(out, undisturbed)
+
+
+def kill_a_writer_at_work(out: Path, driver: subprocess.Popen) -> Path:
+    """Kills a writer while its temporary file is there and its shard is not; returns that file."""
+    for temporary in created(out / "shards" / "000"):
+        match = re.match(r"\.(unit-\d+\.parquet)\..*\.(\d+)\.tmp$", temporary.name)
+        if match:
+            os.kill(int(match[2]), signal.SIGKILL)
+            if temporary.exists() and not temporary.with_name(match[1]).exists():
+                return temporary
+        assert driver.poll() is None, said(out)
+    raise AssertionError("no more files come")
+
+
+def created(folder: Path) -> Iterator[Path]:
+    """Files as they come into a folder, told by the kernel (inotify): polling would see few that live for 1 ms."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.inotify_init1(os.O_CLOEXEC)
+    assert libc.inotify_add_watch(descriptor, bytes(folder), 0x100) > 0  # IN_CREATE
+    try:
+        while True:
+            events = os.read(descriptor, 65536)
+            while events:
+                _, _, _, length = struct.unpack_from("iIII", events)
+                yield folder / events[16 : 16 + length].rstrip(b"\0").decode()
+                events = events[16 + length :]
+    finally:
+        os.close(descriptor)
+
+
+def test_two_drivers_by_mistake_are_one_run(config, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    first = start(config, out)
+    wait_for(lambda: (out / ".driver.json").exists(), first, out)
+    second = subprocess.run(command(config, out), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert second.returncode == 2
+    assert re.fullmatch(rf"error: --out {out}: process {first.pid} on \S+ has been working .*\n", second.stderr)
+    assert first.wait(PATIENCE) == 0, said(out)
+    assert_whole(out, undisturbed)
+
+
+@pytest.fixture
+def small_disk(undisturbed, tmp_path) -> Iterator[Path]:
+    """A disk that holds about half of the shards."""
+    pages = sum(-(-len(data) // 4096) for name, data in undisturbed.items() if name.startswith("shards/"))
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={pages // 2 * 4}k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on_when_there_is_room(config, undisturbed, small_disk):
+    out = small_disk / "out"
+    log = small_disk.with_name("log")
+    with open(log, "w") as file:
+        full = subprocess.run(command(config, out), cwd=ROOT, stdout=file, stderr=file, timeout=PATIENCE)
+    assert full.returncode == 2, log.read_text()
+    assert re.search(r"^error: cannot write .*: No space left on device\. Mend that, .*goes on$", log.read_text(), re.M)
+    made = len(shards(out))
+    assert 1 <= made < PEOPLE
+    assert list(out.rglob(".*.tmp")) == []
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    with open(log, "w") as file:
+        subprocess.run(command(config, out), cwd=ROOT, stdout=file, stderr=file, timeout=PATIENCE, check=True)
+    assert f"{PEOPLE - made} to make" in log.read_text()
+    assert_whole(out, undisturbed)
+
+
+def test_a_lost_node_changes_nothing(config, undisturbed, tmp_path):
+    # As spot machines go: without a word before it. The GPUs are logical, the processes real.
+    out = tmp_path / "out"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+    lost, _ = cluster.add_node(num_cpus=4, num_gpus=1), cluster.add_node(num_cpus=4, num_gpus=1)
+    try:
+        shares = ["--device", "cpu", "--gpus-per-generator", "0.5", "--gpus-per-detector", "0.5"]
+        driver = start(config, out, *shares, RAY_ADDRESS=cluster.address)
+        wait_for(lambda: len(shards(out)) >= 3, driver, out)
+        made = len(shards(out))
+        cluster.remove_node(lost, allow_graceful=False)
+        assert made < PEOPLE
+        assert driver.wait(PATIENCE) == 0, said(out)
+    finally:
+        cluster.shutdown()
+    assert_whole(out, undisturbed)

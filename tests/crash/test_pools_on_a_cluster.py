@@ -1,0 +1,142 @@
+"""Simulated clusters: Ray puts each actor on the node and card of the plan, and lost nodes cost no unit."""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+import ray
+import ray.data
+from ray.cluster_utils import Cluster
+
+from jobs.cluster import resources, wait_for_gpus
+from jobs.common import MALLOC_VARIABLES
+from jobs.pools import Pool, describe, fit_pools, rows_until_stuck
+from models.errors import InputError
+
+NODES = {"two cards": (6, 2), "one card": (2, 1), "no card": (8, 0)}  # CPUs, GPUs; the head has 2 CPUs
+UNITS = 60
+PATIENCE = 20.0  # seconds
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head alone, ours; other tests find the Ray of `ray_cluster` again afterwards, if they had one."""
+    shared = ray.is_initialized()
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    if shared:
+        environment = {"env_vars": MALLOC_VARIABLES}
+        ray.init("local", num_cpus=8, include_dashboard=False, runtime_env=environment, log_to_driver=False)
+
+
+@pytest.fixture
+def workers(cluster) -> dict:
+    """The three other nodes, by name."""
+    found = {name: cluster.add_node(num_cpus=c, num_gpus=g, wait=False) for name, (c, g) in NODES.items()}
+    cluster.wait_for_nodes()
+    return found
+
+
+def plan(units: int, generators: Pool | None = None, detectors: Pool | None = None) -> list[Pool]:
+    heavy = [generators or Pool("generators"), detectors or Pool("detectors")]
+    return fit_pools([*heavy, Pool("scorers", cpus=0.25), Pool("writers", cpus=0.25)], resources(), True, units)
+
+
+def stub(stage: str, seconds: float) -> type:
+    """An actor that adds a column: where it ran, as "node process cards"."""
+
+    class Stub:
+        def __init__(self):
+            context = ray.get_runtime_context()
+            self.place = f"{context.get_node_id()} {os.getpid()} {','.join(context.get_accelerator_ids()['GPU'])}"
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            time.sleep(seconds)
+            return batch.append_column(stage, pa.array([self.place] * len(batch)))
+
+    return Stub
+
+
+def run(pools: list[Pool], units: list[int], seconds: float) -> Iterator[dict]:
+    """Units through a stub of every stage."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    data = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+    for pool in pools:
+        data = data.map_batches(
+            stub(pool.stage, seconds),
+            compute=ray.data.ActorPoolStrategy(size=pool.size),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            batch_format="pyarrow",
+            batch_size=1,
+            ray_remote_args_fn=pool.placement(),
+        )
+    return rows_until_stuck(data, pools, PATIENCE)
+
+
+def test_ray_does_what_the_printed_plan_says_actor_by_actor_and_card_by_card(workers):
+    pools = plan(UNITS)
+    found = list(run(pools, list(range(UNITS)), seconds=0.4))
+    assert sorted(row["unit"] for row in found) == list(range(UNITS))
+    seen = {}
+    for pool in pools:
+        places = [place.split(" ") for place in {row[pool.stage] for row in found}]
+        seen[pool.stage] = Counter((node, cards) for node, _, cards in places)
+        taken = [",".join(map(str, cards)) for cards in pool.cards]
+        assert seen[pool.stage] == Counter(zip(pool.nodes, taken, strict=True)), pool.stage
+    assert seen["generators"] == seen["detectors"]  # one of each on every card, on its node
+    table = describe(pools, resources()).splitlines()[2:-1]
+    assert len(table) == 4
+    for node, line in zip(resources().nodes, table, strict=True):
+        actors = [sum(count for (home, _), count in seen[pool.stage].items() if home == node.id) for pool in pools]
+        assert line.split()[-6:] == [str(number) for number in (node.gpus, int(node.cpus), *actors)]
+        assert line.split()[0] == node.name.split()[0]
+
+
+def test_two_lost_nodes_of_four_cost_no_unit(cluster, workers):
+    """All light stages and two cards of three are lost; what is left cannot hold the pipeline as it was planned."""
+    missing, found = list(range(UNITS)), []
+    while missing:
+        for row in run(plan(len(missing)), missing, seconds=0.2):
+            found.append(row["unit"])
+            if len(found) in (8, 16):
+                lost = "no card" if len(found) == 8 else "two cards"
+                if lost in workers:
+                    cluster.remove_node(workers.pop(lost), allow_graceful=False)
+        missing = sorted(set(missing) - set(found))
+    assert sorted(found) == list(range(UNITS))
+
+
+def test_what_cannot_move_on_the_nodes_that_are_left_ends_early_and_is_planned_anew(cluster):
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=4, num_gpus=1) for _ in range(2))}
+    # Of a size that the detector leaves no room for a generator on its card.
+    pools = plan(UNITS, Pool("generators", 1, gpus=0.7), Pool("detectors", 1, gpus=0.5))
+    first = []
+    for row in run(pools, list(range(UNITS)), seconds=0.1):
+        first.append(row["unit"])
+        if len(first) == 5:
+            cluster.remove_node(nodes[pools[0].nodes[0]], allow_graceful=False)
+    assert 5 <= len(first) < UNITS
+    missing = sorted(set(range(UNITS)) - set(first))
+    assert sorted(row["unit"] for row in run(plan(len(missing)), missing, seconds=0.0)) == missing
+
+
+def test_waiting_for_gpus_ends_when_they_are_there_and_says_what_is_there_when_not(cluster, capsys):
+    with pytest.raises(InputError, match=r"--gpus 2: after 0.05 minutes there are 2 CPUs, 0 GPUs"):
+        wait_for_gpus(2, minutes=0.05)
+    waiting = threading.Thread(target=wait_for_gpus, args=(2, 2.0), daemon=True)
+    waiting.start()
+    time.sleep(1)
+    assert waiting.is_alive()
+    cluster.add_node(num_cpus=1, num_gpus=2)
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert "waiting for GPUs: 0 of 2" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""Units through stages on a shared local Ray: what goes wrong with one unit is no other unit's matter."""
+
+import os
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from datasets.failures import failed_units, read_failure
+from datasets.lease import Lease
+from datasets.output import Output
+from datasets.verdicts import VERDICTS
+from jobs import pipeline
+from jobs.pipeline import ENDED_WORKERS, HOPELESS, TRIES, committed, failure_advice, run_units
+from jobs.pools import Pool
+from models.errors import InputError
+from reporting.metrics import RunMetrics
+from reporting.progress import ProgressLine
+
+
+class Stage:
+    """Unit 3 raises always, unit 5 once, unit 7 ends its worker always, unit 9 once; calls are noted in `notes`."""
+
+    def __init__(self, notes: str):
+        self.notes = Path(notes)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        unit = batch["unit"][0].as_py()
+        with open(self.notes / str(unit), "a") as file:
+            file.write(f"{os.getpid()}\n")
+        calls = len((self.notes / str(unit)).read_text().split())
+        if unit == 3 or (unit == 5 and calls == 1):
+            raise ValueError(f"unit {unit}\ndoes not work")
+        if unit == 7 or (unit == 9 and calls == 1):
+            os._exit(9)
+        return batch
+
+
+class Counter:
+    """The last stage: what a ShardWriter returns, without writing."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        row = {"unit": batch["unit"][0].as_py(), "images": 2, "problem": None}
+        row |= dict.fromkeys(VERDICTS, 0) | {"kept": 1, "error": 1}
+        return pa.table({name: [value] for name, value in row.items()})
+
+
+METRICS = RunMetrics("a test", 12)
+POOLS = [Pool("stages", 2, 0.5, 0.0), Pool("counters", 1, 0.5, 0.0)]
+
+
+def line(units: int) -> ProgressLine:
+    return ProgressLine(units, 2 * units, stream=open(os.devnull, "w"))  # noqa: SIM115
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_unit_that_fails_again_and_again_is_recorded_and_the_run_goes_on(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    output.write("failed/unit-000005.json", b"{}")  # of an earlier run: it is made this time
+    (tmp_path / "notes").mkdir()
+    units = [{"unit": unit} for unit in range(12)]
+    rows = run_units(units, [(Stage, {"notes": str(tmp_path / "notes")}), (Counter, {})], POOLS, 1000)
+    progress = line(12)
+    done = sorted(row["unit"] for row in committed(rows, output, Lease(), progress, METRICS))
+    assert done == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert (progress.failed, progress.images, progress.kept) == (2, 20, 10)
+    assert failed_units(output) == {3, 7}
+    calls = {unit: (tmp_path / "notes" / str(unit)).read_text().split() for unit in range(12)}
+    assert len(calls[3]) == TRIES
+    assert len(set(calls[7])) == len(calls[7]) == ENDED_WORKERS
+    assert len(calls[5]) == len(calls[9]) == 2
+    assert all(len(calls[unit]) == 1 for unit in (0, 1, 2, 4, 6, 8, 10, 11))
+    raised, ended = read_failure(output, 3), read_failure(output, 7)
+    assert (raised.stage, raised.reason) == ("Stage", "ValueError: unit 3 does not work, 3 times")
+    assert "Traceback" in raised.details
+    assert ended.reason.startswith(f"{ENDED_WORKERS} workers ended while they had this unit")
+    advice = failure_advice(output, 2)
+    assert advice.startswith("2 units failed, the first in Stage: ValueError: unit 3 does not work")
+    assert "The same command tries them again" in advice
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_constructor_that_fails_ends_the_run_in_one_line(tmp_path):
+    class Broken:
+        def __init__(self):
+            raise InputError("--network broken.pkl: it holds no network")
+
+        def __call__(self, batch):
+            return batch
+
+    with pytest.raises(InputError, match=r"^--network broken.pkl: it holds no network$"):
+        list(run_units([{"unit": 0}], [(Broken, {})], POOLS[:1], 1000))
+
+
+def test_a_run_in_which_every_unit_fails_ends_early(tmp_path):
+    output = Output(str(tmp_path))
+    rows = iter([{"unit": unit, "failed_stage": "S", "failure": "why", "details": ""} for unit in range(1000)])
+    assert list(committed(rows, output, Lease(), line(1000), METRICS)) == []
+    assert failed_units(output) == set(range(HOPELESS))
+    assert next(rows)["unit"] == HOPELESS
+
+
+def test_a_problem_of_writing_and_a_lost_lease_end_the_run(tmp_path):
+    row = {"unit": 0, "images": 1, "kept": 1, "problem": "cannot write x: No space left on device"}
+    with pytest.raises(InputError, match="No space left"):
+        list(committed([row], Output(str(tmp_path)), Lease(), line(1), METRICS))
+    lost = Lease()
+    lost.taken_by = "process 1 on another"
+    with pytest.raises(InputError, match="process 1 on another"):
+        list(committed([row | {"problem": None}], Output(str(tmp_path)), lost, line(1), METRICS))
+
+
+def test_a_spoilt_cuda_process_is_given_up(monkeypatch):
+    # An error that leaves the CUDA context useless must not fail every further unit of this worker.
+    import torch
+
+    ended = []
+    monkeypatch.setattr(pipeline.os, "_exit", lambda code: ended.append(code) or time.sleep(0))
+    guard = object.__new__(pipeline.guarded(Stage))
+    guard.name, errors = "Stage", iter([torch.AcceleratorError("illegal memory access"), None])
+
+    def called(batch):
+        if error := next(errors):
+            raise error
+        return batch
+
+    guard.called = called
+    assert guard._tried(0, pa.table({"unit": [0]})).column_names == ["unit"]
+    assert ended == [1]

@@ -1,0 +1,238 @@
+"""Every command and every piece of Python in README.md and docs/: run where it can be run here, else parsed.
+
+A command that is in neither table below fails: say how it is run here (RUN), or why it is not (PARSED).
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import tyro
+
+from models.weights import DEMO_NETWORK
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Run here, with these options behind what the page says: they win, and make it small.
+RUN = {
+    r"make( [A-Z]+=\S+)* generate$": "--people 3 --variants 4 --generators 1 --detectors 1",
+    r"python jobs/generate\.py .*--out OUT": "--people 3 --variants 4 --unit-images 64 --generators 1 --detectors 1",
+    r"python jobs/refilter\.py ": "",
+    r"python jobs/verify\.py OUT": "--sample 4",
+    r"python jobs/preview\.py ": "--people 1 --variants 2",
+    r"python jobs/make_toy_crowd\.py ": "--train-people 2 --test-people 1 --images-per-camera 2",
+    r"python jobs/convert\.py .*--out OUT$": "--out OUT.safetensors",  # it wants a name that says what it writes
+    r"python jobs/convert\.py ": "",
+    r"python jobs/export\.py ((?!s3:).)*$": "",
+}
+# Not run here, and why. What our own parsers, Ray's and make's know of them is still checked.
+PARSED = {
+    r"make( [A-Z]+=\S+)* (test|lint|format|clean|setup)$": "this very run, or no business of a test",
+    r".*\b(s3|gs)://": "a bucket",
+    r"ray ": "a cluster",
+    r"export RAY_\w+=\S+$": "a cluster",
+    r"(kubectl|docker) ": "Kubernetes, Docker",
+    r"pip install ": "would change this environment",
+    r"python jobs/(train_\w+|tune_\w+|invert|evaluate)\.py ": "trains for minutes to hours",
+    r"python benchmarks/\w+\.py": "measures for minutes",
+}
+
+# Words of the pages that stand for a place: (folder of the test)/name.
+PLACES = {
+    "OUT": "out/demo",
+    "OUT.safetensors": "converted.safetensors",
+    "TREE": "crowd",
+    "DIR": "directory",
+    "sheet.png": "sheet.png",
+    "/tmp/crowd": "crowd",
+    "models/demo/toy_crowd.safetensors": "small.safetensors",  # as an output; it is part of the repository
+}
+NETWORKS = {"IN", "FILE", "network.pkl", "/tmp/demo/snapshots/000035000/network.safetensors"}
+COUNTS = {"N": "2", "K": "1"}
+PROGRAMS = ("make", "python", "ray", "kubectl", "docker", "pip", "export", "aws", "curl", "git", "helm", "cd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of a page, continued lines joined; fenced, or inside a sentence or a table."""
+
+    page: str
+    text: str
+    fenced: bool
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.text}"
+
+    def words(self) -> list[str]:
+        """The command's words, with numbers for N."""
+        return [COUNTS.get(word, word) for word in shlex.split(self.text, comments=True)]
+
+    def matching(self, table: dict[str, str]) -> str | None:
+        """What the first pattern of `table` that fits says, or None."""
+        return next((way for pattern, way in table.items() if re.match(pattern, self.text)), None)
+
+
+def fences(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: (language, text)."""
+    return re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands_of(page: Path) -> list[Command]:
+    """All commands of a page, each text once."""
+    found = []
+    for language, text in fences(page):
+        first = text.split()[0]
+        if language in ("sh", "bash", "console") or (not language and re.fullmatch(r"[a-z][\w.-]*", first)):
+            lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+            found += [Command(page.name, " ".join(re.split(r"\s+#", line)[0].split()), True) for line in lines]
+    prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`([^`]+)`", prose):
+        text = " ".join(span.split())
+        if text.startswith(tuple(f"{program} " for program in PROGRAMS)):
+            found.append(Command(page.name, text, False))
+    return list({command.text: command for command in reversed(found) if command.text}.values())[::-1]
+
+
+COMMANDS = [command for page in PAGES for command in commands_of(page)]
+PYTHON = [(page.name, text) for page in PAGES for language, text in fences(page) if language in ("python", "py")]
+
+
+def parse_job(words: list[str], unfinished: bool = False) -> object:
+    """The configuration that `python FILE OPTIONS` would run with; FILE is one of ours. Fails where it would fail."""
+    path = ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
+    assert path.is_file(), f"no {path.relative_to(ROOT)}"
+    name = re.search(r"(?:run_job\(main, |tyro\.cli\()(\w+)", path.read_text().split("__main__")[1])[1]
+    spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(getattr(module, name), args=words[3 if words[1] == "-m" else 2 :])
+    except SystemExit as end:
+        if end.code != 0 and not (unfinished and "equired" in said.getvalue()):
+            pytest.fail(said.getvalue())
+        return None
+
+
+def parse_ray(words: list[str], fenced: bool) -> None:
+    """Read a `ray` command line by Ray's own parser; the job inside is parsed as well."""
+    from ray.scripts.scripts import cli
+
+    group, name, rest = cli, "ray", words[1:]
+    try:
+        with click.Context(cli, info_name="ray") as context:
+            while isinstance(group, click.Group):
+                if not rest and not fenced:
+                    return  # the name of a group of commands, in a sentence
+                name, group, rest = group.resolve_command(context, rest)
+            context = group.make_context(name, list(rest), parent=context)
+    except click.MissingParameter:
+        if fenced:
+            raise
+        return  # `ray job submit`, in a sentence
+    for value in (context.params.get("cluster_config_file"), context.params.get("working_dir")):
+        assert value is None or (ROOT / value).exists(), f"no {value}"
+    entrypoint = list(context.params.get("entrypoint") or ())
+    if entrypoint and (fenced or entrypoint[0] == "python"):
+        assert "--working-dir" in words, "without it the job finds none of its modules"
+        parse_job(entrypoint)
+
+
+def parse_foreign(words: list[str]) -> None:
+    """What can be known of a command of a program that is not here: files of ours that it names exist."""
+    for word in words:
+        assert not word.endswith((".yaml", ".json", ".toml", ".txt")) or (ROOT / word).is_file(), f"no {word}"
+
+
+def place(word: str, folder: Path) -> str:
+    """A word of a page, for a run in `folder`."""
+    if word in NETWORKS:
+        return str(DEMO_NETWORK)
+    for name, where in PLACES.items():
+        if word == name or word.startswith(f"{name}/"):
+            return f"{folder / where}{word[len(name) :]}"
+    return word
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Run one of our commands as the page has it, with `python` for this Python; its output stays in `folder`."""
+    for flag, value in zip(words, words[1:], strict=False):
+        assert flag != "--out" or Path(value).is_relative_to(folder), f"where does {value} go? Say it in PLACES"
+    words = [sys.executable if word == "python" else word for word in words]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def recipe(words: list[str], folder: Path) -> list[str]:
+    """The last command that `make` would run, its output redirected into `folder`."""
+    given = [word for word in words if not word.startswith(("OUT=", "PYTHON="))]
+    lines = subprocess.run(
+        [*given, "-n", f"OUT={folder / PLACES['OUT']}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    python, *rest = shlex.split(re.sub(r"\\\n", " ", lines).strip().splitlines()[-1])
+    assert python.endswith("/python")
+    return ["python", *rest]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the commands write, one after the other, with a finished run in OUT and a crowd in TREE."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "out").mkdir()
+    done = run([*recipe(["make", "generate"], folder), *RUN[r"make( [A-Z]+=\S+)* generate$"].split()], folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_pages_have_commands():
+    assert len([command for command in COMMANDS if command.fenced]) >= 8
+    assert PYTHON
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_of_a_known_kind(page):
+    for language, text in fences(page):
+        first = text.split()[0]
+        known = language in ("sh", "bash", "console", "python", "py", "text", "yaml", "json")
+        assert known or first in PROGRAMS or "/" in first, f"{page.name}: give the block of {first!r} a language"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_documented_command_is_one_that_exists(command):
+    assert command.matching(RUN) is not None or command.matching(PARSED), (
+        f"{command}: say in this file how it is run (RUN), or why it is not (PARSED)"
+    )
+    words = command.words()
+    if words[0] == "python":
+        parse_job(words, unfinished=not command.fenced)
+    elif words[0] == "ray":
+        parse_ray(words, command.fenced)
+    elif words[0] == "make" and shutil.which("make"):
+        subprocess.run([*words, "-n"], cwd=ROOT, capture_output=True, check=True)
+    else:
+        parse_foreign(words)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.matching(RUN) is not None], ids=str)
+def test_a_documented_command_does_what_it_says(command, folder):
+    words = recipe(command.words(), folder) if command.text.startswith("make") else command.words()
+    done = run([place(word, folder) for word in [*words, *command.matching(RUN).split()]], folder)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize(("page", "text"), PYTHON, ids=[f"{page}-{i}" for i, (page, _) in enumerate(PYTHON)])
+def test_documented_python_runs(page, text, folder):
+    exec(compile(text.replace("OUT/", f"{folder / PLACES['OUT']}/"), page, "exec"), {})
