@@ -35,9 +35,10 @@ from datasets.units import with_columns
 from datasets.verdicts import Thresholds
 from jobs import generate
 from jobs.common import connect, run_job
-from jobs.pipeline import committed, run_units
-from jobs.pools import Pool
 from models import weights
+from pipeline.commit import committed
+from pipeline.pools import Pool
+from pipeline.run import run_units
 from reporting.metrics import RunMetrics
 from reporting.progress import ProgressLine
 
@@ -98,7 +99,9 @@ def put_through(output: Output, plan: Plan, pools: list[Pool], seconds: float, c
     metrics = RunMetrics(output.root_address, plan.unit_count)
     units, memory, me, first = [dataclasses.asdict(unit) for unit in plan.units()], [], psutil.Process(), None
     with hold(output) as lease, ProgressLine(plan.unit_count, plan.images) as line:
-        for number, _ in enumerate(committed(run_units(units, stages, pools, 1000), output, lease, line, metrics)):
+        for number, _ in enumerate(
+            committed(run_units(units, stages, pools, lambda _: pools, 1000), output, lease, line, metrics)
+        ):
             first = first or time.perf_counter()
             if number % max(1, len(units) // 10) == 0:
                 memory.append((number, me.memory_info().rss / 1e6))

@@ -1,31 +1,29 @@
 """People from seeds: made, varied, filtered and committed, unit by unit, on Ray."""
 
 import dataclasses
+import functools
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import ray
 import tyro
 
-from actors.shard_writer import STAGES, ShardWriter
+from actors.shard_writer import ShardWriter
 from datasets.inputs import local_copy
-from datasets.lease import Lease, hold
+from datasets.lease import hold
 from datasets.output import Output
-from datasets.plan import PLAN_FILE, Configuration, Plan, Unit, agree, file_sha256, parse_layers, read_plan
+from datasets.plan import Configuration, Plan, Unit, agree, file_sha256, parse_layers, read_plan
 from datasets.shards import finished_units
 from datasets.verdicts import Thresholds
-from jobs.cluster import resources, wait_for_gpus
 from jobs.common import connect, run_job
-from jobs.pipeline import committed, failure_advice, run_units
-from jobs.pools import Pool, describe, fit_pools
 from models import weights
 from models.errors import InputError
+from pipeline.cluster import resources, wait_for_gpus
+from pipeline.commit import failure_advice, make_units
+from pipeline.pools import Pool, describe, fit_pools
 from reporting.forecast import forecast
-from reporting.metrics import RunMetrics
-from reporting.progress import ProgressLine
-from reporting.results import REPORT, SHEET, RunTimes, counts_of, is_published, publish, read_summary
+from reporting.results import REPORT, SHEET, counts_of, is_published, publish, read_summary
 from reporting.tables import discard_table
 
 THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a score
@@ -139,9 +137,9 @@ def expect(
     """A dry run: print what the pending units will take."""
     from models.stylegan3.checkpoint import load_network
 
-    stages, pools = prepare(config, output, plan, thresholds, load_network(network).generator, len(pending))
+    stages, device = prepare(config, output, plan, thresholds, load_network(network).generator)
     images = sum(unit.people for unit in pending) * plan.configuration.variants
-    print(forecast(stages[:-1], pools, images, resources().cpus, output))
+    print(forecast(stages[:-1], plan_pools(config, device, len(pending)), images, resources().cpus, output))
 
 
 def make(
@@ -155,8 +153,10 @@ def make(
         pending = plan.pending(finished_units(output))
         loaded, times = load_network(network), None
         if pending:
-            stages, pools = prepare(config, output, plan, thresholds, loaded.generator, len(pending))
-            times, failed = run(output, plan, pending, stages, pools, lease)
+            stages, device = prepare(config, output, plan, thresholds, loaded.generator)
+            pools = plan_pools(config, device, len(pending))  # what does not fit is refused before anything is written
+            again = functools.partial(plan_pools, config, device)
+            times, failed = make_units(output, plan, pending, stages, pools, again, lease)
             if failed:
                 print(failure_advice(output, failed), file=sys.stderr)
                 return failed
@@ -166,9 +166,9 @@ def make(
 
 
 def prepare(
-    config: Config, output: Output, plan: Plan, thresholds: Thresholds, generator: object, units: int
-) -> tuple[list[tuple[type, dict]], list[Pool]]:
-    """The pipeline: its stages with their arguments, and their pools on the connected cluster."""
+    config: Config, output: Output, plan: Plan, thresholds: Thresholds, generator: object
+) -> tuple[list[tuple[type, dict]], str]:
+    """The pipeline: its stages with their arguments, and the device of the heavy ones, on the connected cluster."""
     from actors.pedestrian_detector import PedestrianDetector
     from actors.similarity_scorer import SimilarityScorer
     from actors.style_mixer import StyleMixer, check_network
@@ -176,61 +176,39 @@ def prepare(
     c = plan.configuration
     check_network(generator.config, c)
     own = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
-    detector = weights.get("yolov4-tiny", own)
+    detector = weights.contents(weights.get("yolov4-tiny", own))
     connect()
-    pools, device = plan_pools(config, units)
+    if config.gpus and not config.dry_run:
+        wait_for_gpus(config.gpus, config.gpu_minutes)
+    device, gpus = config.device, resources().gpus
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+        print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
     here = {"device": device, "threads": THREADS}
     scoring = {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS}
-    content = ray.put(weights.contents(detector))
     stages = [
         (StyleMixer, {"generator": ray.put(generator), "configuration": c, **here}),
-        (PedestrianDetector, {"weights": content, "height": c.height, "width": c.width, **here}),
+        (PedestrianDetector, {"weights": ray.put(detector), "height": c.height, "width": c.width, **here}),
         (SimilarityScorer, scoring),
         (ShardWriter, {"address": output.secret_address, "plan_hash": c.hash, "thresholds": thresholds}),
     ]
-    return stages, pools
+    return stages, device
 
 
-def run(
-    output: Output, plan: Plan, pending: list[Unit], stages: list[tuple[type, dict]], pools: list[Pool], lease: Lease
-) -> tuple[RunTimes, int]:
-    """Make the pending units; returns what it took, and the number of units that failed for good."""
-    output.write(PLAN_FILE, plan.to_json())
-    output.remove_leftovers()
-    images, finished = (
-        sum(unit.people for unit in pending) * plan.configuration.variants,
-        plan.unit_count - len(pending),
-    )
-    metrics = RunMetrics(output.root_address, plan.unit_count, finished)
-    unit_bytes = max(unit.people for unit in pending) * plan.configuration.person_pixel_bytes
-    start, seconds = time.monotonic(), dict.fromkeys(STAGES, 0.0)
-    with ProgressLine(plan.unit_count, plan.images, finished, plan.images - images) as line:
-        rows = run_units([dataclasses.asdict(unit) for unit in pending], stages, pools, unit_bytes)
-        for row in committed(rows, output, lease, line, metrics):
-            for stage in STAGES:
-                seconds[stage] += row[f"seconds_{stage}"]
-    output.remove_leftovers()  # of writers that were killed, while others went on
-    return RunTimes(time.monotonic() - start, images, seconds), line.failed
-
-
-def plan_pools(config: Config, units: int) -> tuple[list[Pool], str]:
-    """The resources of every stage, printed, and the device of the heavy ones."""
-    if config.gpus and not config.dry_run:
-        wait_for_gpus(config.gpus, config.gpu_minutes)
-    cluster = resources()
-    device = config.device
-    if device == "auto":
-        device = "cuda" if cluster.gpus >= 1 else "cpu"
-        print(f"{cluster.gpus:g} GPUs: running on CUDA" if device == "cuda" else "no GPU here: running on the CPU")
+def plan_pools(config: Config, device: str, units: int) -> list[Pool]:
+    """The resources of every stage on the cluster as it is, printed."""
     requests = [
         Pool("generators", config.generators, gpus=config.gpus_per_generator),
         Pool("detectors", config.detectors, gpus=config.gpus_per_detector),
         Pool("scorers", cpus=0.25),
         Pool("writers", cpus=0.25),
     ]
+    if config.gpus and device == "cuda" and not resources().gpus:
+        wait_for_gpus(1, config.gpu_minutes)  # the last one was lost on the way
+    cluster = resources()
     pools = fit_pools(requests, cluster, device == "cuda", units)
     print(describe(pools, cluster), flush=True)
-    return pools, device
+    return pools
 
 
 if __name__ == "__main__":

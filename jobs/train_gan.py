@@ -11,9 +11,9 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from datasets.image_tree import list_split
-from jobs.cluster import resources
 from jobs.common import MALLOC_VARIABLES, connect, run_job
 from models.errors import InputError
+from pipeline.cluster import resources
 from training.gan_config import GanConfig, claim_folder
 from training.gan_data import command_line
 from training.gan_loop import pick_device, train, train_loop

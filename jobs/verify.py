@@ -21,7 +21,7 @@ from reporting.progress import ProgressLine
 from reporting.results import REPORT, SHEET, SUMMARY
 
 if TYPE_CHECKING:
-    from jobs.recomputation import Recomputation
+    from pipeline.recomputation import Recomputation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def main(config: Config) -> int:
         return 1
     people, again = sampled_people(plan, config.sample), None
     if people:
-        from jobs.recomputation import Recomputation  # it brings PyTorch, which takes seconds
+        from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
 
         again = Recomputation(plan, config.yolo_weights, config.network, config.device)
     present = check_names(names, plan, findings)

@@ -4,21 +4,23 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pytest
 import ray
-import ray.data
 from ray.cluster_utils import Cluster
 
-from jobs.cluster import resources, wait_for_gpus
+import pipeline.run
 from jobs.common import MALLOC_VARIABLES
-from jobs.pools import Pool, describe, fit_pools, rows_until_stuck
 from models.errors import InputError
+from pipeline.cluster import resources, wait_for_gpus
+from pipeline.pools import Pool, describe, fit_pools
+from pipeline.run import run_units
 
 NODES = {"two cards": (6, 2), "one card": (2, 1), "no card": (8, 0)}  # CPUs, GPUs; the head has 2 CPUs
 UNITS = 60
+STAGES = ("generators", "detectors", "scorers", "writers")
 PATIENCE = 20.0  # seconds
 
 
@@ -62,29 +64,19 @@ def stub(stage: str, seconds: float) -> type:
             time.sleep(seconds)
             return batch.append_column(stage, pa.array([self.place] * len(batch)))
 
+    Stub.__name__ = stage
     return Stub
 
 
-def run(pools: list[Pool], units: list[int], seconds: float) -> Iterator[dict]:
+def run(plan_pools: Callable[[int], list[Pool]], seconds: float) -> Iterator[dict]:
     """Units through a stub of every stage."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    data = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
-    for pool in pools:
-        data = data.map_batches(
-            stub(pool.stage, seconds),
-            compute=ray.data.ActorPoolStrategy(size=pool.size),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
-            batch_format="pyarrow",
-            batch_size=1,
-            ray_remote_args_fn=pool.placement(),
-        )
-    return rows_until_stuck(data, pools, PATIENCE)
+    units = [{"unit": unit} for unit in range(UNITS)]
+    return run_units(units, [(stub(stage, seconds), {}) for stage in STAGES], plan_pools(UNITS), plan_pools, 1000)
 
 
 def test_ray_does_what_the_printed_plan_says_actor_by_actor_and_card_by_card(workers):
     pools = plan(UNITS)
-    found = list(run(pools, list(range(UNITS)), seconds=0.4))
+    found = list(run(lambda _: pools, seconds=0.4))
     assert sorted(row["unit"] for row in found) == list(range(UNITS))
     seen = {}
     for pool in pools:
@@ -101,32 +93,34 @@ def test_ray_does_what_the_printed_plan_says_actor_by_actor_and_card_by_card(wor
         assert line.split()[0] == node.name.split()[0]
 
 
-def test_two_lost_nodes_of_four_cost_no_unit(cluster, workers):
+def test_two_lost_nodes_of_four_cost_no_unit(cluster, workers, monkeypatch):
     """All light stages and two cards of three are lost; what is left cannot hold the pipeline as it was planned."""
-    missing, found = list(range(UNITS)), []
-    while missing:
-        for row in run(plan(len(missing)), missing, seconds=0.2):
-            found.append(row["unit"])
-            if len(found) in (8, 16):
-                lost = "no card" if len(found) == 8 else "two cards"
-                if lost in workers:
-                    cluster.remove_node(workers.pop(lost), allow_graceful=False)
-        missing = sorted(set(missing) - set(found))
+    monkeypatch.setattr(pipeline.run, "STUCK_SECONDS", PATIENCE)
+    found = []
+    for row in run(plan, seconds=0.2):
+        found.append(row["unit"])
+        if len(found) in (8, 16):
+            cluster.remove_node(workers.pop("no card" if len(found) == 8 else "two cards"), allow_graceful=False)
     assert sorted(found) == list(range(UNITS))
 
 
-def test_what_cannot_move_on_the_nodes_that_are_left_ends_early_and_is_planned_anew(cluster):
+def test_what_cannot_move_on_the_nodes_that_are_left_is_planned_anew(cluster, monkeypatch):
+    monkeypatch.setattr(pipeline.run, "STUCK_SECONDS", PATIENCE)
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=4, num_gpus=1) for _ in range(2))}
-    # Of a size that the detector leaves no room for a generator on its card.
-    pools = plan(UNITS, Pool("generators", 1, gpus=0.7), Pool("detectors", 1, gpus=0.5))
-    first = []
-    for row in run(pools, list(range(UNITS)), seconds=0.1):
-        first.append(row["unit"])
-        if len(first) == 5:
-            cluster.remove_node(nodes[pools[0].nodes[0]], allow_graceful=False)
-    assert 5 <= len(first) < UNITS
-    missing = sorted(set(range(UNITS)) - set(first))
-    assert sorted(row["unit"] for row in run(plan(len(missing)), missing, seconds=0.0)) == missing
+    plans, found = [], []
+
+    def plan_pools(units: int) -> list[Pool]:
+        # At first of a size that the detector leaves no room for a generator on its card.
+        odd = () if plans else (Pool("generators", 1, gpus=0.7), Pool("detectors", 1, gpus=0.5))
+        plans.append(plan(units, *odd))
+        return plans[-1]
+
+    for row in run(plan_pools, seconds=0.1):
+        found.append(row["unit"])
+        if len(found) == 5:
+            cluster.remove_node(nodes[plans[0][0].nodes[0]], allow_graceful=False)
+    assert sorted(found) == list(range(UNITS))
+    assert len(plans) == 2
 
 
 def test_waiting_for_gpus_ends_when_they_are_there_and_says_what_is_there_when_not(cluster, capsys):

@@ -25,12 +25,12 @@ from datasets.plan import PLAN_FILE, Configuration, Extent, Plan, file_sha256, r
 from datasets.shards import read_shard, shard_name, shard_table, write_shard
 from datasets.units import images_of
 from datasets.verdicts import Thresholds
-from jobs.recomputation import Recomputation
 from jobs.verify import Config, main
 from models import weights
 from models.errors import InputError
 from models.stylegan3 import Generator, GeneratorConfig
 from models.stylegan3.checkpoint import load_network, save_network
+from pipeline.recomputation import Recomputation
 from reporting.results import SUMMARY, publish
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,12 @@ from datasets.failures import failed_units, read_failure
 from datasets.lease import Lease
 from datasets.output import Output
 from datasets.verdicts import VERDICTS
-from jobs import pipeline
-from jobs.pipeline import ENDED_WORKERS, HOPELESS, TRIES, committed, failure_advice, run_units
-from jobs.pools import Pool
 from models.errors import InputError
+from pipeline import guard
+from pipeline.commit import HOPELESS, committed, failure_advice
+from pipeline.guard import ENDED_WORKERS, TRIES, guarded
+from pipeline.pools import Pool
+from pipeline.run import run_units
 from reporting.metrics import RunMetrics
 from reporting.progress import ProgressLine
 
@@ -60,7 +62,7 @@ def test_a_unit_that_fails_again_and_again_is_recorded_and_the_run_goes_on(tmp_p
     output.write("failed/unit-000005.json", b"{}")  # of an earlier run: it is made this time
     (tmp_path / "notes").mkdir()
     units = [{"unit": unit} for unit in range(12)]
-    rows = run_units(units, [(Stage, {"notes": str(tmp_path / "notes")}), (Counter, {})], POOLS, 1000)
+    rows = run_units(units, [(Stage, {"notes": str(tmp_path / "notes")}), (Counter, {})], POOLS, lambda _: POOLS, 1000)
     progress = line(12)
     done = sorted(row["unit"] for row in committed(rows, output, Lease(), progress, METRICS))
     assert done == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
@@ -90,7 +92,7 @@ def test_a_constructor_that_fails_ends_the_run_in_one_line(tmp_path):
             return batch
 
     with pytest.raises(InputError, match=r"^--network broken.pkl: it holds no network$"):
-        list(run_units([{"unit": 0}], [(Broken, {})], POOLS[:1], 1000))
+        list(run_units([{"unit": 0}], [(Broken, {})], POOLS[:1], lambda _: POOLS[:1], 1000))
 
 
 def test_a_run_in_which_every_unit_fails_ends_early(tmp_path):
@@ -116,15 +118,15 @@ def test_a_spoilt_cuda_process_is_given_up(monkeypatch):
     import torch
 
     ended = []
-    monkeypatch.setattr(pipeline.os, "_exit", lambda code: ended.append(code) or time.sleep(0))
-    guard = object.__new__(pipeline.guarded(Stage))
-    guard.name, errors = "Stage", iter([torch.AcceleratorError("illegal memory access"), None])
+    monkeypatch.setattr(guard.os, "_exit", lambda code: ended.append(code) or time.sleep(0))
+    stage = object.__new__(guarded(Stage))
+    stage.name, errors = "Stage", iter([torch.AcceleratorError("illegal memory access"), None])
 
     def called(batch):
         if error := next(errors):
             raise error
         return batch
 
-    guard.called = called
-    assert guard._tried(0, pa.table({"unit": [0]})).column_names == ["unit"]
+    stage.called = called
+    assert stage._tried(0, pa.table({"unit": [0]})).column_names == ["unit"]
     assert ended == [1]

@@ -4,22 +4,20 @@ import dataclasses
 import heapq
 import math
 import sys
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.cluster import Node, Resources, resources
 from models.errors import InputError
+from pipeline.cluster import Node, Resources
 
 # The share of a card for the first of several heavy stages. More than half, so that Ray, which puts a fraction on the
 # fullest card with room, gives every generator a card of its own and every detector a place beside one. With halves,
 # two generators would share a card, and two detectors the next.
 FIRST_SHARE = 0.6
-STUCK_SECONDS = 120
 FREE_SECONDS = 60  # for actors of an ended pipeline, or of a killed run, to leave their cards
 _WHOLE = 10_000  # one card, in the unit in which Ray itself counts
 
@@ -226,30 +224,3 @@ def describe(pools: Sequence[Pool], available: Resources) -> str:
         loads = Counter(" + ".join(stages) for stages in by_card.values())
         lines.append("  cards: " + ", ".join(f"{count} x ({load})" for load, count in loads.most_common()))
     return "\n".join(lines)
-
-
-def rows_until_stuck(
-    data: "ray.data.Dataset", pools: Sequence[Pool], patience: float = STUCK_SECONDS
-) -> Iterator[dict]:
-    """The rows of a pipeline; they end early where a node of its pools is lost and none came for `patience` seconds.
-
-    Actors of a lost node wait for room on the others. Where waiting detectors take what generators left, and the last
-    generators wait for just that, nothing moves again: whoever calls plans the missing units anew on what is there.
-    """
-    homes, last, ended = {node for pool in pools for node in pool.nodes}, time.monotonic(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(patience / 10):
-            if time.monotonic() - last > patience and homes - {node.id for node in resources().nodes}:
-                data._current_executor.shutdown(
-                    force=True
-                )  # Ray 2.60 has no public way to end an iteration from outside
-                return
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        for row in data.iter_rows():
-            yield row
-            last = time.monotonic()
-    finally:
-        ended.set()

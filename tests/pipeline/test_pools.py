@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from jobs.cluster import Node, Resources
-from jobs.pools import Pool, describe, fit_pools, take_cards
 from models.errors import InputError
+from pipeline.cluster import Node, Resources
+from pipeline.pools import Pool, describe, fit_pools, take_cards
 
 MIXED = ((16, 4), (4, 1), (8, 0), (2, 0))  # CPUs and GPUs of each node
 

@@ -1,0 +1,1 @@
+"""How jobs run stages on Ray: pools on the nodes of a cluster, units through stages, what is committed."""

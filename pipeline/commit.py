@@ -1,0 +1,88 @@
+"""Units that come out of the last stage: counted, recorded where they failed, timed."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from actors.shard_writer import STAGES
+from datasets.failures import FAILED_FOLDER, Failure, failed_units, forget_failures, read_failure, write_failure
+from datasets.lease import Lease
+from datasets.output import Output
+from datasets.plan import PLAN_FILE, Plan, Unit
+from datasets.shards import finished_units
+from datasets.verdicts import KEPT
+from models.errors import InputError
+from pipeline.pools import Pool
+from pipeline.run import run_units
+from reporting.metrics import RunMetrics
+from reporting.progress import ProgressLine
+from reporting.results import RunTimes
+
+HOPELESS = 32  # units that fail before the first is made: the reason is not in them
+
+
+def committed(
+    rows: Iterable[dict], output: Output, lease: Lease, line: ProgressLine, metrics: RunMetrics
+) -> Iterator[dict]:
+    """The rows of units that were written, counted; units that failed for good are recorded below `output`.
+
+    rows: of `run_units`, whose last stage is a ShardWriter. Ends early when HOPELESS units failed and none was made.
+    Raises InputError when nothing can be written, or when the lease is lost.
+    """
+    failed_before = failed_units(output)
+    forget_failures(output, failed_before & finished_units(output))
+    for row in rows:
+        lease.check()
+        if "failure" in row:
+            write_failure(output, Failure(row["unit"], row["failed_stage"], row["failure"], row["details"]))
+            line.fail()
+            metrics.failed(row["unit"])
+            if line.failed >= HOPELESS and not line.images:
+                return
+        elif row["problem"]:
+            raise InputError(row["problem"])
+        else:
+            if row["unit"] in failed_before:
+                forget_failures(output, [row["unit"]])
+            line.update(row["images"], row[KEPT])
+            metrics.update(row)
+            yield row
+
+
+def failure_advice(output: Output, failed: int) -> str:
+    """What happened to the units that failed for good, and what to do, in a line."""
+    first, units = read_failure(output, min(failed_units(output))), "units" if failed > 1 else "unit"
+    return (
+        f"{failed:,} {units} failed, the first in {first.stage}: {first.reason}. Reasons: "
+        f"{output.address(FAILED_FOLDER)}. The same command tries them again; `python jobs/refilter.py` makes a "
+        "manifest of the others"
+    )
+
+
+def make_units(
+    output: Output,
+    plan: Plan,
+    pending: Sequence[Unit],
+    stages: Sequence[tuple[type, dict]],
+    pools: Sequence[Pool],
+    plan_again: Callable[[int], Sequence[Pool]],
+    lease: Lease,
+) -> tuple[RunTimes, int]:
+    """Put pending units through stages, the last of which writes them; returns what it took and how many units failed.
+
+    The plan is written first, and what killed writers left is removed before and after.
+    """
+    output.write(PLAN_FILE, plan.to_json())
+    output.remove_leftovers()
+    images = sum(unit.people for unit in pending) * plan.configuration.variants
+    finished = plan.unit_count - len(pending)
+    unit_bytes = max(unit.people for unit in pending) * plan.configuration.person_pixel_bytes
+    start, seconds = time.monotonic(), dict.fromkeys(STAGES, 0.0)
+    metrics = RunMetrics(output.root_address, plan.unit_count, finished)
+    with ProgressLine(plan.unit_count, plan.images, finished, plan.images - images) as line:
+        rows = run_units([dataclasses.asdict(unit) for unit in pending], stages, pools, plan_again, unit_bytes)
+        for row in committed(rows, output, lease, line, metrics):
+            for stage in STAGES:
+                seconds[stage] += row[f"seconds_{stage}"]
+    output.remove_leftovers()  # of writers that were killed, while others went on
+    return RunTimes(time.monotonic() - start, line.images, seconds), line.failed
