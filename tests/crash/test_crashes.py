@@ -30,7 +30,6 @@ from models.stylegan3.checkpoint import save_network
 ROOT = Path(__file__).parents[2]
 PEOPLE, VARIANTS = 40, 4  # 40 units of one person
 PATIENCE = 240.0  # seconds; a run takes 30 on two idle cores
-IN_FLIGHT = 24  # units that a crash may cost, here: README, "What a crash costs"
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def workers(driver: subprocess.Popen, stage: str) -> list[psutil.Process]:
     return found
 
 
-def test_killed_drivers_lose_at_most_the_units_in_flight(config, undisturbed, tmp_path):
+def test_killed_drivers_lose_no_finished_unit(config, undisturbed, tmp_path):
     out, chance = tmp_path / "out", random.Random()
     moments = [chance.uniform(0, 12)] + [chance.randint(1, 8) for _ in range(2)]
     print(f"killed after {moments[0]:.1f} s, then after {moments[1:]} more units each time")

@@ -158,6 +158,35 @@ def test_a_killed_run_is_finished_and_more_people_extend_it(finished):
     assert read_plan(Output(finished.out)).people == 5
 
 
+def test_a_failed_unit_is_said_and_tried_again_by_the_next_run(finished, tmp_path, monkeypatch, capsys):
+    prepare = generate.prepare
+
+    class Failing(StyleMixer):
+        def _person(self, person: int) -> list[dict]:
+            if person == 1:
+                raise RuntimeError("this person cannot be drawn")
+            return super()._person(person)
+
+    def with_a_failing_stage(*arguments):
+        stages, device = prepare(*arguments)
+        return [(Failing, stages[0][1]), *stages[1:]], device
+
+    monkeypatch.setattr(generate, "prepare", with_a_failing_stage)
+    config = dataclasses.replace(finished, out=str(tmp_path / "out"))
+    assert generate.main(config) == 1
+    said = capsys.readouterr().err
+    assert "1 unit failed, the first in Failing: RuntimeError: this person cannot be drawn, 3 times" in said
+    assert "The same command tries them again" in said
+    left = set(snapshot(config.out))
+    assert left == {"plan.json", shard_name(0), shard_name(2), "failed/unit-000001.json"}
+    monkeypatch.undo()
+    assert generate.main(config) == 0
+    assert set(snapshot(config.out)) - left == {
+        shard_name(1), "manifest.parquet", "summary.json", "contact_sheet.png", "report.html",
+    }  # fmt: skip
+    assert "failed/unit-000001.json" not in snapshot(config.out)
+
+
 def test_an_output_that_cannot_be_written_is_one_line_and_a_later_run_goes_on(finished):
     # Units 5.. of a larger run meet a file where their folder should be; then it is removed.
     out = Path(finished.out)

@@ -83,6 +83,30 @@ def test_a_unit_that_fails_again_and_again_is_recorded_and_the_run_goes_on(tmp_p
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_what_a_crash_costs_is_bounded(tmp_path):
+    """A stage that is much faster than the next one runs ahead by 64 MB and four units an actor, and no further."""
+
+    class Fast:
+        def __call__(self, batch):
+            (tmp_path / str(batch["unit"][0])).touch()
+            return batch.append_column("image", pa.array([os.urandom(1_000_000)]))
+
+    class Slow:
+        def __call__(self, batch):
+            time.sleep(0.1)
+            return batch.select(["unit"])
+
+    pools = [Pool("fast", 1, 0.5, 0.0), Pool("slow", 1, 0.5, 0.0)]
+    units = [{"unit": unit} for unit in range(200)]
+    ahead = 0
+    for written, _ in enumerate(run_units(units, [(Fast, {}), (Slow, {})], pools, lambda _: pools, 8_000_000), 1):
+        ahead = max(ahead, len(list(tmp_path.iterdir())) - written)
+        if written == 60:
+            break
+    assert ahead <= 64 + 4 * 2 + 2 + 8  # MB, units an actor, one in each actor's hands, and what Ray sees too late
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_constructor_that_fails_ends_the_run_in_one_line(tmp_path):
     class Broken:
         def __init__(self):
