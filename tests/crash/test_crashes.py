@@ -24,6 +24,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from jobs import generate
+from models.errors import InputError
 from models.stylegan3 import Generator, GeneratorConfig
 from models.stylegan3.checkpoint import save_network
 
@@ -36,7 +37,7 @@ PATIENCE = 240.0  # seconds; a run takes 30 on two idle cores
 def config(tmp_path_factory) -> generate.Config:
     path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
     torch.manual_seed(0)
-    tiny = GeneratorConfig.config_t(64, 32, channel_base=512, channel_max=16, output_scale=4.0)
+    tiny = GeneratorConfig.config_t(64, 32, channel_base=1024, channel_max=64, output_scale=4.0)
     save_network(path, Generator(tiny), record={"trained_on": "nothing, a test"})
     # Threshold 0: an untrained network makes no pedestrians.
     sizes = {"people": PEOPLE, "variants": VARIANTS, "unit_images": VARIANTS, "generators": 2, "detectors": 2}
@@ -85,10 +86,6 @@ def said(out: Path) -> str:
     return out.with_name(f"{out.name}.log").read_text()
 
 
-def finish(config: generate.Config, out: Path, code: int = 0) -> None:
-    assert start(config, out).wait(PATIENCE) == code, said(out)
-
-
 def shards(out: Path) -> list[Path]:
     return sorted(out.glob("shards/*/*.parquet"))
 
@@ -104,18 +101,19 @@ def wait_for(what, driver: subprocess.Popen, out: Path):
 
 
 def workers(driver: subprocess.Popen, stage: str) -> list[psutil.Process]:
-    """The living worker processes of a stage; Ray names them after its class."""
+    """The living worker processes of a stage, once they are set up; Ray names them after its class."""
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
-            if f"({stage})" in " ".join(process.cmdline()):
+            name = " ".join(process.cmdline())
+            if f"({stage})" in name and "__init__" not in name:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
     return found
 
 
-def test_killed_drivers_lose_no_finished_unit(config, undisturbed, tmp_path):
+def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undisturbed, tmp_path):
     out, chance = tmp_path / "out", random.Random()
     moments = [chance.uniform(0, 12)] + [chance.randint(1, 8) for _ in range(2)]
     print(f"killed after {moments[0]:.1f} s, then after {moments[1:]} more units each time")
@@ -132,16 +130,23 @@ def test_killed_drivers_lose_no_finished_unit(config, undisturbed, tmp_path):
         assert all(path.read_bytes() == data for path, data in made.items())
     before = len(shards(out))
     assert 2 <= before < PEOPLE
-    finish(config, out)
+    first = start(config, out)
+    wait_for(lambda: str(first.pid).encode() in (out / ".driver.json").read_bytes(), first, out)
+    second = subprocess.run(command(config, out), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert second.returncode == 2
+    assert re.fullmatch(rf"error: --out {out}: process {first.pid} on \S+ has been working .*\n", second.stderr)
+    assert first.wait(PATIENCE) == 0, said(out)
     assert_whole(out, undisturbed)
-    assert f"{PEOPLE - before} to make" in said(out)
+    # Workers of a killed driver live on for a moment, and what they finish then counts as well.
+    assert 0 < int(re.findall(r"(\d+) to make", said(out))[-1]) <= PEOPLE - before
 
 
 def test_killed_actors_and_a_writer_in_the_middle_of_a_shard_change_nothing(config, undisturbed, tmp_path):
     out = tmp_path / "out"
     driver = start(config, out)
+    wait_for(lambda: workers(driver, "StyleMixer"), driver, out)[0].kill()
     wait_for(lambda: shards(out), driver, out)
-    for stage in ("StyleMixer", "PedestrianDetector", "SimilarityScorer"):
+    for stage in ("PedestrianDetector", "SimilarityScorer"):
         wait_for(lambda: workers(driver, stage), driver, out)[0].kill()  # noqa: B023
     leftover = kill_a_writer_at_work(out, driver)
     assert len(shards(out)) < PEOPLE
@@ -178,17 +183,6 @@ def created(folder: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def test_two_drivers_by_mistake_are_one_run(config, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    first = start(config, out)
-    wait_for(lambda: (out / ".driver.json").exists(), first, out)
-    second = subprocess.run(command(config, out), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert second.returncode == 2
-    assert re.fullmatch(rf"error: --out {out}: process {first.pid} on \S+ has been working .*\n", second.stderr)
-    assert first.wait(PATIENCE) == 0, said(out)
-    assert_whole(out, undisturbed)
-
-
 @pytest.fixture
 def small_disk(undisturbed, tmp_path) -> Iterator[Path]:
     """A disk that holds about half of the shards."""
@@ -203,19 +197,16 @@ def small_disk(undisturbed, tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on_when_there_is_room(config, undisturbed, small_disk):
-    out = small_disk / "out"
-    log = small_disk.with_name("log")
-    with open(log, "w") as file:
-        full = subprocess.run(command(config, out), cwd=ROOT, stdout=file, stderr=file, timeout=PATIENCE)
-    assert full.returncode == 2, log.read_text()
-    assert re.search(r"^error: cannot write .*: No space left on device\. Mend that, .*goes on$", log.read_text(), re.M)
-    made = len(shards(out))
-    assert 1 <= made < PEOPLE
+    config = dataclasses.replace(config, out=str(small_disk / "out"))  # on the Ray that all tests share
+    out = Path(config.out)
+    with pytest.raises(InputError, match=r"^cannot write .*: No space left on device\. Mend that, .*goes on$"):
+        generate.main(config)
+    made = {path: path.read_bytes() for path in shards(out)}
+    assert 1 <= len(made) < PEOPLE
     assert list(out.rglob(".*.tmp")) == []
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    with open(log, "w") as file:
-        subprocess.run(command(config, out), cwd=ROOT, stdout=file, stderr=file, timeout=PATIENCE, check=True)
-    assert f"{PEOPLE - made} to make" in log.read_text()
+    assert generate.main(config) == 0
+    assert all(path.read_bytes() == data for path, data in made.items())
     assert_whole(out, undisturbed)
 
 

@@ -21,7 +21,7 @@ from pipeline.run import run_units
 NODES = {"two cards": (6, 2), "one card": (2, 1), "no card": (8, 0)}  # CPUs, GPUs; the head has 2 CPUs
 UNITS = 60
 STAGES = ("generators", "detectors", "scorers", "writers")
-PATIENCE = 20.0  # seconds
+PATIENCE = 12.0  # seconds
 
 
 @pytest.fixture
