@@ -179,9 +179,10 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
 def recipe(words: list[str], folder: Path) -> list[str]:
     """The last command that `make` would run, its output redirected into `folder`."""
     given = [word for word in words if not word.startswith(("OUT=", "PYTHON="))]
-    lines = subprocess.run(
-        [*given, "-n", f"OUT={folder / PLACES['OUT']}"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    # The tests may themselves run under make, which would then speak of entering and leaving folders.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    words = [*given, "-n", f"OUT={folder / PLACES['OUT']}"]
+    lines = subprocess.run(words, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
     python, *rest = shlex.split(re.sub(r"\\\n", " ", lines).strip().splitlines()[-1])
     assert python.endswith("/python")
     return ["python", *rest]
