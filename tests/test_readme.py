@@ -54,6 +54,7 @@ PLACES = {
     "OUT.safetensors": "converted.safetensors",
     "TREE": "crowd",
     "DIR": "directory",
+    "MARKET": "market1501",
     "sheet.png": "sheet.png",
     "/tmp/crowd": "crowd",
     "models/demo/toy_crowd.safetensors": "small.safetensors",  # as an output; it is part of the repository
