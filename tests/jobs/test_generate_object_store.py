@@ -8,15 +8,12 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from datasets import lease
 from datasets.output import Output
 from datasets.shards import shard_name
 from jobs import generate, refilter
 from models.errors import InputError
-from models.stylegan3 import Generator, GeneratorConfig
-from models.stylegan3.checkpoint import save_network
 
 helper = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "object_store.py")))
 
@@ -32,15 +29,6 @@ def nothing_around():
 def store(tmp_path_factory):
     with helper.serve(tmp_path_factory.mktemp("store")) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
-    torch.manual_seed(0)
-    tiny = GeneratorConfig.config_t(64, 32, channel_base=512, channel_max=16, output_scale=4.0)
-    save_network(path, Generator(tiny), record={"trained_on": "nothing, a test"})
-    return path
 
 
 def config(out: str, network: Path, **changes) -> generate.Config:

@@ -28,22 +28,12 @@ from datasets.verdicts import Thresholds
 from jobs.verify import Config, main
 from models import weights
 from models.errors import InputError
-from models.stylegan3 import Generator, GeneratorConfig
-from models.stylegan3.checkpoint import load_network, save_network
+from models.stylegan3.checkpoint import load_network
 from pipeline.recomputation import Recomputation
 from reporting.results import SUMMARY, publish
 
 ROOT = Path(__file__).parents[2]
 THRESHOLDS = Thresholds(detector=0.0)
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("network") / "tiny.safetensors"
-    torch.manual_seed(0)
-    tiny = GeneratorConfig.config_t(64, 32, channel_base=512, channel_max=16, output_scale=4.0)
-    save_network(path, Generator(tiny), record={"trained_on": "nothing, a test"})
-    return path
 
 
 @pytest.fixture(scope="module")
