@@ -18,14 +18,16 @@ Config = TypeVar("Config")
 MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 
-def run_job(main: Callable[[Config], int | None], config_class: type[Config]) -> None:
+def run_job(main: Callable[[Config], int | None], config_class: type[Config], default: Config | None = None) -> None:
     """Read the command line into `config_class` (a frozen dataclass), call `main` with it, and exit.
+
+    `default` holds the values of options that are not given, instead of the class's own.
 
     Exit codes: what `main` returns (None is 0); 2 for bad input, with one line on stderr; 130 when
     interrupted.
     """
     try:
-        config = tyro.cli(config_class, description=config_class.__doc__)
+        config = tyro.cli(config_class, description=config_class.__doc__, default=default)
         code = main(config) or 0
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Train a StyleGAN3 on the training people of a Market-1501 tree, on one or more Ray Train workers."""
+"""Train a StyleGAN3 on people, on one or more Ray Train workers."""
 
 import dataclasses
 import os
@@ -7,18 +7,23 @@ import threading
 import time
 from pathlib import Path
 
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from datasets.image_tree import list_split
 from jobs.common import MALLOC_VARIABLES, connect, run_job
+from models import weights
 from models.errors import InputError
+from models.stylegan3 import load_network
 from pipeline.cluster import resources
 from training.gan_config import GanConfig, claim_folder
 from training.gan_data import command_line
-from training.gan_loop import pick_device, train, train_loop
+from training.gan_fid import images_wanted
+from training.gan_images import list_data, load_data
+from training.gan_loop import REFUSAL, pick_device, train, train_loop
+from training.gan_presets import PRESETS, preset
 from training.gan_progress import LOG
-from training.gan_snapshot import last_snapshot
+from training.gan_snapshot import BEST, last_snapshot
 
 _CPUS_PER_WORKER = 2
 # Waiting threads spin for a fraction of a millisecond, then sleep: with endless spinning, training on cores that
@@ -31,16 +36,19 @@ def main(config: GanConfig) -> None:
     config.check()
     config.generator(), config.discriminator()
     config = dataclasses.replace(config, data=config.data.resolve(), out=config.out.resolve())
-    count = len(list_split(config.data, "train"))
-    if count < config.batch:
-        raise InputError(f"--batch {config.batch} is more than the {count} training images in {config.data}")
+    list_data(config)
+    if config.transfer and last_snapshot(config.out) is None and load_network(config.transfer).discriminator is None:
+        raise InputError(f"--transfer {config.transfer} holds no discriminator: give a training's own network file")
     claim_folder(config)
     if config.workers == 0:
-        train(config, pick_device(config.gpus))
+        device = pick_device(config.gpus)
+        train(config, device, inception=inception_bytes(config, device.type == "cuda"))
     else:
         train_on_ray(config)
-    folder = last_snapshot(config.out)
-    print(f"last snapshot: {folder}\npeople and mixes: {config.out / 'grids'}")
+    print(f"last snapshot: {last_snapshot(config.out)}")
+    if (config.out / BEST).exists():
+        print(f"best by FID: {config.out / BEST}")
+    print(f"people and mixes: {config.out / 'grids'}\nlosses: {config.out / 'curves.png'}")
 
 
 def restart_with_settings() -> None:
@@ -55,32 +63,68 @@ def restart_with_settings() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | missing)
 
 
+def chosen_preset(arguments: list[str]) -> GanConfig:
+    """The values that the command line starts from: the preset's that it names, else the first one's."""
+    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--preset"]
+    named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
+    return preset(named[-1] if named and named[-1] in PRESETS else next(iter(PRESETS)))
+
+
 def train_on_ray(config: GanConfig) -> None:
-    """Train on `config.workers` Ray Train workers and show the first one's log while it lasts."""
+    """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
+
+    The driver decodes the images once; workers of a node read them in the node's shared memory.
+    """
     connect()
     scaling = plan_resources(config)
+    inception = inception_bytes(config, scaling.use_gpu)
+    shared = [ray.put(load_data(config, on_ray=True)), ray.put(inception)]  # lives as long as this driver
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config=config.as_json() | {"command": command_line()},
+        train_loop_config={"config": config.as_json(), "command": command_line(), "shared": shared},
         scaling_config=scaling,
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",
             storage_path=str(config.out / "ray"),
             worker_runtime_env={"env_vars": CPU_VARIABLES},
+            failure_config=FailureConfig(max_failures=config.restarts),
         ),
     )
+    (config.out / REFUSAL).unlink(missing_ok=True)
     finished = threading.Event()
     reader = threading.Thread(target=follow, args=(config.out / LOG, finished), daemon=True)
     reader.start()
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        causes = getattr(error, "worker_failures", {}).values()
-        bad_input = next((cause for cause in causes if isinstance(cause, InputError)), None)
-        raise bad_input or error from error
+        raise_refusal(config.out)
+        raise InputError(
+            f"workers died {config.restarts + 1} times, the last of {_first_line(error)}: the same command goes on "
+            f"from the last checkpoint; the workers' logs are in {config.out / 'ray'}"
+        ) from error
     finally:
         finished.set()
         reader.join()
+    raise_refusal(config.out)
+
+
+def raise_refusal(out: Path) -> None:
+    """Raise as InputError what a worker refused to go on with, if one did."""
+    if (out / REFUSAL).exists():
+        raise InputError((out / REFUSAL).read_text())
+
+
+def _first_line(error: TrainingFailedError) -> str:
+    causes = getattr(error, "worker_failures", {}).values()
+    cause = next(iter(causes), error)
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:200]}"
+
+
+def inception_bytes(config: GanConfig, on_gpu: bool) -> bytes | None:
+    """The inception network's file where FID is wanted, checked; workers need no way to fetch it."""
+    if not images_wanted(config, on_gpu):
+        return None
+    return weights.get("inception-2015", config.inception).read_bytes()
 
 
 def plan_resources(config: GanConfig) -> ScalingConfig:
@@ -118,4 +162,4 @@ def follow(path: Path, finished: threading.Event) -> None:
 
 if __name__ == "__main__":
     restart_with_settings()
-    run_job(main, GanConfig)
+    run_job(main, GanConfig, default=chosen_preset(sys.argv[1:]))

@@ -2,18 +2,22 @@
 
 The loss is the non-saturating one (Goodfellow et al. 2014) with R1 (Mescheder et al. 2018) applied lazily
 (Karras et al. 2020, StyleGAN2); StyleGAN3-R blurs what the discriminator sees at the start (Karras et al.
-2021, appendix F). Several workers call the same functions inside a `torch.distributed` group.
+2021, appendix F); what it sees is augmented with a probability that adapts (Karras et al. 2020, ADA). Several
+workers call the same functions inside a `torch.distributed` group.
 """
 
 import copy
 import dataclasses
-from collections.abc import Iterable
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 
 from models.stylegan3 import Discriminator, Generator
+from training.gan_ada import AdaController
+from training.gan_augment import Draws, apply
+from training.gan_inputs import Inputs, Latents
+from training.gan_losses import blur, discriminator_loss, generator_loss, r1_penalty
+from training.gan_workers import average_over_workers, workers
 
 Scalars = dict[str, torch.Tensor]
 
@@ -28,15 +32,7 @@ class StepSettings:
     blur_fade_images: float = 1.0
     ema_half_life_images: float = 5000.0
     ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen so far
-
-
-@dataclasses.dataclass(frozen=True)
-class Latents:
-    """The codes of one phase. With `mix_z`, sample i has the w of `mix_z[i]` from index `mix_from[i]` on."""
-
-    z: torch.Tensor  # [N, z_dim]
-    mix_z: torch.Tensor | None = None  # [N, z_dim]
-    mix_from: torch.Tensor | None = None  # [N] int64, 1..num_ws; num_ws = not mixed
+    rounds: int = 1  # parts that a worker's share is worked on in, their gradients added up
 
 
 @dataclasses.dataclass
@@ -48,8 +44,16 @@ class TrainingState:
     generator_ema: Generator
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
+    ada: AdaController
+    real_signs: torch.Tensor  # [2]: sum of sign(D(real)) and count since p was last adapted, of this worker
+    frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay as they are (Freeze-D)
     iteration: int = 0
     images_seen: int = 0
+
+    def train(self, network: str, train: bool) -> None:
+        """Let gradients into one network's parameters, those of Freeze-D excepted; or into none."""
+        for name, parameter in getattr(self, network).named_parameters():
+            parameter.requires_grad_(train and not (network == "discriminator" and name in self.frozen))
 
 
 def new_state(
@@ -59,8 +63,10 @@ def new_state(
     generator_lr: float = 0.0025,
     discriminator_lr: float = 0.002,
     r1_interval: int = 16,
+    ada: AdaController | None = None,
+    frozen: frozenset[str] = frozenset(),
 ) -> TrainingState:
-    """Optimisers and the averaged generator around two networks.
+    """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented.
 
     The discriminator takes 17 Adam steps where 16 are meant, so its rate and betas are adjusted (StyleGAN2,
     appendix B: c = k / (k + 1), rate * c, betas ** c).
@@ -68,61 +74,27 @@ def new_state(
     generator.train().requires_grad_(False)
     discriminator.train().requires_grad_(False)
     correction = r1_interval / (r1_interval + 1)
+    trained = [parameter for name, parameter in discriminator.named_parameters() if name not in frozen]
     return TrainingState(
         generator=generator,
         discriminator=discriminator,
         generator_ema=copy.deepcopy(generator).eval().requires_grad_(False),
         generator_optimizer=torch.optim.Adam(generator.parameters(), lr=generator_lr, betas=(0.0, 0.99), eps=1e-8),
         discriminator_optimizer=torch.optim.Adam(
-            discriminator.parameters(),
+            trained,
             lr=discriminator_lr * correction,
             betas=(0.0, 0.99**correction),
             eps=1e-8,
         ),
+        ada=ada or AdaController(),
+        real_signs=torch.zeros(2, device=generator.mapping.w_avg.device),
+        frozen=frozen,
     )
-
-
-def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(D(G(z))), the non-saturating loss; [N, 1] -> [N, 1]."""
-    return F.softplus(-fake_logits)
-
-
-def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor) -> torch.Tensor:
-    """-log(1 - sigmoid(D(G(z)))) - log sigmoid(D(x)); [N, 1], [N, 1] -> [N, 1]."""
-    return F.softplus(fake_logits) + F.softplus(-real_logits)
-
-
-def r1_penalty(real_logits: torch.Tensor, reals: torch.Tensor, gamma: float) -> torch.Tensor:
-    """gamma / 2 * |grad_x D(x)|^2 of every image, differentiable; [N, 1], [N, 3, H, W] -> [N]."""
-    (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
-    return gradient.square().sum(dim=[1, 2, 3]) * (gamma / 2)
 
 
 def blur_sigma(settings: StepSettings, images_seen: int) -> float:
     """Width in pixels of the blur before the discriminator: fades linearly from its start to 0."""
     return settings.blur_start_sigma * max(1 - images_seen / settings.blur_fade_images, 0.0)
-
-
-def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Separable blur of [N, 3, H, W]: kernel 2^-(x/sigma)^2 (base 2), radius floor(3 sigma), zeros outside.
-
-    Written as two banded matrix products: the kernel is longer than the image at the start of training, where
-    a convolution would mostly multiply padding.
-    """
-    radius = int(sigma * 3)
-    if radius == 0:
-        return images
-    taps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=images.device).div(sigma)
-    total = taps.square().neg().exp2().sum()
-
-    def matrix(size: int) -> torch.Tensor:
-        position = torch.arange(size, dtype=torch.float32, device=images.device)
-        distance = position[:, None] - position[None, :]
-        kernel = distance.div(sigma).square().neg().exp2() / total
-        return torch.where(distance.abs() <= radius, kernel, 0.0)  # [size, size], symmetric
-
-    height, width = images.shape[2:]
-    return matrix(height) @ images @ matrix(width)
 
 
 def synthesize(generator: Generator, latents: Latents, update_emas: bool = False) -> torch.Tensor:
@@ -131,37 +103,53 @@ def synthesize(generator: Generator, latents: Latents, update_emas: bool = False
     Mixing is decided per sample, not per batch as in StyleGAN2: the same expectation, and every batch sees
     several crossing points instead of one.
     """
-    ws = generator.mapping(latents.z, update_emas=update_emas)  # [N, num_ws, w_dim]
+    ws = generator.mapping(latents.z, latents.labels, update_emas=update_emas)  # [N, num_ws, w_dim]
     if latents.mix_z is not None:
-        mix_ws = generator.mapping(latents.mix_z)
+        mix_ws = generator.mapping(latents.mix_z, latents.labels)
         index = torch.arange(ws.shape[1], device=ws.device)
         ws = torch.where((index[None, :] < latents.mix_from[:, None])[:, :, None], ws, mix_ws)
     return generator.synthesis(ws, update_emas=update_emas)
 
 
-def generator_phase(state: TrainingState, latents: Latents, sigma: float) -> Scalars:
-    """Gradients of the generator's loss in `generator.parameters()`. Returns per-image scalars."""
-    state.generator.requires_grad_(True)
-    logits = state.discriminator(blur(synthesize(state.generator, latents), sigma))
+def judge(
+    state: TrainingState, images: torch.Tensor, labels: torch.Tensor | None, sigma: float, draws: Draws | None
+) -> torch.Tensor:
+    """Logits [N, 1] of images [N, 3, H, W] as the discriminator gets to see them: blurred, then augmented."""
+    images = blur(images, sigma)
+    return state.discriminator(images if draws is None else apply(images, draws), labels)
+
+
+def generator_phase(state: TrainingState, latents: Latents, sigma: float, draws: Draws | None = None) -> Scalars:
+    """Gradients of the generator's loss, added to those of its parameters. Returns per-image scalars."""
+    state.train("generator", True)
+    logits = judge(state, synthesize(state.generator, latents), latents.labels, sigma, draws)
     loss = generator_loss(logits)
     loss.mean().backward()
-    state.generator.requires_grad_(False)
+    state.train("generator", False)
     return {"G/loss": loss.detach()}
 
 
-def discriminator_phase(state: TrainingState, reals: torch.Tensor, latents: Latents, sigma: float) -> Scalars:
-    """Gradients of the discriminator's loss on reals [N, 3, H, W]; moves the generator's own averages."""
+def discriminator_phase(
+    state: TrainingState,
+    reals: torch.Tensor,
+    latents: Latents,
+    sigma: float,
+    labels: torch.Tensor | None = None,
+    draws: tuple[Draws | None, Draws | None] = (None, None),
+) -> Scalars:
+    """Gradients of the discriminator's loss on reals [N, 3, H, W]; moves the generator's own averages.
+
+    `draws` augment the fakes and the reals.
+    """
     with torch.no_grad():
-        fakes = blur(synthesize(state.generator, latents, update_emas=True), sigma)
-        reals = blur(reals, sigma)
-    state.discriminator.requires_grad_(True)
+        fakes = synthesize(state.generator, latents, update_emas=True)
+    state.train("discriminator", True)
     # Two passes: the minibatch deviations of fakes and reals must not mix. Two backwards: the memory of one.
-    fake_logits = state.discriminator(fakes)
-    fake_loss = F.softplus(fake_logits)
-    fake_loss.mean().backward()
-    real_logits = state.discriminator(reals)
+    fake_logits = judge(state, fakes, latents.labels, sigma, draws[0])
+    F.softplus(fake_logits).mean().backward()
+    real_logits = judge(state, reals, labels, sigma, draws[1])
     F.softplus(-real_logits).mean().backward()
-    state.discriminator.requires_grad_(False)
+    state.train("discriminator", False)
     fake_logits, real_logits = fake_logits.detach(), real_logits.detach()
     return {
         "D/loss": discriminator_loss(fake_logits, real_logits),
@@ -170,38 +158,30 @@ def discriminator_phase(state: TrainingState, reals: torch.Tensor, latents: Late
     }
 
 
-def regularization_phase(state: TrainingState, reals: torch.Tensor, sigma: float, settings: StepSettings) -> Scalars:
+def regularization_phase(
+    state: TrainingState,
+    reals: torch.Tensor,
+    sigma: float,
+    settings: StepSettings,
+    labels: torch.Tensor | None = None,
+    draws: Draws | None = None,
+) -> Scalars:
     """Gradients of R1 on reals [N, 3, H, W], times the interval as the phase runs that much more seldom."""
-    state.discriminator.requires_grad_(True)
+    state.train("discriminator", True)
     reals = reals.detach().requires_grad_(True)
-    penalty = r1_penalty(state.discriminator(blur(reals, sigma)), reals, settings.gamma)
+    penalty = r1_penalty(judge(state, reals, labels, sigma, draws), reals, settings.gamma)
     penalty.mean().mul(settings.r1_interval).backward()
-    state.discriminator.requires_grad_(False)
+    state.train("discriminator", False)
     return {"D/r1": penalty.detach()}
 
 
-def workers() -> int:
-    """How many workers train together: 1 outside a `torch.distributed` group."""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def average_over_workers(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace every tensor by its mean over the workers, in one message. Does nothing for one worker."""
-    tensors = list(tensors)
-    if workers() == 1 or not tensors:
-        return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    torch.distributed.all_reduce(flat)
-    flat /= workers()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
-
-
 @torch.no_grad()
-def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradients over workers, make them finite (nan -> 0, +-inf -> +-1e5), step, clear them."""
+def apply_gradients(optimizer: torch.optim.Optimizer, rounds: int = 1) -> None:
+    """Average the gradients over rounds and workers, make them finite (nan -> 0, +-inf -> +-1e5), step, clear them."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if rounds > 1:
+        torch._foreach_div_(gradients, float(rounds))
     average_over_workers(gradients)
     for gradient in gradients:
         torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
@@ -226,27 +206,63 @@ def update_ema(average: Generator, generator: Generator, beta: float) -> None:
         mean.copy_(value)
 
 
-def train_iteration(
-    state: TrainingState, settings: StepSettings, reals: torch.Tensor, latents: tuple[Latents, Latents]
-) -> Scalars:
-    """Generator, discriminator, R1 (every `r1_interval` iterations), a step each; then the moving average.
+def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs) -> Scalars:
+    """Generator, discriminator, R1 (every `r1_interval` iterations), a step each; then averages and adaptation.
 
-    reals: [N, 3, H, W] float32, -1..1, this worker's share of the batch; latents: of the generator's and of
-    the discriminator's phase. Returns per-image scalars of this worker, still on the device.
+    Returns per-image scalars of this worker, still on the device.
     """
     sigma = blur_sigma(settings, state.images_seen)
-    scalars = generator_phase(state, latents[0], sigma)
-    apply_gradients(state.generator_optimizer)
-    scalars |= discriminator_phase(state, reals, latents[1], sigma)
-    # The averages inside the generator are linear in the samples: their mean over workers is what one worker
-    # with the whole batch would have got, and every worker's generator stays the same.
-    average_over_workers(buffer for name, buffer in state.generator.named_buffers() if name.endswith(("_avg", "_ema")))
-    apply_gradients(state.discriminator_optimizer)
+    rounds = [inputs.part(index, settings.rounds) for index in range(settings.rounds)]
+    parts = [generator_phase(state, part.latents[0], sigma, part.draws.get("generator")) for part in rounds]
+    scalars = _joined(parts)
+    apply_gradients(state.generator_optimizer, settings.rounds)
+    scalars |= _joined(_discriminator_rounds(state, rounds, sigma))
+    apply_gradients(state.discriminator_optimizer, settings.rounds)
     if state.iteration % settings.r1_interval == 0:
-        scalars |= regularization_phase(state, reals, sigma, settings)
-        apply_gradients(state.discriminator_optimizer)
-    batch = len(reals) * workers()
+        parts = [
+            regularization_phase(state, part.reals, sigma, settings, part.labels, part.draws.get("r1"))
+            for part in rounds
+        ]
+        scalars |= _joined(parts)
+        apply_gradients(state.discriminator_optimizer, settings.rounds)
+    batch = len(inputs.reals) * workers()
     update_ema(state.generator_ema, state.generator, ema_beta(settings, state.images_seen, batch))
     state.iteration += 1
     state.images_seen += batch
+    adapt(state, scalars["scores/real"], batch)
     return scalars
+
+
+def _discriminator_rounds(state: TrainingState, rounds: list[Inputs], sigma: float) -> list[Scalars]:
+    # The averages inside the generator are linear in the samples: their mean over rounds and workers, each from
+    # the same start, is what one worker with the whole batch would have got, and all generators stay the same.
+    averages = [buffer for name, buffer in state.generator.named_buffers() if name.endswith(("_avg", "_ema"))]
+    start = [buffer.clone() for buffer in averages]
+    total = [torch.zeros_like(buffer) for buffer in averages]
+    scalars = []
+    for part in rounds:
+        torch._foreach_copy_(averages, start)
+        draws = part.draws.get("fakes"), part.draws.get("reals")
+        scalars.append(discriminator_phase(state, part.reals, part.latents[1], sigma, part.labels, draws))
+        torch._foreach_add_(total, averages, alpha=1 / len(rounds))
+    torch._foreach_copy_(averages, total)
+    average_over_workers(averages)
+    return scalars
+
+
+def _joined(parts: list[Scalars]) -> Scalars:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def adapt(state: TrainingState, real_scores: torch.Tensor, batch: int) -> None:
+    """Count the signs of D(real) and let the controller move p; the device is waited for only when p moves."""
+    if not state.ada.adapts:
+        return
+    signs = real_scores.sign()
+    state.real_signs += torch.stack([signs.sum(), torch.full_like(signs.sum(), signs.numel())])
+    if state.iteration % state.ada.interval == 0:
+        average_over_workers([state.real_signs])
+        total, count = state.real_signs.tolist()
+        state.ada.add(total * workers(), round(count * workers()))
+        state.ada.update(batch * state.ada.interval)
+        state.real_signs.zero_()

@@ -19,6 +19,16 @@ def person_latents(count: int, z_dim: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def person_codes(generator: Generator, count: int) -> torch.Tensor:
+    """ws of the people 0 .. count - 1, [count, num_ws, w_dim]; of a conditional network with labels in turn."""
+    device = generator.mapping.w_avg.device
+    labels = None
+    if generator.c_dim:
+        labels = torch.eye(generator.c_dim, device=device)[torch.arange(count, device=device) % generator.c_dim]
+    return generator.mapping(person_latents(count, generator.z_dim).to(device), labels)
+
+
+@torch.inference_mode()
 def synthesize(generator: Generator, ws: torch.Tensor) -> np.ndarray:
     """ws [N, num_ws, w_dim] -> uint8 [N, H, W, 3]."""
     return np.concatenate([to_uint8(generator.synthesis(part)).cpu().numpy() for part in ws.split(_CHUNK)])
@@ -27,9 +37,7 @@ def synthesize(generator: Generator, ws: torch.Tensor) -> np.ndarray:
 @torch.inference_mode()
 def people_grid(generator: Generator, people: int = 40, columns: int = 10) -> np.ndarray:
     """The people 0 .. people - 1 without truncation; uint8 [height, width, 3]."""
-    device = generator.mapping.w_avg.device
-    ws = generator.mapping(person_latents(people, generator.z_dim).to(device))
-    return image_grid(synthesize(generator, ws), columns)
+    return image_grid(synthesize(generator, person_codes(generator, people)), columns)
 
 
 @torch.inference_mode()
@@ -38,8 +46,7 @@ def mix_grid(generator: Generator, people: int = 6) -> np.ndarray:
 
     uint8 [height, width, 3]. On the diagonal stands the person unchanged.
     """
-    device = generator.mapping.w_avg.device
-    ws = generator.mapping(person_latents(people, generator.z_dim).to(device))  # [P, num_ws, w_dim]
+    ws = person_codes(generator, people)  # [P, num_ws, w_dim]
     mixes = ws[:, None].repeat(1, people, 1, 1)  # [A, B, num_ws, w_dim]
     mixes[:, :, MIDDLE_LAYERS] = ws[None, :, MIDDLE_LAYERS]
     alone = synthesize(generator, ws)

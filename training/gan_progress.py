@@ -1,4 +1,4 @@
-"""What a GAN training says while it runs: the status line, the log, TensorBoard."""
+"""What a GAN training says while it runs: the status line, the log, TensorBoard, the history and its curves."""
 
 import resource
 import sys
@@ -8,30 +8,61 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from reporting.curves import append_history, rewind_history, save_curves
 from training.gan import Scalars
 from training.gan_config import GanConfig
 
-LOG = "log.txt"
+LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
+
+
+class Means:
+    """Means of per-image scalars; the sums stay on the device, so that a GPU need not be waited for."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, scalars: Scalars) -> None:
+        """Take in one iteration's scalars."""
+        for name, values in scalars.items():
+            self.sums[name] = self.sums.get(name, 0) + values.float().sum()
+            self.counts[name] = self.counts.get(name, 0) + values.numel()
+
+    def take(self) -> dict[str, float]:
+        """The means so far; starts new ones."""
+        means = {name: (self.sums[name] / self.counts[name]).item() for name in self.sums}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict:
+        """The sums and counts, on the CPU."""
+        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, values: dict, device: torch.device) -> None:
+        """Go on from the sums of a checkpoint."""
+        self.sums = {name: value.to(device) for name, value in values["sums"].items()}
+        self.counts = dict(values["counts"])
 
 
 class Progress:
     """Collects the scalars of iterations and tells them every `status_seconds`. For one worker: the first.
 
-    Losses and scores are this worker's means since the last status line.
+    Losses and scores are this worker's means since the last status line, in the history since its last record.
     """
 
     def __init__(self, config: GanConfig, device: torch.device, images_seen: int):
         self.config, self.device = config, device
-        self.log = open(Path(config.out) / LOG, "a", buffering=1)  # noqa: SIM115 (closed by close)
-        self.board = SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=images_seen)
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.out = Path(config.out)
+        self.log = open(self.out / LOG, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
+        self.status, self.since_record = Means(), Means()
         self.shown: dict[str, float] = {}
-        self.started = time.monotonic()
         self.seconds_per_kimg = float("nan")
-        self._restart_clock(images_seen)
+        self.history = rewind_history(self.out / HISTORY, images_seen / 1000)
+        self.skip(images_seen)
 
-    def _restart_clock(self, images_seen: int) -> None:
+    def skip(self, images_seen: int) -> None:
+        """Leave the time since the last status out of s/kimg: a snapshot is no training."""
         self.clock, self.clock_images = time.monotonic(), images_seen
 
     def say(self, line: str) -> None:
@@ -40,20 +71,18 @@ class Progress:
         self.log.write(line + "\n")
 
     def add(self, scalars: Scalars) -> None:
-        """Take in one iteration's scalars; they stay on the device, so that a GPU need not be waited for."""
-        for name, values in scalars.items():
-            self.sums[name] = self.sums.get(name, 0) + values.float().sum()
-            self.counts[name] = self.counts.get(name, 0) + values.numel()
+        """Take in one iteration's scalars."""
+        self.status.add(scalars)
+        self.since_record.add(scalars)
 
     def due(self) -> bool:
         """Whether it is time for a status line."""
         return time.monotonic() - self.clock >= self.config.status_seconds
 
-    def tell(self, images_seen: int) -> dict[str, float]:
+    def tell(self, images_seen: int, p: float) -> dict[str, float]:
         """Write the status line and TensorBoard's values; returns the values and starts new means."""
-        means = {name: (self.sums[name] / self.counts[name]).item() for name in self.sums}
+        means = self.status.take()
         shown = self.shown = self.shown | means  # R1 runs so seldom that its last value may be older
-        self.sums, self.counts = {}, {}
         trained = images_seen - self.clock_images
         if trained:
             self.seconds_per_kimg = (time.monotonic() - self.clock) / trained * 1000
@@ -64,17 +93,30 @@ class Progress:
             f"ETA {_duration(left)}  loss G {shown.get('G/loss', float('nan')):.3f} "
             f"D {shown.get('D/loss', float('nan')):.3f} R1 {shown.get('D/r1', float('nan')):.4f}  "
             f"score real {shown.get('scores/real', float('nan')):+.2f} "
-            f"fake {shown.get('scores/fake', float('nan')):+.2f}  memory {memory:.1f} GB"
+            f"fake {shown.get('scores/fake', float('nan')):+.2f}  augment {p:.3f}  "
+            f"{'GPU ' if self.device.type == 'cuda' else ''}memory {memory:.1f} GB"
         )
-        values = means | {"time/seconds_per_kimg": self.seconds_per_kimg, "memory/gb": memory}
-        for name, value in values.items():
-            self.board.add_scalar(name, value, images_seen)
-        self._restart_clock(images_seen)
+        values = means | {
+            "augment/p": p,
+            "time/seconds_per_kimg": self.seconds_per_kimg,
+            "memory/gb": memory,
+        }
+        self._show(values, images_seen)
+        self.skip(images_seen)
         return shown | values
 
-    def skip(self, images_seen: int) -> None:
-        """Leave the time since the last status out of s/kimg: a snapshot is no training."""
-        self._restart_clock(images_seen)
+    def record(self, images_seen: int, measured: dict[str, float]) -> dict[str, float]:
+        """Add the means since the last record and `measured` to the history; draw the curves; return the record."""
+        record = {"kimg": images_seen / 1000} | self.since_record.take() | measured
+        append_history(self.out / HISTORY, record)
+        self.history.append(record)
+        self._show(measured, images_seen)
+        save_curves(self.out / CURVES, self.history, title=f"{self.out.name}: {images_seen / 1000:.1f} kimg")
+        return record
+
+    def _show(self, values: dict[str, float], images_seen: int) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, images_seen)
 
     def _memory_gb(self) -> float:
         if self.device.type == "cuda":

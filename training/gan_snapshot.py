@@ -1,62 +1,136 @@
-"""Snapshots of a GAN training: folders with networks and training state, complete or not there at all.
+"""What a GAN training keeps: folders that are complete or not there at all, named by the real images seen.
 
-    OUT/snapshots/000012000/network.safetensors   averaged and training generator, discriminator, record
-    OUT/snapshots/000012000/training_state.pt     optimisers and counters; kept in the last two snapshots
+    OUT/snapshots/000100000/network.safetensors     averaged and training generator, discriminator, record; all kept
+    OUT/checkpoints/000104000/network.safetensors   the same, and ...
+    OUT/checkpoints/000104000/training_state.pt     ... optimisers, counters, adaptation; the last two are kept
+    OUT/best.safetensors                            the snapshot with the lowest FID so far
 
-The number counts the real images seen. The folder is written under another name and renamed: that commits it.
+A folder is written under another name and renamed: that commits it.
 """
 
+import contextlib
 import io
+import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from models.errors import InputError
-from models.stylegan3 import Discriminator, Generator
 from models.stylegan3.checkpoint import load_network, save_network
-from training.gan import TrainingState, new_state
-from training.gan_config import GanConfig
+from training.gan import TrainingState
 
-NETWORK, STATE = "network.safetensors", "training_state.pt"
-_STATES_KEPT = 2
+NETWORK, STATE, BEST = "network.safetensors", "training_state.pt", "best.safetensors"
+CHECKPOINTS_KEPT = 2
 
 
 def last_snapshot(out: Path) -> Path | None:
-    """The newest snapshot folder that training can go on from, None at the start."""
-    folders = [path.parent for path in Path(out).glob(f"snapshots/[0-9]*/{STATE}")]
-    return max(folders, key=lambda folder: int(folder.name), default=None)
+    """The newest snapshot's folder, None at the start."""
+    return _newest(out, f"snapshots/[0-9]*/{NETWORK}")
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest folder that training can go on from, None at the start."""
+    return _newest(out, f"checkpoints/[0-9]*/{STATE}")
+
+
+def _newest(out: Path, pattern: str) -> Path | None:
+    return max((path.parent for path in Path(out).glob(pattern)), key=lambda folder: int(folder.name), default=None)
 
 
 def save_snapshot(out: Path, state: TrainingState, record: dict) -> Path:
     """Write a snapshot and return its folder; the networks are stored in float32. Raises InputError where it
     cannot be written; earlier snapshots stay as they are.
     """
-    folder = Path(out) / "snapshots" / f"{state.images_seen:09d}"
+    return _commit(_folder(out, "snapshots", state), lambda folder: _write_networks(folder / NETWORK, state, record))
+
+
+def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) -> Path:
+    """Write everything that training needs to go on; `extra`: values and tensors that `resume` gives back.
+
+    A snapshot of the same moment lends its network file. Of the checkpoints before, one is kept. Errors as for
+    `save_snapshot`.
+    """
+    snapshot = Path(out) / "snapshots" / f"{state.images_seen:09d}" / NETWORK
+
+    def write(folder: Path) -> None:
+        _write_state(folder / STATE, state, extra)
+        with contextlib.suppress(OSError):  # no such snapshot, or a file system without links
+            os.link(snapshot, folder / NETWORK)
+        if not (folder / NETWORK).exists():
+            _write_networks(folder / NETWORK, state, record)
+
+    folder = _commit(_folder(out, "checkpoints", state), write)
+    others = sorted(folder.parent.glob("[0-9]*"), key=lambda path: int(path.name))
+    for old in others[:-CHECKPOINTS_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def keep_best(out: Path, snapshot: Path) -> None:
+    """Make `OUT/best.safetensors` the network of this snapshot."""
+    part = Path(out) / f".{BEST}.part"
+    try:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(snapshot / NETWORK, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(snapshot / NETWORK, part)
+        os.replace(part, Path(out) / BEST)
+    except OSError as error:
+        raise InputError(f"cannot write {Path(out) / BEST}: {error.strerror}") from error
+
+
+def is_best(history: list[dict], fid: float) -> bool:
+    """Whether a snapshot of this FID is better than all that the history knows."""
+    known = [record["fid"] for record in history if record.get("fid") is not None]
+    return math.isfinite(fid) and all(fid < other for other in known)
+
+
+def _folder(out: Path, kind: str, state: TrainingState) -> Path:
+    return Path(out) / kind / f"{state.images_seen:09d}"
+
+
+def _commit(folder: Path, write: Callable[[Path], None]) -> Path:
     if folder.exists():
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        _write_state(temporary / STATE, state)
-        save_network(
-            temporary / NETWORK,
-            state.generator_ema,
-            discriminator=state.discriminator,
-            training_generator=state.generator,
-            record=record,
-        )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(".*.tmp"):  # of a process that was killed: there is one writer
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
         os.replace(temporary, folder)
-        _drop_old_states(folder.parent)
+        _sync_folder(folder.parent)
     except OSError as error:
-        raise InputError(f"cannot write the snapshot {folder}: {error.strerror}") from error
+        raise InputError(f"cannot write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _write_state(path: Path, state: TrainingState) -> None:
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the new name reaches the disk
+    finally:
+        os.close(descriptor)
+
+
+def _write_networks(path: Path, state: TrainingState, record: dict) -> None:
+    save_network(
+        path,
+        state.generator_ema,
+        discriminator=state.discriminator,
+        training_generator=state.generator,
+        record=record,
+    )
+
+
+def _write_state(path: Path, state: TrainingState, extra: dict) -> None:
     # Through memory: torch.save reports a full disk as RuntimeError, a plain write as OSError.
     buffer = io.BytesIO()
     values = {
@@ -64,6 +138,9 @@ def _write_state(path: Path, state: TrainingState) -> None:
         "images_seen": state.images_seen,
         "generator_optimizer": state.generator_optimizer.state_dict(),
         "discriminator_optimizer": state.discriminator_optimizer.state_dict(),
+        "ada": state.ada.state_dict(),
+        "real_signs": state.real_signs.cpu(),
+        "extra": extra,
     }
     torch.save(values, buffer)
     with open(path, "wb") as file:
@@ -72,33 +149,18 @@ def _write_state(path: Path, state: TrainingState) -> None:
         os.fsync(file.fileno())
 
 
-def _drop_old_states(snapshots: Path) -> None:
-    states = sorted(snapshots.glob(f"[0-9]*/{STATE}"), key=lambda path: int(path.parent.name))
-    for path in states[:-_STATES_KEPT]:
-        path.unlink()
+def resume(state: TrainingState, folder: Path) -> dict:
+    """Put a checkpoint's weights, optimisers and counters into `state`; returns its `extra`.
 
-
-def start(config: GanConfig, device: torch.device) -> TrainingState:
-    """A new training, its weights fixed by the seed; or the last snapshot's, with optimisers and counters."""
-    with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
-        torch.manual_seed(config.seed)
-        generator, discriminator = Generator(config.generator()), Discriminator(config.discriminator())
-    state = new_state(
-        generator.to(device),
-        discriminator.to(device),
-        generator_lr=config.generator_lr,
-        discriminator_lr=config.discriminator_lr,
-        r1_interval=config.step_settings().r1_interval,
-    )
-    folder = last_snapshot(config.out)
-    if folder is not None:
-        resume(state, folder)
-    return state
-
-
-def resume(state: TrainingState, folder: Path) -> None:
-    """Put a snapshot's weights, optimisers and counters into `state`. Raises InputError for a damaged one."""
+    Raises InputError for a damaged one, and for one of networks of another shape.
+    """
     loaded = load_network(folder / NETWORK)
+    if loaded.generator.config != state.generator.config:
+        ours, theirs = (f"{c.height} x {c.width}" for c in (state.generator.config, loaded.generator.config))
+        raise InputError(
+            f"the checkpoint {folder} holds another network ({theirs}) than this training's ({ours}): "
+            "give its settings, or another --out and this one as --transfer"
+        )
     try:
         values = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         state.generator_ema.load_state_dict(loaded.generator.state_dict())
@@ -106,7 +168,10 @@ def resume(state: TrainingState, folder: Path) -> None:
         state.discriminator.load_state_dict(loaded.discriminator.state_dict())
         state.generator_optimizer.load_state_dict(values["generator_optimizer"])
         state.discriminator_optimizer.load_state_dict(values["discriminator_optimizer"])
+        state.ada.load_state_dict(values["ada"])
+        state.real_signs.copy_(values["real_signs"])
         state.iteration, state.images_seen = values["iteration"], values["images_seen"]
+        return values["extra"]
     except (RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

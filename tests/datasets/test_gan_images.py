@@ -253,7 +253,7 @@ def test_sizes_that_do_not_fit_stop_the_training_with_one_line(tmp_path):
     for number in range(4):
         write(tmp_path / f"{number}.png", picture(64, 32) if number < 2 else picture(64, 48))
     source = open_images(tmp_path, 1)
-    with pytest.raises(InputError, match=r'2 of 4 images, the first is 2.png \(64x48\), .*--fit crop'):
+    with pytest.raises(InputError, match=r"2 of 4 images, the first is 2.png \(64x48\), .*--fit crop"):
         load_images(source, Target(32, 16))
     with pytest.raises(InputError, match=r"4 of 4 images, the first is 0.png \(64x32\), .*smaller --height"):
         load_images(source, Target(128, 64, fit="crop"))

@@ -1,8 +1,12 @@
-"""The training job: refusals in seconds, and two Ray Train workers that learn what one process learns."""
+"""The training job: refusals in seconds, presets, Ray Train workers that learn what one process learns and may die."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -10,11 +14,12 @@ import numpy as np
 import pytest
 
 from jobs.common import run_job
-from jobs.train_gan import main
+from jobs.train_gan import chosen_preset, main
 from models.errors import InputError
 from models.stylegan3.checkpoint import load_network
 from training.gan_config import GanConfig
-from training.gan_snapshot import NETWORK, last_snapshot
+from training.gan_presets import PRESETS
+from training.gan_snapshot import NETWORK, last_checkpoint, last_snapshot
 
 TINY = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "threads": 1}
 
@@ -37,27 +42,38 @@ def tree(tmp_path_factory) -> Path:
         ({"batch": 12, "workers": 2}, "gives each worker 6 images"),
         ({"batch": 16}, "--batch 16 is more than the 12 training images"),
         ({"batch": 0}, "--batch is 0"),
+        ({"batch_gpu": 3}, "--batch-gpu 3 does not divide each worker's 8 images"),
+        ({"batch": 12, "batch_gpu": 6}, "--batch-gpu 6 gives each worker 6 images"),
         ({"height": 100}, "--height 100"),
         ({"height": 16, "width": 32}, "--width 32"),
         ({"width": 4}, "--width 4"),
+        ({"height": 16, "width": 16}, "12 of 12 images"),
+        ({"height": 32, "width": 16}, "smaller than 32x16"),
         ({"gamma": -1.0}, "--gamma is -1.0"),
         ({"gamma": float("nan")}, "--gamma"),
         ({"kimg": float("inf")}, "--kimg"),
         ({"generator_lr": 0.0}, "--generator-lr is 0.0"),
         ({"style_mixing_probability": 1.5}, "--style-mixing-probability is 1.5"),
+        ({"augment_set": "upside"}, "--augment-set upside is not known: give one of upright"),
+        ({"augment_p": 2.0}, "--augment-p is 2.0"),
+        ({"validation_people": 3}, "--validation-people 3"),
+        ({"transfer": Path("nowhere.pkl")}, "nowhere.pkl"),
+        ({"freeze_d": 40}, "40 discriminator layers to freeze"),
         ({"gpus": 3, "workers": 1}, "--gpus 3 with --workers 1"),
         ({"seed": -1}, "--seed is -1"),
+        ({"condition": "dataset"}, "dataset"),
     ],
 )
 def test_impossible_values_are_named(tree, tmp_path, changes, message):
     with pytest.raises(InputError) as caught:
-        main(GanConfig(data=tree, out=tmp_path / "out", **TINY | changes))
+        main(GanConfig(data=tree, out=tmp_path / "out", **TINY | {"workers": 0} | changes))
     assert message in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    assert "\n" not in str(caught.value)
+    assert not last_snapshot(tmp_path / "out")
 
 
 def test_a_missing_tree_and_an_output_that_cannot_be_written(tree, tmp_path):
-    with pytest.raises(InputError, match="bounding_box_train"):
+    with pytest.raises(InputError, match="no images|bounding_box_train"):
         main(GanConfig(data=tmp_path, out=tmp_path / "out", workers=0, **TINY))
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder is needed")
@@ -65,8 +81,19 @@ def test_a_missing_tree_and_an_output_that_cannot_be_written(tree, tmp_path):
         main(GanConfig(data=tree, out=blocked / "out", workers=0, **TINY))
 
 
+def test_presets_are_defaults_that_options_override():
+    assert list(PRESETS) == ["person-128x64-t", "person-128x64-r", "study", "tiny"]
+    study = chosen_preset(["--data", "x", "--preset", "study"])
+    assert (study.config, study.batch, study.gamma, study.kimg, study.fid_images) == ("r", 16, 2.0, 5000.0, 50_000)
+    assert chosen_preset(["--preset=tiny"]).workers == 0
+    assert chosen_preset([]) == chosen_preset(["--preset", "person-128x64-t"])
+    for name in PRESETS:
+        config = chosen_preset(["--preset", name])
+        GanConfig(**vars(config) | {"data": Path("a"), "out": Path("b")}).check()
+
+
 def test_two_ray_workers_learn_what_one_process_learns(ray_cluster, tree, tmp_path, capsys):
-    settings = TINY | {"kimg": 0.016, "gamma": 1.0}
+    settings = TINY | {"kimg": 0.016, "gamma": 1.0, "augment": "fixed", "augment_p": 0.5}
     main(GanConfig(data=tree, out=tmp_path / "one", workers=0, **settings))
     main(GanConfig(data=tree, out=tmp_path / "two", workers=2, **settings))
     said = capsys.readouterr().out
@@ -84,6 +111,43 @@ def test_two_ray_workers_learn_what_one_process_learns(ray_cluster, tree, tmp_pa
             assert close.float().mean() > 0.98 or (~close).sum() <= 1, (part, name)
 
 
+def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tree, tmp_path, capsys):
+    settings = TINY | {"gamma": 1.0, "status_seconds": 0.001, "checkpoint_minutes": 1e-6}
+    killed = []
+
+    def kill_when_it_works() -> None:
+        deadline = time.monotonic() + 300
+        while not killed and time.monotonic() < deadline:
+            folder = last_checkpoint(tmp_path / "two")
+            if folder and int(folder.name) >= 128:  # every 16 iterations a checkpoint is due
+                (worker,) = train_workers()
+                os.kill(worker, signal.SIGKILL)
+                killed.append(folder.name)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_when_it_works)
+    killer.start()
+    main(GanConfig(data=tree, out=tmp_path / "two", workers=1, kimg=0.4, **settings))
+    killer.join()
+    assert killed
+    assert "going on at kimg" in capsys.readouterr().out
+    main(GanConfig(data=tree, out=tmp_path / "one", workers=1, kimg=0.4, **settings))
+    one, two = (load_network(last_snapshot(tmp_path / name) / NETWORK) for name in ("one", "two"))
+    for part in ("generator", "training_generator", "discriminator"):
+        other = getattr(two, part).state_dict()
+        assert all((value == other[name]).all() for name, value in getattr(one, part).state_dict().items()), part
+
+
+def train_workers() -> list[int]:
+    """Process ids of Ray Train's workers on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if b"RayTrainWorker" in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
 def test_more_gpus_than_there_are_is_refused(ray_cluster, tree, tmp_path):
     with pytest.raises(InputError, match="the cluster has 0; give --gpus 0"):
         main(GanConfig(data=tree, out=tmp_path / "out", workers=1, gpus=1, **TINY))
@@ -91,13 +155,18 @@ def test_more_gpus_than_there_are_is_refused(ray_cluster, tree, tmp_path):
         main(GanConfig(data=tree, out=tmp_path / "out", workers=8, **TINY | {"threads": 2}))
 
 
-def test_bad_input_inside_a_worker_is_one_line(ray_cluster, tmp_path):
-    folder = tmp_path / "tree" / "bounding_box_train"
-    folder.mkdir(parents=True)
+def test_bad_input_inside_a_worker_is_one_line_and_not_tried_again(ray_cluster, tree, tmp_path, capsys):
+    settings = TINY | {"workers": 1, "kimg": 0.016}
+    main(GanConfig(data=tree, out=tmp_path / "out", **settings))
+    (last_checkpoint(tmp_path / "out") / "training_state.pt").write_bytes(b"no state")
+    with pytest.raises(InputError, match="cannot go on from .*000000016"):
+        main(GanConfig(data=tree, out=tmp_path / "out", **settings | {"kimg": 0.032}))
+    unreadable = tmp_path / "tree" / "bounding_box_train"
+    unreadable.mkdir(parents=True)
     for index in range(8):
-        (folder / f"0001_c1s1_{index:06d}_00.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match="none of 8 images can be read"):
-        main(GanConfig(data=tmp_path / "tree", out=tmp_path / "out", workers=1, **TINY))
+        (unreadable / f"0001_c1s1_{index:06d}_00.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match="8 of 8 images cannot be read"):
+        main(GanConfig(data=tmp_path / "tree", out=tmp_path / "other", workers=1, **TINY))
 
 
 def test_the_command_line_trains_without_ray(tree, tmp_path):
@@ -111,17 +180,34 @@ def test_the_command_line_trains_without_ray(tree, tmp_path):
     loaded = load_network(last_snapshot(tmp_path / "out") / NETWORK)
     assert loaded.record["kimg"] == 0.008
     assert "--kimg 0.008" in loaded.record["command"]
+    assert loaded.record["configuration"]["gamma"] == 0.1  # the preset's
     assert str(tmp_path) not in loaded.record["command"]
+    # The same networks go on as the start of a conditional training at half the size: the transfer is reported.
+    again = [*command_line(tree, tmp_path / "next"), "--transfer", str(last_snapshot(tmp_path / "out") / NETWORK)]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.train_gan", *again, "--channel-max", "8", "--freeze-d", "1"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Generator" in done.stdout
+    assert "stay as they are" in done.stdout
+    origin = load_network(last_snapshot(tmp_path / "next") / NETWORK).record["transferred_from"]
+    assert origin["record"]["kimg"] == 0.008
+    assert origin["generator"]["taken"] + origin["generator"]["adapted"] > origin["generator"]["new"]
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_gan", *command_line(tree, tmp_path / "out"), "--gamma", "-2"])
     with pytest.raises(SystemExit) as stop:
-        run_job(main, GanConfig)
+        run_job(main, GanConfig, default=chosen_preset(sys.argv))
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: --gamma is -2.0: it must not be negative\n"
 
 
 def command_line(tree: Path, out: Path) -> list[str]:
-    values = {"data": tree, "out": out, "workers": 0, "kimg": 0.008, **TINY}
+    values = {"preset": "tiny", "data": tree, "out": out, "kimg": 0.008, **TINY}
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
-from training import gan
+from training import gan, gan_losses
+from training.gan_inputs import Inputs, Latents
 
 R64 = "oracles/stylegan3-r64"
 
@@ -52,7 +53,7 @@ def reference_state(oracle) -> gan.TrainingState:
 def reference_inputs(oracle):
     z = torch.from_numpy(oracle["reference"]["train_z"])
     reals = torch.from_numpy(oracle["reference"]["train_real_u8"]).float() / 127.5 - 1
-    return [gan.Latents(part) for part in z], reals
+    return [Latents(part) for part in z], reals
 
 
 SETTINGS = gan.StepSettings(gamma=2.0, blur_start_sigma=10.0, blur_fade_images=100_000)
@@ -110,7 +111,7 @@ def test_one_iteration_equals_the_reference(oracle):
     settings = gan.StepSettings(gamma=2.0, ema_half_life_images=1250, ema_ramp=None)
     beta = gan.ema_beta(settings, 0, 4)
     assert beta == pytest.approx(float(oracle["reference"]["iter_ema_beta"]), abs=1e-12)
-    gan.train_iteration(state, settings, reals, (latents[0], latents[1]))
+    gan.train_iteration(state, settings, Inputs(reals, (latents[0], latents[1])))
     assert (state.iteration, state.images_seen) == (1, 4)
     networks = {"G": state.generator, "D": state.discriminator, "G_ema": state.generator_ema}
     rates = {"G": 0.0025, "D": 0.002, "G_ema": 0.0025 * (1 - beta)}
@@ -137,25 +138,25 @@ def tiny_state(**config) -> gan.TrainingState:
     return gan.new_state(generator, discriminator, **config)
 
 
-def some_latents(state, count=4, **mixing) -> gan.Latents:
+def some_latents(state, count=4, **mixing) -> Latents:
     z = torch.randn(count, state.generator.z_dim, generator=torch.Generator().manual_seed(1))
-    return gan.Latents(z, **mixing)
+    return Latents(z, **mixing)
 
 
 def test_losses_by_hand():
     fake, real = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [-3.0]])
     log = np.log1p
     expected = [[log(1.0)], [log(np.exp(-2.0))]]
-    np.testing.assert_allclose(gan.generator_loss(fake), expected, rtol=1e-6)
+    np.testing.assert_allclose(gan_losses.generator_loss(fake), expected, rtol=1e-6)
     expected = [[log(1.0) + log(np.exp(-1.0))], [log(np.exp(2.0)) + log(np.exp(3.0))]]
-    np.testing.assert_allclose(gan.discriminator_loss(fake, real), expected, rtol=1e-6)
+    np.testing.assert_allclose(gan_losses.discriminator_loss(fake, real), expected, rtol=1e-6)
 
 
 def test_r1_of_a_linear_score_is_half_gamma_times_its_squared_slope():
     reals = torch.randn(3, 3, 4, 2).requires_grad_()
     slope = torch.arange(24.0).reshape(3, 4, 2)
     weight = torch.tensor(2.0, requires_grad=True)
-    penalty = gan.r1_penalty((reals * slope).sum((1, 2, 3))[:, None] * weight, reals, gamma=0.5)
+    penalty = gan_losses.r1_penalty((reals * slope).sum((1, 2, 3))[:, None] * weight, reals, gamma=0.5)
     square = slope.square().sum().item()
     np.testing.assert_allclose(penalty.detach(), [0.25 * 4 * square] * 3, rtol=1e-6)
     penalty.sum().backward()  # differentiable in the discriminator's weights
@@ -170,15 +171,15 @@ def test_blur_equals_a_plain_convolution(sigma):
     kernel = (kernel / kernel.sum()).repeat(3, 1, 1)
     plain = torch.nn.functional.conv2d(images, kernel[:, :, :, None], padding=(radius, 0), groups=3)
     plain = torch.nn.functional.conv2d(plain, kernel[:, :, None, :], padding=(0, radius), groups=3)
-    np.testing.assert_allclose(gan.blur(images, sigma), plain, atol=2e-6)  # float32 sums of up to 61 terms
+    np.testing.assert_allclose(gan_losses.blur(images, sigma), plain, atol=2e-6)  # float32 sums of up to 61 terms
 
 
 def test_blur_fades_out_and_then_costs_nothing():
     settings = gan.StepSettings(gamma=1.0, blur_start_sigma=10.0, blur_fade_images=1000.0)
     assert [gan.blur_sigma(settings, seen) for seen in (0, 250, 1000, 5000)] == [10.0, 7.5, 0.0, 0.0]
     images = torch.randn(1, 3, 4, 4)
-    assert gan.blur(images, 0.0) is images
-    assert gan.blur(images, 0.3) is images  # radius 0
+    assert gan_losses.blur(images, 0.0) is images
+    assert gan_losses.blur(images, 0.3) is images  # radius 0
 
 
 def test_gradients_are_made_finite_before_the_step():
@@ -209,7 +210,7 @@ def test_style_mixing_takes_later_layers_from_the_second_code():
     alone = some_latents(state, 3)
     other = torch.randn(3, state.generator.z_dim)
     num_ws = state.generator.num_ws
-    mixed = gan.Latents(alone.z, other, torch.tensor([1, 6, num_ws]))
+    mixed = Latents(alone.z, other, torch.tensor([1, 6, num_ws]))
     with torch.no_grad():
         images = gan.synthesize(state.generator, mixed)
         ws, other_ws = state.generator.mapping(alone.z), state.generator.mapping(other)
@@ -244,7 +245,7 @@ def test_r1_runs_at_its_interval_and_corrects_adam():
     assert group["betas"] == (0.0, pytest.approx(0.99 ** (4 / 5)))
     settings = gan.StepSettings(gamma=1.0, r1_interval=4)
     latents, reals = some_latents(state), torch.zeros(4, 3, 16, 8)
-    ran = ["D/r1" in gan.train_iteration(state, settings, reals, (latents, latents)) for _ in range(5)]
+    ran = ["D/r1" in gan.train_iteration(state, settings, Inputs(reals, (latents, latents))) for _ in range(5)]
     assert ran == [True, False, False, False, True]
     assert (state.iteration, state.images_seen) == (5, 20)
 
@@ -255,11 +256,11 @@ def test_training_learns_to_tell_and_to_imitate():
     settings = gan.StepSettings(gamma=0.1, ema_half_life_images=20.0)
     reals = torch.full((8, 3, 16, 8), 0.8)
     random = torch.Generator().manual_seed(2)
-    draw = lambda: gan.Latents(torch.randn(8, state.generator.z_dim, generator=random))  # noqa: E731
+    draw = lambda: Latents(torch.randn(8, state.generator.z_dim, generator=random))  # noqa: E731
     with torch.no_grad():
         before = gan.synthesize(state.generator_ema, draw()).mean().item()
     for _ in range(40):
-        gan.train_iteration(state, settings, reals, (draw(), draw()))
+        gan.train_iteration(state, settings, Inputs(reals, (draw(), draw())))
     with torch.no_grad():
         after = gan.synthesize(state.generator_ema, draw()).mean().item()
     assert abs(after - 0.8) < 0.5 * abs(before - 0.8)
