@@ -133,8 +133,8 @@ def check_problems(items: Sequence[Item], problems: Iterable[Problem | None], ta
             continue
         name, problem = misfits[0]
         ways = {
-            "aspect": f'not of the aspect ratio of {wanted} (nothing is stretched): --fit crop takes their middle, '
-            'pad repeats their edges, stretch changes their proportions',
+            "aspect": f"not of the aspect ratio of {wanted} (nothing is stretched): --fit crop takes their middle, "
+            "pad repeats their edges, stretch changes their proportions",
             "small": f"smaller than {wanted}: give a smaller --height and --width, or --enlarge",
         }
         size = f"{problem.height}x{problem.width}"
