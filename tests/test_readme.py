@@ -45,6 +45,7 @@ PARSED = {
     r"(kubectl|docker) ": "Kubernetes, Docker",
     r"pip install ": "would change this environment",
     r"python jobs/(train_\w+|tune_\w+|invert|evaluate)\.py ": "trains for minutes to hours",
+    r"python jobs/score\.py ": "inception features of thousands of images",
     r"python benchmarks/\w+\.py": "measures for minutes",
 }
 

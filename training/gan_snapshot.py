@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,13 @@ def _write_state(path: Path, state: TrainingState, extra: dict) -> None:
         os.fsync(file.fileno())
 
 
+def _read_state(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path.name} is damaged") from error
+
+
 def resume(state: TrainingState, folder: Path) -> dict:
     """Put a checkpoint's weights, optimisers and counters into `state`; returns its `extra`.
 
@@ -162,7 +170,7 @@ def resume(state: TrainingState, folder: Path) -> dict:
             "give its settings, or another --out and this one as --transfer"
         )
     try:
-        values = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        values = _read_state(folder / STATE)
         state.generator_ema.load_state_dict(loaded.generator.state_dict())
         state.generator.load_state_dict(loaded.training_generator.state_dict())
         state.discriminator.load_state_dict(loaded.discriminator.state_dict())

@@ -17,6 +17,7 @@ from jobs.common import run_job
 from jobs.train_gan import chosen_preset, main
 from models.errors import InputError
 from models.stylegan3.checkpoint import load_network
+from training import gan_images
 from training.gan_config import GanConfig
 from training.gan_presets import PRESETS
 from training.gan_snapshot import NETWORK, last_checkpoint, last_snapshot
@@ -136,6 +137,23 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
     for part in ("generator", "training_generator", "discriminator"):
         other = getattr(two, part).state_dict()
         assert all((value == other[name]).all() for name, value in getattr(one, part).state_dict().items()), part
+
+
+def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
+    ray_cluster, tree, tmp_path, monkeypatch, capsys
+):
+    settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1, "condition": "cluster", "clusters": 2}
+    main(GanConfig(data=tree, out=tmp_path / "memory", **settings))
+    monkeypatch.setattr(gan_images, "fits", lambda *sizes: False)
+    main(GanConfig(data=tree, out=tmp_path / "stream", **settings))
+    assert "they are streamed through Ray Data" in capsys.readouterr().out
+    one, two = (load_network(last_snapshot(tmp_path / name) / NETWORK) for name in ("memory", "stream"))
+    assert one.record["trained_on"] == two.record["trained_on"]
+    for part in ("generator", "training_generator", "discriminator"):
+        other = getattr(two, part).state_dict()
+        assert all((value == other[name]).all() for name, value in getattr(one, part).state_dict().items()), part
+    with pytest.raises(InputError, match="do not fit in this machine's memory: give --workers 1"):
+        main(GanConfig(data=tree, out=tmp_path / "none", **settings | {"workers": 0}))
 
 
 def train_workers() -> list[int]:

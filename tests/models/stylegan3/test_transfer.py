@@ -10,9 +10,9 @@ from models.stylegan3 import Discriminator, DiscriminatorConfig, Generator, Gene
 from models.stylegan3.checkpoint import save_network
 from models.stylegan3.schedule import LayerSpec
 from models.stylegan3.transfer import freeze_discriminator_layers, transfer
-from models.stylegan3.transfer_colours import dead_leaves
-from models.stylegan3.transfer_kernels import fit_kernel
-from models.stylegan3.transfer_report import learned_tensors
+from models.stylegan3.transfer.colours import dead_leaves
+from models.stylegan3.transfer.kernels import fit_kernel
+from models.stylegan3.transfer.report import learned_tensors
 
 ROUNDING = 1e-5  # float32, another order of summation, values of about 1
 R = {"conv_kernel": 1, "use_radial_filters": True}

@@ -5,8 +5,8 @@ import math
 import torch
 
 from models.stylegan3.mapping import FullyConnected, MappingNetwork, normalize_second_moment
-from models.stylegan3.transfer_channels import fan_in_gain, match_layers
-from models.stylegan3.transfer_report import Ledger
+from models.stylegan3.transfer.channels import fan_in_gain, match_layers
+from models.stylegan3.transfer.report import Ledger
 
 
 def transfer_mapping(source: MappingNetwork, target: MappingNetwork, ledger: Ledger) -> None:

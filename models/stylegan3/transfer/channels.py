@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from models.stylegan3.transfer_report import Ledger
+from models.stylegan3.transfer.report import Ledger
 
 Keep = torch.Tensor  # int64 indices into the source's channels, ascending: the k-th feeds the target's channel k
 

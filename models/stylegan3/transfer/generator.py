@@ -7,7 +7,7 @@ import torch
 
 from models.errors import InputError
 from models.stylegan3.generator import Generator, SynthesisLayer
-from models.stylegan3.transfer_channels import (
+from models.stylegan3.transfer.channels import (
     Channels,
     changes,
     fan_in_gain,
@@ -16,9 +16,9 @@ from models.stylegan3.transfer_channels import (
     place,
     put_rows,
 )
-from models.stylegan3.transfer_kernels import fit_kernel
-from models.stylegan3.transfer_mapping import transfer_mapping
-from models.stylegan3.transfer_report import Ledger
+from models.stylegan3.transfer.kernels import fit_kernel
+from models.stylegan3.transfer.mapping import transfer_mapping
+from models.stylegan3.transfer.report import Ledger
 
 IMPORTANCE_SEEDS = range(4)  # of the codes on which channels are weighed
 

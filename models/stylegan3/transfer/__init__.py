@@ -2,8 +2,8 @@
 
 Matching is by layer, never by name and shape: names carry sizes and channels, so that of a 512 px generator a
 64 px one would get little, and that with the low-pass filters of the wrong schedule. Filters are never
-transferred. What each kind of difference does is told where it is done: `transfer_generator.py`,
-`transfer_discriminator.py`, `transfer_mapping.py`, `transfer_channels.py`, `transfer_kernels.py`.
+transferred. What each kind of difference does is told where it is done: `generator.py`,
+`discriminator.py`, `mapping.py`, `channels.py`, `kernels.py`.
 """
 
 import torch
@@ -12,9 +12,9 @@ from torch import nn
 from models.errors import InputError
 from models.stylegan3.discriminator import Discriminator
 from models.stylegan3.generator import Generator
-from models.stylegan3.transfer_discriminator import transfer_discriminator
-from models.stylegan3.transfer_generator import transfer_generator
-from models.stylegan3.transfer_report import Ledger, TransferReport
+from models.stylegan3.transfer.discriminator import transfer_discriminator
+from models.stylegan3.transfer.generator import transfer_generator
+from models.stylegan3.transfer.report import Ledger, TransferReport
 
 __all__ = ["TransferReport", "freeze_discriminator_layers", "transfer"]
 

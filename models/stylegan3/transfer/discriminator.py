@@ -7,10 +7,10 @@ import torch
 
 from models.errors import InputError
 from models.stylegan3.discriminator import Conv, Discriminator, Epilogue, ResidualBlock
-from models.stylegan3.transfer_channels import Channels, changes, fan_in_gain, joined, place, put_rows
-from models.stylegan3.transfer_colours import dead_leaves, features_of_colours, fit_fromrgb, resized
-from models.stylegan3.transfer_mapping import transfer_mapping
-from models.stylegan3.transfer_report import Ledger
+from models.stylegan3.transfer.channels import Channels, changes, fan_in_gain, joined, place, put_rows
+from models.stylegan3.transfer.colours import dead_leaves, features_of_colours, fit_fromrgb, resized
+from models.stylegan3.transfer.mapping import transfer_mapping
+from models.stylegan3.transfer.report import Ledger
 
 
 def transfer_discriminator(
