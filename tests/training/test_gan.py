@@ -13,15 +13,6 @@ from training.gan_inputs import Inputs, Latents
 R64 = "oracles/stylegan3-r64"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    # Tiny networks gain nothing from more, and spinning threads wait for each other on a busy machine.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def oracle(shared_dir):
     folder = shared_dir / R64

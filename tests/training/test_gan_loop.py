@@ -24,15 +24,6 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    # Equal bits need equal thread counts, and tiny networks gain nothing from more.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_tree(root: Path) -> Path:
     """20 training images of 5 people and 4 of a sixth, set aside; a query image that must never be read."""
     for folder in ("bounding_box_train", "query", "bounding_box_test"):

@@ -23,14 +23,6 @@ BATCH = 16
 CASES = ["plain", "augmented", "conditional"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def new_state(label_size: int = 0, ema_beta: float = 1.0, **options) -> gan.TrainingState:
     # Layers divide by the running magnitude of what comes in, this batch's included. Parts of a batch have only their
     # own magnitudes until all are averaged, which moves fakes by (1 - beta) times the spread of the parts: up to 1e-4.
