@@ -8,6 +8,7 @@ import torch
 from models.errors import InputError
 from models.stylegan3 import Discriminator, Generator
 from models.stylegan3.checkpoint import load_network
+from models.stylegan3.precision import set_precision
 from models.stylegan3.transfer import freeze_discriminator_layers, transfer
 from training.gan import TrainingState, new_state
 from training.gan_config import GanConfig
@@ -46,8 +47,6 @@ def start(config: GanConfig, device: torch.device, label_size: int = 0, images: 
     if config.transfer and folder is None:
         average, origin, lines = _transfer(config, generator, discriminator, images)
     if config.precision != "auto":
-        from models.stylegan3.precision import set_precision
-
         for network in (generator, discriminator):
             set_precision(network, _PRECISIONS[config.precision])
     frozen = frozenset(freeze_discriminator_layers(discriminator, config.freeze_d))

@@ -8,11 +8,13 @@ import dataclasses
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models.errors import InputError
+from models.stylegan3.activation import leaky_clamp_
+from models.stylegan3.convolution import conv2d, filter2d
 from models.stylegan3.mapping import FullyConnected, MappingNetwork
+from models.stylegan3.precision import Precision
 from models.stylegan3.schedule import check_size
 
 
@@ -63,32 +65,24 @@ class Conv(nn.Module):
         self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-        # The output gain of a layer without bias and activation goes into its weight.
-        scale = self.weight_gain if self.activation else self.weight_gain * gain
-        weight = (self.weight * scale).to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        clamp = None if self.clamp is None else self.clamp * gain  # grows with the gain of the output
+        # A leaky ReLU is positively homogeneous: gains behind it may as well go into weight and bias.
+        gain = gain * math.sqrt(2) if self.activation else gain
+        weight = (self.weight * (self.weight_gain * gain)).to(x.dtype)
+        bias = None if self.bias is None else (self.bias * gain).to(x.dtype)
         if self.down == 1:
-            x = F.conv2d(x, weight, bias, padding=self.padding)
+            x = conv2d(x, weight, bias, padding=self.padding)
         elif self.padding:
-            x = F.conv2d(_blur(x, self.resample_filter, 2, 1), weight, bias, stride=self.down)
+            x = conv2d(filter2d(x, self.resample_filter, padding=2), weight, bias, stride=self.down)
         else:
-            x = F.conv2d(_blur(x, self.resample_filter, 1, self.down), weight, bias)
-        if not self.activation:
-            return x
-        # Leaky ReLU, gain and clamp; the clamp grows with the gain.
-        x = F.leaky_relu(x, 0.2) * (math.sqrt(2) * gain)
-        return x if self.clamp is None else x.clamp(-self.clamp * gain, self.clamp * gain)
+            x = conv2d(filter2d(x, self.resample_filter, self.down, padding=1), weight, bias)
+        return leaky_clamp_(x, 0.2, clamp) if self.activation else x
 
 
 def binomial_filter() -> torch.Tensor:
     """The [1, 3, 3, 1] low-pass filter as [4, 4] float32 with sum 1."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     return torch.outer(taps, taps) / taps.sum() ** 2
-
-
-def _blur(x, kernel, padding, stride):
-    weight = kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
-    return F.conv2d(x, weight, padding=padding, stride=stride, groups=x.shape[1])
 
 
 class ResidualBlock(nn.Module):
@@ -98,7 +92,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         channels, out = config.channels(height), config.channels(height // 2)
         clamp = config.conv_clamp
-        self.half_on_cuda = config.half_on_cuda(height)
+        self.reduced_precision = config.half_on_cuda(height)
+        self.precision = Precision.of_layer(self.reduced_precision)
         self.register_buffer("resample_filter", binomial_filter())
         if height == config.height:
             self.fromrgb = Conv(config.img_channels, channels, 1, activation=True, clamp=clamp)
@@ -107,7 +102,7 @@ class ResidualBlock(nn.Module):
         self.skip = Conv(channels, out, 1, bias=False, down=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(torch.float16 if self.half_on_cuda and x.is_cuda else torch.float32)
+        x = x.to(self.precision.of(x))
         if hasattr(self, "fromrgb"):
             x = self.fromrgb(x)
         skip = self.skip(x, gain=math.sqrt(0.5))

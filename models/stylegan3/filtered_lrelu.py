@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from models.stylegan3.activation import activate_, activation_gradient
 from models.stylegan3.schedule import LayerSpec
 
 TILE_BYTES = 8 << 20
@@ -61,31 +62,32 @@ class _FilteredLeakyReLU(torch.autograd.Function):
     def forward(ctx, x, up_filter, down_filter, plan):
         up_filter = up_filter * _up_gain(plan)
         x = x.contiguous(memory_format=torch.channels_last)
-        ctx.save = any(ctx.needs_input_grad)
-        activated, y = [], None
-        for tile in _tiles(x, plan, maps=2 if ctx.save else 1):
-            z = _up(_take(x, tile), up_filter, plan.up, plan.crop, plan.size)
-            F.leaky_relu_(z, plan.slope)
-            if plan.clamp is not None:
-                z.clamp_(-plan.clamp, plan.clamp)
-            y = _put(y, _down(z, down_filter, plan.down), tile, x)
-            if ctx.save:
+        save, limit = ctx.needs_input_grad[0], _unclamped(up_filter, plan)
+        activated, y, ctx.clamps = [], None, []
+        for tile in _tiles(x, plan, maps=2 if save else 1):
+            part = _take(x, tile)
+            clamp = None if _within(part, limit) else plan.clamp
+            z = _up(part, up_filter, plan.up, plan.crop, plan.size)
+            activate_(z, plan.slope, clamp)
+            y = _put(y, _down(z, down_filter, plan.down), tile, x.shape)
+            if save:
                 activated.append(z)
-        ctx.save_for_backward(x, up_filter, down_filter, *activated)
-        ctx.plan = plan
+                ctx.clamps.append(clamp)  # None where nothing was clamped
+        ctx.save_for_backward(up_filter, down_filter, *activated)
+        ctx.plan, ctx.shape = plan, x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, up_filter, down_filter, *activated = ctx.saved_tensors
+        up_filter, down_filter, *activated = ctx.saved_tensors
         plan, result = ctx.plan, None
         grad = grad.contiguous(memory_format=torch.channels_last)
-        for tile, z in zip(_tiles(x, plan, maps=2), activated, strict=True):
+        for tile, z, clamp in zip(_tiles(grad, plan, maps=2), activated, ctx.clamps, strict=True):
             # The transpose of a decimating filter is an interpolating one, and the other way round.
             g = _up(_take(grad, tile), down_filter, plan.down, (0, 0), plan.size)
-            g = _activation_backward(g, z, plan)
-            result = _put(result, _crop_down(g, up_filter, plan.up, plan.crop, x.shape[2:]), tile, x)
+            activation_gradient(g, z, plan.slope, clamp, out=g)
+            result = _put(result, _crop_down(g, up_filter, plan.up, plan.crop, ctx.shape[2:]), tile, ctx.shape)
         return result, None, None, None
 
 
@@ -115,10 +117,10 @@ def _take(x, tile):
 
 
 def _put(whole, part, tile, like):
-    if part.shape[:2] == like.shape[:2]:
+    if part.shape[:2] == like[:2]:
         return part
     if whole is None:
-        shape = (*like.shape[:2], *part.shape[2:])
+        shape = (*like[:2], *part.shape[2:])
         whole = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
     whole[tile] = part
     return whole
@@ -130,12 +132,22 @@ def _up_gain(plan: FilterPlan) -> float:
     return plan.up * math.sqrt(plan.gain)
 
 
-def _activation_backward(grad: torch.Tensor, z: torch.Tensor, plan: FilterPlan) -> torch.Tensor:
-    # z > 0 exactly where the input of the leaky ReLU was; no gradient passes where the value was clamped. In place.
-    torch.ops.aten.leaky_relu_backward.grad_input(grad, z, plan.slope, True, grad_input=grad)
-    if plan.clamp is not None:
-        torch.ops.aten.hardtanh_backward.grad_input(grad, z, -plan.clamp, plan.clamp, grad_input=grad)
-    return grad
+def _unclamped(up_filter: torch.Tensor, plan: FilterPlan) -> float:
+    # Inputs up to this size are never clamped: what the filter at most makes of them, from its taps' absolute sum.
+    if plan.clamp is None:
+        return math.inf
+    if up_filter.is_cuda:
+        return 0.0  # looking would wait for the device
+    largest = up_filter.abs().view(-1, plan.up).sum(0).max().item()  # over the taps that meet in one sample
+    return 0.99 * plan.clamp / largest**2
+
+
+def _within(x: torch.Tensor, limit: float) -> bool:
+    # Looking at the small map twice is cheaper than two steps (and a third one backward) over the large one.
+    if limit in (0, math.inf):
+        return limit > 0
+    pixels = x.permute(0, 2, 3, 1)
+    return pixels.amax().item() < limit and pixels.amin().item() > -limit
 
 
 def _depthwise(taps: torch.Tensor, like: torch.Tensor, axis: int | None = None) -> torch.Tensor:

@@ -12,6 +12,8 @@ from models.errors import InputError
 from models.stylegan3.filtered_lrelu import FilterPlan, filtered_lrelu
 from models.stylegan3.filters import lowpass_filter
 from models.stylegan3.mapping import FullyConnected, MappingNetwork
+from models.stylegan3.modulated_convolution import modulated_conv2d
+from models.stylegan3.precision import Precision
 from models.stylegan3.schedule import GeneratorConfig, LayerSpec
 
 
@@ -72,7 +74,8 @@ class SynthesisLayer(nn.Module):
         self.plan = FilterPlan.of_layer(spec, config.conv_clamp)
         self.magnitude_ema_beta = config.magnitude_ema_beta
         # The last `num_fp16_res` octaves run in float16 on a GPU: that is where the work is.
-        self.half_on_cuda = spec.rate_is_high(config.height, config.num_fp16_res)
+        self.reduced_precision = spec.rate_is_high(config.height, config.num_fp16_res)
+        self.precision = Precision.of_layer(self.reduced_precision)
         self.affine = FullyConnected(config.w_dim, spec.in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(spec.out_channels, spec.in_channels, spec.kernel, spec.kernel))
         self.bias = nn.Parameter(torch.zeros(spec.out_channels))
@@ -87,25 +90,19 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, update_emas: bool = False) -> torch.Tensor:
         if update_emas:
-            magnitude = x.detach().to(torch.float32).square().mean()
+            # Pixel by pixel: one pass over x without a copy, and sums that stay short.
+            norms = torch.linalg.vector_norm(x.detach().permute(0, 2, 3, 1), dim=-1, dtype=torch.float32)
+            magnitude = norms.square().mean() / x.shape[1]
             self.magnitude_ema.copy_(magnitude.lerp(self.magnitude_ema, self.magnitude_ema_beta))
         weight, style, demodulation = self._modulation(w)
-        dtype = torch.float16 if self.half_on_cuda and x.is_cuda else torch.float32
-        x = x.to(dtype)
-        if self.spec.kernel == 1:
-            x = _pointwise(x, weight, style, demodulation, self.bias)
-        else:
-            x = nn.functional.conv2d(
-                x * style.to(dtype)[:, :, None, None], weight.to(dtype), padding=self.spec.kernel - 1
-            )
-            x = torch.addcmul(self.bias.to(dtype)[:, None, None], x, demodulation.to(dtype)[:, :, None, None])
+        x = modulated_conv2d(x.to(self.precision.of(x)), weight, style, demodulation, self.bias)
         return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan)
 
     def _modulation(self, w):
         # Weights W, styles s [N, I] and output scales d [N, O]; the modulated, demodulated convolution is
-        # d * conv(s * x; W): scaling activations lets one weight serve the whole batch. Both factors are normalised
-        # first, which only keeps float16 in range (the demodulation cancels it); styles sample by sample, so that an
-        # image does not depend on its batch. (The reference normalises over the batch; the difference is its 1e-8.)
+        # d * conv(s * x; W). Both factors are normalised first, which only keeps float16 in range (the demodulation
+        # cancels it); styles sample by sample, so that an image does not depend on its batch. (The reference
+        # normalises over the batch; the difference is its 1e-8.)
         style = self.affine(w)
         if self.spec.to_rgb:
             style = style * (1 / math.sqrt(self.weight[0].numel()))
@@ -118,17 +115,6 @@ class SynthesisLayer(nn.Module):
         style = style * style.square().mean(1, keepdim=True).rsqrt()
         demodulation = (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
         return weight, style * self.magnitude_ema.rsqrt(), demodulation
-
-
-def _pointwise(x, weight, style, demodulation, bias):
-    # A 1x1 convolution is a matrix product on channels-last memory, each sample with its own small matrix.
-    n, _, h, w = x.shape
-    matrix = weight[:, :, 0, 0] * style[:, None] * demodulation[:, :, None]  # [N or 1, O, I]
-    n = max(n, len(matrix))
-    pixels = x.permute(0, 2, 3, 1).reshape(len(x), h * w, -1).expand(n, -1, -1)
-    matrix = matrix.to(x.dtype).expand(n, -1, -1).transpose(1, 2)
-    y = torch.baddbmm(bias.to(x.dtype), pixels, matrix)
-    return y.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class SynthesisNetwork(nn.Module):

@@ -250,8 +250,11 @@ def test_training_learns_to_tell_and_to_imitate():
     draw = lambda: Latents(torch.randn(8, state.generator.z_dim, generator=random))  # noqa: E731
     with torch.no_grad():
         before = gan.synthesize(state.generator_ema, draw()).mean().item()
-    for _ in range(40):
+    after = []
+    for _ in range(60):
         gan.train_iteration(state, settings, Inputs(reals, (draw(), draw())))
-    with torch.no_grad():
-        after = gan.synthesize(state.generator_ema, draw()).mean().item()
+        with torch.no_grad():
+            after.append(gan.synthesize(state.generator_ema, draw()).mean().item())
+    # The two overshoot at first (2.6 around iteration 28), at which iteration exactly depends on rounding.
+    after = np.mean(after[-20:])
     assert abs(after - 0.8) < 0.5 * abs(before - 0.8)

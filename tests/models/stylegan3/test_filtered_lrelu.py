@@ -84,3 +84,23 @@ def test_filters_pass_the_mean():
         assert kernel.dtype == np.float32
         assert kernel.sum() == pytest.approx(1, abs=1e-6)
     assert lowpass_filter(1, 4.0, 4.0, 32.0) is None
+
+
+def test_what_cannot_be_clamped_is_not_looked_at_again():
+    # The bound must be safe: inputs just below it, with the signs that add up worst, stay below the clamp.
+    _, up, down, size, plan = make("r", 4, clamp=256.0)
+    gained = up * module._up_gain(plan)
+    limit = module._unclamped(gained, plan)
+    assert 50 < limit < 256
+    for phase in range(plan.up):
+        signs = gained[phase :: plan.up].sign().flip(0)
+        x = torch.zeros(1, 1, *size)
+        x[0, 0, 10 : 10 + len(signs), 10 : 10 + len(signs)] = 0.999 * limit * torch.outer(signs, signs)
+        assert module._within(x, limit)
+        z = module._up(x, gained, plan.up, plan.crop, plan.size)
+        assert z.abs().max() < plan.clamp
+        assert not module._within(x * 1.01, limit)
+    # A small clamp is reached, and then values are cut.
+    _, up, down, size, plan = make("r", 4, clamp=0.1)
+    y = filtered_lrelu(torch.full((1, 1, *size), 5.0), up, down, plan)
+    torch.testing.assert_close(y, torch.full_like(y, 0.1), atol=1e-6, rtol=0)
