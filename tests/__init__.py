@@ -1,1 +1,1 @@
-"""The tests. A package, because a library that is installed here brings a `tests` of its own, which would come first."""
+"""The tests. A package, because an installed library brings a `tests` of its own, which would come first."""
