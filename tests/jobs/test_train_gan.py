@@ -121,9 +121,9 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
         while not killed and time.monotonic() < deadline:
             folder = last_checkpoint(tmp_path / "two")
             if folder and int(folder.name) >= 128:  # every 16 iterations a checkpoint is due
-                (worker,) = train_workers()
-                os.kill(worker, signal.SIGKILL)
-                killed.append(folder.name)
+                for worker in train_workers():  # those of trainings before may still be about to end
+                    os.kill(worker, signal.SIGKILL)
+                    killed.append(folder.name)
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill_when_it_works)
@@ -157,13 +157,18 @@ def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
 
 
 def train_workers() -> list[int]:
-    """Process ids of Ray Train's workers on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """Process ids of Ray Train's workers below this process."""
+    parents, workers = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
-            if b"RayTrainWorker" in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"RayTrainWorker" in (path / "cmdline").read_bytes():
+                workers.append(int(path.name))
+
+    def is_ours(process: int) -> bool:
+        return process == os.getpid() or (process in parents and is_ours(parents[process]))
+
+    return [worker for worker in workers if is_ours(worker)]
 
 
 def test_more_gpus_than_there_are_is_refused(ray_cluster, tree, tmp_path):
