@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 
 from models import weights
 from reporting.curves import read_history
-from training.gan_config import GanConfig, claim_folder
+from training.gan_config import GanConfig
 from training.gan_loop import pick_device, train
 from training.gan_presets import PRESETS
 from training.gan_progress import HISTORY
+from training.gan_snapshot import claim_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,21 +1,18 @@
 """Image bytes to the pixels that a GAN is trained on: one size for all, and not stretched unless that is wanted."""
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from datasets.decoding import DecodingError, decode
+from datasets.decoding import MOST_PIXELS, DecodingError, decode, header_size, resized
 from datasets.gan_images import ImageSource
 from datasets.gan_listing import Item, Reader
 from models.errors import InputError
 
-MOST_PIXELS = 1 << 26  # of one image: a small file can promise gigabytes, so its header is read before it is decoded
 MOST_UNREADABLE = 0.1  # of all images
 _PIECE = 256  # images that a thread decodes in a row
 
@@ -116,11 +113,7 @@ def decode_bytes(data: bytes | None, target: Target) -> np.ndarray | Problem:
     shrinks = image.shape[0] >= target.height and image.shape[1] >= target.width
     if not shrinks and not target.enlarge:
         return Problem("small", height, width)
-    if image.shape[:2] == (target.height, target.width):
-        return image
-    # Shrinking averages areas: anything that samples points would alias.
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (target.width, target.height), interpolation=way)
+    return resized(image, target.height, target.width)
 
 
 def check_problems(items: Sequence[Item], problems: Iterable[Problem | None], target: Target) -> tuple[str, ...]:
@@ -149,12 +142,8 @@ def check_problems(items: Sequence[Item], problems: Iterable[Problem | None], ta
 
 
 def _header_is_modest(data: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:  # reads the header only
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return width * height <= MOST_PIXELS
+    size = header_size(data)
+    return size is not None and size[0] * size[1] <= MOST_PIXELS
 
 
 def _same_aspect(height: int, width: int, target: Target) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datasets.decoding import resized
 from models.errors import InputError
 
 SPLIT_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -99,10 +100,7 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray | None:
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if bgr is None:
         return None
-    if bgr.shape[:2] != (height, width):
-        shrinks = bgr.shape[0] >= height and bgr.shape[1] >= width
-        bgr = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(resized(bgr, height, width), cv2.COLOR_BGR2RGB)
 
 
 def decode(files: Sequence[TreeImage], height: int, width: int, threads: int = 4) -> DecodedImages:

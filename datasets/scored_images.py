@@ -2,17 +2,14 @@
 
 import dataclasses
 import hashlib
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from datasets.decoding import DecodingError, decode
+from datasets.decoding import MOST_PIXELS, DecodingError, decode, header_size, resized
 from datasets.image_tree import identities, list_split
 from datasets.manifest import manifest_name, read_manifest
 from datasets.output import Output
@@ -23,7 +20,6 @@ from models.errors import InputError
 
 ROW_IMAGES = 64  # of one row, which is one unit of work
 MOST_BYTES = 64 << 20  # of one file
-MOST_PIXELS = 1 << 26  # of one image: a small file can promise gigabytes, so its header is read before it is decoded
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLITS = {"train": ("train",), "held-out": ("query", "gallery")}
 
@@ -187,16 +183,6 @@ def read_bytes(path: Path) -> bytes:
         return file.read(MOST_BYTES + 1)
 
 
-def header_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) as a JPEG's or PNG's header says; None for other bytes. Nothing is decoded."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    return height, width
-
-
 def decode_scaled(data: bytes, height: int, width: int) -> np.ndarray:
     """JPEG or PNG bytes -> uint8 [height, width, 3] RGB; shrinking averages areas, enlarging is bilinear.
 
@@ -205,8 +191,4 @@ def decode_scaled(data: bytes, height: int, width: int) -> np.ndarray:
     size = header_size(data)
     if size is None or len(data) > MOST_BYTES or size[0] * size[1] > MOST_PIXELS:
         raise DecodingError(f"the {len(data)} bytes stored are no JPEG or PNG image of a modest size")
-    image = decode(data)
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized(decode(data), height, width)

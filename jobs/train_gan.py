@@ -11,19 +11,19 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
+from datasets.gan_images import ImageSource
 from jobs.common import MALLOC_VARIABLES, connect, run_job
 from models import weights
 from models.errors import InputError
-from models.stylegan3 import load_network
 from pipeline.cluster import resources
-from training.gan_config import GanConfig, claim_folder
+from training.gan_config import GanConfig
 from training.gan_data import command_line
 from training.gan_fid import images_wanted
 from training.gan_images import list_data, load_data
 from training.gan_loop import REFUSAL, pick_device, train, train_loop
 from training.gan_presets import PRESETS, preset
 from training.gan_progress import LOG
-from training.gan_snapshot import BEST, last_snapshot
+from training.gan_snapshot import BEST, claim_folder, last_snapshot
 
 _CPUS_PER_WORKER = 2
 # Waiting threads spin for a fraction of a millisecond, then sleep: with endless spinning, training on cores that
@@ -36,15 +36,15 @@ def main(config: GanConfig) -> None:
     config.check()
     config.generator(), config.discriminator()
     config = dataclasses.replace(config, data=config.data.resolve(), out=config.out.resolve())
-    list_data(config)
-    if config.transfer and last_snapshot(config.out) is None and load_network(config.transfer).discriminator is None:
-        raise InputError(f"--transfer {config.transfer} holds no discriminator: give a training's own network file")
+    source = list_data(config)
+    if config.transfer and not config.transfer.is_file():
+        raise InputError(f"--transfer {config.transfer}: there is no such file")
     claim_folder(config)
     if config.workers == 0:
         device = pick_device(config.gpus)
-        train(config, device, inception=inception_bytes(config, device.type == "cuda"))
+        train(config, device, data=load_data(config, source), inception=inception_bytes(config, device.type == "cuda"))
     else:
-        train_on_ray(config)
+        train_on_ray(config, source)
     print(f"last snapshot: {last_snapshot(config.out)}")
     if (config.out / BEST).exists():
         print(f"best by FID: {config.out / BEST}")
@@ -70,7 +70,7 @@ def chosen_preset(arguments: list[str]) -> GanConfig:
     return preset(named[-1] if named and named[-1] in PRESETS else next(iter(PRESETS)))
 
 
-def train_on_ray(config: GanConfig) -> None:
+def train_on_ray(config: GanConfig, source: ImageSource) -> None:
     """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
 
     The driver decodes the images once; workers of a node read them in the node's shared memory.
@@ -78,7 +78,7 @@ def train_on_ray(config: GanConfig) -> None:
     connect()
     scaling = plan_resources(config)
     inception = inception_bytes(config, scaling.use_gpu)
-    shared = [ray.put(load_data(config, on_ray=True)), ray.put(inception)]  # lives as long as this driver
+    shared = [ray.put(load_data(config, source, on_ray=True)), ray.put(inception)]  # lives as long as this driver
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"config": config.as_json(), "command": command_line(), "shared": shared},

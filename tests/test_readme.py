@@ -58,9 +58,8 @@ PLACES = {
     "MARKET": "market1501",
     "sheet.png": "sheet.png",
     "/tmp/crowd": "crowd",
-    "models/demo/toy_crowd.safetensors": "small.safetensors",  # as an output; it is part of the repository
 }
-NETWORKS = {"IN", "FILE", "network.pkl", "/tmp/demo/snapshots/000035000/network.safetensors"}
+NETWORKS = {"IN", "FILE", "network.pkl"}
 COUNTS = {"N": "2", "K": "1"}
 PROGRAMS = ("make", "python", "ray", "kubectl", "docker", "pip", "export", "aws", "curl", "git", "helm", "cd")
 

@@ -1,14 +1,12 @@
 """The configuration of a GAN training: one frozen dataclass, from which the command line is made."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Literal
 
 from models.errors import InputError
 from models.stylegan3 import DiscriminatorConfig, GeneratorConfig
-from models.stylegan3.checkpoint import write_atomically
 from training.gan import StepSettings
 from training.gan_ada import AdaController
 from training.gan_augment import AUGMENTATIONS
@@ -247,30 +245,6 @@ _POSITIVE = ("channel_base", "channel_max", "batch", "batch_gpu", "kimg", "snaps
 _POSITIVE += ("validation_kimg", "status_seconds", "generator_lr", "discriminator_lr", "threads", "ada_kimg")
 _NOT_NEGATIVE = ("gamma", "workers", "seed", "gpus", "max_minutes", "margin_size", "freeze_d", "restarts")
 _NOT_NEGATIVE += ("validation_people", "fid_images")
-
-
-def claim_folder(config: GanConfig) -> None:
-    """Write `config.json` into a new output folder; refuse to go on in the folder of another training.
-
-    Raises InputError naming the first key that differs, or where the folder cannot be written.
-    """
-    path = Path(config.out) / "config.json"
-    values = config.as_json()
-    try:
-        if path.exists():
-            before = json.loads(path.read_text())
-            for key, value in values.items():
-                if key not in FREE_TO_CHANGE and before.get(key) != value:
-                    raise InputError(
-                        f"{config.out} holds a training with --{flag(key)} {before.get(key)}, not {value}: "
-                        "give the old value, or another --out"
-                    )
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write --out {config.out}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: remove it if the folder holds this very training") from error
-    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def flag(name: str) -> str:

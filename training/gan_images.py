@@ -76,12 +76,11 @@ class Streamed:
         return next(self.batches)
 
 
-def load_data(config: GanConfig, on_ray: bool = False) -> TrainingData:
-    """List, split, decode and label the images of `config.data`; on Ray those that do not fit in memory are streamed.
+def load_data(config: GanConfig, source: ImageSource, on_ray: bool = False) -> TrainingData:
+    """Decode and label what `list_data` listed; on Ray, images that do not fit in memory are streamed.
 
     Raises InputError for data that cannot be used, and without Ray for more than fits.
     """
-    source = list_data(config)
     target = Target(config.height, config.width, config.fit, config.enlarge)
     images = len(source.training) + len(source.validation)
     store = smallest_object_store() if on_ray else None

@@ -14,7 +14,7 @@ from training.gan import StepSettings, train_iteration
 from training.gan_config import GanConfig
 from training.gan_data import Batches, command_line
 from training.gan_fid import SnapshotFid
-from training.gan_images import TrainingData, load_data
+from training.gan_images import TrainingData, list_data, load_data
 from training.gan_pictures import save_grids, save_reals
 from training.gan_progress import Progress
 from training.gan_snapshot import is_best, keep_best, last_checkpoint, save_checkpoint, save_snapshot
@@ -72,7 +72,7 @@ def train(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    data = data or load_data(config)
+    data = data or load_data(config, list_data(config))
     begun = start(config, device, data.label_size, data.sample)
     if begun.extra and begun.extra["fingerprint"] != data.source.fingerprint:
         raise InputError(
@@ -130,8 +130,6 @@ class Run:
             elif not last and self._checkpoint_is_due():
                 self._checkpoint(must=False)
         if state.images_seen > begun_at:
-            if self.progress and state.images_seen > self.progress.clock_images:
-                self._status()
             snapshot = self._snapshot(must=True)
             self._checkpoint(must=True)
         return snapshot
@@ -169,11 +167,11 @@ class Run:
     def _validate(self) -> None:
         state = self.state
         measured = {"augment/p": state.ada.p}
+        clock = time.monotonic()
         if self.validation:
-            clock = time.monotonic()
             measured |= self.validation.measure(state)
-            self.progress.clock += time.monotonic() - clock  # measuring is no training
         record = self.progress.record(state.images_seen, measured)
+        self.progress.clock += time.monotonic() - clock  # measuring and drawing are no training
         self.figures |= {name: value for name, value in record.items() if name != "kimg"}
         stop_if_diverged(record, state.images_seen / 1000)
         for line in warnings(self.figures):
@@ -195,6 +193,7 @@ class Run:
         }
 
     def _snapshot(self, must: bool) -> Path | None:
+        self._status_before_saving()
         fid = self.fid.measure(self.state.generator_ema)
         folder = None
         if self.progress:
@@ -227,6 +226,7 @@ class Run:
         return decided_by_first(due, self.device)
 
     def _checkpoint(self, must: bool) -> None:
+        self._status_before_saving()
         self.checkpoint_clock = time.monotonic()
         if not self.progress:
             return
@@ -235,8 +235,18 @@ class Run:
             "fingerprint": self.data.source.fingerprint,
             "means": self.progress.since_record.state_dict(),
         }
-        self._attempt(must, lambda: save_checkpoint(self.config.out, self.state, self._record(), extra))
+
+        def write() -> Path:
+            self.progress.write_history()  # a checkpoint whose history is missing could not be gone on from exactly
+            return save_checkpoint(self.config.out, self.state, self._record(), extra)
+
+        self._attempt(must, write)
         self.progress.clock += time.monotonic() - self.checkpoint_clock
+
+    def _status_before_saving(self) -> None:
+        # Networks that have diverged since the last status line must not replace the last good ones.
+        if self.progress and self.state.images_seen > self.progress.clock_images:
+            self._status()
 
     def _attempt(self, must: bool, write: Callable[[], Path]) -> Path | None:
         # A full disk in the middle of a training is no reason to lose what is in memory: there is a next time.

@@ -1,5 +1,10 @@
-"""What a GAN training says while it runs: the status line, the log, TensorBoard, the history and its curves."""
+"""What a GAN training says while it runs: the status line, the log, TensorBoard, the history and its curves.
 
+A full disk costs lines of the log and values of TensorBoard, never the training. The history is complete again as
+soon as there is room.
+"""
+
+import contextlib
 import resource
 import sys
 import time
@@ -8,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from models.errors import InputError
 from reporting.curves import append_history, rewind_history, save_curves
 from training.gan import Scalars
 from training.gan_config import GanConfig
@@ -54,11 +60,12 @@ class Progress:
         self.config, self.device = config, device
         self.out = Path(config.out)
         self.log = open(self.out / LOG, "a", buffering=1)  # noqa: SIM115 (closed by close)
-        self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
+        self.board: SummaryWriter | None = None
         self.status, self.since_record = Means(), Means()
         self.shown: dict[str, float] = {}
         self.seconds_per_kimg = float("nan")
         self.history = rewind_history(self.out / HISTORY, images_seen / 1000)
+        self.unwritten: list[dict] = []  # records that the disk had no room for
         self.skip(images_seen)
 
     def skip(self, images_seen: int) -> None:
@@ -68,7 +75,8 @@ class Progress:
     def say(self, line: str) -> None:
         """One line to the terminal and to the log."""
         print(line, flush=True)
-        self.log.write(line + "\n")
+        with contextlib.suppress(OSError):
+            self.log.write(line + "\n")
 
     def add(self, scalars: Scalars) -> None:
         """Take in one iteration's scalars."""
@@ -108,15 +116,30 @@ class Progress:
     def record(self, images_seen: int, measured: dict[str, float]) -> dict[str, float]:
         """Add the means since the last record and `measured` to the history; draw the curves; return the record."""
         record = {"kimg": images_seen / 1000} | self.since_record.take() | measured
-        append_history(self.out / HISTORY, record)
         self.history.append(record)
+        self.unwritten.append(record)
         self._show(measured, images_seen)
-        save_curves(self.out / CURVES, self.history, title=f"{self.out.name}: {images_seen / 1000:.1f} kimg")
+        try:
+            self.write_history()
+            save_curves(self.out / CURVES, self.history, title=f"{self.out.name}: {images_seen / 1000:.1f} kimg")
+        except InputError as error:
+            self.say(f"warning: {error}; training goes on, the history is kept in memory until there is room")
         return record
 
+    def write_history(self) -> None:
+        """Put the records that are still in memory into the file. Raises InputError where it cannot be written."""
+        while self.unwritten:
+            append_history(self.out / HISTORY, self.unwritten[0])
+            del self.unwritten[0]
+
     def _show(self, values: dict[str, float], images_seen: int) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(name, value, images_seen)
+        try:
+            if self.board is None:
+                self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
+            for name, value in values.items():
+                self.board.add_scalar(name, value, images_seen)
+        except OSError:  # its thread has died of a full disk: the next values try a new file
+            self.board = None
 
     def _memory_gb(self) -> float:
         if self.device.type == "cuda":
@@ -126,8 +149,11 @@ class Progress:
 
     def close(self) -> None:
         """Flush and close the log and TensorBoard's file."""
-        self.board.close()
-        self.log.close()
+        with contextlib.suppress(OSError):
+            if self.board is not None:
+                self.board.close()
+        with contextlib.suppress(OSError):
+            self.log.close()
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ A folder is written under another name and renamed: that commits it.
 
 import contextlib
 import io
+import json
 import math
 import os
 import pickle
@@ -20,11 +21,37 @@ from pathlib import Path
 import torch
 
 from models.errors import InputError
-from models.stylegan3.checkpoint import load_network, save_network
+from models.stylegan3.checkpoint import load_network, save_network, write_atomically
 from training.gan import TrainingState
+from training.gan_config import FREE_TO_CHANGE, GanConfig, flag
 
 NETWORK, STATE, BEST = "network.safetensors", "training_state.pt", "best.safetensors"
 CHECKPOINTS_KEPT = 2
+
+
+def claim_folder(config: GanConfig) -> None:
+    """Write `config.json` into the output folder; refuse to go on in the folder of another training.
+
+    A folder without snapshot and checkpoint is nobody's: what was wrong with a first command may be mended. Raises
+    InputError naming the first key that differs, or where the folder cannot be written.
+    """
+    path = Path(config.out) / "config.json"
+    values = config.as_json()
+    try:
+        if path.exists() and (last_snapshot(config.out) or last_checkpoint(config.out)):
+            before = json.loads(path.read_text())
+            for key, value in values.items():
+                if key not in FREE_TO_CHANGE and before.get(key) != value:
+                    raise InputError(
+                        f"{config.out} holds a training with --{flag(key)} {before.get(key)}, not {value}: "
+                        "give the old value, or another --out"
+                    )
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write --out {config.out}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON: remove it if the folder holds this very training") from error
+    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def last_snapshot(out: Path) -> Path | None:

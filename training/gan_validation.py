@@ -33,7 +33,7 @@ class Validation:
         """Losses of both networks and scores, without blur and augmentation; and the variety of generated images.
 
         "diversity" is the mean standard deviation of a pixel over generated images, as a share of that over real
-        ones: it falls towards 0 when the generator collapses.
+        ones: it falls towards 0 when the generator collapses. It is left out where the real ones are all the same.
         """
         real_scores, fake_scores, moments = [], [], torch.zeros(2, 2, *self.images.shape[1:3], 3, dtype=torch.float64)
         for start in range(0, len(self.images), _CHUNK):
@@ -48,12 +48,12 @@ class Validation:
         real, fake = torch.cat(real_scores), torch.cat(fake_scores)
         mean, square = moments[:, 0] / len(self.images), moments[:, 1] / len(self.images)
         spread = (square - mean.square()).clamp(min=0).sqrt().mean((1, 2, 3))  # of reals, of fakes
-        return {
+        figures = {
             "validation/D_loss": (F.softplus(fake) + F.softplus(-real)).mean().item(),
             "validation/G_loss": F.softplus(-fake).mean().item(),
             "scores/validation": real.mean().item(),
-            "diversity": (spread[1] / spread[0]).item() if spread[0] > 0 else float("nan"),
         }
+        return figures | ({"diversity": (spread[1] / spread[0]).item()} if spread[0] > 0 else {})
 
 
 def stop_if_diverged(figures: dict[str, float], kimg: float) -> None:

@@ -12,11 +12,11 @@ from models import weights
 from models.inception import load_inception
 from models.stylegan3 import load_network, to_uint8
 from reporting.curves import read_history
-from training.gan_config import GanConfig, claim_folder
+from training.gan_config import GanConfig
 from training.gan_fid import images_wanted
 from training.gan_loop import train
 from training.gan_progress import HISTORY
-from training.gan_snapshot import BEST, NETWORK, is_best
+from training.gan_snapshot import BEST, NETWORK, claim_folder, is_best
 
 SEED_OF_FAKES = 2**31 - 2
 

@@ -1,6 +1,8 @@
 """The training loop in this process: snapshots, checkpoints, going on exactly, what it notices. Tiny real networks."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,12 @@ from models.errors import InputError
 from models.stylegan3.checkpoint import load_network
 from reporting.curves import read_history
 from training import gan_loop, gan_snapshot
-from training.gan_config import GanConfig, claim_folder
+from training.gan_config import GanConfig
 from training.gan_loop import pick_device, train
 from training.gan_progress import HISTORY
-from training.gan_snapshot import CHECKPOINTS_KEPT, NETWORK, STATE, last_checkpoint, last_snapshot
+from training.gan_snapshot import CHECKPOINTS_KEPT, NETWORK, STATE, claim_folder, last_checkpoint, last_snapshot
+from training.gan_start import start
+from training.gan_validation import Validation
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,7 +162,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from tests_gan_loop import tiny
 from training import gan_loop, gan_snapshot
-from training.gan_config import claim_folder
+from training.gan_snapshot import claim_folder
 
 config, moment = tiny(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_minutes=1e-6), sys.argv[3]
 gan_loop._ASK_EVERY = 1  # a checkpoint after every iteration
@@ -285,6 +289,63 @@ def test_a_full_disk_costs_no_training(tree, tmp_path, monkeypatch):
     assert last_checkpoint(tmp_path).name == "000000048"  # what was there still is
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write to a file until its disk is full."""
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 12))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def test_a_disk_that_is_really_full_for_a_while_changes_nothing(straight, tree, small_disk, monkeypatch, capsys):
+    """Log, TensorBoard, history, curves, snapshot and checkpoint all meet it; from iteration 4 on there is room."""
+    ballast, step = small_disk / "ballast", gan_loop.train_iteration
+
+    def while_full(state, *others):
+        if state.iteration == 1:
+            fill(ballast)
+        if state.iteration == 4:
+            ballast.unlink()
+        return step(state, *others)
+
+    monkeypatch.setattr(gan_loop, "train_iteration", while_full)
+    folder = run(tiny(tree, small_disk / "out"))
+    said = capsys.readouterr().out
+    assert "the history is kept in memory until there is room" in said
+    assert "training goes on, the last checkpoint is None" in said
+    check_equal_trainings(straight, folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["000000048"]  # that of iteration 3 had no room
+    assert list((small_disk / "out/tensorboard").glob("events*"))
+
+
+def test_a_first_command_that_failed_can_be_mended(tree, tmp_path):
+    with pytest.raises(InputError, match="40 discriminator layers"):
+        run(tiny(tree, tmp_path, freeze_d=40, kimg=0.008))
+    run(tiny(tree, tmp_path, freeze_d=1, kimg=0.008))
+    with pytest.raises(InputError, match="--freeze-d 1, not 2"):
+        claim_folder(tiny(tree, tmp_path, freeze_d=2))
+
+
+def test_people_set_aside_may_be_one_picture(tree, tmp_path):
+    validation = Validation(np.zeros((1, 16, 8, 3), np.uint8), None, 512, CPU)
+    figures = validation.measure(start(tiny(tree, tmp_path), CPU).state)
+    assert "diversity" not in figures  # of one picture there is none, and NaN could not be stored
+    assert all(np.isfinite(value) for value in figures.values())
+
+
 def test_divergence_stops_and_collapse_is_said(tree, tmp_path, monkeypatch):
     step = gan_loop.train_iteration
 
@@ -296,7 +357,7 @@ def test_divergence_stops_and_collapse_is_said(tree, tmp_path, monkeypatch):
 
     monkeypatch.setattr(gan_loop, "train_iteration", poisoned)
     with pytest.raises(InputError, match="diverged before kimg 0.0 .*--gamma"):
-        run(tiny(tree, tmp_path))
+        run(tiny(tree, tmp_path, status_seconds=1000.0, validation_kimg=1000.0))  # noticed before anything is saved
     assert last_checkpoint(tmp_path).name == "000000024"  # of a network that is still sound
 
     def flat(state, *others):
