@@ -22,8 +22,8 @@ from reporting.curves import read_history
 from training.gan_config import GanConfig
 from training.gan_loop import pick_device, train
 from training.gan_presets import PRESETS
-from training.gan_progress import HISTORY
 from training.gan_snapshot import claim_folder
+from training.run_log import HISTORY
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,9 @@ Config = TypeVar("Config")
 # glibc gives large freed blocks back to the system at once and faults every page in again at the next image:
 # keeping them makes synthesis on a CPU about twice as fast (benchmarks/stylegan3.py measures both ways).
 MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+# Waiting threads spin for a fraction of a millisecond, then sleep: with endless spinning, training on cores that
+# anything else uses is ten times slower, and with none (OMP_WAIT_POLICY=PASSIVE) two threads are no faster than one.
+CPU_VARIABLES = MALLOC_VARIABLES | {"GOMP_SPINCOUNT": "50000"}
 
 
 def run_job(main: Callable[[Config], int | None], config_class: type[Config], default: Config | None = None) -> None:

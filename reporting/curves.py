@@ -71,11 +71,19 @@ PANELS = (
     Panel("FID", "FID", (("fid", "", _GENERATOR),), logarithmic=True, points=True),
 )
 
+# For the overfitting and for the line at the best FID.
+_NEEDED = {"scores/real", "scores/validation", "scores/fake", "fid"}
+
 
 def save_curves(
-    path: str | os.PathLike, history: Sequence[Record], *, title: str = "", smoothing: float = 0.02
+    path: str | os.PathLike,
+    history: Sequence[Record],
+    *,
+    title: str = "",
+    smoothing: float = 0.02,
+    panels: Sequence[Panel] = PANELS,
 ) -> None:
-    """Draw `history` (in any order) as a PNG of one panel for each subject that has values; see `PANELS`.
+    """Draw `history` (in any order) as a PNG of one panel for each subject that has values, a GAN's by default.
 
     Smoothed lines lie over faint raw ones; `smoothing` is the standard deviation of their Gaussian as a share of
     the records that have the value. The band between the scores of training and validation people shows how far the
@@ -86,9 +94,10 @@ def save_curves(
     record has a value to draw.
     """
     history = sorted(history, key=lambda record: record["kimg"])
-    curves = {key: _curve(history, key) for panel in PANELS for key, *_ in panel.series}
+    keys = {key for panel in panels for key, *_ in panel.series} | _NEEDED
+    curves = {key: _curve(history, key) for key in keys}
     curves[_OVERFITTING] = _overfitting(curves, smoothing)
-    panels = [panel for panel in PANELS if any(len(curves[key][0]) for key, *_ in panel.series)]
+    panels = [panel for panel in panels if any(len(curves[key][0]) for key, *_ in panel.series)]
     if not panels:
         raise InputError(f"no curves for {path}: none of the {len(history)} records has a value to draw")
     columns = min(len(panels), 3)

@@ -21,8 +21,8 @@ from training.gan_snapshot import is_best, keep_best, last_checkpoint, save_chec
 from training.gan_start import Start, start
 from training.gan_validation import Validation, stop_if_diverged, warnings
 from training.gan_workers import decided_by_first, workers
+from training.run_log import REFUSAL
 
-REFUSAL = "refused.txt"
 _ASK_EVERY = 16  # iterations between two looks at the clock that all workers share
 
 

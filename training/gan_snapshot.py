@@ -10,69 +10,45 @@ A folder is written under another name and renamed: that commits it.
 
 import contextlib
 import io
-import json
 import math
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from models.errors import InputError
-from models.stylegan3.checkpoint import load_network, save_network, write_atomically
+from models.stylegan3.checkpoint import load_network, save_network
+from training.checkpoint_folders import claim, commit, keep_newest, newest, write_synced
 from training.gan import TrainingState
-from training.gan_config import FREE_TO_CHANGE, GanConfig, flag
+from training.gan_config import FREE_TO_CHANGE, GanConfig
 
 NETWORK, STATE, BEST = "network.safetensors", "training_state.pt", "best.safetensors"
 CHECKPOINTS_KEPT = 2
 
 
 def claim_folder(config: GanConfig) -> None:
-    """Write `config.json` into the output folder; refuse to go on in the folder of another training.
-
-    A folder without snapshot and checkpoint is nobody's: what was wrong with a first command may be mended. Raises
-    InputError naming the first key that differs, or where the folder cannot be written.
-    """
-    path = Path(config.out) / "config.json"
-    values = config.as_json()
-    try:
-        if path.exists() and (last_snapshot(config.out) or last_checkpoint(config.out)):
-            before = json.loads(path.read_text())
-            for key, value in values.items():
-                if key not in FREE_TO_CHANGE and before.get(key) != value:
-                    raise InputError(
-                        f"{config.out} holds a training with --{flag(key)} {before.get(key)}, not {value}: "
-                        "give the old value, or another --out"
-                    )
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write --out {config.out}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: remove it if the folder holds this very training") from error
-    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+    """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
+    begun = bool(last_snapshot(config.out) or last_checkpoint(config.out))
+    claim(config.out, config.as_json(), FREE_TO_CHANGE, begun)
 
 
 def last_snapshot(out: Path) -> Path | None:
     """The newest snapshot's folder, None at the start."""
-    return _newest(out, f"snapshots/[0-9]*/{NETWORK}")
+    return newest(out, f"snapshots/[0-9]*/{NETWORK}")
 
 
 def last_checkpoint(out: Path) -> Path | None:
     """The newest folder that training can go on from, None at the start."""
-    return _newest(out, f"checkpoints/[0-9]*/{STATE}")
-
-
-def _newest(out: Path, pattern: str) -> Path | None:
-    return max((path.parent for path in Path(out).glob(pattern)), key=lambda folder: int(folder.name), default=None)
+    return newest(out, f"checkpoints/[0-9]*/{STATE}")
 
 
 def save_snapshot(out: Path, state: TrainingState, record: dict) -> Path:
     """Write a snapshot and return its folder; the networks are stored in float32. Raises InputError where it
     cannot be written; earlier snapshots stay as they are.
     """
-    return _commit(_folder(out, "snapshots", state), lambda folder: _write_networks(folder / NETWORK, state, record))
+    return commit(_folder(out, "snapshots", state), lambda folder: _write_networks(folder / NETWORK, state, record))
 
 
 def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) -> Path:
@@ -90,10 +66,8 @@ def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) 
         if not (folder / NETWORK).exists():
             _write_networks(folder / NETWORK, state, record)
 
-    folder = _commit(_folder(out, "checkpoints", state), write)
-    others = sorted(folder.parent.glob("[0-9]*"), key=lambda path: int(path.name))
-    for old in others[:-CHECKPOINTS_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    folder = commit(_folder(out, "checkpoints", state), write)
+    keep_newest(folder.parent, CHECKPOINTS_KEPT)
     return folder
 
 
@@ -121,33 +95,6 @@ def _folder(out: Path, kind: str, state: TrainingState) -> Path:
     return Path(out) / kind / f"{state.images_seen:09d}"
 
 
-def _commit(folder: Path, write: Callable[[Path], None]) -> Path:
-    if folder.exists():
-        return folder
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(".*.tmp"):  # of a process that was killed: there is one writer
-            shutil.rmtree(left, ignore_errors=True)
-        temporary.mkdir()
-        write(temporary)
-        os.replace(temporary, folder)
-        _sync_folder(folder.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the new name reaches the disk
-    finally:
-        os.close(descriptor)
-
-
 def _write_networks(path: Path, state: TrainingState, record: dict) -> None:
     save_network(
         path,
@@ -171,10 +118,7 @@ def _write_state(path: Path, state: TrainingState, extra: dict) -> None:
         "extra": extra,
     }
     torch.save(values, buffer)
-    with open(path, "wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(path, buffer.getbuffer())
 
 
 def _read_state(path: Path) -> dict:

@@ -15,8 +15,8 @@ from reporting.curves import read_history
 from training.gan_config import GanConfig
 from training.gan_fid import images_wanted
 from training.gan_loop import train
-from training.gan_progress import HISTORY
 from training.gan_snapshot import BEST, NETWORK, claim_folder, is_best
+from training.run_log import HISTORY
 
 SEED_OF_FAKES = 2**31 - 2
 
