@@ -18,10 +18,10 @@ from reporting.curves import read_history
 from training import gan_loop, gan_snapshot
 from training.gan_config import GanConfig
 from training.gan_loop import pick_device, train
-from training.run_log import HISTORY
 from training.gan_snapshot import CHECKPOINTS_KEPT, NETWORK, STATE, claim_folder, last_checkpoint, last_snapshot
 from training.gan_start import start
 from training.gan_validation import Validation
+from training.run_log import HISTORY
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,72 @@
+"""Train a re-identification network on real and generated people, on one or more Ray Train workers."""
+
+import dataclasses
+import sys
+
+import ray
+
+from jobs.common import CPU_VARIABLES, connect, run_job
+from models.errors import InputError
+from pipeline.ray_training import plan_resources, restart_with, train_on_workers
+from training.gan_data import command_line
+from training.gan_loop import pick_device
+from training.reid_config import ReidTraining
+from training.reid_loop import load_data, train, train_loop
+from training.reid_presets import PRESETS, preset
+from training.reid_snapshot import NETWORK, claim_folder
+from training.run_log import CURVES
+
+
+def main(config: ReidTraining) -> None:
+    """Check everything that can be checked in seconds, then train in this process or on Ray."""
+    config.check()
+    config = with_full_paths(config)
+    for name in ("weights", "teacher"):
+        path = getattr(config, name)
+        if path and not path.is_file():
+            raise InputError(f"--{name} {path}: there is no such file")
+    claim_folder(config)
+    if (config.out / NETWORK).exists():
+        print(f"{config.out / NETWORK} is finished: nothing to do")
+        return
+    if config.workers == 0:
+        train(config, pick_device(config.gpus), data=load_data(config))
+    else:
+        train_on_ray(config)
+    if (config.out / NETWORK).exists():
+        print(f"network: {config.out / NETWORK}\ncurves: {config.out / CURVES}")
+    else:
+        print(f"stopped after --max-minutes {config.max_minutes:g}: the same command goes on")
+
+
+def with_full_paths(config: ReidTraining) -> ReidTraining:
+    """The configuration with paths that hold in every worker's folder."""
+    paths = {
+        name: getattr(config, name).resolve() for name in ("data", "out", "weights", "teacher") if getattr(config, name)
+    }
+    many = {name: tuple(path.resolve() for path in getattr(config, name)) for name in ("people", "variants")}
+    return dataclasses.replace(config, **paths, **many)
+
+
+def train_on_ray(config: ReidTraining) -> None:
+    """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
+
+    The driver decodes the images once; workers of a node read them in the node's shared memory.
+    """
+    connect()
+    scaling = plan_resources(config.workers, config.gpus, config.threads)
+    data = ray.put(load_data(config))  # lives as long as this driver
+    values = {"config": config.as_json(), "command": command_line(), "data": data}
+    train_on_workers(train_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+
+
+def chosen_preset(arguments: list[str]) -> ReidTraining:
+    """The values that the command line starts from: the preset's that it names, else the first one's."""
+    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--preset"]
+    named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
+    return preset(named[-1] if named and named[-1] in PRESETS else next(iter(PRESETS)))
+
+
+if __name__ == "__main__":
+    restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
+    run_job(main, ReidTraining, default=chosen_preset(sys.argv[1:]))

@@ -1,0 +1,335 @@
+"""The loop around re-ID steps: what Ray Train runs in every worker, and what runs without Ray."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from datasets.reid_training_set import TrainingImages, load_training_images
+from models.errors import InputError
+from models.reid import ReidNetwork
+from models.reid_checkpoint import load_imagenet, load_reid, save_reid
+from training.gan_data import command_line
+from training.gan_workers import decided_by_first, workers
+from training.reid import ReidState, StepSettings, make_optimizer, train_step
+from training.reid_config import ReidTraining
+from training.reid_data import Feeder
+from training.reid_progress import Progress
+from training.reid_sampling import ReidBatches
+from training.reid_snapshot import NETWORK, last_checkpoint, resume, save_checkpoint
+from training.reid_validation import Validation
+from training.run_log import REFUSAL
+
+_ASK_EVERY = 16  # steps between two looks at the clock that all workers share
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_data(config: ReidTraining) -> TrainingImages:
+    """List and decode all images of a training. Raises InputError for data that cannot be used."""
+    return load_training_images(
+        config.data,
+        config.people,
+        config.variants,
+        config.height,
+        config.width,
+        validation=config.validation,
+        most_people=config.most_people,
+        most_variants=config.most_variants,
+    )
+
+
+def train_loop(values: dict) -> None:
+    """Ray Train's entry point: `config` is `ReidTraining.as_json()`, `data` a reference to the `TrainingImages`.
+
+    Ray Train starts workers again whatever they died of. Bad input does not get better by that: it is written down,
+    and workers that find it there end at once.
+    """
+    config = ReidTraining.from_json(values["config"])
+    refusal = config.out / REFUSAL
+    if refusal.exists():
+        return
+    try:
+        train(
+            config,
+            ray.train.torch.get_device(),
+            rank=ray.train.get_context().get_world_rank(),
+            data=ray.get(values["data"]),
+            command=values["command"],
+            report=ray.train.report,
+        )
+    except InputError as error:
+        refusal.write_text(str(error))
+        raise
+
+
+def train(
+    config: ReidTraining,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    data: TrainingImages | None = None,
+    command: str | None = None,
+    report: Callable[[dict], None] | None = None,
+) -> Path | None:
+    """Train to the end, or for `config.max_minutes`; goes on from the last checkpoint in `config.out`.
+
+    Inside a `torch.distributed` group every worker calls it with its rank; the first one writes. `report` gets the
+    figures after every record, equally often in all workers. Returns the finished network's file, None where it is not
+    finished and in other workers. Raises InputError for data or folders that cannot be used, and where the loss is no
+    number any more.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    run = Run(config, device, data or load_data(config), rank, command or command_line(), report)
+    try:
+        return run.to_the_end()
+    finally:
+        run.close()
+
+
+class Run:
+    """One worker's part of a training; the first one (`progress` is not None) also tells and writes."""
+
+    def __init__(self, config: ReidTraining, device, data: TrainingImages, rank, command, report):
+        self.config, self.device, self.data, self.rank = config, device, data, rank
+        self.command, self.report = command, report
+        classes = config.labelling(1).class_count(data.real_classes, len(data.class_names))
+        self.class_names = data.class_names[:classes]
+        self.dtype = autocast_type(config.precision, device)
+        self.state, notes = start(config, classes, device, self.dtype)
+        self.teacher = load_teacher(config, data, device)
+        batches = make_batches(config, data)
+        self.steps = config.steps or math.ceil(config.epochs * batches.steps_per_epoch)
+        if config.real_only_epochs:
+            batches = make_batches(config, data, config.step_of(config.epochs - config.real_only_epochs, self.steps))
+        self.settings = StepSettings(
+            config.labelling(self.steps), config.triplet_weight, config.margin, config.generated_triplet,
+            config.separate_batchnorm, config.temperature, self.dtype,
+        )  # fmt: skip
+        extra = self._resume()
+        self.feeder = Feeder(data, config, batches, device, rank, workers())
+        self.started = self.checkpoint_clock = time.monotonic()
+        self.seconds_before = extra["seconds"] if extra else 0.0
+        self.figures: dict[str, float] = {}
+        self.progress = self.validation = None
+        if rank == 0:
+            if len(data.validation_images):
+                self.validation = Validation(data.validation_images, data.validation_classes, device, self.dtype)
+            self.progress = Progress(config, device, self.state.step, self.state.images_seen, self.steps)
+            if extra:
+                self.progress.since_record.load_state_dict(extra["means"], device)
+            self._introduce(notes, extra)
+
+    def to_the_end(self) -> Path | None:
+        """Step until there is enough or no time left; returns the finished network's file."""
+        state, config = self.state, self.config
+        begun_at = state.step
+        while state.step < self.steps and not self._out_of_time():
+            before = state.step
+            batch = self.feeder.batch(before)
+            # Dropout draws from PyTorch's own stream: begun anew for each step, it is the same after a restart.
+            torch.manual_seed(int(np.random.SeedSequence([config.seed, before, self.rank]).generate_state(1)[0]))
+            factor = config.rate_factor(before, self.steps)
+            scalars = train_step(state, self.settings, batch, factor, self.teacher)
+            state.images_seen += config.batch
+            last = state.step == self.steps
+            if self.progress:
+                self.progress.add(scalars)
+                if self.progress.due() or last:
+                    self._status()
+            if last or self._crosses(before, config.validation_epochs):
+                self._validate()
+            if not last and self._checkpoint_is_due():
+                self._checkpoint(must=False)
+        if state.step > begun_at:
+            self._checkpoint(must=True)
+        return self._finish() if state.step == self.steps else None
+
+    def close(self) -> None:
+        """End the thread that gathers images, and close the log."""
+        self.feeder.close()
+        if self.progress:
+            self.progress.close()
+
+    # ---- what the first worker says
+
+    def _introduce(self, notes: tuple[str, ...], extra: dict | None) -> None:
+        config, data, say = self.config, self.data, self.progress.say
+        size = sum(parameter.numel() for parameter in self.state.network.parameters()) / 1e6
+        on_gpu = self.device.type == "cuda"
+        where = torch.cuda.get_device_name(self.device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
+        counts = [(data.sources == source).sum() for source in range(3)]
+        say(
+            f"{counts[0]:,} real images of {data.real_classes:,} people, {counts[1]:,} of "
+            f"{len(data.class_names) - data.real_classes:,} artificial ones, {counts[2]:,} variants, "
+            f"{len(data.validation_images):,} for validation, at {config.height}x{config.width}; {config.backbone}, "
+            f"{size:.1f} M parameters, {len(self.class_names):,} classes; {self.steps:,} steps of {config.batch}; "
+            f"{workers()} worker{'s' * (workers() > 1)} on {where}, {self.dtype or torch.float32}".replace("torch.", "")
+        )
+        for line in [*data.notes, *notes]:
+            say(f"note: {line}")
+        if extra:
+            say(f"going on from step {self.state.step:,}")
+
+    def _status(self) -> None:
+        state = self.state
+        rate = state.optimizer.param_groups[-1]["lr"]
+        self.figures |= self.progress.tell(state.step, state.images_seen, rate, self.feeder.waited)
+        loss = self.figures.get("loss/real", 0.0)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {state.step:,}: the training has diverged; take a lower --lr than "
+                f"{self.config.lr:g}, in another --out"
+            )
+
+    def _crosses(self, before: int, epochs: float) -> bool:
+        a_record = max(epochs / self.config.epochs * self.steps, 1)
+        return self.state.step // a_record > before // a_record
+
+    def _validate(self) -> None:
+        if self.progress:
+            clock = time.monotonic()
+            measured = {"rate": self.state.optimizer.param_groups[-1]["lr"]}
+            if self.validation:
+                measured |= self.validation.measure(self.state.network)
+            record = self.progress.record(self.state.images_seen, measured)
+            self.figures |= {name: value for name, value in record.items() if name != "kimg"}
+            self.progress.clock += time.monotonic() - clock
+            if self.validation:
+                self.progress.say(
+                    f"validation at step {self.state.step:,}: loss {measured['validation/loss']:.3f}, "
+                    f"Rank-1 error {measured['validation/error']:.3f}"
+                )
+        if self.report:
+            self.report(self.figures | {"step": self.state.step})
+
+    # ---- what is kept
+
+    def _resume(self) -> dict | None:
+        folder = last_checkpoint(self.config.out)
+        if folder is None:
+            return None
+        extra = resume(self.state, folder, self.class_names)
+        if extra["fingerprint"] != self.data.fingerprint:
+            raise InputError(
+                f"--data {self.config.data}: these are other images than this training began with: give those, "
+                "or another --out"
+            )
+        return extra
+
+    def _record(self) -> dict:
+        about = self.config.as_json()
+        for key in ("data", "out", "weights", "teacher"):
+            about[key] = about[key] and Path(about[key]).name
+        for key in ("people", "variants"):
+            about[key] = [Path(path).name for path in about[key]]
+        return {
+            "trained_on": self.data.record,
+            "command": self.command,
+            "steps": self.state.step,
+            "minutes": self._seconds() / 60,
+            "figures": self.figures,
+            "configuration": about,
+        }
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _checkpoint_is_due(self) -> bool:
+        if self.state.step % _ASK_EVERY:
+            return False
+        due = time.monotonic() - self.checkpoint_clock > self.config.checkpoint_minutes * 60
+        return decided_by_first(due, self.device)
+
+    def _checkpoint(self, must: bool) -> None:
+        self.checkpoint_clock = time.monotonic()
+        if not self.progress:
+            return
+        if self.state.step > self.progress.clock_step:
+            self._status()  # a network that has diverged must not replace the last good one
+        extra = {
+            "fingerprint": self.data.fingerprint,
+            "means": self.progress.since_record.state_dict(),
+            "seconds": self._seconds(),
+        }
+        try:
+            self.progress.write_history()
+            save_checkpoint(self.config.out, self.state, self.class_names, self._record(), extra)
+        except InputError as error:
+            if must:
+                raise
+            old = last_checkpoint(self.config.out)
+            self.progress.say(f"warning: {error}; training goes on, the last checkpoint is {old and old.name}")
+        self.progress.clock += time.monotonic() - self.checkpoint_clock
+
+    def _finish(self) -> Path | None:
+        path = self.config.out / NETWORK
+        if not self.progress:
+            return None
+        if not path.exists():
+            save_reid(path, self.state.network, class_names=self.class_names, record=self._record())
+            self.progress.say(f"finished after {self._seconds() / 60:.1f} minutes: {path}")
+        return path
+
+    def _out_of_time(self) -> bool:
+        # Workers must leave the loop together, so the first one's clock decides for all.
+        if self.config.max_minutes is None or (workers() > 1 and self.state.step % _ASK_EVERY):
+            return False
+        return decided_by_first(time.monotonic() - self.started > self.config.max_minutes * 60, self.device)
+
+
+def make_batches(config: ReidTraining, data: TrainingImages, real_only_from: int | None = None) -> ReidBatches:
+    """Which images make every step's batch. Raises InputError where the data cannot fill them."""
+    return ReidBatches(
+        data.classes, data.sources, config.batch, config.seed, config.sampler, config.instances,
+        config.generated_share, real_only_from,
+    )  # fmt: skip
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of the backbone's products, None for float32. Raises InputError for float16 on a CPU."""
+    if precision == "auto":
+        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if good else None
+    if precision == "float16" and device.type == "cpu":
+        raise InputError("--precision float16: CPUs have none; give float32 or bfloat16")
+    return _DTYPES[precision]
+
+
+def start(config: ReidTraining, classes: int, device: torch.device, dtype) -> tuple[ReidState, tuple[str, ...]]:
+    """Networks and optimiser at step 0, and what there is to say about their weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = ReidNetwork(config.network(classes))
+    notes: tuple[str, ...] = ()
+    if config.pretrained and last_checkpoint(config.out) is None:
+        notes = load_imagenet(network, config.weights)
+    network = network.to(device, memory_format=torch.channels_last)
+    optimizer, rates = make_optimizer(config, network)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    return ReidState(network, optimizer, scaler, rates), notes
+
+
+def load_teacher(config: ReidTraining, data: TrainingImages, device: torch.device) -> ReidNetwork | None:
+    """The teacher of `--variants-labels teacher`, None where none is asked for.
+
+    Raises InputError for one of another size or of other people: its classes must be this training's real ones.
+    """
+    if config.variants_labels != "teacher" or not config.variants:
+        return None
+    loaded = load_reid(config.teacher)
+    if loaded.class_names != data.class_names[: data.real_classes]:
+        raise InputError(
+            f"--teacher {config.teacher} knows {len(loaded.class_names):,} people, or others than the "
+            f"{data.real_classes:,} of --data: train it on the same data, without --people"
+        )
+    sizes = [(about.height, about.width) for about in (loaded.network.config, config)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"--teacher {config.teacher} takes images of {sizes[0]}, this training has {sizes[1]}")
+    return loaded.network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
