@@ -1,7 +1,9 @@
-"""The stage that turns every image of a unit into Inception features."""
+"""The stage that turns every image of a unit into a network's features."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -13,54 +15,66 @@ from datasets.decoding import DecodingError
 from datasets.scored_images import decode_scaled, read_bytes
 from datasets.units import images_of
 from models.errors import InputError
-from models.inception import FEATURES, Inception
+
+
+class Network(Protocol):
+    """What computes features: models.inception.Inception, models.reid.FeatureNetwork."""
+
+    def to(self, device: str) -> "Network":
+        """Itself, on a device."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] RGB -> float32 [N, D]."""
 
 
 class FeatureExtractor:
     """A unit's images, as encoded bytes (`image`) or files (`path`), become one row with their features.
 
-    The row: unit, images (int64, how many have features), unreadable (int64) and the first such `message`, features
-    (binary, float32 [images, 2048] in the order of the unit) and seconds_features. Images of another size than `height`
-    x `width` are brought to it. An image with status "error", without bytes, or that cannot be decoded counts as
-    unreadable. `inception` may be a Ray reference, `device` is "cpu" or "cuda".
+    The row: unit, images (int64, how many have features), unreadable (int64) and the first such `message`, readable
+    (list of bool, one for each image), features (binary, float32 [images, D] in the order of the unit) and
+    seconds_features. `decode` brings bytes to [height, width, 3] uint8 RGB or raises DecodingError. An image with
+    status "error", without bytes, or that cannot be decoded counts as unreadable. `network` may be a Ray reference,
+    `device` is "cpu" or "cuda".
     """
 
     def __init__(
         self,
-        inception: "Inception | ray.ObjectRef",
+        network: "Network | ray.ObjectRef",
         height: int,
         width: int,
         device: str = "cpu",
         threads: int = 1,
+        decode: Callable[[bytes, int, int], np.ndarray] = decode_scaled,
     ):
         if min(height, width, threads) < 1:
             raise InputError(f"feature extractor: {height=}, {width=} and {threads=} must be at least 1")
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        if isinstance(inception, ray.ObjectRef):  # the driver's network: nodes need no copy of the file
-            inception = ray.get(inception)
-        self.inception = inception.to(device)
-        self.height, self.width = height, width
+        if isinstance(network, ray.ObjectRef):  # the driver's network: nodes need no copy of the file
+            network = ray.get(network)
+        self.network = network.to(device)
+        self.height, self.width, self.decode = height, width, decode
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         start = time.perf_counter()
-        images, problems = [], []
+        images, readable, problems = [], [], []
         for content, problem in self._contents(images_of(batch)):
             if content is not None:
                 try:
-                    images.append(decode_scaled(content, self.height, self.width))
-                    continue
+                    images.append(self.decode(content, self.height, self.width))
                 except DecodingError as error:
-                    problem = str(error)
-            problems.append(problem)
-        features = self.inception(np.stack(images)) if images else np.empty((0, FEATURES), np.float32)
+                    content, problem = None, str(error)
+            readable.append(content is not None)
+            problems += [problem] if content is None else []
+        features = self.network(np.stack(images)).tobytes() if images else b""
         return pa.table(
             {
                 "unit": batch["unit"],
                 "images": pa.array([len(images)], pa.int64()),
                 "unreadable": pa.array([len(problems)], pa.int64()),
                 "message": pa.array([problems[0] if problems else None], pa.string()),
-                "features": pa.array([features.tobytes()], pa.binary()),
+                "readable": pa.array([readable], pa.list_(pa.bool_())),
+                "features": pa.array([features], pa.binary()),
                 "seconds_features": [time.perf_counter() - start],
             }
         )

@@ -1,4 +1,4 @@
-"""Features of real images, computed once and kept in the cache folder under a hash of all they depend on.
+"""Features of images, computed once and kept in the cache folder under a hash of all they depend on.
 
 Files are PASSERSBY_CACHE/features/KEY.npy: the sha256 of what follows, and a NumPy array. They are written whole, then
 renamed; a damaged one is computed again. The folder may be emptied at any time.
@@ -21,10 +21,13 @@ FOLDER = "features"
 _RECIPE = b"1"  # raised whenever a change of this code changes features
 
 
-def feature_key(content: bytes, height: int, width: int, inception_sha256: str) -> str:
-    """Name of the features of images. content: their hash; height, width: the size that they were brought to."""
+def feature_key(content: bytes, height: int, width: int, network_sha256: str) -> str:
+    """Name of the features of images. content: their hash; height, width: the size that they were brought to.
+
+    network_sha256: that of the network's file, with whatever else decides what the network computes.
+    """
     digest = hashlib.sha256(_RECIPE + content)
-    digest.update(f"{height}x{width} {inception_sha256}".encode())
+    digest.update(f"{height}x{width} {network_sha256}".encode())
     return digest.hexdigest()
 
 
@@ -41,13 +44,13 @@ def real_features(images: np.ndarray, inception: Inception) -> np.ndarray:
     return cached(key, lambda: inception(images))
 
 
-def cached(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """What lies under `key`, or what `compute` returns, [N, 2048] float32, which is then kept.
+def cached(key: str, compute: Callable[[], np.ndarray], dimensions: int = FEATURES) -> np.ndarray:
+    """What lies under `key`, or what `compute` returns, [N, dimensions] float32, which is then kept.
 
     Says on stderr where a file is damaged, and where none can be written (the features are returned all the same).
     """
     path = feature_path(key)
-    features = read_features(path)
+    features = read_features(path, dimensions)
     if features is None:
         features = compute()
         try:
@@ -63,8 +66,8 @@ def feature_path(key: str) -> Path:
     return cache_folder() / FOLDER / f"{key}.npy"
 
 
-def read_features(path: Path) -> np.ndarray | None:
-    """The features in a file, [N, 2048] float32; None where there is none, and with a word where it is damaged."""
+def read_features(path: Path, dimensions: int = FEATURES) -> np.ndarray | None:
+    """The features in a file, [N, dimensions] float32; None where there is none, and, said, where it is damaged."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -75,7 +78,7 @@ def read_features(path: Path) -> np.ndarray | None:
     digest, array = content[:32], content[32:]
     if hashlib.sha256(array).digest() == digest:
         features = np.load(io.BytesIO(array), allow_pickle=False)
-        if features.ndim == 2 and features.shape[1] == FEATURES and features.dtype == np.float32:
+        if features.ndim == 2 and features.shape[1] == dimensions and features.dtype == np.float32:
             return features
     print(f"note: {path} is damaged: computing again", file=sys.stderr)
     return None

@@ -1,114 +1,75 @@
-"""Images of people from whatever holds them: the field's data sets, folders, tables, runs of jobs/generate.py.
+"""Any re-ID data by its path: which kind it is, and one split of it."""
 
-What a folder is, is seen by what it holds. Identities of listings are > 0 for people; the data set's own name of each
-is kept beside it.
-"""
-
+import os
 import re
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-import numpy as np
-
-from datasets.image_tree import DISTRACTOR_IDENTITY, JUNK_IDENTITY
-from datasets.reid_benchmarks import read_cuhk03, read_msmt17
-from datasets.reid_images import UNKNOWN_CAMERA, Listing
-from datasets.reid_runs import is_run, read_run
-from datasets.reid_tables import read_folder, read_table
+from datasets import reid_cuhk03, reid_folders, reid_market, reid_msmt17, reid_runs, reid_tables
+from datasets.reid_images import Listing
+from datasets.reid_splits import GALLERY, QUERY, SPLITS, TRAIN, people_only, unmatched_note
 from models.errors import InputError
 
-SPLITS = ("train", "query", "gallery", "multi-query")
-TREE_FOLDERS = {
-    "train": "bounding_box_train",
-    "query": "query",
-    "gallery": "bounding_box_test",
-    "multi-query": "gt_bbox",
-}
-# Images and people as published: Zheng et al. 2015 (Market-1501), Ristani et al. 2016 and Zheng et al. 2017 (Duke).
-MARKET = {"train": (12_936, 751), "query": (3_368, 750), "gallery": (19_732, None), "multi-query": (25_259, None)}
-DUKE = {"train": (16_522, 702), "query": (2_228, 702), "gallery": (17_661, None)}
-
-_MARKET_NAME = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
-_DUKE_NAME = re.compile(r"(-1|\d+)_c(\d+)_f(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
+# In this order, as every folder is one of people. Each has holds(root), splits(root) and read(root, split).
+_KINDS: tuple[ModuleType, ...] = (reid_tables, reid_market, reid_msmt17, reid_cuhk03, reid_folders)
+_COLLAPSED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")  # what pathlib makes of s3://bucket/run
 
 
-def read_split(root: Path, split: str) -> Listing:
-    """The images of one of SPLITS. Raises InputError where there are none, naming what was looked for."""
-    root = Path(root)
+def read_split(root: str | Path, split: str) -> Listing:
+    """One split - "train", "query", "gallery" or "multi-query" - of any data that this program reads.
+
+    A Market-1501 or toy crowd tree, DukeMTMC-reID, CUHK03 (new protocol), MSMT17, a CSV or Parquet table, a run of
+    jobs/generate.py (also by URI) or a folder with one sub-folder a person. Opens no image but those of a run.
+    Train and query are without junk and distractors. Notes say what is missing or odd. Raises InputError where
+    there is no such split, or nobody in it.
+    """
     if split not in SPLITS:
-        raise InputError(f"split {split!r} is not known: give one of {', '.join(SPLITS)}")
-    return _reader(root)(root, split)
+        raise InputError(f"no split {split!r}: it is one of {', '.join(SPLITS)}")
+    where, kind = _kind(root)
+    listing = kind.read(where, split)
+    if split in (TRAIN, QUERY):
+        listing = people_only(listing)
+        if not len(listing):
+            raise InputError(f"{listing.name}: there is nobody, only junk (-1) and distractors: give images of people")
+    if split == QUERY and GALLERY in kind.splits(where):
+        listing = listing.with_notes(unmatched_note(listing, kind.read(where, GALLERY)))
+    return listing
 
 
-def has_split(root: Path, split: str) -> bool:
-    """Whether `read_split` would find images."""
-    try:
-        return len(read_split(root, split)) > 0
-    except InputError:
-        return False
+def has_split(root: str | Path, split: str) -> bool:
+    """Whether `read_split` has that split to give. Raises InputError where the path leads nowhere."""
+    where, kind = _kind(root)
+    return split in kind.splits(where)
 
 
-def _reader(root: Path) -> Callable[[Path, str], Listing]:
-    if root.is_file():
-        return read_table
-    if not root.is_dir():
-        raise InputError(f"{root}: there is no such folder or table")
-    if is_run(root):
-        return read_run
-    if (root / "list_train.txt").is_file() or (root / "list_query.txt").is_file():
-        return read_msmt17
-    if (
-        any((root / folder).is_dir() for folder in ("images_labeled", "images_detected"))
-        or (root / "cuhk-03.mat").is_file()
-    ):
-        return read_cuhk03
-    if any((root / folder).is_dir() for folder in ("bounding_box_train", "bounding_box_test")):
-        return read_tree
-    return read_folder
+def address(root: str | Path) -> str | Path:
+    """A path as Path, a URI (also one that went through pathlib) as text."""
+    text = _COLLAPSED.sub(r"\1://", os.fspath(root))
+    return text if "://" in text else Path(text).expanduser()
 
 
-def read_tree(root: Path, split: str) -> Listing:
-    """Market-1501, DukeMTMC-reID and whatever has their folders and names."""
-    folder = root / TREE_FOLDERS[split]
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}: {root.name} has no {split} images")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    matches = [_MARKET_NAME.fullmatch(path.name) or _DUKE_NAME.fullmatch(path.name) for path in paths]
-    strangers = [path.name for path, match in zip(paths, matches, strict=True) if match is None]
-    if strangers:
-        raise InputError(
-            f"{len(strangers)} of {len(paths)} images in {folder} are named neither PPPP_cCsS_FFFFFF_BB.jpg nor "
-            f"PPPP_cC_fFFFFFFF.jpg, the first is {strangers[0]!r}: rename or remove them, or give a table"
-        )
-    if not paths:
-        raise InputError(f"no images (jpg, png) in {folder}")
-    identities = np.array([int(match[1]) for match in matches], np.int64)
-    cameras = np.array([int(match[2]) for match in matches], np.int64)
-    people = {identity: f"{identity:04d}" for identity in np.unique(identities).tolist() if identity > 0}
-    duke = _DUKE_NAME.fullmatch(paths[0].name) is not None
-    name = f"{root.name} {split}"
-    note = check_counts(name, *(("DukeMTMC-reID", DUKE) if duke else ("Market-1501", MARKET)), split, identities)
-    toy = (root / "toy_crowd.json").is_file()
-    notes = () if toy or not note else (note,)
-    names = tuple(f"{folder.name}/{path.name}" for path in paths)
-    return Listing(name, tuple(paths), identities, cameras, names, people, notes)
+def _kind(root: str | Path) -> tuple[str | Path, ModuleType]:
+    where = address(root)
+    if reid_runs.holds(where):
+        return where, reid_runs
+    if isinstance(where, str):
+        raise InputError(f"{where}: no run of jobs/generate.py lies there: other data are read from folders only")
+    where = Path(os.path.abspath(where))  # "." has no name; links stay as they are
+    if not where.exists():
+        raise InputError(f"no file or folder {root}: check the path")
+    kind = next((kind for kind in _KINDS if kind.holds(where)), None)
+    if kind is None:
+        raise InputError(f"{root} is a file, and no table (.csv, .parquet): give one, or a folder")
+    if kind is reid_folders:
+        _refuse_one_level_off(where)
+    return where, kind
 
 
-def check_counts(
-    name: str, published_name: str, published: dict[str, tuple[int, int | None]], split: str, identities: np.ndarray
-) -> str:
-    """One line where images or people are not those of the data set as published, "" where they are."""
-    if split not in published:
-        return ""
-    images, people = published[split]
-    found = len(set(identities.tolist()) - {JUNK_IDENTITY, DISTRACTOR_IDENTITY})
-    if len(identities) == images and people in (None, found):
-        return ""
-    whole = f"{images:,} images" + (f" of {people:,} people" if people else "")
-    return f"{name}: {len(identities):,} images of {found:,} people; {published_name} as published has {whole}"
-
-
-def known_cameras(cameras: np.ndarray) -> bool:
-    """Whether every camera is known."""
-    return bool((cameras != UNKNOWN_CAMERA).all())
+def _refuse_one_level_off(root: Path) -> None:
+    """A data set in a sub-folder, or the folder above, would be read as people called bounding_box_train."""
+    if root.name in reid_market.FOLDERS.values() and reid_market.holds(root.parent):
+        raise InputError(f"{root} is one split of a data set: give {root.parent}")
+    for folder in sorted(root.iterdir()):
+        known = (kind for kind in (reid_runs, *_KINDS[1:-1]) if folder.is_dir() and kind.holds(folder))
+        if next(known, None) is not None:
+            raise InputError(f"{root} holds the data set {folder.name}: give {folder}")

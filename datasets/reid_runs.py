@@ -1,53 +1,103 @@
-"""Pictures of a run of jobs/generate.py, as images of people."""
+"""Runs of jobs/generate.py as re-ID data: the images that their manifest keeps, by person."""
 
+import itertools
+import os
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from datasets.manifest import manifest_name, read_manifest
+from datasets.manifest import READERS, manifest_name, read_manifest
 from datasets.output import Output
-from datasets.plan import read_plan
+from datasets.plan import PLAN_FILE, Plan, Unit, read_plan
 from datasets.reid_images import UNKNOWN_CAMERA, Listing
+from datasets.reid_splits import DERIVED, derived_split
 from datasets.shards import read_shard
 from datasets.verdicts import KEPT
 from models.errors import InputError
 
-
-def is_run(root: Path) -> bool:
-    """Whether a folder is a run's output."""
-    return (Path(root) / "plan.json").is_file()
+LATENT = "latent"  # the `source` of images made from a real person's latents
 
 
-def read_run(root: Path, split: str) -> Listing:
-    """The kept images of a run, in the order of the plan. They are for training: there is no query and no gallery.
+def holds(root: str | Path) -> bool:
+    """Whether a folder or URI is a run: plan.json lies in it."""
+    text = os.fspath(root)
+    return Output(text).exists(PLAN_FILE) if "://" in text else (Path(text) / PLAN_FILE).is_file()
 
-    Raises InputError for another split, and where no image is kept or the run has not ended.
+
+def splits(root: str | Path) -> set[str]:
+    """The splits that are made of a run, which has none."""
+    return set(DERIVED)
+
+
+def read(root: str | Path, split: str) -> Listing:
+    """One split, made as `derived_split` says."""
+    return derived_split(read_run(root), split)
+
+
+def read_run(
+    root: str | Path, most_people: int | None = None, most_variants: int | None = None, latent_only: bool = False
+) -> Listing:
+    """The kept images of a run, as bytes, in the order of person and variant.
+
+    identities: the run's person + 1 (persons count from 0); people: the person as written in the run. most_people:
+    of those with a kept image the first so many; most_variants: the first so many kept images of each. latent_only:
+    those whose `source` is "latent", whose person is a real one's identity. Reads the shards of the images chosen.
+    Raises InputError where there is no run, no manifest or no image.
     """
-    root, name = Path(root), Path(root).resolve().name
-    if split != "train":
-        raise InputError(f"{root} is a run of generated images: it has no {split} images")
-    output = Output(str(root))
+    output = Output(os.fspath(root))
     plan = read_plan(output)
-    if not output.exists(manifest_name(None)):
-        raise InputError(f"{root}: no {manifest_name(None)} says which images are kept: end the run")
-    table = read_manifest(output, None, ["unit", "person", "variant", "camera", "verdict"])
-    kept = [row for row in table.to_pylist() if row["verdict"] == KEPT]
-    if not kept:
-        raise InputError(f"{root}: the run kept no image")
+    if plan is None:
+        raise InputError(f"{output.root_address}: no {PLAN_FILE} there, so no run of jobs/generate.py")
+    if not output.exists(manifest_name()):
+        raise InputError(f"{output.root_address}: no {manifest_name()} says which images are kept: end the run")
     units = {unit.unit: unit for unit in plan.units()}
-    wanted: dict[int, list[dict]] = {}
-    for row in kept:
-        wanted.setdefault(row["unit"], []).append(row)
-    contents, people, cameras, names = [], [], [], []
-    for unit, rows in wanted.items():
-        shard = read_shard(output, plan, units[unit], ["person", "variant", "image"]).to_pylist()
-        images = {(row["person"], row["variant"]): row["image"] for row in shard}
-        for row in rows:
-            contents.append(images[row["person"], row["variant"]])
-            people.append(row["person"])
-            cameras.append(UNKNOWN_CAMERA if row["camera"] is None else row["camera"])
-            names.append(f"{row['person']}/{row['variant']}")
-    # Person 0 is a person too, and 0 means distractor elsewhere: identities are shifted, names keep the number.
-    identities = np.array(people, np.int64) + 1
-    known = {person + 1: str(person) for person in sorted(set(people))}
-    return Listing(name, tuple(contents), identities, np.array(cameras, np.int64), tuple(names), known)
+    table = read_manifest(output, columns=["unit", "person", "variant", "source", "camera", "verdict"])
+    rows = [row for row in table.to_pylist() if row["verdict"] == KEPT and row["unit"] in units]
+    if not rows:
+        raise InputError(f"{output.root_address}: {manifest_name()} keeps no image: jobs/refilter.py sets other limits")
+    notes = []
+    if latent_only:
+        kept, rows = len(rows), [row for row in rows if row["source"] == LATENT]
+        if not rows:
+            raise InputError(
+                f"{output.root_address}: its {kept:,} images are of new people, not made from the latents of real "
+                "ones: give the run with --people"
+            )
+        if len(rows) < kept:
+            notes.append(f"{output.root_address}: {kept - len(rows):,} images of new people are left out")
+    rows = _first(sorted(rows, key=lambda row: (row["person"], row["variant"])), most_people, most_variants)
+    images = _images(output, plan, units, rows)
+    cameras = [UNKNOWN_CAMERA if row["camera"] is None else row["camera"] for row in rows]
+    return Listing(
+        name=f"run {output.root_address.rstrip('/').rpartition('/')[2]}",
+        contents=tuple(images[row["person"], row["variant"]] for row in rows),
+        identities=np.array([row["person"] + 1 for row in rows], np.int64),
+        cameras=np.array(cameras, np.int64),
+        names=tuple(f"{row['person']}/{row['variant']}" for row in rows),
+        people={row["person"] + 1: str(row["person"]) for row in rows},
+        notes=tuple(notes),
+    )
+
+
+def _first(rows: list[dict], most_people: int | None, most_variants: int | None) -> list[dict]:
+    groups = itertools.groupby(rows, key=lambda row: row["person"])
+    chosen = itertools.islice((list(group) for _, group in groups), most_people)
+    return [row for group in chosen for row in group[:most_variants]]
+
+
+def _images(output: Output, plan: Plan, units: dict[int, Unit], rows: list[dict]) -> dict[tuple[int, int], bytes]:
+    """(person, variant) -> encoded bytes; every shard is read once, of the columns needed."""
+    wanted = defaultdict(list)
+    for row in rows:
+        place = (row["person"] - units[row["unit"]].first_person) * plan.configuration.variants + row["variant"]
+        wanted[row["unit"]].append(place)
+
+    def of_unit(item: tuple[int, list[int]]) -> list[tuple[tuple[int, int], bytes]]:
+        table = read_shard(output, plan, units[item[0]], ["person", "variant", "image"]).take(item[1])
+        # Null where an image could not be made: such rows are not kept, and no picture is unreadable, not fatal.
+        return [((row["person"], row["variant"]), row["image"] or b"") for row in table.to_pylist()]
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return dict(itertools.chain.from_iterable(readers.map(of_unit, wanted.items())))

@@ -1,143 +1,181 @@
-"""People's own pictures: a folder with one folder a person, or a CSV or Parquet table of paths and identities."""
+"""A CSV or Parquet table of images: columns path and identity, and where known camera and split."""
 
-import os
-import re
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 from datasets.reid_images import UNKNOWN_CAMERA, Listing
+from datasets.reid_splits import (
+    DERIVED,
+    MULTI_QUERY,
+    SPLITS,
+    cameras_note,
+    derived_split,
+    missing_note,
+    names_of,
+    numbered,
+)
 from models.errors import InputError
 
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
-_CAMERA = re.compile(r"(?:^|_)c(\d+)(?:s\d+)?(?:_|\.)", re.IGNORECASE)
-_SPLIT_WORDS = {"train": "train", "query": "query", "gallery": "gallery", "test": "gallery"}
+CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
+NEEDED, OPTIONAL = ("path", "identity"), ("camera", "split")
+_ALIASES = {"multi_query": MULTI_QUERY, "gt_bbox": MULTI_QUERY}
 
 
-def read_folder(root: Path, split: str) -> Listing:
-    """A folder with one folder a person; `query` and `gallery` folders of that kind hold an evaluation's images.
+def holds(root: Path) -> bool:
+    """Whether it is a table by its name."""
+    return root.suffix.lower() in (*CSV_SUFFIXES, *PARQUET_SUFFIXES) and not root.is_dir()
 
-    A camera is read from names like `x_c3_y.jpg`, where all images have one. Links to folders are not followed.
+
+def splits(root: Path) -> set[str]:
+    """The splits that the column `split` names, or that are made where there is none."""
+    columns = _columns(root)
+    return set(DERIVED) if "split" not in columns else {_split(value) for value in columns["split"]} & set(SPLITS)
+
+
+def read(root: Path, split: str) -> Listing:
+    """One split: the rows whose column `split` says so; without that column see `reid_splits.derived_split`.
+
+    Paths are taken relative to the table's folder, or absolute. identities: numbers of what the column holds, the
+    same in all splits; "-1" is junk. camera: a whole number, empty or -1 where not known. Equal rows count once.
+    Raises InputError, which names the row, for a missing identity or path, a camera that is no number, and an image
+    that is said to show two people.
     """
-    parts = {part for part in ("train", "query", "gallery") if (root / part).is_dir()}
-    if {"query", "gallery"} <= parts:
-        base = root / split if split in parts else root if split == "train" and "train" not in parts else None
-        if base is None or base == root:
-            raise InputError(f"{root}: it has query and gallery, but no folder {split}")
-        return _folder(base, f"{root.name} {split}", root / "train")
-    return _split_by_first(_folder(root, root.name, None), split)
+    columns = _columns(root)
+    count = len(columns["path"])
+    if not count:
+        raise InputError(f"{root} has no rows: one for each image is needed")
+    for column in NEEDED:
+        for row, value in enumerate(columns[column]):
+            if not value:
+                raise InputError(f"{root}: row {row + 1} has no {column}: fill it in, or remove the row")
+    cameras = [_camera(root, row, value) for row, value in enumerate(columns.get("camera", [None] * count))]
+    numbers = numbered(columns["identity"])
+    rows, notes = list(range(count)), []
+    if "split" in columns:
+        said = [_split(value) for value in columns["split"]]
+        rows = [row for row in rows if said[row] == split]
+        if not rows:
+            found = ", ".join(sorted(set(said))) or "nothing"
+            raise InputError(f"{root}: no row's split is {split!r}; the column split says {found}")
+        if unused := sorted(set(said) - set(SPLITS)):
+            odd = sum(value not in SPLITS for value in said)
+            notes.append(f"{root.name}: {odd:,} rows are not used, their split is {', '.join(map(repr, unused))}")
+    rows, repeated = _once(root, columns, cameras, rows)
+    if repeated:
+        notes.append(f"{root.name}: {repeated:,} rows repeat an earlier one and are left out")
+    names = tuple(columns["path"][row] for row in rows)
+    labels = [columns["identity"][row] for row in rows]
+    identities = [numbers[label] for label in labels]
+    paths = tuple(root.parent / name for name in names)
+    name = f"{root.name} {split}" if "split" in columns else root.name
+    listing = Listing(
+        name=name,
+        contents=paths,
+        identities=np.array(identities, np.int64),
+        cameras=np.array([cameras[row] for row in rows], np.int64),
+        names=names,
+        people=names_of(identities, labels),
+        notes=tuple(notes),
+    ).with_notes(missing_note(name, paths, names, root.parent))
+    listing = listing.with_notes(cameras_note(listing))
+    return listing if "split" in columns else derived_split(listing, split)
 
 
-def _folder(root: Path, name: str, _train: Path | None) -> Listing:
-    found: list[tuple[str, Path]] = []
-    for person in sorted(root.iterdir()):
-        if not person.is_dir() or person.is_symlink() or person.name.startswith("."):
-            continue
-        for folder, _, files in os.walk(person):
-            images = sorted(file for file in files if Path(file).suffix.lower() in _SUFFIXES and file[0] != ".")
-            found += [(person.name, Path(folder) / file) for file in images]
-    if not found:
-        raise InputError(f"no images (jpg, png) in folders of {root}: give one folder a person, or a table")
-    cameras = [_CAMERA.search(path.name) for _, path in found]
-    numbers = [int(match[1]) for match in cameras] if all(cameras) else [UNKNOWN_CAMERA] * len(found)
-    names = tuple(path.relative_to(root).as_posix() for _, path in found)
-    return _listing(name, [path for _, path in found], [person for person, _ in found], numbers, names)
-
-
-def read_table(path: Path, split: str) -> Listing:
-    """A CSV or Parquet file with the columns path (from the table's folder, or absolute) and identity; camera and split
-    are optional. Raises InputError naming the first row that cannot be used.
-    """
-    table = _read(path)
-    for column in ("path", "identity"):
-        if column not in table.column_names:
-            raise InputError(f"{path} has no column {column!r}, but {', '.join(table.column_names)}: rename one")
-    paths, people = (_words(table, column, path) for column in ("path", "identity"))
-    cameras = _cameras(table, path)
-    if not paths:
-        raise InputError(f"{path} has no rows")
-    duplicates = len(paths) - len(set(paths))
-    listing = _listing(path.name, [path.parent / word for word in paths], people, cameras, tuple(paths))
-    if duplicates:
-        raise InputError(f"{path}: {duplicates} rows repeat a path: keep one row an image")
-    if "split" not in table.column_names:
-        return _split_by_first(listing, split)
-    words = [word.strip().lower() for word in _words(table, "split", path)]
-    for row, word in enumerate(words):
-        if word not in _SPLIT_WORDS:
-            raise InputError(f"{path}, row {row + 1}: split {word!r} is not train, query or gallery")
-    mine = np.array([_SPLIT_WORDS[word] == split for word in words])
-    if not mine.any():
-        raise InputError(f"{path}: not one row has the split {split}")
-    return listing.take(mine)
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pa.parquet.read_table(path)
-        if path.suffix.lower() in (".csv", ".tsv"):
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            with pa.csv.open_csv(path, parse_options=pa.csv.ParseOptions(delimiter=delimiter)) as reader:
-                columns = reader.schema.names
-            as_text = pa.csv.ConvertOptions(  # identities keep their zeros
-                column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True, null_values=[""]
+def _once(root: Path, columns: dict[str, list], cameras: Sequence[int], rows: list[int]) -> tuple[list[int], int]:
+    """Rows without those that repeat an earlier one, and how many these are."""
+    first: dict[str, int] = {}
+    for row in rows:
+        path = columns["path"][row]
+        earlier = first.setdefault(path, row)
+        same = columns["identity"][earlier] == columns["identity"][row] and cameras[earlier] == cameras[row]
+        if not same:
+            raise InputError(
+                f"{root}: rows {earlier + 1} and {row + 1} say different things of {path!r}: keep the one that is right"
             )
-            options = pa.csv.ParseOptions(delimiter=delimiter)
-            return pa.csv.read_csv(path, parse_options=options, convert_options=as_text)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
-    raise InputError(f"{path} is no table: give .csv, .tsv or .parquet, or a folder")
+    return sorted(first.values()), len(rows) - len(first)
 
 
-def _words(table: pa.Table, column: str, path: Path) -> list[str]:
-    words = [None if value is None else str(value) for value in table[column].to_pylist()]
-    for row, word in enumerate(words):
-        if word is None or not word.strip():
-            raise InputError(f"{path}, row {row + 1}: {column} is empty")
-    return words
+def _split(value: str | None) -> str:
+    text = (value or "").strip().lower()
+    return _ALIASES.get(text, text)
 
 
-def _cameras(table: pa.Table, path: Path) -> list[int]:
-    if "camera" not in table.column_names:
-        return [UNKNOWN_CAMERA] * table.num_rows
-    numbers = []
-    for row, value in enumerate(table["camera"].to_pylist()):
-        try:
-            numbers.append(UNKNOWN_CAMERA if value is None or value == "" else int(value))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}, row {row + 1}: camera {value!r} is no whole number") from error
-        if numbers[-1] < UNKNOWN_CAMERA:
-            raise InputError(f"{path}, row {row + 1}: camera {value!r} is negative: leave it empty where not known")
-    return numbers
+def _camera(root: Path, row: int, value: str | None) -> int:
+    text = (value or "").strip()
+    if not text or text == str(UNKNOWN_CAMERA):
+        return UNKNOWN_CAMERA
+    whole = text.removesuffix(".0")  # a column of whole numbers with gaps, as pandas writes it
+    if not (whole.isascii() and whole.isdecimal() and len(whole) < 10):
+        raise InputError(f"{root}: row {row + 1} has the camera {text!r}: give a whole number, or nothing if unknown")
+    return int(whole)
 
 
-def _listing(
-    name: str, paths: Sequence[Path], people: Sequence[str], cameras: Sequence[int], names: tuple[str, ...]
-) -> Listing:
-    """Identities are numbered from 1 on in the order of the people's names."""
-    numbers = {person: place for place, person in enumerate(sorted(set(people)), start=1)}
-    identities = np.array([numbers[person] for person in people], np.int64)
-    by_number = {place: person for person, place in numbers.items()}
-    return Listing(name, tuple(paths), identities, np.array(cameras, np.int64), names, by_number)
+def _columns(root: Path) -> dict[str, list[str | None]]:
+    """The known columns by name, as text, None where empty."""
+    if not root.is_file():
+        raise InputError(f"no file {root}: check the path")
+    try:
+        parquet = root.suffix.lower() in PARQUET_SUFFIXES
+        table = _read_parquet(root) if parquet else _read_csv(root)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{root} is no table that can be read ({reason}): give CSV in UTF-8, or Parquet") from error
+    return {name: [_text(value) for value in table[name].to_pylist()] for name in table.column_names}
 
 
-def _split_by_first(listing: Listing, split: str) -> Listing:
-    """Everything for training; the first image of everybody with two or more asks, and all others are the gallery."""
-    if split == "train":
-        return listing
-    if split == "multi-query":
-        raise InputError(f"{listing.name} has no images for multi-query")
-    _, first, counts = np.unique(listing.identities, return_index=True, return_counts=True)
-    asks = np.zeros(len(listing), bool)
-    asks[first[counts >= 2]] = True
-    if not asks.any():
-        raise InputError(f"{listing.name}: nobody has two images, so that nobody can be looked for")
-    note = f"{listing.name} says nothing of query and gallery: the first image of each person is the query"
-    if not listing.has_cameras:
-        note += "; cameras are not known, so that the protocol's rule about the query's own camera is left out"
-    return listing.take(asks if split == "query" else ~asks).with_notes(note)
+def _text(value: str | None) -> str | None:
+    return None if value is None else value.strip() or None
+
+
+def _known(root: Path, header: Sequence[str]) -> dict[str, str]:
+    """Column as the table writes it -> as it is called here. Raises InputError where one is missing or double."""
+    names = [(name, name.strip().lower()) for name in header]
+    known = [(name, clean) for name, clean in names if clean in (*NEEDED, *OPTIONAL)]
+    found = [clean for _, clean in known]
+    for column in NEEDED:
+        if column not in found:
+            raise InputError(f"{root} has no column {column!r}, it has {', '.join(header)}: rename the one that is it")
+    if len(found) > len(set(found)):
+        raise InputError(f"{root} has two columns of one name among {', '.join(header)}: remove one")
+    return dict(known)
+
+
+def _read_csv(root: Path) -> pa.Table:
+    with root.open(encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+    delimiter = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
+    header = next(csv.reader([first], delimiter=delimiter), [])
+    known = _known(root, header)
+    table = pyarrow.csv.read_csv(
+        root,
+        read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=1),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+        # As text: "0002" would become 2, and "007" and "7" one person.
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=list(known), column_types=dict.fromkeys(known, pa.string()), strings_can_be_null=True,
+            null_values=[""], quoted_strings_can_be_null=True,
+        ),
+    )  # fmt: skip
+    return table.rename_columns([known[name] for name in table.column_names])
+
+
+def _read_parquet(root: Path) -> pa.Table:
+    file = pq.ParquetFile(root)
+    known = _known(root, file.schema_arrow.names)
+    table = file.read(columns=list(known))
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_floating(column.type):  # whole numbers with gaps, as pandas writes them
+            column = pc.cast(pc.if_else(pc.is_nan(column), None, column), pa.int64())
+        columns[known[name]] = column.cast(pa.string())
+    return pa.table(columns)

@@ -188,7 +188,12 @@ def decode_scaled(data: bytes, height: int, width: int) -> np.ndarray:
 
     Raises DecodingError for bytes that are no such image, or one of more than MOST_PIXELS.
     """
+    return resized(decode_own_size(data), height, width)
+
+
+def decode_own_size(data: bytes) -> np.ndarray:
+    """JPEG or PNG bytes -> uint8 [H, W, 3] RGB. Errors as `decode_scaled`."""
     size = header_size(data)
     if size is None or len(data) > MOST_BYTES or size[0] * size[1] > MOST_PIXELS:
         raise DecodingError(f"the {len(data)} bytes stored are no JPEG or PNG image of a modest size")
-    return resized(decode(data), height, width)
+    return decode(data)

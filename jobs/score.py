@@ -171,21 +171,12 @@ def reference_set(config: Config) -> ImageSet:
 
 def plan_workers(config: Config) -> "Workers":
     """Who computes, connected to Ray unless in this process. Raises InputError where a GPU is asked for in vain."""
-    import torch
-
-    from pipeline.cluster import resources
     from pipeline.features import Workers
 
     here = config.workers == 0
     if not here:
         connect()
-    gpus = int(torch.cuda.is_available()) if here else resources().gpus
-    device = config.device
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    if device == "cuda" and not gpus:
-        raise InputError("--device cuda: no usable GPU here; leave it out to run on the CPU")
-    return Workers(device, here, config.workers or None, config.generators)
+    return Workers.chosen(config.device, here, config.workers or None, config.generators)
 
 
 if __name__ == "__main__":

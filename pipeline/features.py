@@ -38,6 +38,19 @@ class Workers:
     extractors: int | None = None
     generators: int | None = None
 
+    @classmethod
+    def chosen(cls, device: str, here: bool, extractors: int | None = None, generators: int | None = None) -> "Workers":
+        """With "auto" made "cuda" where there are GPUs: this process's, or those of the cluster it is connected to.
+
+        Raises InputError where a GPU is asked for in vain.
+        """
+        gpus = int(torch.cuda.is_available()) if here else resources().gpus
+        if device == "auto":
+            device = "cuda" if gpus else "cpu"
+        if device == "cuda" and not gpus:
+            raise InputError("--device cuda: no usable GPU here; leave it out to run on the CPU")
+        return cls(device, here, extractors, generators)
+
     def pools(self, stages: Sequence[tuple[type, dict]], units: int) -> list[Pool]:
         """A pool for each stage on the connected cluster as it is, printed."""
         requests = [Pool("generators", self.generators)] * (len(stages) > 1) + [Pool("extractors", self.extractors)]
@@ -98,15 +111,32 @@ def features_of(
             generator, configuration = made_by
             stages += [(StyleMixer, {"generator": wrap(generator), "configuration": configuration, **arguments})]
         height, width = size
-        stages += [(FeatureExtractor, {"inception": wrap(inception), "height": height, "width": width, **arguments})]
-        features = _extracted(images, stages, workers, height * width * 3)
+        stages += [(FeatureExtractor, {"network": wrap(inception), "height": height, "width": width, **arguments})]
+        rows = rows_through(images.rows, stages, workers, images.count, height * width * 3, images.description)
+        bad = [row for row in rows if row["unreadable"]]
+        if bad:
+            count = sum(row["unreadable"] for row in bad)
+            print(f"note: {count:,} images are left out, the first: {bad[0]['message']}", file=sys.stderr)
+        features = np.concatenate([np.frombuffer(row["features"], np.float32).reshape(-1, FEATURES) for row in rows])
     if not len(features):
         raise InputError(f"{images.description}: not one can be read")
     return features
 
 
-def _extracted(images: ImageSet, stages: list[tuple[type, dict]], workers: Workers, image_bytes: int) -> np.ndarray:
-    rows, found = list(images.rows), {}
+def rows_through(
+    rows: Sequence[dict],
+    stages: Sequence[tuple[type, dict]],
+    workers: Workers,
+    images: int,
+    image_bytes: int,
+    description: str,
+) -> list[dict]:
+    """Rows of images through stages that end with a FeatureExtractor: its rows, in the order of their units.
+
+    images: in all rows, for the progress line; image_bytes: raw pixels of one. description: whose they are, for the
+    InputError where a unit failed for good.
+    """
+    rows, found = list(rows), {}
 
     def plan(units: int) -> list[Pool]:
         return workers.pools(stages, units)
@@ -115,18 +145,13 @@ def _extracted(images: ImageSet, stages: list[tuple[type, dict]], workers: Worke
         results = run_here(rows, stages)
     else:
         results = run_units(rows, stages, plan(len(rows)), plan, ROW_IMAGES * image_bytes)
-    with ProgressLine(len(rows), images.count) as line:
+    with ProgressLine(len(rows), images) as line:
         for row in results:
             if "failure" in row:
-                raise InputError(f"{images.description}: {row['failed_stage']} failed: {row['failure']}")
+                raise InputError(f"{description}: {row['failed_stage']} failed: {row['failure']}")
             found[row["unit"]] = row
             line.update(row["images"] + row["unreadable"])
-    ordered = [found[unit] for unit in sorted(found)]  # they come as they are finished
-    bad = [row for row in ordered if row["unreadable"]]
-    if bad:
-        count = sum(row["unreadable"] for row in bad)
-        print(f"note: {count:,} images are left out, the first: {bad[0]['message']}", file=sys.stderr)
-    return np.concatenate([np.frombuffer(row["features"], np.float32).reshape(-1, FEATURES) for row in ordered])
+    return [found[unit] for unit in sorted(found)]  # they come as they are finished
 
 
 def run_here(rows: Sequence[dict], stages: Sequence[tuple[type, dict]]) -> Iterator[dict]:

@@ -95,25 +95,25 @@ def contact_sheet(
     height = max(shape[0] for shape in shapes)
     width = max(shape[1] for shape in shapes)
     # Captions must not run into each other.
-    width = max(width, *(_measure(cell.caption, _CAPTION) for cell in cells))
+    width = max(width, *(text_width(cell.caption, _CAPTION) for cell in cells))
     caption = _CAPTION + 5 if any(cell.caption for cell in cells) else 0
     pitch = height + 2 * _FRAME + caption + _GAP
-    label_width = max(_measure(row.label, _TEXT) for row in rows)
+    label_width = max(text_width(row.label, _TEXT) for row in rows)
     x_of = _column_positions(columns, width, headings, _MARGIN + label_width + (12 if label_width else 0))
 
     lines = [-(-len(row.cells) // columns) for row in rows]
     legend = _legend(cells)
     top = _MARGIN + _TITLE + 10 + (_TEXT + 8) * (bool(subtitle) + bool(legend) + bool(headings)) + 4
-    text_width = max(_measure(title, _TITLE), _measure(subtitle, _TEXT), _legend_width(legend)) + 2 * _MARGIN
+    head_width = max(text_width(title, _TITLE), text_width(subtitle, _TEXT), _legend_width(legend)) + 2 * _MARGIN
     right = x_of[-1] + width + _FRAME + _MARGIN
-    sheet = Image.new("RGB", (max(right, text_width), top + sum(lines) * pitch - _GAP + _MARGIN), _PAPER)
+    sheet = Image.new("RGB", (max(right, head_width), top + sum(lines) * pitch - _GAP + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_head(draw, title, subtitle, legend, headings, x_of)
 
     waiting = iter(zip(cells, pictures, strict=True))
     y = top
     for row, used in zip(rows, lines, strict=True):
-        _text(draw, (_MARGIN, y + _FRAME), row.label, _TEXT, _INK)
+        draw_text(draw, (_MARGIN, y + _FRAME), row.label, _TEXT, _INK)
         for position in range(len(row.cells)):
             cell, picture = next(waiting)
             where = (x_of[position % columns], y + _FRAME + (position // columns) * pitch)
@@ -144,10 +144,10 @@ def _draw_head(
     x_of: list[int],
 ) -> None:
     y = _MARGIN
-    _text(draw, (_MARGIN, y), title, _TITLE, _INK)
+    draw_text(draw, (_MARGIN, y), title, _TITLE, _INK)
     y += _TITLE + 10
     if subtitle:
-        _text(draw, (_MARGIN, y), subtitle, _TEXT, _FAINT)
+        draw_text(draw, (_MARGIN, y), subtitle, _TEXT, _FAINT)
         y += _TEXT + 8
     if legend:
         x = _MARGIN
@@ -155,12 +155,12 @@ def _draw_head(
             if colour:
                 draw.rectangle((x, y + 1, x + 11, y + 12), outline=colour, width=_FRAME)
                 x += 18
-            _text(draw, (x, y), text, _TEXT, _FAINT)
-            x += _measure(text, _TEXT) + 20
+            draw_text(draw, (x, y), text, _TEXT, _FAINT)
+            x += text_width(text, _TEXT) + 20
         y += _TEXT + 8
     column = 0
     for text, span in headings:
-        _text(draw, (x_of[column], y), text, _TEXT, _INK)
+        draw_text(draw, (x_of[column], y), text, _TEXT, _INK)
         column += span
 
 
@@ -185,8 +185,8 @@ def _draw_cell(
         frame = (left - _FRAME, top - _FRAME, right + _FRAME, bottom + _FRAME)
         draw.rectangle(frame, outline=FRAME_COLOURS[cell.verdict], width=_FRAME)
     if cell.caption:
-        middle = x + (width - _measure(cell.caption, _CAPTION)) // 2
-        _text(draw, (middle, y + height + _FRAME + 1), cell.caption, _CAPTION, _FAINT)
+        middle = x + (width - text_width(cell.caption, _CAPTION)) // 2
+        draw_text(draw, (middle, y + height + _FRAME + 1), cell.caption, _CAPTION, _FAINT)
 
 
 def _legend(cells: Sequence[SheetCell]) -> list[tuple[str, tuple[int, int, int] | None]]:
@@ -198,20 +198,22 @@ def _legend(cells: Sequence[SheetCell]) -> list[tuple[str, tuple[int, int, int] 
 
 
 def _legend_width(legend: list[tuple[str, tuple[int, int, int] | None]]) -> int:
-    return sum(_measure(text, _TEXT) + 20 + (18 if colour else 0) for text, colour in legend)
+    return sum(text_width(text, _TEXT) + 20 + (18 if colour else 0) for text, colour in legend)
 
 
 # The scalable font that Pillow carries: sheets look the same on every machine, with or without fonts.
 _font = functools.cache(ImageFont.load_default)
 
 
-def _measure(text: str, size: int) -> int:
+def text_width(text: str, size: int) -> int:
+    """Pixels that `draw_text` takes."""
     return int(np.ceil(_font(size).getlength(text)))
 
 
-def _text(
+def draw_text(
     draw: ImageDraw.ImageDraw, where: tuple[int, int], text: str, size: int, colour: tuple[int, int, int]
 ) -> None:
+    """Write one line of text with its upper left corner at `where`; size: of the font, in pixels."""
     draw.text(where, text, fill=colour, font=_font(size))
 
 

@@ -44,7 +44,8 @@ PARSED = {
     r"export RAY_\w+=\S+$": "a cluster",
     r"(kubectl|docker) ": "Kubernetes, Docker",
     r"pip install ": "would change this environment",
-    r"python jobs/(train_\w+|tune_\w+|invert|evaluate)\.py ": "trains for minutes to hours",
+    r"python jobs/(train_\w+|tune_\w+|invert)\.py ": "trains for minutes to hours",
+    r"python jobs/(evaluate_reid|find_person|export_reid)\.py ": "a network that was trained for minutes to hours",
     r"python jobs/score\.py ": "inception features of thousands of images",
     r"python benchmarks/\w+\.py": "measures for minutes",
 }

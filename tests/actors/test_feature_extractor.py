@@ -42,7 +42,7 @@ def features(row: pa.Table) -> np.ndarray:
 def test_features_are_those_of_the_decoded_bytes_in_their_order(extractor):
     images = [picture(seed) for seed in range(3)]
     row = extractor(unit(image=[png(image) for image in images]))
-    np.testing.assert_array_equal(features(row), extractor.inception(np.stack(images)))
+    np.testing.assert_array_equal(features(row), extractor.network(np.stack(images)))
     assert row["unit"].to_pylist() == [7]
     assert (row["images"][0].as_py(), row["unreadable"][0].as_py(), row["message"][0].as_py()) == (3, 0, None)
     assert row["seconds_features"][0].as_py() > 0
@@ -52,7 +52,7 @@ def test_larger_images_are_averaged_to_the_size(extractor):
     large = picture(5, 32, 16)
     blocks = large.reshape(16, 2, 8, 2, 3).mean((1, 3))
     row = extractor(unit(image=[png(large)]))
-    np.testing.assert_array_equal(features(row), extractor.inception(np.floor(blocks + 0.5).astype(np.uint8)[None]))
+    np.testing.assert_array_equal(features(row), extractor.network(np.floor(blocks + 0.5).astype(np.uint8)[None]))
 
 
 def test_bad_images_are_counted_and_the_others_have_features(extractor, tmp_path):
@@ -72,7 +72,7 @@ def test_bad_images_are_counted_and_the_others_have_features(extractor, tmp_path
 def test_files_are_read_where_the_stage_runs(extractor, tmp_path):
     (tmp_path / "a.png").write_bytes(png(picture(2)))
     row = extractor(unit(path=[str(tmp_path / "gone.png"), str(tmp_path / "a.png")]))
-    np.testing.assert_array_equal(features(row), extractor.inception(picture(2)[None]))
+    np.testing.assert_array_equal(features(row), extractor.network(picture(2)[None]))
     assert row["message"][0].as_py() == f"{tmp_path / 'gone.png'}: No such file or directory"
 
 
@@ -87,4 +87,4 @@ def test_an_image_that_promises_gigabytes_is_not_decoded(extractor):
 
 def test_bad_settings_are_named(extractor):
     with pytest.raises(InputError, match="height=0"):
-        FeatureExtractor(extractor.inception, 0, 8)
+        FeatureExtractor(extractor.network, 0, 8)

@@ -1,0 +1,165 @@
+"""How well a re-identification network finds people: Rank-k, mAP, mINP, thresholds, and pictures of what it finds."""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from datasets.output import Output
+from datasets.reid_features import write_features
+from jobs.common import connect, run_job
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from metrics.ranking import Ranking
+    from metrics.verification import PairCounts, Thresholds
+    from pipeline.reid_evaluation import Evaluated
+
+RANKING, FEATURES, QUERIES = "ranking.json", "features.parquet", "queries.parquet"
+SHEET, CMC, SIMILARITIES = "queries.png", "cmc.png", "similarities.png"
+TOP = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Rank a gallery for every query, by a network of this project, of layumi's baseline or of torchreid.
+
+    Example: python jobs/evaluate_reid.py --network reid.safetensors --data /data/market1501 --out /data/evaluation
+    With --features instead of --network, features that another tool has computed are ranked: Parquet as this job
+    writes it, pytorch_result.mat of layumi's test.py, or .npz or .pt with qf, q_pids, q_camids, gf, g_pids, g_camids.
+    """
+
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """Where to write ranking.json, features.parquet, queries.parquet and the pictures."""
+    network: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The network: .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or torchreid."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Images with query and gallery. With --features: only for the pictures. Every node must see it."""
+    features: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Rank these features instead of a network's."""
+    rerank: bool = False
+    """Also re-rank by k-reciprocal neighbours (k1 = 20, k2 = 6, lambda = 0.3)."""
+    multi_query: bool = False
+    """Also ask by the mean feature of all images of the query's person by its camera (gt_bbox)."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """What ranks. Features of this project have length 1, where both rank alike."""
+    activation: Literal["relu", "none"] | None = None
+    """Of layumi's checkpoints, which do not say it: relu as in the study, none as in layumi's own code."""
+    height: int | None = None
+    """Images are brought to this height in pixels, where it is not the network's."""
+    width: int | None = None
+    """And to this width."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there are GPUs."""
+    here: bool = False
+    """Compute in this process, without Ray."""
+    workers: int | None = None
+    """Actors that compute features; by default one a GPU, without GPUs one a CPU."""
+
+
+def main(config: Config) -> None:
+    """Take features, rank, print, write."""
+    start = time.monotonic()
+    check(config)
+    output = Output(config.out)
+    from metrics.camera_pairs import camera_pairs
+    from metrics.verification import count_pairs, same_person_thresholds
+    from pipeline.reid_evaluation import GALLERY, QUERY, RECORDED, rank_all, write_queries
+    from reporting import ranking_report as report
+
+    found = evaluated(config)
+    if config.network is not None:  # they took the time: kept before anything else
+        with output.replacing(FEATURES) as path:
+            write_features(path, found.sets, {"network": found.network, "data": found.data})
+    rankings, notes = rank_all(found, config.metric, config.rerank, TOP)
+    query, gallery = found.sets[QUERY], found.sets[GALLERY]
+    arrays = (query.features, gallery.features, query.identities, gallery.identities, *found.cameras)
+    counts = count_pairs(*arrays)
+    thresholds = same_person_thresholds(counts)
+    pairs = camera_pairs(*arrays, config.metric) if found.cameras[0] is not None else []
+    notes = list(dict.fromkeys([*found.notes, *notes]))
+    write_pictures(output, found, rankings, counts, thresholds, notes)
+    with output.replacing(QUERIES) as path:
+        write_queries(path, found, rankings)
+    record = {
+        "scores": {RECORDED[name]: report.scores_record(ranking) for name, ranking in rankings.items()},
+        "thresholds": report.thresholds_record(thresholds),
+        "pairs": {"same_person": int(counts.same.sum()), "different_people": int(counts.different.sum())},
+        "camera_pairs": [report.json_values(dataclasses.asdict(pair)) for pair in pairs],
+        "network": found.network,
+        "data": found.data,
+        "protocol": {"metric": config.metric, "cameras": found.cameras[0] is not None, "similarity": "cosine"},
+        "notes": notes,
+        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in vars(config).items()},
+        "command": shlex.join(sys.argv),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    output.write(RANKING, f"{json.dumps(record, indent=2, allow_nan=False)}\n".encode())
+    lines = [*report.camera_lines(pairs), *report.score_table(rankings), *report.threshold_lines(thresholds)]
+    print(*(f"note: {note}" for note in notes), *lines, output.address(RANKING), sep="\n")
+
+
+def check(config: Config) -> None:
+    """Raises InputError for options that cannot be used together or are out of range."""
+    if (config.network is None) == (config.features is None):
+        both = "both --network and --features" if config.network else "neither --network nor --features"
+        raise InputError(f"{both}: give one of them")
+    if config.network is not None and config.data is None:
+        raise InputError("--network needs images: give --data")
+    for name, least in (("workers", 1), ("height", 8), ("width", 8)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: must be {least} or more" + ", or --here" * (name == "workers"))
+
+
+def evaluated(config: Config) -> "Evaluated":
+    """What is ranked, connected to Ray where it has to be computed and not in this process."""
+    from models.reid_checkpoint import load_reid
+    from pipeline.features import Workers
+    from pipeline.reid_evaluation import evaluated_by, evaluated_file
+
+    if config.features is not None:
+        return evaluated_file(config.features, config.data, config.multi_query)
+    loaded = load_reid(config.network, config.activation, config.height, config.width)
+    if not config.here:
+        connect()
+    workers = Workers.chosen(config.device, config.here, config.workers)
+    return evaluated_by(loaded, config.data, workers, config.multi_query)
+
+
+def write_pictures(
+    output: Output,
+    found: "Evaluated",
+    rankings: Mapping[str, "Ranking"],
+    counts: "PairCounts",
+    thresholds: "Thresholds",
+    notes: list[str],
+) -> None:
+    """CMC curve, histogram of similarities and, where there are images and a match, the sheet of queries."""
+    from pipeline.reid_evaluation import GALLERY, QUERY, SINGLE, top_similarities
+    from reporting.query_sheet import query_sheet
+    from reporting.ranking_plots import cmc_plot, similarity_plot
+    from reporting.sheets import encode_png
+
+    query, gallery, ranking = found.sets[QUERY], found.sets[GALLERY], rankings[SINGLE]
+    title = f"{len(query):,} queries, {len(gallery):,} images in the gallery"
+    output.write(SIMILARITIES, similarity_plot(counts, thresholds, title))
+    if not ranking.valid:
+        notes.append(f"no {CMC} and no {SHEET}: no query has a match in the gallery")
+        return
+    output.write(CMC, cmc_plot({name: ranked.cmc for name, ranked in rankings.items()}, title))
+    if {QUERY, GALLERY} <= found.listings.keys():
+        similarities = top_similarities(found, ranking)
+        people = {**found.listings[GALLERY].people, **found.listings[QUERY].people}
+        said = f"Rank-1 {100 * ranking.rank1:.1f}%, mAP {100 * ranking.mAP:.1f}% of {title}"
+        output.write(SHEET, encode_png(query_sheet(ranking, similarities, query, gallery, found.picture, people, said)))
+
+
+if __name__ == "__main__":
+    run_job(main, Config)

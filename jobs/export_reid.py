@@ -1,0 +1,180 @@
+"""Write a re-identification network as ONNX, for programs without PyTorch, and prove that its features are the same."""
+
+import dataclasses
+import importlib
+import json
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import nn
+
+from datasets.inputs import local_copy
+from jobs.common import run_job
+from models.errors import InputError
+from models.reid import ReidNetwork
+from models.reid_checkpoint import LoadedReid, load_reid
+from models.stylegan3.checkpoint import write_atomically
+
+OPSET = 18  # of 2022: readers of that age and later take it
+METADATA_KEY = "passersby-reid"
+MOST_DIFFERENCE = 1e-4  # 1 - cosine; float32 in another order of additions stays below 1e-6
+INPUT = "images: float32 [N, 3, {height}, {width}], RGB, 0..1 (bytes / 255); ImageNet's mean is taken off inside"
+OUTPUT = "features: float32 [N, {features}], of length 1; compare by their inner product"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Write a re-identification network as ONNX and compare it with PyTorch in onnxruntime.
+
+    Exit code 0: written, and the same; 2: an option that cannot be used, or features that differ: nothing is written.
+    """
+
+    network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")]
+    """The network: our .safetensors, layumi's .pth or torchreid's .pth.tar."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """The .onnx file to write."""
+    flip: bool = True
+    """Add the mirrored image's feature, as evaluation does; without it twice as fast and a little less exact."""
+    activation: Literal["relu", "none"] | None = None
+    """What follows the 512 values' batch normalisation in layumi's file, which does not say it."""
+    last_stride: Literal[1, 2] | None = None
+    """Stride of the last stage in another program's file, which does not say it."""
+    height: int | None = None
+    """Height of the images in pixels, if not the one that the network was made for."""
+    width: int | None = None
+    """Width of the images in pixels, if not the one that the network was made for."""
+    overwrite: bool = False
+    """Replace OUT if it is there."""
+
+
+class UnitFeature(nn.Module):
+    """What the file computes: [N, 3, H, W] float32, 0..1, RGB -> [N, D] float32 of length 1."""
+
+    def __init__(self, network: ReidNetwork, flip: bool):
+        super().__init__()
+        self.network, self.flip = network, flip
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.flip:
+            return self.network.flip_averaged(images)
+        return nn.functional.normalize(self.network.feature(images), dim=1)
+
+
+def main(config: Config) -> None:
+    """Check, read, translate, compare, write."""
+    check_output(config)
+    check_packages()
+    path = local_copy(config.network, "--network")
+    loaded = load_reid(path, config.activation, config.height, config.width, last_stride=config.last_stride)
+    for note in loaded.notes:
+        print(f"note: {note}")
+    module = UnitFeature(loaded.network, config.flip)
+    content = onnx_bytes(module, description(path, loaded, config.flip))
+    difference = parity(module, content)
+    limit = f"at most {MOST_DIFFERENCE:.0e} is allowed"
+    if not difference <= MOST_DIFFERENCE:  # not a number is no agreement either
+        raise InputError(
+            f"--out {config.out} was not written: onnxruntime's features differ from PyTorch's by 1 - cosine "
+            f"{difference:.1e}, {limit}; another version of onnx, onnxscript or onnxruntime may do better"
+        )
+    print(f"onnxruntime and PyTorch: largest 1 - cosine {difference:.1e} on 8 images ({limit})")
+    write_atomically(config.out, content)
+    print(f"wrote {config.out}: {len(content):,} bytes, opset {OPSET}")
+    size = loaded.network.config
+    print(INPUT.format(height=size.height, width=size.width))
+    print(OUTPUT.format(features=size.feature_width))
+
+
+def check_output(config: Config) -> None:
+    """Raise `InputError` for an output or a size that cannot be meant, before a large file is read."""
+    if config.out.suffix != ".onnx":
+        raise InputError(f"--out {config.out}: its name has to end with .onnx")
+    if not config.out.parent.is_dir():
+        raise InputError(f"--out {config.out}: there is no folder {config.out.parent}")
+    if config.out.exists() and not config.overwrite:
+        raise InputError(f"--out {config.out} is there already: give another name, or --overwrite")
+    for name in ("height", "width"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: must be 1 or more")
+
+
+def check_packages() -> None:
+    """Raise `InputError` unless all of the extra `onnx` is installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(f"{package} is not installed ({error}): pip install -e '.[onnx]'") from error
+
+
+def description(path: Path, loaded: LoadedReid, flip: bool) -> dict:
+    """What the file says about itself: its input and output, and the network that it was made from."""
+    size = loaded.network.config
+    return {
+        "input": INPUT.format(height=size.height, width=size.width),
+        "output": OUTPUT.format(features=size.feature_width),
+        "flip_averaged": flip,
+        "network": {"file": path.name, "sha256": loaded.sha256, "kind": loaded.kind},
+        "config": dataclasses.asdict(size),
+        "record": loaded.record,
+    }
+
+
+def onnx_bytes(module: UnitFeature, described: dict) -> bytes:
+    """The whole ONNX file, weights inside, for batches of any size; `described` goes into its metadata as JSON."""
+    import onnx
+
+    size = module.network.config
+    example = torch.zeros(2, 3, size.height, size.width)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's exporter warns about its own parts
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        )
+    model = program.model_proto
+    for part in [*model.graph.node, *model.graph.value_info, model.graph, *model.functions]:
+        del part.metadata_props[:]  # stack traces: somebody's folders
+    model.producer_name = "passersby"
+    model.doc_string = f"Re-identification features of images of people. {described['input']}. {described['output']}."
+    model.graph.input[0].doc_string, model.graph.output[0].doc_string = described["input"], described["output"]
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(described, sort_keys=True, allow_nan=False)})
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def parity(module: UnitFeature, content: bytes) -> float:
+    """The largest 1 - cosine between PyTorch's features and onnxruntime's: 8 images at once, and each alone.
+
+    Four images are noise, four flat (black, white, grey, red). Of two features that are both 0 it is 0.
+    """
+    import onnxruntime
+
+    size = module.network.config
+    noise = torch.rand(4, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+    colours = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0]])
+    images = torch.cat([noise, colours[:, :, None, None].expand_as(noise)])  # [8, 3, H, W] float32, 0..1
+    with torch.inference_mode():
+        expected = module(images).numpy()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    batches = [images.numpy(), *images.numpy()[:, None]]
+    together, *alone = (session.run(["features"], {"images": batch})[0] for batch in batches)
+    # Half the squared distance of vectors of length 1 is 1 - cosine, without its rounding at 1.
+    distances = [((found - expected) ** 2).sum(1) / 2 for found in (together, np.concatenate(alone))]
+    return float(np.max(distances))
+
+
+if __name__ == "__main__":
+    run_job(main, Config)

@@ -1,0 +1,203 @@
+"""Find a person in pictures that nobody has labelled: the most alike first, as a picture and a table."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import tyro
+
+from datasets.decoding import DecodingError
+from datasets.feature_cache import cached, feature_key
+from datasets.output import Output
+from datasets.reid_images import decode_bicubic
+from datasets.scored_images import ImageSet, decode_own_size, folder_images, read_bytes
+from jobs.common import run_job
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from models.reid import FeatureNetwork
+    from pipeline.features import Workers
+
+SHEET, TABLE = "found.png", "found.csv"
+COLUMNS, SHOWN_LINES = 10, 20  # images side by side; lines in the terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Rank the images of a folder by how alike they are to one picture of a person.
+
+    Example: python jobs/find_person.py --query me.jpg --gallery /data/crops --network reid.safetensors --out found
+    The gallery's features are kept in the cache folder, so that the next query is answered at once. It runs in this
+    process, without Ray: one query is less work than starting Ray, and the gallery is computed only once.
+    """
+
+    query: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The picture of the person: JPEG or PNG, cut out as the gallery's are."""
+    gallery: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """JPEG and PNG files of one person each, in this folder and below; no labels are needed."""
+    network: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The network: .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or torchreid."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """Where to write found.png and found.csv."""
+    evaluation: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """ranking.json of jobs/evaluate_reid.py with this network: its threshold says who is the same person."""
+    top: int = 20
+    """So many are shown and listed."""
+    activation: Literal["relu", "none"] | None = None
+    """Of layumi's checkpoints, which do not say it: relu as in the study, none as in layumi's own code."""
+    height: int | None = None
+    """Images are brought to this height in pixels, where it is not the network's."""
+    width: int | None = None
+    """And to this width."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there is a GPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """One image of the gallery; same: whether the threshold accepts it, None without a threshold."""
+
+    path: Path
+    similarity: float
+    same: bool | None
+
+
+def main(config: Config) -> None:
+    """Compute what is missing, rank, write, print."""
+    for name, least in (("top", 1), ("height", 8), ("width", 8)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: must be {least} or more")
+    output = Output(config.out)
+    from models.reid import FeatureNetwork
+    from models.reid_checkpoint import load_reid
+    from pipeline.features import Workers
+
+    loaded = load_reid(config.network, config.activation, config.height, config.width)
+    threshold = None if config.evaluation is None else read_threshold(config.evaluation, loaded.sha256)
+    workers = Workers.chosen(config.device, here=True)
+    network = FeatureNetwork(loaded.network, loaded.sha256).to(workers.device)
+    content = query_content(config.query)
+    query = network(decode_bicubic(content, network.height, network.width_pixels)[None])[0]
+    images = folder_images(config.gallery, sys.maxsize)
+    features = gallery_features(images, network, workers)
+
+    similarities = features @ query  # [G] float32, -1..1; nan where an image cannot be read
+    readable = np.flatnonzero(~np.isnan(similarities))
+    order = readable[np.argsort(-similarities[readable], kind="stable")]
+    paths = [Path(path) for row in images.rows for path in row["path"]]
+    found = [
+        Match(paths[place], value, None if threshold is None else value >= threshold)
+        for place, value in zip(order[: config.top], similarities[order].tolist(), strict=False)
+    ]
+    notes = [*loaded.notes]
+    if len(readable) < len(paths):
+        first = paths[int(np.flatnonzero(np.isnan(similarities))[0])]
+        notes.append(
+            f"{len(paths) - len(readable)} of {len(paths)} images are unreadable and left out, the first is {first}"
+        )
+    if threshold is None:
+        said = "no threshold says who is the same person: --evaluation gives one"
+    else:
+        passing = int((similarities[readable] >= threshold).sum())
+        said = f"{passing:,} are the same person by the threshold, similarity {threshold:.3f} (1% false accepts)"
+    title = f"The {len(found)} most alike of {len(readable):,} images"
+    output.write(SHEET, sheet(config.query, content, found, title, said))
+    output.write(TABLE, table(found, config.gallery).encode())
+    lines = [f"{number:4}  {found_line(match, config.gallery)}" for number, match in enumerate(found[:SHOWN_LINES], 1)]
+    hidden = [f"and {len(found) - SHOWN_LINES} more in {TABLE}"] * (len(found) > SHOWN_LINES)
+    print(*(f"note: {note}" for note in notes), title, *lines, *hidden, said, output.address(SHEET), sep="\n")
+
+
+def read_threshold(path: Path, sha256: str) -> float:
+    """The similarity at 1% false accepts in a ranking.json. Raises InputError for another network's, or none."""
+    try:
+        record = json.loads(path.read_bytes())
+        found, other = record["thresholds"]["one_percent"], record["network"].get("sha256")
+        threshold = None if found is None else float(found["similarity"])
+    except OSError as error:
+        raise InputError(f"--evaluation {path}: {error.strerror or error}: check the path") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--evaluation {path}: no ranking.json of jobs/evaluate_reid.py") from error
+    if other != sha256:
+        raise InputError(f"--evaluation {path}: it is of another network ({str(other)[:12]}, not {sha256[:12]})")
+    if threshold is None or not math.isfinite(threshold):
+        raise InputError(f"--evaluation {path}: it found no threshold: leave the option out")
+    return threshold
+
+
+def query_content(path: Path) -> bytes:
+    """The query's bytes, of an image that can be decoded. Raises InputError."""
+    try:
+        content = read_bytes(path)
+        decode_own_size(content)
+    except OSError as error:
+        raise InputError(f"--query {path}: {error.strerror or error}: check the path") from error
+    except DecodingError as error:
+        raise InputError(f"--query {path}: {error}") from error
+    return content
+
+
+def gallery_features(images: ImageSet, network: "FeatureNetwork", workers: "Workers") -> np.ndarray:
+    """Features [G, D] float32 of length 1, nan where an image cannot be read; from the cache where they are."""
+    from pipeline.embeddings import embeddings_of
+
+    def compute() -> np.ndarray:
+        contents = [Path(path) for row in images.rows for path in row["path"]]
+        found = embeddings_of(contents, network, workers, images.description)
+        features = np.full((len(contents), network.width), np.nan, np.float32)
+        features[found.places] = found.features
+        return features
+
+    # The network's file does not say all that it computes.
+    recipe = f"{network.sha256} {network.network.config}"
+    key = feature_key(bytes.fromhex(images.sha256), network.height, network.width_pixels, recipe)
+    return cached(key, compute, network.width)
+
+
+def sheet(query: Path, content: bytes, found: list[Match], title: str, said: str) -> bytes:
+    """The picture: the query at the left, the list beside it, a line where the threshold stands. A PNG."""
+    from reporting.retrieval import Found, Group, Ranked, retrieval_sheet
+    from reporting.sheets import encode_png
+
+    passing = None if found[0].same is None else sum(match.same for match in found)
+    shown = [Found(picture(match.path), match.similarity) for match in found]
+    ranked = Ranked((query.name,), decode_own_size(content), shown, passing)
+    return encode_png(retrieval_sheet([Group("", [ranked])], title=title, subtitle=(said,), columns=COLUMNS))
+
+
+def picture(path: Path) -> np.ndarray | None:
+    """[H, W, 3] uint8 RGB; None for an image that has gone since its features were taken."""
+    try:
+        return decode_own_size(read_bytes(path))
+    except (OSError, DecodingError):
+        return None
+
+
+def found_line(match: Match, root: Path) -> str:
+    """One line of the terminal's table."""
+    name = match.path.relative_to(root.absolute()).as_posix()
+    said = {None: "", True: "same person  ", False: "             "}[match.same]
+    return f"{match.similarity:.3f}  {said}{name}"
+
+
+def table(found: list[Match], root: Path) -> str:
+    """The list as CSV: rank, name, similarity, same_person (yes, no, or empty without a threshold)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("rank", "name", "similarity", "same_person"))
+    for rank, match in enumerate(found, 1):
+        name = match.path.relative_to(root.absolute()).as_posix()
+        same = "" if match.same is None else ("yes" if match.same else "no")
+        writer.writerow((rank, name, f"{match.similarity:.6f}", same))
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    run_job(main, Config)

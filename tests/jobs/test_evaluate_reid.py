@@ -1,0 +1,170 @@
+"""The evaluation job: known rankings, on Ray as in this process, features of other tools, bad input in one line."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.io import savemat
+
+from jobs.evaluate_reid import FEATURES, QUERIES, RANKING, Config, main
+from metrics.ranking import evaluate_ranking
+from models.errors import InputError
+from models.reid import ReidConfig, ReidNetwork
+from models.reid_checkpoint import save_reid
+
+HEIGHT, WIDTH = 32, 16
+COLOURS = {1: (255, 0, 0), 2: (0, 255, 0), 3: (0, 0, 255)}
+
+
+def picture(path: Path, colour: tuple[int, int, int], noise: float = 0.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(len(path.name))
+    image = np.array(colour) + random.normal(0, noise, (HEIGHT, WIDTH, 3))
+    cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("network") / "reid.safetensors"
+    made = ReidNetwork(ReidConfig(3, "resnet10", "bnneck", HEIGHT, WIDTH, stem="small"))
+    save_reid(path, made, class_names=("a", "b", "c"), record={"steps": 0})
+    return path
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """Three people of one colour each, by cameras 1 and 2; a picture of person 1 that looks like person 2; a
+    distractor, junk, and a damaged file."""
+    root = tmp_path_factory.mktemp("tree")
+    for person, colour in COLOURS.items():
+        picture(root / f"query/{person:04d}_c1s1_000001_00.png", colour)
+        picture(root / f"bounding_box_test/{person:04d}_c1s1_000002_00.png", (9, 9, 9))  # the query's own camera
+        picture(root / f"bounding_box_test/{person:04d}_c2s1_000003_00.png", colour)
+    picture(root / "bounding_box_test/0001_c2s1_000004_00.png", COLOURS[2])
+    picture(root / "bounding_box_test/0000_c2s1_000005_00.png", (255, 255, 0))
+    picture(root / "bounding_box_test/-1_c2s1_000006_00.png", COLOURS[1])
+    (root / "bounding_box_test/0002_c2s1_000007_00.png").write_bytes(b"damaged")
+    return root
+
+
+@pytest.fixture(scope="module")
+def here(network, tree, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("here") / "out"
+    main(Config(out=str(out), network=network, data=tree, here=True, device="cpu", rerank=True))
+    return out
+
+
+def test_a_known_ranking(here):
+    record = json.loads((here / RANKING).read_text())
+    scores = record["scores"]["single_query"]
+    assert (scores["queries"], scores["valid"], scores["rank1"]) == (3, 3, pytest.approx(2 / 3))
+    queries = pq.read_table(here / QUERIES).to_pylist()
+    (one, two, three) = [row for row in queries if row["ranking"] == "single_query"]
+    assert three["average_precision"] == 1.0
+    # Person 1 in person 2's colour is as alike as person 2 is, and stands before: the gallery's order decides.
+    assert two["top_similarities"][:2] == [pytest.approx(1.0)] * 2
+    assert (two["first_hit"], two["average_precision"]) == (1, 0.5)
+    assert one["matches"] == 2
+    assert 0.5 < one["average_precision"] < 1.0  # its other picture has another's colour
+    names = [name for row in queries for name in row["top_names"]]
+    assert not any("-1_c2" in name or "000007" in name for name in names)  # junk, and the damaged file
+    for row in queries:  # nobody is found in the camera that asks
+        assert not any(f"{row['identity']:04d}_c1" in name for name in row["top_names"])
+    assert any("0000_c2" in name for name in names)  # distractors stay
+    assert "reranked" in " ".join(record["scores"])
+    assert any("000007" in note for note in record["notes"])
+    for name in ("queries.png", "cmc.png", "similarities.png"):
+        assert cv2.imread(str(here / name)) is not None, name
+
+
+def test_ray_gives_the_same_features(ray_cluster, network, tree, here, tmp_path):
+    main(Config(out=str(tmp_path), network=network, data=tree, device="cpu", workers=1))
+    one, two = (pq.read_table(folder / FEATURES) for folder in (here, tmp_path))
+    assert one.drop(["feature"]) == two.drop(["feature"])
+    features = [np.array(table["feature"].to_pylist()) for table in (one, two)]
+    np.testing.assert_allclose(*features, atol=1e-5)
+    scores = [json.loads((folder / RANKING).read_text())["scores"]["single_query"] for folder in (here, tmp_path)]
+    assert scores[0] == scores[1]
+
+
+def test_our_features_and_those_of_layumis_tool_and_torchreid_rank_alike(here, tmp_path):
+    random = np.random.default_rng(0)
+    query, gallery = random.normal(size=(6, 5)).astype(np.float32), random.normal(size=(30, 5)).astype(np.float32)
+    people, cameras = [np.arange(6) % 3 + 1, random.integers(-1, 4, 30)], [np.ones(6, int), random.integers(1, 3, 30)]
+    arrays = {"query": (query, people[0], cameras[0]), "gallery": (gallery, people[1], cameras[1])}
+    layumi = {}
+    for name, (features, identities, where) in arrays.items():
+        layumi |= {f"{name}_f": features, f"{name}_label": identities, f"{name}_cam": where}
+    savemat(tmp_path / "pytorch_result.mat", layumi)
+    torchreid = {"qf": query, "q_pids": people[0], "q_camids": cameras[0]}
+    torchreid |= {"gf": gallery, "g_pids": people[1], "g_camids": cameras[1]}
+    np.savez(tmp_path / "features.npz", **torchreid)
+    torch.save({name: torch.from_numpy(value) for name, value in torchreid.items()}, tmp_path / "features.pt")
+    wanted = evaluate_ranking(query, gallery, people[0], people[1], cameras[0], cameras[1])
+    for name in ("pytorch_result.mat", "features.npz", "features.pt"):
+        main(Config(out=str(tmp_path / "out"), features=tmp_path / name))
+        scores = json.loads((tmp_path / "out" / RANKING).read_text())["scores"]["single_query"]
+        assert scores["mAP"] == pytest.approx(wanted.mAP, abs=1e-6), name
+        assert scores["rank1"] == pytest.approx(wanted.rank1), name
+    main(Config(out=str(tmp_path / "again"), features=here / FEATURES))
+    again, first = (json.loads((folder / RANKING).read_text()) for folder in (tmp_path / "again", here))
+    assert again["scores"]["single_query"] == first["scores"]["single_query"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "neither --network nor --features: give one of them"),
+        ({"network": Path("x.safetensors")}, "--network needs images: give --data"),
+        ({"network": Path("nowhere.safetensors"), "data": Path("nowhere")}, "nowhere.safetensors"),
+        ({"features": Path("nowhere.npz")}, "nowhere.npz"),
+        ({"features": Path("nowhere.npz"), "workers": 0}, "--workers 0"),
+    ],
+)
+def test_bad_options_are_one_clear_line(tmp_path, changes, message):
+    with pytest.raises(InputError) as caught:
+        main(Config(out=str(tmp_path / "out"), **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / RANKING).exists()
+
+
+def saved(path: Path, **changes) -> Path:
+    random = np.random.default_rng(0)
+    arrays = {"qf": random.normal(size=(2, 4)), "q_pids": [1, 2], "q_camids": [1, 1]}
+    arrays |= {"gf": random.normal(size=(4, 4)), "g_pids": [1, 2, 1, 0], "g_camids": [2, 2, 2, 2]}
+    np.savez(path, **{name: np.asarray(value) for name, value in (arrays | changes).items()})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qf": np.empty((0, 4)), "q_pids": [], "q_camids": []}, "0 queries"),
+        ({"qf": np.full((2, 4), np.nan)}, "finite"),
+        ({"gf": np.zeros((4, 3))}, "different lengths"),
+        ({"g_pids": [1, 2]}, "g"),
+    ],
+)
+def test_features_that_cannot_be_ranked_are_one_clear_line(tmp_path, changes, message):
+    with pytest.raises(InputError) as caught:
+        main(Config(out=str(tmp_path / "out"), features=saved(tmp_path / "f.npz", **changes)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_found_and_identical_images_are_results(tmp_path):
+    main(Config(out=str(tmp_path / "none"), features=saved(tmp_path / "f.npz", g_pids=[7, 8, 7, 0])))
+    record = json.loads((tmp_path / "none" / RANKING).read_text())
+    assert record["scores"]["single_query"]["valid"] == 0
+    assert record["scores"]["single_query"]["mAP"] is None
+    assert any("no query has a match" in note for note in record["notes"])
+    same = {"qf": np.ones((2, 4)), "gf": np.ones((4, 4))}
+    main(Config(out=str(tmp_path / "same"), features=saved(tmp_path / "s.npz", **same)))
+    scores = json.loads((tmp_path / "same" / RANKING).read_text())["scores"]["single_query"]
+    assert scores["rank1"] == 0.5  # in the gallery's order: a match stands first for one of the two

@@ -1,0 +1,133 @@
+"""jobs/export_reid.py: the ONNX file gives PyTorch's features in another program, or is not written."""
+
+import dataclasses
+import importlib
+import json
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from jobs import export_reid
+from jobs.export_reid import Config, main
+from models.errors import InputError
+from models.reid import ReidConfig, ReidNetwork
+from models.reid_checkpoint import load_reid, save_reid
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A network whose batch normalisations change values, as a file."""
+    torch.manual_seed(0)
+    network = ReidNetwork(ReidConfig(3, "resnet10", "embedding", 64, 32, embedding=16, domains=2)).train()
+    with torch.no_grad():
+        network(torch.rand(8, 3, 64, 32), 0)
+    path = tmp_path_factory.mktemp("network") / "a.safetensors"
+    save_reid(path, network, class_names=("a", "b", "c"), record={"seed": 1})
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    path = trained.with_name("a.onnx")
+    main(Config(trained, path))
+    return path
+
+
+def run(path, images):
+    (features,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
+    return features
+
+
+def test_features_are_pytorchs_for_any_number_of_images(trained, exported):
+    images = np.random.default_rng(0).random((5, 3, 64, 32), np.float32)
+    network = load_reid(trained).network
+    with torch.inference_mode():
+        both = network.feature(torch.from_numpy(images)) + network.feature(torch.from_numpy(images).flip(3))
+    expected = (both / both.norm(dim=1, keepdim=True)).numpy()
+    for count in (1, 2, 5):
+        np.testing.assert_allclose(run(exported, images[:count]), expected[:count], atol=1e-5)
+
+
+def test_file_says_what_it_takes_and_where_it_comes_from(trained, exported):
+    model = onnx.load(exported)
+    onnx.checker.check_model(model, full_check=True)
+    (given,), (made,) = model.graph.input, model.graph.output
+    sizes = [[d.dim_param or d.dim_value for d in part.type.tensor_type.shape.dim] for part in (given, made)]
+    assert sizes == [["batch", 3, 64, 32], ["batch", 16]]
+    assert "RGB, 0..1" in given.doc_string
+    described = json.loads({entry.key: entry.value for entry in model.metadata_props}["passersby-reid"])
+    loaded = load_reid(trained)
+    assert described["network"] == {"file": "a.safetensors", "sha256": loaded.sha256, "kind": "passersby"}
+    assert described["config"] == dataclasses.asdict(loaded.network.config)
+    assert described["record"] == {"seed": 1}
+    assert described["flip_averaged"] is True
+    # No folders of the machine that wrote it, and no image's classes: what is exported compares people.
+    assert not re.search(rb"[\w-]+/[\w-]+\.py", exported.read_bytes())
+    assert not any("classifier" in entry.name for entry in model.graph.initializer)
+
+
+def test_without_flip(trained, tmp_path, capsys):
+    main(Config(trained, tmp_path / "a.onnx", flip=False))
+    images = np.random.default_rng(0).random((2, 3, 64, 32), np.float32)
+    with torch.inference_mode():
+        feature = load_reid(trained).network.feature(torch.from_numpy(images)).numpy()
+    expected = feature / np.linalg.norm(feature, axis=1, keepdims=True)
+    np.testing.assert_allclose(run(tmp_path / "a.onnx", images), expected, atol=1e-5)
+    printed = capsys.readouterr().out
+    assert re.search(r"largest 1 - cosine \d\.\de-\d\d on 8 images", printed)
+    assert "RGB, 0..1" in printed
+
+
+def test_features_that_differ_are_not_written(trained, exported, tmp_path, monkeypatch):
+    # The file of another network stands for one that was translated wrongly.
+    model = onnx.load(exported)
+    weight = next(entry for entry in model.graph.initializer if entry.name.endswith("embed.weight"))
+    other = onnx.numpy_helper.to_array(weight)[::-1].copy()
+    weight.CopyFrom(onnx.numpy_helper.from_array(other, weight.name))
+    for content in (model.SerializeToString(), undefined(model)):
+        monkeypatch.setattr(export_reid, "onnx_bytes", lambda module, described, content=content: content)
+        with pytest.raises(InputError, match=r"was not written: onnxruntime's features differ .* 1e-04 is allowed"):
+            main(Config(trained, tmp_path / "b.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def undefined(model) -> bytes:
+    weight = next(entry for entry in model.graph.initializer if entry.name.endswith("embed.weight"))
+    broken = np.full_like(onnx.numpy_helper.to_array(weight), np.nan)
+    weight.CopyFrom(onnx.numpy_helper.from_array(broken, weight.name))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"out": "b.pt"}, r"b\.pt: its name has to end with \.onnx"),
+        ({"out": "none/b.onnx"}, "there is no folder"),
+        ({"out": "there.onnx"}, "is there already"),
+        ({"height": 0}, "--height 0: must be 1 or more"),
+        ({"network": "none.pth"}, "--network .*none.pth: no such file"),
+    ],
+)
+def test_options_that_cannot_be_used(trained, tmp_path, settings, said):
+    (tmp_path / "there.onnx").write_bytes(b"")
+    places = {name: tmp_path / settings[name] for name in ("network", "out") if name in settings}
+    options = {"network": trained, "out": tmp_path / "b.onnx"} | settings | places
+    with pytest.raises(InputError, match=said):
+        main(Config(**options))
+
+
+def test_package_that_is_not_installed(trained, tmp_path, monkeypatch):
+    real = importlib.import_module
+
+    def without(name):
+        if name == "onnxscript":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(InputError, match=r"onnxscript is not installed .*pip install -e '\.\[onnx\]'"):
+        main(Config(trained, tmp_path / "b.onnx"))
