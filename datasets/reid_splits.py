@@ -1,4 +1,4 @@
-"""What all readers of re-ID data share: the splits, numbers for people's names, queries where none are given, counts."""
+"""What readers of re-ID data share: splits, numbers for names, queries where none are given, published counts."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence

@@ -16,6 +16,7 @@ from models.errors import InputError
 from models.reid import ReidNetwork
 from models.reid_checkpoint import load_imagenet, load_reid, save_reid
 from training.gan_data import command_line
+from training.gan_memory import SHARE, available_memory
 from training.gan_workers import decided_by_first, workers
 from training.reid import ReidState, StepSettings, make_optimizer, train_step
 from training.reid_config import ReidTraining
@@ -41,7 +42,18 @@ def load_data(config: ReidTraining) -> TrainingImages:
         validation=config.validation,
         most_people=config.most_people,
         most_variants=config.most_variants,
+        check_memory=check_memory,
     )
+
+
+def check_memory(needed: int) -> None:
+    """Raises InputError where so many bytes of decoded images leave too little for everything else."""
+    free = SHARE * available_memory()
+    if needed > free:
+        raise InputError(
+            f"the images take {needed / 1e9:.1f} GB decoded, and {free / 1e9:.1f} GB may be used: give --most-people, "
+            "--most-variants, a smaller --height and --width, or a machine with more memory"
+        )
 
 
 def train_loop(values: dict) -> None:

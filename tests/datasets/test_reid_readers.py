@@ -31,7 +31,7 @@ def test_market_tree(tmp_path):
     assert train.cameras.tolist() == [1, 6]
     assert train.people == {2: "0002", 7: "0007"}
     (note,) = train.notes
-    assert "2 images of 2 people; Market-1501 as published has 12,936 images of 751 people" in note
+    assert "2 images of 2 people, Market-1501 has 12,936 of 751 people" in note
     gallery = read_split(tmp_path, "gallery")
     assert sorted(gallery.identities.tolist()) == [-1, 0, 1501]
     assert gallery.people == {1501: "1501"}
@@ -41,15 +41,16 @@ def test_market_tree(tmp_path):
     picture(tmp_path / "query/somebody.jpg")
     with pytest.raises(InputError, match=r"1 of 2 images .* the first is 'somebody.jpg'"):
         read_split(tmp_path, "query")
-    assert not has_split(tmp_path, "query")
+    (tmp_path / "gt_bbox").rename(tmp_path / "elsewhere")
+    assert [has_split(tmp_path, split) for split in ("train", "gallery", "multi-query")] == [True, True, False]
 
 
 def test_duke_tree(tmp_path):
     picture(tmp_path / "bounding_box_train/0001_c2_f0046182.jpg")
     listing = read_split(tmp_path, "train")
     assert (listing.identities.tolist(), listing.cameras.tolist()) == ([1], [2])
-    assert "DukeMTMC-reID as published has 16,522 images of 702 people" in listing.notes[0]
-    with pytest.raises(InputError, match="has no query images"):
+    assert "DukeMTMC-reID has 16,522 of 702 people" in listing.notes[0]
+    with pytest.raises(InputError, match="query: this data set has no such split"):
         read_split(tmp_path, "query")
 
 
@@ -61,14 +62,14 @@ def test_msmt17(tmp_path):
     (tmp_path / "list_val.txt").write_text("0001/0001_000_07_a_b_0.jpg 1\n")
     listing = read_split(tmp_path, "train")
     assert listing.identities.tolist() == [1, 2]
-    assert listing.people == {1: "0", 2: "1"}
+    assert listing.people == {1: "0000", 2: "0001"}
     assert listing.cameras.tolist() == [1, 7]
     assert len(decode_listing(listing, 32, 16)[1]) == 2
     (tmp_path / "list_val.txt").write_text("../../outside_000_01_x.jpg 1\n")
     with pytest.raises(InputError, match="list_val.txt, line 1"):
         read_split(tmp_path, "train")
     (tmp_path / "list_query.txt").write_text("0000/0000_000_01_x.jpg 0\n")
-    with pytest.raises(InputError, match="neither folder test nor mask_test_v2"):
+    with pytest.raises(InputError, match="has no folder mask_test_v2 or test"):
         read_split(tmp_path, "query")
 
 
@@ -87,13 +88,13 @@ def test_cuhk03_new_protocol(tmp_path):
     assert train.names == tuple(names[:2])
     assert train.identities.tolist() == [1, 1]
     assert train.cameras.tolist() == [1, 2]
-    assert "CUHK03 as published has 7,368 images of 767 people" in train.notes[0]
+    assert "CUHK03-NP labeled has 7,368 of 767 people" in train.notes[0]
     assert read_split(tmp_path, "gallery").names == (names[3],)
 
 
 def test_cuhk03_that_is_still_packed(tmp_path):
     (tmp_path / "cuhk-03.mat").write_bytes(b"")
-    with pytest.raises(InputError, match="not its images: unpack them into images_labeled"):
+    with pytest.raises(InputError, match="the images are still in cuhk-03.mat: extract its images once"):
         read_split(tmp_path, "train")
 
 
@@ -111,7 +112,10 @@ def test_a_folder_with_one_folder_a_person(tmp_path):
     assert query.names == ("Ana Méndez/0.jpg", "b/0.jpg")
     assert len(gallery) == 5
     assert not set(query.names) & set(gallery.names)
-    assert "the first image of each person is the query; cameras are not known" in query.notes[0]
+    assert (
+        "so the first image of each of 2 people is a query and the other 5 images are the gallery; no camera rule"
+        in query.notes[0]
+    )
 
 
 def test_a_folder_with_cameras_in_its_names_and_splits(tmp_path):
@@ -122,7 +126,7 @@ def test_a_folder_with_cameras_in_its_names_and_splits(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images"):
         read_split(tmp_path / "empty", "train")
-    with pytest.raises(InputError, match="there is no such folder or table"):
+    with pytest.raises(InputError, match="no file or folder .*nowhere: check the path"):
         read_split(tmp_path / "nowhere", "train")
 
 
@@ -130,9 +134,11 @@ def test_a_folder_with_cameras_in_its_names_and_splits(tmp_path):
 def test_a_table(tmp_path, suffix):
     columns = {
         "path": ["a.jpg", "b.jpg", str(tmp_path / "c.jpg")], "identity": ["007", "7", "x"], "camera": ["1", "", "3"],
-        "split": ["train", "query", "test"],
+        "split": ["train", "query", "gallery"],
     }  # fmt: skip
     write_table(tmp_path / f"t.{suffix}", columns)
+    for name in "abc":
+        picture(tmp_path / f"{name}.jpg")
     assert read_split(tmp_path / f"t.{suffix}", "train").people == {1: "007"}  # not 7: zeros are kept
     gallery = read_split(tmp_path / f"t.{suffix}", "gallery")
     assert gallery.contents == (tmp_path / "c.jpg",)
@@ -153,11 +159,17 @@ def write_table(path: Path, columns: dict) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"path": ["a.jpg"], "person": ["1"]}, "no column 'identity', but path, person"),
-        ({"path": ["a.jpg"], "identity": ["1"], "camera": ["front"]}, "row 1: camera 'front' is no whole number"),
-        ({"path": ["a.jpg", "b.jpg"], "identity": ["1", ""]}, "row 2: identity is empty"),
-        ({"path": ["a.jpg", "a.jpg"], "identity": ["1", "2"]}, "1 rows repeat a path"),
-        ({"path": ["a.jpg"], "identity": ["1"], "split": ["testing"]}, "row 1: split 'testing'"),
+        ({"path": ["a.jpg"], "person": ["1"]}, "no column 'identity', it has path, person"),
+        (
+            {"path": ["a.jpg"], "identity": ["1"], "camera": ["front"]},
+            "row 1 has the camera 'front': give a whole number",
+        ),
+        ({"path": ["a.jpg", "b.jpg"], "identity": ["1", ""]}, "row 2 has no identity: fill it in"),
+        ({"path": ["a.jpg", "a.jpg"], "identity": ["1", "2"]}, "rows 1 and 2 say different things of 'a.jpg'"),
+        (
+            {"path": ["a.jpg"], "identity": ["1"], "split": ["testing"]},
+            "no row's split is 'train'; the column split says testing",
+        ),
         ({"path": [], "identity": []}, "has no rows"),
     ],
 )

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.reid_training_set import PEOPLE, REAL, VARIANTS, load_training_images, run_names
+from datasets.reid_training_set import PEOPLE, REAL, VARIANTS, load_training_images
 from models.errors import InputError
 from training import reid_labels
 
@@ -41,7 +41,7 @@ def values_of(images: np.ndarray) -> list[int]:
 
 def test_classes_never_collide_and_sources_are_kept_apart(places):
     data = load_training_images(places["real"], [places["people"], places["more"]], [places["variants"]], 32, 16)
-    names = ("0001", "0002", "0003", "run#1/0001", "run#1/0002", "run#1/0005", "run#2/0001")
+    names = ("0001", "0002", "0003", "run/0001", "run/0002", "run/0005", "run#2/0001")
     assert data.class_names == names
     assert data.real_classes == 3
     assert values_of(data.validation_images) == [10, 20]  # the first of everybody with two or more
@@ -55,8 +55,8 @@ def test_classes_never_collide_and_sources_are_kept_apart(places):
         50: (0, VARIANTS), 51: (0, VARIANTS), 52: (0, VARIANTS), 60: (2, VARIANTS),
     }  # fmt: skip
     record = data.record
-    assert (record["real"]["people"], record["people"]["people"], record["variants"]["images"]) == (3, 4, 4)
-    assert len(record["people"]["from"]) == 2
+    assert [entry["people"] for entry in (*record["real"], *record["people"])] == [3, 3, 1]
+    assert record["trained"] == {"real": 4, "people": 6, "variants": 4}
 
 
 def test_levels_are_nested(places):
@@ -84,18 +84,18 @@ def test_unreadable_images_are_noted(places):
     (places["real"] / "0001/1.png").write_bytes(b"no image")
     data = load_training_images(places["real"], [], [], 32, 16)
     assert 11 not in values_of(data.images)
-    assert "1 images cannot be read, the first is '0001/1.png'" in data.notes[-1]
+    assert "1 of 6 images cannot be read and are left out: '0001/1.png'" in data.notes[-1]
 
 
 def test_variants_of_strangers(places, tmp_path):
     strangers = folder(tmp_path / "strangers", {"0009": [1]})
-    with pytest.raises(InputError, match="not one of its 1 people is a training person of real, the first is '0009'"):
+    with pytest.raises(InputError, match=r"none of its 1 people \('0009'\) is a person of real"):
         load_training_images(places["real"], [], [strangers], 32, 16)
     some = folder(tmp_path / "some", {"0009": [1], "2": [77]})
     data = load_training_images(places["real"], [], [some], 32, 16)
     assert 77 in values_of(data.images)
     assert 1 not in values_of(data.images)
-    assert "1 people are no training people, the first is '0009'" in data.notes[-1]
+    assert "1 variants of 1 people who are not in real are left out: '0009'" in data.notes[-1]
 
 
 def test_kept_images_of_a_run_are_people(tmp_path, places):
@@ -103,11 +103,7 @@ def test_kept_images_of_a_run_are_people(tmp_path, places):
     data = load_training_images(places["real"], [tmp_path / "people-run"], [], 16, 8)
     assert data.class_names[3:] == ("people-run/0", "people-run/1")  # person 2 has no kept image
     assert (data.sources == PEOPLE).sum() == 2 * 3  # variant 1 of 4 does not pass
-    assert data.record["people"]["people"] == 2
-
-
-def test_names_of_runs():
-    assert run_names([Path("a/x"), Path("b/x"), Path("c")]) == ["x#1", "x#2", "c"]
+    assert data.record["people"][0]["people"] == 2
 
 
 def test_labels_and_data_mean_the_same_sources():

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jobs.common import CPU_VARIABLES
 from jobs.train_reid import chosen_preset, main
 from models.errors import InputError
 from models.reid_checkpoint import load_reid
@@ -84,7 +85,7 @@ def test_the_command_line_goes_on_where_it_stopped(people, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "jobs/train_reid.py", "--preset", "tiny", "--data", str(people), "--out", str(out)]
     command += ["--batch", "8", "--epochs", "3", "--threads", "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | CPU_VARIABLES | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def call(*more: str) -> subprocess.CompletedProcess:
         return subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -103,8 +103,8 @@ def test_network_knows_its_classes_and_what_it_was_trained_on(straight):
     assert len(loaded.class_names) == 9
     assert len(set(loaded.class_names)) == 9
     record = loaded.record
-    assert record["trained_on"]["real"]["people"] == 6
-    assert record["trained_on"]["people"]["images"] == 12
+    assert record["trained_on"]["real"][0]["people"] == 6
+    assert record["trained_on"]["people"][0]["images"] == 12
     assert record["configuration"]["label_smoothing"] == 0.1
     assert record["steps"] > 0
     assert str(straight.parent) not in str(record)  # folders of this machine are nobody's business
@@ -379,6 +379,22 @@ def test_presets_are_what_their_sources_say():
         )
         config.check()
         assert ReidTraining.from_json(config.as_json()) == config
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_it_learns_on_a_gpu(data, tmp_path, precision):
+    config = strong(data, tmp_path, epochs=8.0, milestones=(7.0,), precision=precision)
+    claim_folder(config)
+    train(config, torch.device("cuda", 0))
+    history = read_history(tmp_path / HISTORY)
+    assert history[-1]["loss/real"] < history[0]["loss/real"]
+
+
+def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(reid_loop, "available_memory", lambda: 4 * 10**4)
+    with pytest.raises(InputError, match="the images take 0.0 GB decoded, and 0.0 GB may be used: give --most-people"):
+        run(tiny(data, tmp_path))
 
 
 def test_save_reid_is_what_load_reid_reads(tmp_path):
