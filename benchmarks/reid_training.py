@@ -34,9 +34,10 @@ from pipeline.ray_training import restart_with
 from training.reid import Batch, ReidState, StepSettings, make_optimizer, train_step
 from training.reid_config import ReidTraining
 from training.reid_data import Feeder
-from training.reid_loop import autocast_type, load_data, make_batches
+from training.reid_loop import load_data
 from training.reid_losses import batch_hard_triplet
 from training.reid_presets import PRESETS
+from training.reid_start import autocast_type, make_batches
 
 RESULTS = """no figures yet
 """

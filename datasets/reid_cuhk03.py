@@ -5,6 +5,7 @@ cuhk03_new_protocol_config_labeled.mat or _detected.mat, which says who is where
 Re-identification with k-reciprocal Encoding", CVPR 2017; images: Li et al., "DeepReID", CVPR 2014).
 """
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ BOXES = ("labeled", "detected")
 INDICES = {TRAIN: "train_idx", QUERY: "query_idx", GALLERY: "gallery_idx"}
 _CONFIG = "cuhk03_new_protocol_config_{}.mat"
 _RAW = "cuhk-03.mat"
+_MALFORMED = (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, AttributeError)
 EXTRACT = (
     "extract its images once with torchreid, whose data folder holds cuhk03/cuhk03_release/cuhk-03.mat: python -c "
     "\"import torchreid; torchreid.data.ImageDataManager('DATA', 'cuhk03')\", and give DATA/cuhk03"
@@ -97,7 +99,7 @@ def _protocol(path: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray
         identities, cameras, places = (
             values[key].reshape(-1).astype(np.int64) for key in ("labels", "camId", INDICES[split])
         )
-    except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, AttributeError) as error:
+    except (scipy.io.matlab.MatReadError, zlib.error, *_MALFORMED) as error:
         raise InputError(f"{path} is not the protocol of CUHK03 ({error}): download it again") from error
     places = places - 1  # MATLAB counts from 1
     fits = len(files) == len(identities) == len(cameras) and len(places) > 0

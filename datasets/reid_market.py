@@ -34,7 +34,7 @@ def splits(root: Path) -> set[str]:
 
 def read(root: Path, split: str) -> Listing:
     """One split. Raises InputError for a missing or empty folder, and for names that say no identity."""
-    duke = _is_duke(root)
+    duke = _is_duke(root / FOLDERS[split])
     if not duke and split in SPLIT_FOLDERS:
         found = [(file.path, file.identity, file.camera) for file in list_split(root, split)]
     else:
@@ -97,9 +97,11 @@ def _duke_name(path: Path) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
-def _is_duke(root: Path) -> bool:
-    firsts = [_first_image(root / name) for name in FOLDERS.values()]
-    return any(first is not None and _DUKE_NAME.fullmatch(first) for first in firsts)
+def _is_duke(folder: Path) -> bool:
+    """Whether more of a folder's images are named as in DukeMTMC-reID than as in Market-1501."""
+    names = [path for path in folder.iterdir() if is_image(path.name)] if folder.is_dir() else []
+    duke = sum(_duke_name(path) is not None for path in names)
+    return duke > sum(_market_name(path) is not None for path in names)
 
 
 def _first_image(folder: Path) -> str | None:

@@ -56,7 +56,7 @@ def _kind(root: str | Path) -> tuple[str | Path, ModuleType]:
         raise InputError(f"{where}: no run of jobs/generate.py lies there: other data are read from folders only")
     where = Path(os.path.abspath(where))  # "." has no name; links stay as they are
     if not where.exists():
-        raise InputError(f"no file or folder {root}: check the path")
+        raise InputError(f"{root}: there is no such folder or table: check the path")
     kind = next((kind for kind in _KINDS if kind.holds(where)), None)
     if kind is None:
         raise InputError(f"{root} is a file, and no table (.csv, .parquet): give one, or a folder")

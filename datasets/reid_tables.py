@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets.reid_images import UNKNOWN_CAMERA, Listing
 from datasets.reid_splits import (
     DERIVED,
+    GALLERY,
     MULTI_QUERY,
     SPLITS,
     cameras_note,
@@ -25,7 +26,7 @@ from models.errors import InputError
 
 CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 NEEDED, OPTIONAL = ("path", "identity"), ("camera", "split")
-_ALIASES = {"multi_query": MULTI_QUERY, "gt_bbox": MULTI_QUERY}
+_ALIASES = {"test": GALLERY, "multi_query": MULTI_QUERY, "gt_bbox": MULTI_QUERY}
 
 
 def holds(root: Path) -> bool:
@@ -54,7 +55,7 @@ def read(root: Path, split: str) -> Listing:
     for column in NEEDED:
         for row, value in enumerate(columns[column]):
             if not value:
-                raise InputError(f"{root}: row {row + 1} has no {column}: fill it in, or remove the row")
+                raise InputError(f"{root}, row {row + 1}: {column} is empty: fill it in, or remove the row")
     cameras = [_camera(root, row, value) for row, value in enumerate(columns.get("camera", [None] * count))]
     numbers = numbered(columns["identity"])
     rows, notes = list(range(count)), []
@@ -113,7 +114,7 @@ def _camera(root: Path, row: int, value: str | None) -> int:
         return UNKNOWN_CAMERA
     whole = text.removesuffix(".0")  # a column of whole numbers with gaps, as pandas writes it
     if not (whole.isascii() and whole.isdecimal() and len(whole) < 10):
-        raise InputError(f"{root}: row {row + 1} has the camera {text!r}: give a whole number, or nothing if unknown")
+        raise InputError(f"{root}, row {row + 1}: camera {text!r} is no whole number: leave it empty where not known")
     return int(whole)
 
 
@@ -141,7 +142,7 @@ def _known(root: Path, header: Sequence[str]) -> dict[str, str]:
     found = [clean for _, clean in known]
     for column in NEEDED:
         if column not in found:
-            raise InputError(f"{root} has no column {column!r}, it has {', '.join(header)}: rename the one that is it")
+            raise InputError(f"{root} has no column {column!r}, but {', '.join(header)}: rename one")
     if len(found) > len(set(found)):
         raise InputError(f"{root} has two columns of one name among {', '.join(header)}: remove one")
     return dict(known)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import ray
@@ -40,6 +40,13 @@ def run_job(main: Callable[[Config], int | None], config_class: type[Config], de
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def named_preset(arguments: list[str], presets: Collection[str]) -> str:
+    """The preset that the command line names, whose values are the defaults of all other options; else the first."""
+    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--preset"]
+    named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
+    return named[-1] if named and named[-1] in presets else next(iter(presets))
 
 
 def connect() -> None:

@@ -6,7 +6,7 @@ import sys
 import ray
 
 from datasets.gan_images import ImageSource
-from jobs.common import CPU_VARIABLES, connect, run_job
+from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
 from models import weights
 from models.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
@@ -39,13 +39,6 @@ def main(config: GanConfig) -> None:
     print(f"people and mixes: {config.out / 'grids'}\nlosses: {config.out / 'curves.png'}")
 
 
-def chosen_preset(arguments: list[str]) -> GanConfig:
-    """The values that the command line starts from: the preset's that it names, else the first one's."""
-    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--preset"]
-    named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
-    return preset(named[-1] if named and named[-1] in PRESETS else next(iter(PRESETS)))
-
-
 def train_on_ray(config: GanConfig, source: ImageSource) -> None:
     """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
 
@@ -68,4 +61,4 @@ def inception_bytes(config: GanConfig, on_gpu: bool) -> bytes | None:
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, GanConfig, default=chosen_preset(sys.argv[1:]))
+    run_job(main, GanConfig, default=preset(named_preset(sys.argv[1:], PRESETS)))

@@ -5,7 +5,8 @@ import sys
 
 import ray
 
-from jobs.common import CPU_VARIABLES, connect, run_job
+from datasets.reid_readers import address
+from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
 from models.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
 from training.gan_data import command_line
@@ -44,7 +45,10 @@ def with_full_paths(config: ReidTraining) -> ReidTraining:
     paths = {
         name: getattr(config, name).resolve() for name in ("data", "out", "weights", "teacher") if getattr(config, name)
     }
-    many = {name: tuple(path.resolve() for path in getattr(config, name)) for name in ("people", "variants")}
+    many = {
+        name: tuple(path if isinstance(address(path), str) else path.resolve() for path in getattr(config, name))
+        for name in ("people", "variants")
+    }  # runs may lie on an object store
     return dataclasses.replace(config, **paths, **many)
 
 
@@ -60,13 +64,6 @@ def train_on_ray(config: ReidTraining) -> None:
     train_on_workers(train_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
 
 
-def chosen_preset(arguments: list[str]) -> ReidTraining:
-    """The values that the command line starts from: the preset's that it names, else the first one's."""
-    named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--preset"]
-    named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
-    return preset(named[-1] if named and named[-1] in PRESETS else next(iter(PRESETS)))
-
-
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, ReidTraining, default=chosen_preset(sys.argv[1:]))
+    run_job(main, ReidTraining, default=preset(named_preset(sys.argv[1:], PRESETS)))

@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
-from jobs.common import run_job
-from jobs.train_gan import chosen_preset, main
+from jobs.common import named_preset, run_job
+from jobs.train_gan import main
 from models.errors import InputError
 from models.stylegan3.checkpoint import load_network
 from training import gan_images
 from training.gan_config import GanConfig
-from training.gan_presets import PRESETS
+from training.gan_presets import PRESETS, preset
 from training.gan_snapshot import NETWORK, last_checkpoint, last_snapshot
 
 TINY = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "threads": 1}
@@ -84,12 +84,12 @@ def test_a_missing_tree_and_an_output_that_cannot_be_written(tree, tmp_path):
 
 def test_presets_are_defaults_that_options_override():
     assert list(PRESETS) == ["person-128x64-t", "person-128x64-r", "study", "tiny"]
-    study = chosen_preset(["--data", "x", "--preset", "study"])
+    study = preset(named_preset(["--data", "x", "--preset", "study"], PRESETS))
     assert (study.config, study.batch, study.gamma, study.kimg, study.fid_images) == ("r", 16, 2.0, 5000.0, 50_000)
-    assert chosen_preset(["--preset=tiny"]).workers == 0
-    assert chosen_preset([]) == chosen_preset(["--preset", "person-128x64-t"])
+    assert preset(named_preset(["--preset=tiny"], PRESETS)).workers == 0
+    assert preset(named_preset([], PRESETS)) == preset(named_preset(["--preset", "person-128x64-t"], PRESETS))
     for name in PRESETS:
-        config = chosen_preset(["--preset", name])
+        config = preset(named_preset(["--preset", name], PRESETS))
         GanConfig(**vars(config) | {"data": Path("a"), "out": Path("b")}).check()
 
 
@@ -226,7 +226,7 @@ def test_the_command_line_trains_without_ray(tree, tmp_path):
 def test_bad_input_is_one_line_and_exit_code_2(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_gan", *command_line(tree, tmp_path / "out"), "--gamma", "-2"])
     with pytest.raises(SystemExit) as stop:
-        run_job(main, GanConfig, default=chosen_preset(sys.argv))
+        run_job(main, GanConfig, default=preset(named_preset(sys.argv, PRESETS)))
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: --gamma is -2.0: it must not be negative\n"
 

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from jobs.common import CPU_VARIABLES
-from jobs.train_reid import chosen_preset, main
+from jobs.common import CPU_VARIABLES, named_preset
+from jobs.train_reid import main
 from models.errors import InputError
 from models.reid_checkpoint import load_reid
 from reporting.curves import read_history
 from training.reid_config import ReidTraining
-from training.reid_presets import PRESETS
+from training.reid_presets import PRESETS, preset
 from training.reid_snapshot import NETWORK, last_checkpoint
 from training.run_log import HISTORY
 
@@ -55,9 +55,9 @@ def test_impossible_values_are_named(people, tmp_path, changes, message):
 
 
 def test_presets_are_defaults_that_options_override():
-    assert chosen_preset(["--data", "x", "--preset", "study"]).batch == 16
-    assert chosen_preset(["--preset=tiny"]).workers == 0
-    assert chosen_preset([]) == chosen_preset(["--preset", "strong"])
+    assert preset(named_preset(["--data", "x", "--preset", "study"], PRESETS)).batch == 16
+    assert preset(named_preset(["--preset=tiny"], PRESETS)).workers == 0
+    assert preset(named_preset([], PRESETS)) == preset(named_preset(["--preset", "strong"], PRESETS))
 
 
 def test_two_ray_workers_train_one_network(ray_cluster, people, tmp_path, capsys):
