@@ -141,7 +141,7 @@ def _parquet(path: Path) -> FeatureFile:
         table = pq.read_table(path, columns=columns, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot be read ({error}): fetch it again") from error
-    record = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    record = _record((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     splits = np.array(table["split"].to_pylist(), object)
     strange = sorted({str(split) for split in splits} - set(SPLITS))
     if strange:
@@ -153,6 +153,16 @@ def _parquet(path: Path) -> FeatureFile:
             sets[split] = _of_table(split, part)
     _require(sets)
     return FeatureFile("passersby", sets["query"], sets["gallery"], sets.get("multi-query"), record)
+
+
+def _record(text: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"its record is no JSON ({error}): write the file again") from error
+    if not isinstance(record, dict) or not all(isinstance(record.get(part, {}), dict) for part in ("network", "data")):
+        raise InputError("its record is not what jobs/evaluate_reid.py writes: write the file again")
+    return record
 
 
 def _of_table(split: str, part: pa.Table) -> FeatureSet:

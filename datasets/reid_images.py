@@ -74,7 +74,7 @@ class Listing:
     def fingerprint(self) -> str:
         """sha256, in hex, over the names, identities, cameras and sizes in bytes of all images, in their order.
 
-        Opens no image: 100,000 files take about a second. So another picture of the same name and size goes unseen.
+        Opens no image: 100,000 files take some two seconds. So another picture of the same name and size goes unseen.
         """
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
             sizes = list(pool.map(_size, self.contents, chunksize=256))

@@ -91,7 +91,7 @@ def main(config: Config) -> None:
         "scores": {RECORDED[name]: report.scores_record(ranking) for name, ranking in rankings.items()},
         "thresholds": report.thresholds_record(thresholds),
         "pairs": {"same_person": int(counts.same.sum()), "different_people": int(counts.different.sum())},
-        "camera_pairs": [report.json_values(dataclasses.asdict(pair)) for pair in pairs],
+        "camera_pairs": [dataclasses.asdict(pair) for pair in pairs],
         "network": found.network,
         "data": found.data,
         "protocol": {"metric": config.metric, "cameras": found.cameras[0] is not None, "similarity": "cosine"},
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
     }
-    output.write(RANKING, f"{json.dumps(record, indent=2, allow_nan=False)}\n".encode())
+    output.write(RANKING, f"{json.dumps(report.json_values(record), indent=2, allow_nan=False)}\n".encode())
     lines = [*report.camera_lines(pairs), *report.score_table(rankings), *report.threshold_lines(thresholds)]
     print(*(f"note: {note}" for note in notes), *lines, output.address(RANKING), sep="\n")
 
@@ -150,6 +150,8 @@ def write_pictures(
     query, gallery, ranking = found.sets[QUERY], found.sets[GALLERY], rankings[SINGLE]
     title = f"{len(query):,} queries, {len(gallery):,} images in the gallery"
     output.write(SIMILARITIES, similarity_plot(counts, thresholds, title))
+    for name in (CMC, SHEET):  # those of an earlier evaluation would be taken for this one's
+        output.remove(name)
     if not ranking.valid:
         notes.append(f"no {CMC} and no {SHEET}: no query has a match in the gallery")
         return

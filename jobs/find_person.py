@@ -106,7 +106,10 @@ def main(config: Config) -> None:
         said = "no threshold says who is the same person: --evaluation gives one"
     else:
         passing = int((similarities[readable] >= threshold).sum())
-        said = f"{passing:,} are the same person by the threshold, similarity {threshold:.3f} (1% false accepts)"
+        said = (
+            f"{passing:,} are the same person by the threshold, similarity {threshold:.3f} (1% false accepts: of "
+            f"{len(readable):,} strangers about {len(readable) / 100:,.0f} would pass)"
+        )
     title = f"The {len(found)} most alike of {len(readable):,} images"
     output.write(SHEET, sheet(config.query, content, found, title, said))
     output.write(TABLE, table(found, config.gallery).encode())

@@ -86,7 +86,8 @@ def similarity_plot(counts: PairCounts, thresholds: Thresholds, title: str) -> b
     axes.set_xlabel("cosine similarity of two images")
     axes.set_ylabel(f"pairs in {width * STEP:.4g} of similarity, %")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, framealpha=0.9)
+    if len(used):
+        axes.legend(fontsize=8, framealpha=0.9)
     return _png(figure)
 
 

@@ -121,7 +121,7 @@ def _legend(lists: Sequence[Ranked]) -> list[tuple[str, str]]:
     kinds = {found.right for ranked in lists for found in ranked.found}
     lines = [("the same person", "right")] * (True in kinds) + [("somebody else", "wrong")] * (False in kinds)
     if any(ranked.passing is not None for ranked in lists):
-        lines.append(("left of the line: similar enough to be the same person", "line"))
+        lines.append(("before the line: similar enough to be the same person", "line"))
     return lines
 
 

@@ -189,3 +189,11 @@ def test_a_table_of_another_tool_is_checked(tmp_path):
         pq.write_table(pa.table(changes), tmp_path / "bad.parquet")
         with pytest.raises(InputError, match=message):
             read_features(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize("record", ["{", "[1]", '{"network": 3}'])
+def test_a_record_that_is_not_ours_is_one_line(tmp_path, record):
+    table = pa.table({"split": ["query", "gallery"], "name": ["a", "b"], "identity": [1, 1], "feature": [[1.0], [1.0]]})
+    pq.write_table(table.replace_schema_metadata({"passersby_features": record}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="t.parquet: its record is n"):
+        read_features(tmp_path / "t.parquet")

@@ -1,6 +1,7 @@
 """The evaluation job: known rankings, on Ray as in this process, features of other tools, bad input in one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,8 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from jobs.evaluate_reid import FEATURES, QUERIES, RANKING, Config, main
+from datasets.reid_readers import read_split
+from jobs.evaluate_reid import FEATURES, QUERIES, RANKING, SHEET, Config, main
 from metrics.ranking import evaluate_ranking
 from models.errors import InputError
 from models.reid import ReidConfig, ReidNetwork
@@ -114,6 +116,54 @@ def test_our_features_and_those_of_layumis_tool_and_torchreid_rank_alike(here, t
     main(Config(out=str(tmp_path / "again"), features=here / FEATURES))
     again, first = (json.loads((folder / RANKING).read_text()) for folder in (tmp_path / "again", here))
     assert again["scores"]["single_query"] == first["scores"]["single_query"]
+
+
+def test_pictures_of_features_are_found_by_name_or_by_order(here, tree, tmp_path):
+    main(Config(out=str(tmp_path / "named"), features=here / FEATURES, data=tree))
+    assert (tmp_path / "named" / SHEET).read_bytes() == (here / SHEET).read_bytes()
+    gallery = read_split(tree, "gallery")
+    random = np.random.default_rng(0)
+    arrays = {"qf": random.normal(size=(3, 4)), "q_pids": [1, 2, 3], "q_camids": [1, 1, 1]}
+    arrays |= {"gf": random.normal(size=(len(gallery), 4)), "g_pids": gallery.identities, "g_camids": gallery.cameras}
+    main(Config(out=str(tmp_path / "ordered"), features=saved(tmp_path / "f.npz", **arrays), data=tree))
+    assert (tmp_path / "ordered" / SHEET).is_file()
+    names = pq.read_table(tmp_path / "ordered" / QUERIES)["name"].to_pylist()
+    assert names == list(read_split(tree, "query").names)
+    # Others' features in the same folder: the old pictures must not stay beside the new figures.
+    main(Config(out=str(tmp_path / "ordered"), features=saved(tmp_path / "other.npz"), data=tree))
+    assert not (tmp_path / "ordered" / SHEET).exists()
+    notes = json.loads((tmp_path / "ordered" / RANKING).read_text())["notes"]
+    assert any("no pictures: the gallery images" in note for note in notes)
+
+
+def test_the_images_of_a_query_ask_together(network, tree, tmp_path):
+    copy = tmp_path / "tree"
+    shutil.copytree(tree, copy)
+    for person, colour in COLOURS.items():  # no images of person 3 by the camera that asks
+        picture(copy / f"gt_bbox/{person:04d}_c{1 + (person == 3)}s1_000008_00.png", colour, noise=20)
+        picture(copy / f"gt_bbox/{person:04d}_c{1 + (person == 3)}s1_000009_00.png", colour, noise=20)
+    main(Config(out=str(tmp_path / "out"), network=network, data=copy, here=True, device="cpu", multi_query=True))
+    record = json.loads((tmp_path / "out" / RANKING).read_text())
+    assert set(record["scores"]) == {"single_query", "multi_query"}
+    assert any("1 of 3 queries have no multi-query images" in note for note in record["notes"])
+    # The same by hand, from the features that it has kept.
+    table = pq.read_table(tmp_path / "out" / FEATURES).to_pylist()
+    sets = {split: [row for row in table if row["split"] == split] for split in ("query", "gallery", "multi-query")}
+    asking = []
+    for query in sets["query"]:
+        own = [
+            row["feature"]
+            for row in sets["multi-query"]
+            if (row["identity"], row["camera"]) == (query["identity"], query["camera"])
+        ]
+        asking.append(np.mean(own or [query["feature"]], 0))
+    people = [np.array([row["identity"] for row in sets[split]]) for split in ("query", "gallery")]
+    cameras = [np.array([row["camera"] for row in sets[split]]) for split in ("query", "gallery")]
+    features = np.array([row["feature"] for row in sets["gallery"]], np.float32)
+    wanted = evaluate_ranking(np.array(asking, np.float32), features, *people, *cameras)
+    assert record["scores"]["multi_query"]["mAP"] == pytest.approx(wanted.mAP, abs=1e-6)
+    with pytest.raises(InputError, match="--multi-query: .* has no features of multi-query images"):
+        main(Config(out=str(tmp_path / "out"), features=saved(tmp_path / "f.npz"), multi_query=True))
 
 
 @pytest.mark.parametrize(

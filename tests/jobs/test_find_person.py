@@ -28,7 +28,7 @@ def network(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def crops(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PASSERSBY_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "crops"
     (folder / "deeper").mkdir(parents=True)
     for name, colour in {"red.png": (0, 0, 255), "deeper/pink.png": (60, 60, 255), "green.png": (0, 255, 0)}.items():
