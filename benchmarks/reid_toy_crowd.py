@@ -30,7 +30,12 @@ from models.errors import InputError
 from models.reid import FeatureNetwork, ReidNetwork
 from models.reid_checkpoint import load_reid
 
-RESULTS = """no figures yet
+RESULTS = """Toy crowd version 1, default tree (500 people to train, 400 to test), the commands above; 2 cores of an
+AMD EPYC, no GPU, one thread a training, two trainings and other work at once:
+strong, 3 seeds: Rank-1 / mAP 73.2 +- 0.2 / 66.4 +- 0.5, 12 minutes each
+study, 3 seeds: Rank-1 / mAP 69.7 +- 1.5 / 59.7 +- 1.3, 7 minutes each
+untrained: Rank-1 0.7%, mAP 0.5%, trapezoid 0.4%
+colour histograms: Rank-1 4.4%, mAP 2.4%, trapezoid 2.0%
 """
 
 
