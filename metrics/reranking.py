@@ -4,6 +4,7 @@ Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", 
 neighbours is sparse: each image has some tens of neighbours among tens of thousands.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,22 +58,39 @@ def k_reciprocal_distances(
 
 
 def _nearest(features: torch.Tensor, squares: torch.Tensor, count: int) -> tuple[np.ndarray, torch.Tensor]:
-    """The nearest `count` images [N, count] int32 of every image, itself first; the largest squared distance [N]."""
+    """The nearest `count` images [N, count] int32 of every image, itself first; the largest squared distance [N].
+
+    Of two sets of images each pair's product is made once, and looked at from both sides.
+    """
     count = min(count, len(features))
-    neighbours = np.empty((len(features), count), np.int32)
-    furthest = torch.empty_like(squares)
-    rows = _rows(len(features))
-    for start in range(0, len(features), rows):
-        part = slice(start, start + rows)
-        # x y - |y|^2 / 2 = (|x|^2 - d) / 2: ordered as the distances, without a pass to make them
-        closeness = torch.addmm(squares, features[part], features.T, beta=-0.5)  # [rows, N] float32
-        furthest[part] = squares[part] - 2 * closeness.amin(1)
-        own = torch.arange(start, start + len(closeness), device=features.device)
-        closeness[own - start, own] = torch.inf  # rounding must not put another image before
-        neighbours[part] = closeness.topk(count, dim=1).indices.cpu().numpy()
+    size = max(1, math.isqrt(CHUNK_BYTES // 4))
+    # x y - |y|^2 / 2 = (|x|^2 - d) / 2: ordered as the distances, without a pass to make them
+    half = squares * -0.5
+    closest = torch.full((len(features), count), -torch.inf, device=features.device)
+    neighbours = torch.zeros((len(features), count), dtype=torch.int32, device=features.device)
+    farthest = torch.full_like(squares, torch.inf)  # the least closeness
+
+    def look(one: slice, closeness: torch.Tensor, first: int) -> None:
+        farthest[one] = torch.minimum(farthest[one], closeness.amin(1))
+        if one.start == first:
+            closeness.fill_diagonal_(torch.inf)  # rounding must not put another image before itself
+        found = closeness.topk(min(count, closeness.shape[1]), dim=1)
+        best = torch.cat([closest[one], found.values], 1).topk(count, dim=1)
+        places = torch.cat([neighbours[one], found.indices.int() + first], 1)
+        closest[one], neighbours[one] = best.values, places.gather(1, best.indices)
+
+    for start in range(0, len(features), size):
+        one = slice(start, min(start + size, len(features)))
+        for begin in range(start, len(features), size):
+            other = slice(begin, min(begin + size, len(features)))
+            products = features[one] @ features[other].T  # [n, m] float32
+            if begin > start:
+                look(other, products.T + half[one], start)
+            look(one, products.add_(half[other]), begin)
+    furthest = squares - 2 * farthest
     # Of identical images all distances are rounding errors around 0: their ratios would be anything, or infinite.
     least = (squares * 1e-6).clamp_min_(torch.finfo(torch.float32).tiny)
-    return neighbours, torch.maximum(furthest, least)
+    return neighbours.cpu().numpy(), torch.maximum(furthest, least)
 
 
 def _encoded(features: torch.Tensor, furthest: torch.Tensor, neighbours: np.ndarray, k1: int) -> sparse.csr_array:
