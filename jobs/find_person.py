@@ -33,7 +33,7 @@ class Config:
     """Rank the images of a folder by how alike they are to one picture of a person.
 
     Example: python jobs/find_person.py --query me.jpg --gallery /data/crops --network reid.safetensors --out found
-    The gallery's features are kept in the cache folder, so that the next query is answered at once. It runs in this
+    The gallery's features are kept in the cache folder, so that the next query computes only its own. It runs in this
     process, without Ray: one query is less work than starting Ray, and the gallery is computed only once.
     """
 

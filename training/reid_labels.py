@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch.nn.functional import pad
 
+from datasets.reid_sources import PEOPLE, REAL, VARIANTS
 from models.errors import InputError
 
-REAL, PEOPLE, VARIANTS = 0, 1, 2  # of datasets.reid_training_set, which reads files: a test keeps the two the same
 People = Literal["hard", "lsro"]
 Variants = Literal["hard", "smooth", "lsro", "teacher"]
 

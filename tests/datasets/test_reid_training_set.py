@@ -9,7 +9,6 @@ import pytest
 
 from datasets.reid_training_set import PEOPLE, REAL, VARIANTS, load_training_images
 from models.errors import InputError
-from training import reid_labels
 
 spec = importlib.util.spec_from_file_location("export_runs", Path(__file__).with_name("export_runs.py"))
 export_runs = importlib.util.module_from_spec(spec)
@@ -104,7 +103,3 @@ def test_kept_images_of_a_run_are_people(tmp_path, places):
     assert data.class_names[3:] == ("people-run/0", "people-run/1")  # person 2 has no kept image
     assert (data.sources == PEOPLE).sum() == 2 * 3  # variant 1 of 4 does not pass
     assert data.record["people"][0]["people"] == 2
-
-
-def test_labels_and_data_mean_the_same_sources():
-    assert (reid_labels.REAL, reid_labels.PEOPLE, reid_labels.VARIANTS) == (REAL, PEOPLE, VARIANTS)

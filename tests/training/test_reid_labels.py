@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from models.errors import InputError
-from training import reid_labels
 from training.reid_labels import PEOPLE, REAL, VARIANTS, Labelling, one_hot, smoothed, uniform
 
 # Classes 0..2 are real, 3 and 4 artificial people.
@@ -29,12 +28,6 @@ def test_plain_labels():
     assert {labels.dtype for labels in (one_hot(CLASSES, 5), smoothed(CLASSES, 5, 0.1), uniform(1, 5))} == {
         torch.float32
     }
-
-
-def test_sources_are_those_of_the_training_set():
-    training_set = pytest.importorskip("datasets.reid_training_set")
-    for name in ("REAL", "PEOPLE", "VARIANTS"):
-        assert getattr(reid_labels, name) == getattr(training_set, name)
 
 
 def test_the_study_gives_everyone_their_class():
