@@ -59,19 +59,20 @@ def test_the_same_command_again_does_what_is_missing_and_nothing_else(run, tmp_p
 
 # The real job, killed by itself, with files begun by other threads half written, as it puts file number N in place.
 KILLED = """
-import os, signal, sys
+import os, signal, sys, threading
 from jobs.common import run_job
 from jobs.export import Config, main
 
-left, replace = int(sys.argv.pop(1)), os.replace
+left, replace, in_turn = int(sys.argv.pop(1)), os.replace, threading.Lock()
 
 
 def killing(source, target):
     global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
+    with in_turn:  # exactly N files are in place when it dies, whichever threads they come from
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        left -= 1
 
 
 os.replace = killing
