@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -10,8 +10,12 @@ from datasets.inputs import local_copy
 from jobs.common import run_job
 from models.errors import InputError
 from models.stylegan3.checkpoint import LoadedNetwork, load_network, save_network, save_state_dict
+from models.stylegan3.schedule import GeneratorConfig
 
 _SUFFIXES = (".safetensors", ".pt")
+_EDITING_SIZE = 1024  # what stylegan3-editing takes every .pt for: config R of that size
+# Channels are compared layer by layer (several bases mean the same), and these change no number in float32.
+_FREE = {"channel_base": 1, "channel_max": 1, "num_fp16_res": 4, "magnitude_ema_beta": 0.999}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,9 @@ class ConvertConfig:
     """Store weight matrices as float16: half the bytes, at a relative error of 2^-11."""
     overwrite: bool = False
     """Replace OUT if it is there."""
+    for_: Annotated[Literal["any", "stylegan3-editing"], tyro.conf.arg(name="for")] = "any"
+    """The program that the .pt is for. stylegan3-editing takes the generators of its encoders' training as .pt, and can
+    build two kinds alone: of others it leaves layers random, without a word. They are refused here."""
 
 
 def main(config: ConvertConfig) -> None:
@@ -36,6 +43,7 @@ def main(config: ConvertConfig) -> None:
     path = local_copy(config.network, "--network")
     network = load_network(path, width=config.width)
     print("\n".join(describe(path, network)))
+    advice = editing_advice(network.generator.config) if config.for_ == "stylegan3-editing" else []
     if config.out.suffix == ".pt":
         save_state_dict(config.out, network.generator, half=config.half)
     else:
@@ -49,7 +57,7 @@ def main(config: ConvertConfig) -> None:
         )
     written = load_network(config.out, width=network.generator.config.width)
     print(f"wrote {config.out}: {config.out.stat().st_size:,} bytes, sha256 {written.sha256}")
-    for line in losses(config, network):
+    for line in losses(config, network) + advice:
         print(line)
 
 
@@ -58,6 +66,8 @@ def check_output(config: ConvertConfig) -> None:
     out = config.out
     if out.suffix not in _SUFFIXES:
         raise InputError(f"--out {out}: its name has to end with .safetensors or .pt")
+    if config.for_ == "stylegan3-editing" and out.suffix != ".pt":
+        raise InputError(f"--out {out}: stylegan3-editing reads a generator's tensors: its name has to end with .pt")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}")
     if Path(config.network).exists() and out.exists() and out.samefile(config.network):
@@ -106,6 +116,33 @@ def losses(config: ConvertConfig, network: LoadedNetwork) -> list[str]:
     if shape.width != shape.height:
         lines.append(f"its tensors do not say that it is tall: give --width {shape.width} when you convert it back")
     return lines
+
+
+def editing_advice(config: GeneratorConfig) -> list[str]:
+    """How stylegan3-editing takes this generator as a `.pt`, in lines for people; InputError where it cannot.
+
+    Its SG3Generator(path, res, config) builds, for any `.pt`, config R with the channels of 1024 px networks (65536 and
+    1024), or with config="landscape" config T with 32768 and 512; `res` is 1024 unless it is given. Tensors that do not
+    fit by name are left out silently (strict=False), so that layers stay random.
+    """
+    size = config.height
+    kinds = {"": GeneratorConfig.config_r(size, size), ', config="landscape"': GeneratorConfig.config_t(size, size)}
+    for option, kind in kinds.items():
+        same = dataclasses.replace(config, **_FREE) == dataclasses.replace(kind, **_FREE)
+        if not same or config.layers() != kind.layers():
+            continue
+        if not option and size == _EDITING_SIZE:
+            return ["stylegan3-editing takes it as it is, as --stylegan_weights"]
+        return [
+            "stylegan3-editing takes every .pt for config R of 1024 px and leaves what does not fit random, without a "
+            f"word: first give its two calls of SG3Generator in inversion/models/psp3.py res={size}{option}"
+        ]
+    channels = f"channels {config.channel_base}/{config.channel_max}, {config.height} x {config.width}"
+    raise InputError(
+        f"stylegan3-editing cannot build this generator ({channels}): of .pt files it knows square config R with "
+        "channels 65536/1024 and config T with 32768/512, both for 512 values of z and w, without labels; "
+        "jobs/train_encoder.py trains an encoder for any network"
+    )
 
 
 if __name__ == "__main__":

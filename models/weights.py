@@ -84,6 +84,22 @@ WEIGHTS = {
             source="Inception of TensorFlow's inception-2015-12-05, trained on ImageNet by Google, as TorchScript",
             option="--inception",
         ),
+        WeightEntry(
+            name="st-lpips-alex",
+            files=(
+                WeightFile(
+                    member="stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
+                    name="alex_shift_tolerant.pth",
+                    size=9_899_296,
+                    sha256="b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
+                ),
+            ),
+            wheel="stlpips-pytorch==0.0.2",
+            licence="BSD-2-Clause, says the wheel's licence file (its metadata's classifier says MIT)",
+            source="shift-tolerant AlexNet and LPIPS weights by A. Ghildyal and F. Liu (ECCV 2022), as carried by the "
+            "wheel",
+            option="--alexnet",
+        ),
     ]
 }
 

@@ -10,6 +10,8 @@ keeps the reference as long as it trains, so a worker that is started anew gets 
 import os
 from pathlib import Path
 
+from models.errors import InputError
+
 SHARE = 0.5  # of a node's memory; the networks, the second copy while the array is put, and others need the rest
 
 
@@ -28,6 +30,19 @@ def available_memory() -> int:
     free = [_meminfo_available(), _container_free()]
     known = [number for number in free if number is not None]
     return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(needed: int, way_out: str = "a smaller") -> None:
+    """Raises InputError where so many bytes of decoded images leave too little for everything else.
+
+    way_out: options of this training that make it less, before "--height and --width".
+    """
+    free = SHARE * available_memory()
+    if needed > free:
+        raise InputError(
+            f"the images take {needed / 1e9:.1f} GB decoded, and {free / 1e9:.1f} GB may be used: give {way_out} "
+            "--height and --width, or a machine with more memory"
+        )
 
 
 def smallest_object_store() -> int:

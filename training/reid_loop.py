@@ -1,22 +1,21 @@
 """The loop around re-ID steps: what Ray Train runs in every worker, and what runs without Ray."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import ray
-import ray.train
-import ray.train.torch
 import torch
 
 from datasets.reid_training_set import TrainingImages, load_training_images
 from models.errors import InputError
 from models.reid_checkpoint import save_reid
 from training.gan_data import command_line
-from training.gan_memory import SHARE, available_memory
-from training.gan_workers import decided_by_first, workers
+from training.gan_memory import check_memory
+from training.gan_workers import workers
+from training.ray_entry import enter
 from training.reid import StepSettings, train_step
 from training.reid_config import ReidTraining
 from training.reid_data import Feeder
@@ -24,9 +23,7 @@ from training.reid_progress import Progress
 from training.reid_snapshot import NETWORK, last_checkpoint, resume, save_checkpoint
 from training.reid_start import autocast_type, load_teacher, make_batches, start
 from training.reid_validation import Validation
-from training.run_log import REFUSAL
-
-_ASK_EVERY = 16  # steps between two looks at the clock that all workers share
+from training.stepped_run import SteppedRun
 
 
 def load_data(config: ReidTraining) -> TrainingImages:
@@ -40,42 +37,13 @@ def load_data(config: ReidTraining) -> TrainingImages:
         validation=config.validation,
         most_people=config.most_people,
         most_variants=config.most_variants,
-        check_memory=check_memory,
+        check_memory=functools.partial(check_memory, way_out="--most-people, --most-variants, a smaller"),
     )
 
 
-def check_memory(needed: int) -> None:
-    """Raises InputError where so many bytes of decoded images leave too little for everything else."""
-    free = SHARE * available_memory()
-    if needed > free:
-        raise InputError(
-            f"the images take {needed / 1e9:.1f} GB decoded, and {free / 1e9:.1f} GB may be used: give --most-people, "
-            "--most-variants, a smaller --height and --width, or a machine with more memory"
-        )
-
-
 def train_loop(values: dict) -> None:
-    """Ray Train's entry point: `config` is `ReidTraining.as_json()`, `data` a reference to the `TrainingImages`.
-
-    Ray Train starts workers again whatever they died of. Bad input does not get better by that: it is written down,
-    and workers that find it there end at once.
-    """
-    config = ReidTraining.from_json(values["config"])
-    refusal = config.out / REFUSAL
-    if refusal.exists():
-        return
-    try:
-        train(
-            config,
-            ray.train.torch.get_device(),
-            rank=ray.train.get_context().get_world_rank(),
-            data=ray.get(values["data"]),
-            command=values["command"],
-            report=ray.train.report,
-        )
-    except InputError as error:
-        refusal.write_text(str(error))
-        raise
+    """Ray Train's entry point: `config` is `ReidTraining.as_json()`, the rest as `enter` says."""
+    enter(ReidTraining.from_json(values["config"]), train, values)
 
 
 def train(
@@ -98,17 +66,17 @@ def train(
         torch.set_num_threads(config.threads)
     run = Run(config, device, data or load_data(config), rank, command or command_line(), report)
     try:
-        return run.to_the_end()
+        return run.to_the_end(run.steps)
     finally:
         run.close()
 
 
-class Run:
-    """One worker's part of a training; the first one (`progress` is not None) also tells and writes."""
+class Run(SteppedRun):
+    """One worker's part of a re-ID training."""
 
     def __init__(self, config: ReidTraining, device, data: TrainingImages, rank, command, report):
-        self.config, self.device, self.data, self.rank = config, device, data, rank
-        self.command, self.report = command, report
+        super().__init__(config, device, report)
+        self.data, self.rank, self.command = data, rank, command
         classes = config.labelling(1).class_count(data.real_classes, len(data.class_names))
         self.class_names = data.class_names[:classes]
         self.dtype = autocast_type(config.precision, device)
@@ -124,10 +92,8 @@ class Run:
         )  # fmt: skip
         extra = self._resume()
         self.feeder = Feeder(data, config, batches, device, rank, workers())
-        self.started = self.checkpoint_clock = time.monotonic()
         self.seconds_before = extra["seconds"] if extra else 0.0
-        self.figures: dict[str, float] = {}
-        self.progress = self.validation = None
+        self.validation = None
         if rank == 0:
             if len(data.validation_images):
                 self.validation = Validation(data.validation_images, data.validation_classes, device, self.dtype)
@@ -136,36 +102,19 @@ class Run:
                 self.progress.since_record.load_state_dict(extra["means"], device)
             self._introduce(notes, extra)
 
-    def to_the_end(self) -> Path | None:
-        """Step until there is enough or no time left; returns the finished network's file."""
-        state, config = self.state, self.config
-        begun_at = state.step
-        while state.step < self.steps and not self._out_of_time():
-            before = state.step
-            batch = self.feeder.batch(before)
-            # Dropout draws from PyTorch's own stream: begun anew for each step, it is the same after a restart.
-            torch.manual_seed(int(np.random.SeedSequence([config.seed, before, self.rank]).generate_state(1)[0]))
-            factor = config.rate_factor(before, self.steps)
-            scalars = train_step(state, self.settings, batch, factor, self.teacher)
-            state.images_seen += config.batch
-            last = state.step == self.steps
-            if self.progress:
-                self.progress.add(scalars)
-                if self.progress.due() or last:
-                    self._status()
-            if last or self._crosses(before, config.validation_epochs):
-                self._validate()
-            if not last and self._checkpoint_is_due():
-                self._checkpoint(must=False)
-        if state.step > begun_at:
-            self._checkpoint(must=True)
-        return self._finish() if state.step == self.steps else None
-
     def close(self) -> None:
         """End the thread that gathers images, and close the log."""
         self.feeder.close()
-        if self.progress:
-            self.progress.close()
+        super().close()
+
+    def _step(self, before: int) -> dict:
+        state, config = self.state, self.config
+        batch = self.feeder.batch(before)
+        # Dropout draws from PyTorch's own stream: begun anew for each step, it is the same after a restart.
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, before, self.rank]).generate_state(1)[0]))
+        scalars = train_step(state, self.settings, batch, config.rate_factor(before, self.steps), self.teacher)
+        state.images_seen += config.batch
+        return scalars
 
     # ---- what the first worker says
 
@@ -198,8 +147,8 @@ class Run:
                 f"{self.config.lr:g}, in another --out"
             )
 
-    def _crosses(self, before: int, epochs: float) -> bool:
-        a_record = max(epochs / self.config.epochs * self.steps, 1)
+    def _validation_is_due(self, before: int) -> bool:
+        a_record = max(self.config.validation_epochs / self.config.epochs * self.steps, 1)
         return self.state.step // a_record > before // a_record
 
     def _validate(self) -> None:
@@ -243,52 +192,22 @@ class Run:
             "trained_on": self.data.record,
             "command": self.command,
             "steps": self.state.step,
-            "minutes": self._seconds() / 60,
+            "minutes": self.seconds() / 60,
             "figures": self.figures,
             "configuration": about,
         }
 
-    def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
-
-    def _checkpoint_is_due(self) -> bool:
-        if self.state.step % _ASK_EVERY:
-            return False
-        due = time.monotonic() - self.checkpoint_clock > self.config.checkpoint_minutes * 60
-        return decided_by_first(due, self.device)
-
-    def _checkpoint(self, must: bool) -> None:
-        self.checkpoint_clock = time.monotonic()
-        if not self.progress:
-            return
-        if self.state.step > self.progress.clock_step:
-            self._status()  # a network that has diverged must not replace the last good one
+    def _write_checkpoint(self) -> None:
         extra = {
             "fingerprint": self.data.fingerprint,
             "means": self.progress.since_record.state_dict(),
-            "seconds": self._seconds(),
+            "seconds": self.seconds(),
         }
-        try:
-            self.progress.write_history()
-            save_checkpoint(self.config.out, self.state, self.class_names, self._record(), extra)
-        except InputError as error:
-            if must:
-                raise
-            old = last_checkpoint(self.config.out)
-            self.progress.say(f"warning: {error}; training goes on, the last checkpoint is {old and old.name}")
-        self.progress.clock += time.monotonic() - self.checkpoint_clock
+        save_checkpoint(self.config.out, self.state, self.class_names, self._record(), extra)
 
-    def _finish(self) -> Path | None:
+    def _write_finished(self) -> Path:
         path = self.config.out / NETWORK
-        if not self.progress:
-            return None
         if not path.exists():
             save_reid(path, self.state.network, class_names=self.class_names, record=self._record())
-            self.progress.say(f"finished after {self._seconds() / 60:.1f} minutes: {path}")
+            self.progress.say(f"finished after {self.seconds() / 60:.1f} minutes: {path}")
         return path
-
-    def _out_of_time(self) -> bool:
-        # Workers must leave the loop together, so the first one's clock decides for all.
-        if self.config.max_minutes is None or (workers() > 1 and self.state.step % _ASK_EVERY):
-            return False
-        return decided_by_first(time.monotonic() - self.started > self.config.max_minutes * 60, self.device)

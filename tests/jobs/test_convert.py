@@ -4,8 +4,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from jobs.convert import ConvertConfig, main
+from jobs.convert import ConvertConfig, editing_advice, main
 from models.errors import InputError
+from models.stylegan3 import Generator, GeneratorConfig
 from models.stylegan3.checkpoint import load_network, save_network
 
 
@@ -80,3 +81,55 @@ def test_a_refused_network_writes_nothing(tmp_path):
     with pytest.raises(InputError, match=r"os\.system"):
         main(ConvertConfig(tmp_path / "a.pkl", tmp_path / "b.pt"))
     assert not (tmp_path / "b.pt").exists()
+
+
+# ---- for stylegan3-editing, which builds two kinds of networks for a .pt and fills only what fits by name
+
+
+def test_for_stylegan3_editing(tmp_path, capsys):
+    generator = Generator(GeneratorConfig.config_r(16, 16)).eval()
+    save_network(tmp_path / "a.safetensors", generator, record={})
+    main(ConvertConfig(tmp_path / "a.safetensors", tmp_path / "b.pt", for_="stylegan3-editing"))
+    assert "first give its two calls of SG3Generator in inversion/models/psp3.py res=16\n" in capsys.readouterr().out
+    # What that tool builds with res=16, by the reference's keywords that are written in it.
+    keywords = {"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": 16, "img_channels": 3}
+    keywords |= {"channel_base": 65536, "channel_max": 1024, "conv_kernel": 1, "filter_size": 6, "output_scale": 0.25}
+    keywords |= {"magnitude_ema_beta": 0.9988915792636801, "use_radial_filters": True}
+    theirs = Generator.from_reference_kwargs(**keywords)
+    theirs.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True), strict=True)
+    assert equal_states(theirs, generator)
+
+
+def test_what_stylegan3_editing_is_to_be_told():
+    assert "takes it as it is" in editing_advice(GeneratorConfig.config_r(1024, 1024))[0]
+    # Another base that leads to the same channels is the same network; so are training's own settings.
+    assert "as it is" in editing_advice(GeneratorConfig.config_r(1024, 1024, magnitude_ema_beta=0.99))[0]
+    assert editing_advice(GeneratorConfig.config_r(64, 64, channel_base=2**16))[0].endswith("res=64")
+    landscape = editing_advice(GeneratorConfig.config_t(256, 256))[0]
+    assert landscape.endswith('res=256, config="landscape"')
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GeneratorConfig.config_r(1024, 512),
+        GeneratorConfig.config_r(1024, 1024, channel_base=16384),
+        GeneratorConfig.config_r(1024, 1024, mapping_layers=8),
+        GeneratorConfig.config_t(256, 256, c_dim=3),
+        GeneratorConfig.config_t(1024, 1024, w_dim=256),
+        GeneratorConfig.config_t(256, 256, output_scale=1.0),
+        GeneratorConfig.config_t(256, 256, use_radial_filters=True),
+    ],
+)
+def test_networks_that_stylegan3_editing_would_leave_random(config):
+    with pytest.raises(InputError, match=f"cannot build this generator .*{config.height} x {config.width}"):
+        editing_advice(config)
+
+
+def test_a_network_that_stylegan3_editing_cannot_take_writes_nothing(tiny, tmp_path):
+    save_network(tmp_path / "a.safetensors", tiny.generator(), record={})
+    with pytest.raises(InputError, match="stylegan3-editing cannot build this generator"):
+        main(ConvertConfig(tmp_path / "a.safetensors", tmp_path / "b.pt", for_="stylegan3-editing"))
+    with pytest.raises(InputError, match="its name has to end with .pt"):
+        main(ConvertConfig(tmp_path / "a.safetensors", tmp_path / "b.safetensors", for_="stylegan3-editing"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

@@ -19,7 +19,7 @@ from models.errors import InputError
 from models.reid import ReidConfig, ReidNetwork
 from models.reid_checkpoint import load_reid, save_reid
 from reporting.curves import read_history
-from training import reid_loop
+from training import gan_memory, reid_loop, stepped_run
 from training.reid import Batch, ReidState, StepSettings, make_optimizer, train_step
 from training.reid_augment import AugmentConfig, draw, unchanged
 from training.reid_config import ReidTraining
@@ -131,7 +131,7 @@ def test_stopped_and_started_again_it_is_the_same_training(data, straight, tmp_p
         straight = tmp_path / "straight"
         run(make(data, straight))
     out, step = tmp_path / "out", reid_loop.train_step
-    monkeypatch.setattr(reid_loop, "_ASK_EVERY", 1)
+    monkeypatch.setattr(stepped_run, "ASK_EVERY", 1)
 
     def stop_at(state, *others):
         if state.step == 3:
@@ -153,11 +153,11 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from training import reid_loop, reid_snapshot
+from training import reid_loop, reid_snapshot, stepped_run
 from training.reid_config import ReidTraining
 import json
 config = ReidTraining.from_json(json.loads(sys.argv[1]))
-reid_loop._ASK_EVERY = 1
+stepped_run.ASK_EVERY = 1
 write = reid_snapshot.write_synced
 def half(path, content):
     if path.parent.name.startswith(".000000004"):
@@ -392,7 +392,7 @@ def test_it_learns_on_a_gpu(data, tmp_path, precision):
 
 
 def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(reid_loop, "available_memory", lambda: 4 * 10**4)
+    monkeypatch.setattr(gan_memory, "available_memory", lambda: 4 * 10**4)
     with pytest.raises(InputError, match="the images take 0.0 GB decoded, and 0.0 GB may be used: give --most-people"):
         run(tiny(data, tmp_path))
 

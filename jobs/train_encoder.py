@@ -1,0 +1,63 @@
+"""Train a ReStyle-pSp encoder, which turns pictures into codes of a generator, on one or more Ray Train workers."""
+
+import dataclasses
+import sys
+
+import ray
+
+from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
+from models.errors import InputError
+from pipeline.ray_training import plan_resources, restart_with, train_on_workers
+from training.encoder_config import PATHS, EncoderTraining
+from training.encoder_loop import VALIDATION_PICTURE, train, train_loop
+from training.encoder_presets import PRESETS, preset
+from training.encoder_snapshot import ENCODER, claim_folder
+from training.encoder_start import load_data, load_generator, load_networks
+from training.gan_data import command_line
+from training.gan_loop import pick_device
+from training.run_log import CURVES
+
+
+def main(config: EncoderTraining) -> None:
+    """Check everything that can be checked in seconds, then train in this process or on Ray."""
+    config.check()
+    config = dataclasses.replace(
+        config, **{name: getattr(config, name).resolve() for name in PATHS if getattr(config, name)}
+    )
+    for name in PATHS[2:]:
+        path = getattr(config, name)
+        if path and not path.is_file():
+            raise InputError(f"--{name.replace('_', '-')} {path}: there is no such file")
+    if (config.out / ENCODER).exists():
+        claim_folder(config)
+        print(f"{config.out / ENCODER} is finished: nothing to do")
+        return
+    generator = load_generator(config).generator.config
+    claim_folder(config)
+    if config.workers == 0:
+        train(config, pick_device(config.gpus), data=load_data(config, generator))
+    else:
+        load_networks(config, pick_device(0))  # a wrong file is one line here, and a traceback in a worker
+        train_on_ray(config, generator)
+    if (config.out / ENCODER).exists():
+        for name, file in (("encoder", ENCODER), ("pictures", VALIDATION_PICTURE), ("curves", CURVES)):
+            print(f"{name}: {config.out / file}")
+    else:
+        print(f"stopped after --max-minutes {config.max_minutes:g}: the same command goes on")
+
+
+def train_on_ray(config: EncoderTraining, generator) -> None:
+    """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
+
+    The driver decodes the pictures once; workers of a node read them in the node's shared memory.
+    """
+    connect()
+    scaling = plan_resources(config.workers, config.gpus, config.threads)
+    data = ray.put(load_data(config, generator))  # lives as long as this driver
+    values = {"config": config.as_json(), "command": command_line(), "data": data}
+    train_on_workers(train_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+
+
+if __name__ == "__main__":
+    restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
+    run_job(main, EncoderTraining, default=preset(named_preset(sys.argv[1:], PRESETS)))
