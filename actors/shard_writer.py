@@ -11,16 +11,16 @@ from datasets.units import images_of
 from datasets.verdicts import Thresholds, count_verdicts, verdicts
 from models.errors import InputError
 
-STAGES = ("generate", "detect", "similarity", "write")
+STAGES = ("generate", "detect", "similarity", "identity", "write")
 
 
 class ShardWriter:
     """A stage: writes the unit's shard below `address` and returns what the driver counts.
 
     The row out: unit, images and one count for each of VERDICTS (at the run's thresholds) as int64, seconds_*
-    float64 of every stage, and problem, the reason why nothing could be written, or null. A problem is data and
-    no exception: it is the user's to mend (no space, no permission), and arrives as one line instead of a worker's
-    traceback.
+    float64 of every stage (0.0 where it did not run), and problem, the reason why nothing could be written, or
+    null. A problem is data and no exception: it is the user's to mend (no space, no permission), and arrives as one
+    line instead of a worker's traceback.
     """
 
     def __init__(self, address: str, plan_hash: str, thresholds: Thresholds):

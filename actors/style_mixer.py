@@ -1,6 +1,8 @@
-"""Makes the images of a unit: people from seeds, and variants of each by mixing or interpolating styles."""
+"""Makes the images of a unit: people from seeds or of latents, and variants of each by mixing or interpolating."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -10,9 +12,12 @@ import torch
 from torch.nn import functional
 
 from datasets.plan import Configuration
+from datasets.planned_rows import NO_PARTNER, amounts_of, planned_columns
 from datasets.shards import SCHEMA
+from datasets.style_codes import RealCodes, partners_of
 from datasets.units import with_columns
 from models.errors import InputError
+from models.restyle.delta import apply_delta, load_delta
 from models.stylegan3 import Generator, GeneratorConfig, to_uint8
 
 # Images of one person that go through the network together. Never a matter of units or pools, so that an
@@ -20,7 +25,7 @@ from models.stylegan3 import Generator, GeneratorConfig, to_uint8
 CHUNK = {"cuda": 64, "cpu": 8}
 
 
-def check_network(network: GeneratorConfig, configuration: Configuration) -> None:
+def check_network(network: GeneratorConfig, configuration: Configuration, codes: RealCodes | None = None) -> None:
     """Raises InputError when a generator of this kind cannot make these people: on the driver, before
     actors start."""
     needed = configuration.layers[-1] + 1
@@ -29,6 +34,9 @@ def check_network(network: GeneratorConfig, configuration: Configuration) -> Non
             f"--network has {network.c_dim} labels, {network.num_ws} style inputs and {network.img_channels} channels: "
             f"give one without labels, with {needed} style inputs or more and 3 channels"
         )
+    if codes is not None and codes.people.shape[1:] != (network.num_ws, network.w_dim):
+        found = " x ".join(map(str, codes.people.shape[1:]))
+        raise InputError(f"--latents: codes of {found} values, --network takes {network.num_ws} x {network.w_dim}")
 
 
 class StyleMixer:
@@ -39,6 +47,11 @@ class StyleMixer:
     inputs of the chosen layers: wholly (`mix`), or moves towards it by the same `amount` in every variant
     (`interpolate`), so that all variants are equally far from the person and differ in direction. An
     image that is not finite becomes a row with status "error" and no bytes.
+
+    With `codes`, person i is the i-th real person of a latents table: variant 0 is the image of the person's own code,
+    without truncation, made by the network as that person's delta changes it, where there is one; so are the variants.
+    Their second codes may be those of pictures (datasets/style_codes.py); a person who has none to move towards keeps
+    variant 0 alone, the others are rows with status "error".
     """
 
     def __init__(
@@ -47,13 +60,15 @@ class StyleMixer:
         configuration: Configuration,
         device: str = "cpu",
         threads: int = 1,
+        codes: "RealCodes | ray.ObjectRef | None" = None,
     ):
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
         if isinstance(generator, ray.ObjectRef):  # the driver's network: nodes need no copy of the file
             generator = ray.get(generator)
         self.device = torch.device(device)
-        check_network(generator.config, configuration)
+        self.codes = ray.get(codes) if isinstance(codes, ray.ObjectRef) else codes
+        check_network(generator.config, configuration, self.codes)
         self.generator = generator.eval().requires_grad_(False).to(self.device)
         self.configuration = configuration
 
@@ -72,42 +87,64 @@ class StyleMixer:
 
     def _person(self, person: int) -> list[dict]:
         c = self.configuration
+        with self._as_tuned_to(person):
+            images = self._images(self._styles(person))
+        columns = planned_columns(c, person)
         rows = []
-        for variant, image in enumerate(self._images(self._styles(person))):
-            varied = variant > 0
-            content = None if image is None else self._encode(image)
+        for variant in range(c.variants):
+            missing = variant >= len(images)
+            content = None if missing or images[variant] is None else self._encode(images[variant])
+            fault = NO_PARTNER if missing else "the network's image is not finite"
             rows.append(
-                {
+                {name: values[variant] for name, values in columns.items()}
+                | {
                     "person": person,
                     "variant": variant,
-                    "source": "seed",
-                    "seed": c.person_seed(person),
-                    "mix_seed": c.mix_seed(person, variant) if varied else None,
-                    "method": c.method,
-                    "mix_layers": list(c.layers) if varied else [],
-                    "amount": c.amount if varied else None,
-                    "truncation_psi": c.truncation_psi,
                     "image": content,
-                    "height": c.height,
-                    "width": c.width,
                     "status": "ok" if content else "error",
-                    "message": None if content else "the network's image is not finite",
+                    "message": None if content else fault,
                 }
             )
         return rows
 
+    @contextlib.contextmanager
+    def _as_tuned_to(self, person: int) -> Iterator[None]:
+        """The generator as a real person's delta changes it; afterwards it is the old one."""
+        content = None if self.codes is None else self.codes.delta(person)
+        if content is None:
+            yield
+            return
+        with apply_delta(self.generator, load_delta(content, self.configuration.network)):
+            yield
+
     @torch.inference_mode()
     def _styles(self, person: int) -> torch.Tensor:
+        # [V, 16, w_dim] float32, or of the base alone where a person has no partner.
         c = self.configuration
-        base = self._map([c.person_seed(person)])  # [1, 16, w_dim]
-        ws = base.repeat(c.variants, 1, 1)
-        if c.variants > 1:
-            others = self._map([c.mix_seed(person, variant) for variant in range(1, c.variants)])
-            layers = list(c.layers)
-            ws[1:, layers] = (
-                others[:, layers] if c.amount is None else base[:, layers].lerp(others[:, layers], c.amount)
-            )
-        return ws  # [V, 16, w_dim] float32
+        own = None if self.codes is None else self.codes.people[[person]]
+        base = self._map([c.person_seed(person)]) if own is None else self._tensor(own)  # [1, 16, w_dim]
+        if c.variants == 1:
+            return base
+        others = self._others(person)  # [V - 1, 16, w_dim], or [0, 16, w_dim]
+        ws = base.repeat(1 + len(others), 1, 1)
+        layers, amounts = list(c.layers), amounts_of(c, person)[1:]
+        if c.amount is None:
+            ws[1:, layers] = others[:, layers]
+        elif len(set(amounts)) == 1:
+            ws[1:, layers] = base[:, layers].lerp(others[:, layers], c.amount)
+        else:
+            steps = torch.tensor(amounts, device=self.device)[:, None, None]
+            ws[1:, layers] = base[:, layers].lerp(others[:, layers], steps)
+        return ws
+
+    def _others(self, person: int) -> torch.Tensor:
+        c = self.configuration
+        if c.draws_codes:
+            return self._map([c.mix_seed(person, variant) for variant in range(1, c.variants)])
+        return self._tensor(self.codes.pictures[partners_of(self.codes, c, person)])
+
+    def _tensor(self, codes: np.ndarray) -> torch.Tensor:
+        return torch.tensor(codes, dtype=torch.float32, device=self.device)
 
     def _map(self, seeds: list[int]) -> torch.Tensor:
         size = self.generator.config.z_dim

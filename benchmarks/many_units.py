@@ -37,6 +37,7 @@ from jobs import generate
 from jobs.common import connect, run_job
 from models import weights
 from pipeline.commit import committed
+from pipeline.generation_inputs import Inputs
 from pipeline.pools import Pool
 from pipeline.run import run_units
 from reporting.metrics import RunMetrics
@@ -114,7 +115,7 @@ def plan_of(out: Path, units: int) -> tuple[Output, Plan]:
     shutil.rmtree(out, ignore_errors=True)
     output = Output(str(out))
     config = generate.Config(out=str(out), people=units, variants=1, unit_images=1, **SIZE)
-    return output, agree(read_plan(output), config.frozen(weights.DEMO_NETWORK), units)
+    return output, agree(read_plan(output), config.frozen(Inputs(weights.DEMO_NETWORK)), units)
 
 
 def many_units(config: Config) -> None:

@@ -37,6 +37,7 @@ from metrics.variants import by_person, measure_filter, measure_mixing, measure_
 from models import weights
 from models.errors import InputError
 from models.stylegan3.checkpoint import LoadedNetwork, load_network, write_atomically
+from pipeline.generation_inputs import Inputs
 from reporting.network_card import card_markdown, mixes_picture, people_picture
 from reporting.sheets import save_png
 
@@ -105,7 +106,7 @@ def configuration(config: Config, layers: str) -> Configuration:
     """That of a run of jobs/generate.py with these layers."""
     same = {name: getattr(config, name) for name in ("people", "variants", "seed", "truncation_psi", "height", "width")}
     job = generate.Config(out="", network=str(config.network), layers=layers, **same)
-    return job.frozen(config.network)
+    return job.frozen(Inputs(config.network))
 
 
 def layers_name(text: str) -> str:

@@ -1,5 +1,6 @@
 """Do the files that are derived from the shards, manifests and summary, still say what the shards say?"""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -98,13 +99,20 @@ def check_summary(summary: Mapping, plan: Plan, counts: Mapping[str, int] | None
     """What a summary says wrongly, or nothing.
 
     counts: of the verdicts at the summary's thresholds, None where not every shard could be read. manifest: the
-    thresholds of manifest.parquet, None when there is none.
+    thresholds of manifest.parquet, None when there is none. Counts and thresholds that an older summary does not name
+    are 0 and none.
     """
+    summary = dict(summary)
+    with contextlib.suppress(KeyError, TypeError):
+        summary["counts"] = dict.fromkeys(VERDICTS, 0) | summary["counts"]
+        summary["percent"] = dict.fromkeys(VERDICTS, 0.0) | summary["percent"]
+    with contextlib.suppress(KeyError, TypeError, InputError):
+        summary["thresholds"] = dataclasses.asdict(Thresholds(**summary["thresholds"]))
     expected = {
         "plan_hash": plan.configuration.hash,
         "people": plan.people,
         "images": plan.images,
-        "configuration": json.loads(json.dumps(dataclasses.asdict(plan.configuration))),
+        "configuration": json.loads(json.dumps(plan.configuration.settings())),
     }
     if counts is not None:
         expected["counts"] = dict(counts)

@@ -9,107 +9,18 @@ import hashlib
 import json
 import math
 import os
-import struct
 from collections.abc import Iterable, Iterator
 
+from datasets.configuration import Configuration, Origin, check
 from datasets.output import Output
 from models.errors import InputError
 
 PLAN_FILE = "plan.json"
 NUM_WS = 16  # style inputs of a StyleGAN3 generator
 LAYER_GROUPS = {"coarse": (0, 5), "middle": (5, 11), "fine": (12, 15), "all": (0, NUM_WS - 1)}
-METHODS = ("mix", "interpolate")
-FORMATS = ("jpeg", "png")
 MAX_UNITS = 1_000_000  # shards/NNN/unit-NNNNNN.parquet has three and six digits
 UNIT_PIXEL_BYTES = 16_000_000  # raw pixels of a unit, whatever --unit-images allows
-PERSON_PIXEL_BYTES = 1_000_000_000  # a person is never divided, so this much must fit a worker
 UNITS_OF_A_SMALL_RUN = 32  # small runs are cut finer, so that pools share them and progress is seen
-
-
-@dataclasses.dataclass(frozen=True)
-class Configuration:
-    """Everything that changes the bytes of a shard, and nothing else.
-
-    The numbers of people and the verdict thresholds are absent: more people extend a run, other
-    thresholds are another manifest over the same shards. `reference_threshold` is the detector threshold
-    that a person's first passing variant had to reach to become its similarity reference: the run's
-    threshold when the folder was begun. Raises InputError for a value out of range.
-    """
-
-    seed: int
-    variants: int
-    method: str
-    layers: tuple[int, ...]
-    amount: float | None
-    truncation_psi: float
-    network: str  # sha256 of the file
-    height: int
-    width: int
-    format: str
-    jpeg_quality: int | None
-    unit_images: int
-    detector: str  # sha256 of the weights
-    reference_threshold: float
-    ssim_data_range: float
-    recipe: int = 1  # raised whenever a change of this code changes bytes
-
-    def __post_init__(self) -> None:
-        _check("--seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
-        _check("--variants", self.variants, self.variants >= 1, "1 or more (the base image is one of them)")
-        _check("--method", self.method, self.method in METHODS, " or ".join(METHODS))
-        if self.amount is not None:
-            _check("--amount", self.amount, 0 < self.amount <= 1, "above 0, at most 1")
-        _check("--truncation-psi", self.truncation_psi, -2 <= self.truncation_psi <= 2, "-2 to 2")
-        _check("--height", self.height, 8 <= self.height <= 4096, "8 to 4096 pixels")
-        _check("--width", self.width, 8 <= self.width <= 4096, "8 to 4096 pixels")
-        _check("--format", self.format, self.format in FORMATS, " or ".join(FORMATS))
-        if self.jpeg_quality is not None:
-            _check("--jpeg-quality", self.jpeg_quality, 1 <= self.jpeg_quality <= 100, "1 to 100")
-        _check("--unit-images", self.unit_images, 1 <= self.unit_images <= 100_000, "1 to 100000")
-        _check("--detector-threshold", self.reference_threshold, 0 <= self.reference_threshold <= 1, "0 to 1")
-        finite = math.isfinite(self.ssim_data_range) and self.ssim_data_range > 0
-        _check("--ssim-data-range", self.ssim_data_range, finite, "a finite number above 0")
-        if self.person_pixel_bytes > PERSON_PIXEL_BYTES:
-            raise InputError(
-                f"--variants {self.variants} at {self.height} x {self.width}: one person is never divided and would "
-                f"take {self.person_pixel_bytes / 1e9:.1f} GB of raw pixels; at most "
-                f"{PERSON_PIXEL_BYTES // self.image_bytes} variants fit"
-            )
-
-    @property
-    def image_bytes(self) -> int:
-        """Raw bytes of one image."""
-        return self.height * self.width * 3
-
-    @property
-    def person_pixel_bytes(self) -> int:
-        """Raw bytes of all images of one person."""
-        return self.variants * self.image_bytes
-
-    @property
-    def hash(self) -> str:
-        """sha256 of the configuration as canonical JSON; it stands in every shard."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def person_seed(self, person: int) -> int:
-        """Seed of a person's z: the same person as in the reference StyleGAN3 tools, `--seeds=` this
-        number."""
-        return self.seed + person
-
-    def mix_seed(self, person: int, variant: int) -> int:
-        """Seed of the z that a variant is mixed with, below 2^32.
-
-        The first four bytes (little-endian) of the sha256 of (seed, person, variant), each as an unsigned
-        64-bit little-endian integer.
-        """
-        digest = hashlib.sha256(struct.pack("<QQQ", self.seed, person, variant)).digest()
-        return int.from_bytes(digest[:4], "little")
-
-
-def _check(option: str, value: object, good: bool, allowed: str) -> None:
-    if not good:
-        raise InputError(f"{option} {value}: must be {allowed}")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -194,11 +105,14 @@ class Plan:
         """This plan with as many people in all; the same plan when it has that many or more.
 
         Units that are already there stay as they are: new people become a new extent. Raises InputError
-        for less than one person, for a seed beyond 2^32 and for more units than file names can count.
+        for less than one person, for a seed beyond 2^32, for more real people than the latents table has and for
+        more units than file names can count.
         """
         configuration = self.configuration
-        _check("--people", people, people >= 1, "1 or more")
-        if configuration.seed + people > 2**32:
+        check("--people", people, people >= 1, "1 or more")
+        if configuration.latents is not None and people > len(configuration.origins):
+            raise InputError(f"--people {people}: --latents has {len(configuration.origins)} people")
+        if configuration.latents is None and configuration.seed + people > 2**32:
             raise InputError(
                 f"--people {people}: seeds end at 4294967295, so --seed {configuration.seed} leaves room for "
                 f"{2**32 - configuration.seed} people"
@@ -227,7 +141,7 @@ class Plan:
         """The text of plan.json."""
         content = {
             "hash": self.configuration.hash,
-            "configuration": dataclasses.asdict(self.configuration),
+            "configuration": self.configuration.values(),
             "people": self.people,
             "images": self.images,
             "units": self.unit_count,
@@ -257,6 +171,7 @@ def read_plan(output: Output) -> Plan | None:
     try:
         content = json.loads(text)
         values = {**content["configuration"], "layers": tuple(content["configuration"]["layers"])}
+        values["origins"] = tuple(Origin(**origin) for origin in values.get("origins", ()))
         extents = tuple(Extent(**extent) for extent in content["extents"])
         plan = Plan(Configuration(**values), extents)
         intact = plan.configuration.hash == content["hash"]
@@ -279,6 +194,8 @@ def agree(existing: Plan | None, configuration: Configuration, people: int) -> P
         return Plan(configuration).extended(people)
     old = dataclasses.asdict(existing.configuration)
     new = dataclasses.asdict(configuration) | {"reference_threshold": old["reference_threshold"]}
+    if old["latents"] != new["latents"]:  # then the origins differ as well
+        new["origins"] = old["origins"]
     different = [f"{key} is {_short(old[key])}, not {_short(new[key])}" for key in old if old[key] != new[key]]
     if different:
         raise InputError(

@@ -14,10 +14,8 @@ from datasets.plan import PLAN_FILE, Plan, Unit, read_plan
 from datasets.reid_images import UNKNOWN_CAMERA, Listing
 from datasets.reid_splits import DERIVED, derived_split
 from datasets.shards import read_shard
-from datasets.verdicts import KEPT
+from datasets.verdicts import KEPT, LATENT
 from models.errors import InputError
-
-LATENT = "latent"  # the `source` of images made from a real person's latents
 
 
 def holds(root: str | Path) -> bool:
@@ -41,10 +39,10 @@ def read_run(
 ) -> Listing:
     """The kept images of a run, as bytes, in the order of person and variant.
 
-    identities: the run's person + 1 (persons count from 0); people: the person as written in the run. most_people:
-    of those with a kept image the first so many; most_variants: the first so many kept images of each. latent_only:
-    those whose `source` is "latent", whose person is a real one's identity. Reads the shards of the images chosen.
-    Raises InputError where there is no run, no manifest or no image.
+    identities: the run's person + 1 (persons count from 0); people: the person as written in the run, or, in a run made
+    from latents, what the real data call that person. most_people: of those with a kept image the first so many;
+    most_variants: the first so many kept images of each. latent_only: those whose `source` is "latent". Reads the
+    shards of the images chosen. Raises InputError where there is no run, no manifest or no image.
     """
     output = Output(os.fspath(root))
     plan = read_plan(output)
@@ -76,9 +74,14 @@ def read_run(
         identities=np.array([row["person"] + 1 for row in rows], np.int64),
         cameras=np.array(cameras, np.int64),
         names=tuple(f"{row['person']}/{row['variant']}" for row in rows),
-        people={row["person"] + 1: str(row["person"]) for row in rows},
+        people={row["person"] + 1: _name(plan, row["person"]) for row in rows},
         notes=tuple(notes),
     )
+
+
+def _name(plan: Plan, person: int) -> str:
+    origins = plan.configuration.origins
+    return origins[person].name if origins else str(person)
 
 
 def _first(rows: list[dict], most_people: int | None, most_variants: int | None) -> list[dict]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from datasets import reid_runs
 from datasets.image_tree import identities_sha256
+from datasets.real_people import matched_names
 from datasets.reid_images import Listing
 from datasets.reid_market import toy_crowd_record
 from datasets.reid_readers import address, read_split
@@ -157,21 +158,8 @@ def _named_apart(listing: Listing, root: str | Path, taken: set[str]) -> tuple[s
 
 
 def _matched(listing: Listing, real: Source, toy: Mapping | None) -> Source:
-    """The variants that show a real person, under that person's name.
-
-    Names are compared as they are, then, where both are numbers, by value: a run writes 2 where a tree writes 0002.
-    """
-    names = set(real.people)
-    by_value = collections.defaultdict(list)
-    for name in names:
-        if (value := _value(name)) is not None:
-            by_value[value].append(name)
-    matches = {}
-    for person in dict.fromkeys(_persons(listing)):
-        value = _value(person)
-        same = [person] if person in names else by_value.get(value, []) if value is not None else []
-        if len(same) == 1:  # of two real people "7" and "007", nobody knows which
-            matches[person] = same[0]
+    """The variants that show a real person, under that person's name (`datasets.real_people.matched_names`)."""
+    matches = matched_names(_persons(listing), real.people)
     strangers = [person for person in dict.fromkeys(_persons(listing)) if person not in matches]
     shown = ", ".join(map(repr, strangers[:_SHOWN])) + ", ..." * (len(strangers) > _SHOWN)
     if not matches:
@@ -186,10 +174,6 @@ def _matched(listing: Listing, real: Source, toy: Mapping | None) -> Source:
             f"{real.listing.name} are left out: {shown}"
         )
     return Source(VARIANTS, listing, tuple(matches[person] for person in _persons(listing)), toy)
-
-
-def _value(name: str) -> int | None:
-    return int(name) if name.isascii() and name.isdecimal() and len(name) < 19 else None
 
 
 def _first_images(source: Source, most: int | None, seen: collections.Counter[str]) -> Source:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from datasets.decoding import DecodingError, decode
 from datasets.output import Output
 from datasets.plan import Configuration, Plan, Unit
+from datasets.planned_rows import planned_columns
 from datasets.shards import SCHEMA, SHARD_FOLDER, SHARD_NAME, decode_shard, encode_shard, shard_name
 from models.errors import InputError
 
@@ -27,6 +28,8 @@ WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+(-SNAPSHOT)?")
 MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 ADVICE = "remove it and run the same command again"
 LINES = 10  # of findings; the rest is counted
+IDENTITY_SCORES = ("identity_cosine", "identity_margin", "nearest_identity")
+ROUNDING = 1e-5  # of cosines in float32
 
 
 class Findings:
@@ -186,27 +189,11 @@ def _is_canonical(content: bytes, table: pa.Table, plan_hash: str) -> bool:
 
 def wrong_columns(table: pa.Table, configuration: Configuration, unit: Unit) -> list[str]:
     """Columns of a unit's rows that differ from what the plan says, the first difference of each."""
-    c = configuration
-    variants = table["variant"].to_pylist()
-    varied = [variant > 0 for variant in variants]
-    count = len(variants)
-    expected = {
-        "unit": [unit.unit] * count,
-        "source": ["seed"] * count,
-        "source_path": [None] * count,
-        "camera": [None] * count,
-        "seed": [c.person_seed(person) for person in table["person"].to_pylist()],
-        "mix_seed": [
-            c.mix_seed(person, variant) if variant else None
-            for person, variant in zip(table["person"].to_pylist(), variants, strict=True)
-        ],
-        "method": [c.method] * count,
-        "mix_layers": [list(c.layers) if mixed else [] for mixed in varied],
-        "amount": [c.amount if mixed else None for mixed in varied],
-        "truncation_psi": [c.truncation_psi] * count,
-        "height": [c.height] * count,
-        "width": [c.width] * count,
-    }
+    count = table.num_rows
+    expected = {"unit": [unit.unit] * count}
+    for person in range(unit.first_person, unit.first_person + unit.people):
+        for name, values in planned_columns(configuration, person).items():
+            expected.setdefault(name, []).extend(values)
     wrong = []
     for name, values in expected.items():
         wanted = pa.array(values, SCHEMA.field(name).type)
@@ -222,7 +209,7 @@ def wrong_scores(table: pa.Table, configuration: Configuration) -> list[str]:
 
     An image with status ok has bytes, both scores in range, and its person's reference: the first variant that
     reaches the plan's reference threshold, else the first that is ok; the reference's SSIM is 1. One with status
-    error says why and has no scores.
+    error says why and has no scores. Scores of identity: see `_identity_rules`.
     """
     status = table["status"].combine_chunks()
     ok = pc.equal(status, "ok").fill_null(False).to_numpy(zero_copy_only=False)
@@ -236,7 +223,9 @@ def wrong_scores(table: pa.Table, configuration: Configuration) -> list[str]:
     )
     stored = table["reference_variant"].fill_null(-1).to_numpy()
     shape = (-1, configuration.variants)  # [people, variants]: rows stand so, decode_shard has seen to it
-    good = ok.reshape(shape)
+    # The identity stage comes after the reference was chosen: an image that it cannot judge keeps the scores of before.
+    judged_before = error & has["image"] & has["reference_variant"] & (configuration.identity is not None)
+    good = (ok | judged_before).reshape(shape)
     passing = good & (detector >= configuration.reference_threshold).reshape(shape)
     reference = np.where(passing.any(1), passing.argmax(1), good.argmax(1)).repeat(configuration.variants)
     is_reference = ok & (table["variant"].to_numpy() == reference)
@@ -246,13 +235,36 @@ def wrong_scores(table: pa.Table, configuration: Configuration) -> list[str]:
         "status ok without an image": ok & ~has["image"],
         "status ok with a message": ok & has["message"],
         "status error without a message": error & ~has["message"],
-        "status error with scores": error & scored,
+        "status error with scores": error & scored & ~judged_before,
         "detector_score is not within 0..1": ok & ~((detector >= 0) & (detector <= 1)),
         "ssim is not within -1..1": ok & ~((ssim >= -1) & (ssim <= 1)),
         "reference_variant is not what the scores say": ok & (stored != reference),
         "the reference's ssim is not 1": is_reference & (ssim != 1),
-    }
+    } | _identity_rules(table, configuration, ok, reference)
     return [f"{_place(table, int(bad.argmax()))}: {rule}" for rule, bad in rules.items() if bad.any()]
+
+
+def _identity_rules(
+    table: pa.Table, configuration: Configuration, ok: np.ndarray, reference: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Rules and the rows that break them. Scores of identity are there where the plan has that stage and the image is
+    ok, but for real people of whom no picture was given; the last two only where real pictures were."""
+    has = {name: table[name].is_valid().to_numpy() for name in IDENTITY_SCORES}
+    cosine, margin = (table[name].cast(pa.float64()).fill_null(np.nan).to_numpy() for name in IDENTITY_SCORES[:2])
+    allowed = ok & (configuration.identity is not None)
+    compared = allowed & (configuration.real is not None)
+    is_reference = allowed & (table["variant"].to_numpy() == reference)
+    people = is_reference.reshape(-1, configuration.variants).any(axis=1)  # whose reference can be compared with
+    artificial = people.repeat(configuration.variants) & (configuration.latents is None)
+    return {
+        "scores of identity that nothing can have given": has["identity_cosine"] & ~allowed
+        | (has["identity_margin"] | has["nearest_identity"]) & ~compared,
+        "no identity_cosine": allowed & ~has["identity_cosine"] & artificial,
+        "no nearest_identity": compared & ~has["nearest_identity"],
+        "identity_cosine is not within -1..1": has["identity_cosine"] & ~(np.abs(cosine) <= 1 + ROUNDING),
+        "identity_margin is not within -2..2": has["identity_margin"] & ~(np.abs(margin) <= 2 + ROUNDING),
+        "the reference's identity_cosine is not 1": is_reference & artificial & (cosine != 1),
+    }
 
 
 def wrong_images(table: pa.Table, configuration: Configuration, decoded: Callable[[int], bool]) -> list[str]:
@@ -269,6 +281,8 @@ def wrong_images(table: pa.Table, configuration: Configuration, decoded: Callabl
             fault = None if content.startswith(MAGIC[c.format]) else f"the image is no {c.format}"
         except DecodingError as error:
             fault = str(error)
+        if c.identity is not None and status[row] == "error" and table["reference_variant"][row].is_valid:
+            continue  # the stage of identities could not judge it: see wrong_scores
         if (fault is None) != (status[row] == "ok"):
             wrong.append(f"{_place(table, row)}: {fault or 'status error, but its image is good'}")
     return wrong

@@ -1,51 +1,62 @@
-"""People from seeds: made, varied, filtered and committed, unit by unit, on Ray."""
+"""People from seeds, or real ones from latents: made, varied, filtered and committed, unit by unit, on Ray."""
 
 import dataclasses
 import functools
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import ray
 import tyro
 
 from actors.shard_writer import ShardWriter
+from datasets.configuration import Configuration
 from datasets.inputs import local_copy
 from datasets.lease import hold
 from datasets.output import Output
-from datasets.plan import Configuration, Plan, Unit, agree, file_sha256, parse_layers, read_plan
+from datasets.plan import Plan, Unit, agree, read_plan
+from datasets.planned_rows import people_without_partners
 from datasets.shards import finished_units
+from datasets.style_codes import real_codes
 from datasets.verdicts import Thresholds
 from jobs.common import connect, run_job
 from models import weights
-from models.errors import InputError
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import failure_advice, make_units
+from pipeline.generation_inputs import Inputs, freeze, read_inputs
 from pipeline.pools import Pool, describe, fit_pools
 from reporting.forecast import forecast
 from reporting.results import REPORT, SHEET, counts_of, is_published, publish, read_summary
-from reporting.tables import discard_table
+from reporting.tables import discard_table, filters_set
+
+if TYPE_CHECKING:
+    from models.stylegan3 import Generator
 
 THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a score
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Make artificial people and pictures of each, filter them, and write them with their scores.
+    """Make people, artificial or real, and pictures of each, filter them, and write them with their scores.
 
     The same command again does what is missing and nothing else; more --people extend a run.
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write: a folder that every node sees, or a URI such as s3://bucket/run."""
-    people: int = 24
-    """Number of people. Person i is seed + i."""
+    people: int | None = None
+    """Number of people, by default 24, with --latents all. Person i is seed + i, or the i-th of the latents."""
     variants: int = 51
     """Pictures of each person, the base image among them; the study's number."""
     seed: int = 0
-    """Seed of the first person: the same person as `--seeds` of the reference StyleGAN3 tools."""
+    """Seed of the first person: the same person as `--seeds` of the reference StyleGAN3 tools. It decides
+    what variants take, too, also with --latents."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """A reference .pkl, a .safetensors of ours or a .pt state dict; by default the demo network (a toy)."""
+    latents: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """Real people instead of seeds: what jobs/invert.py wrote with this network, a folder or its latents.parquet."""
+    partners: Literal["random", "people", "pictures"] = "random"
+    """Whose styles variants take. people: other real people's pictures. pictures: the person's other pictures, with
+    interpolate; who has one picture only is not varied."""
     method: Literal["mix", "interpolate"] = "mix"
     """mix: a variant takes the chosen layers' styles from another code. interpolate: it moves towards one."""
     layers: str | None = None
@@ -73,6 +84,16 @@ class Config:
     ssim_data_range: float = 4095.0
     """Range of values SSIM assumes. Images are 8 bit, but the study's tool said 4095, and its floor of
     0.75 means something only beside that: at 255 nearly every image of another pose falls below it."""
+    identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """A re-ID network (jobs/train_reid.py, layumi, torchreid) that compares each image with its person."""
+    real: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Pictures of real people for --identity: with --latents the data set they were made of."""
+    identity_floor: float | None = None
+    """Least cosine to the person: to a real picture, or to an artificial person's reference."""
+    identity_margin: float | None = None
+    """Least lead of that cosine over the one to anybody else's real picture: 0 keeps images liker nobody else."""
+    identity_ceiling: float | None = None
+    """Greatest cosine to a real picture, against near-copies."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
     unit_images: int = 512
@@ -83,10 +104,14 @@ class Config:
     """Actors that make images; by default one a GPU, without GPUs one a CPU."""
     detectors: int | None = None
     """Actors of the pedestrian filter; by default as many."""
+    identifiers: int | None = None
+    """Actors of --identity; by default as many."""
     gpus_per_generator: float | None = None
     """GPUs of each generator, fractions allowed; by default 0.6, so that each card gets one."""
     gpus_per_detector: float | None = None
-    """GPUs of each detector, fractions allowed; by default the 0.4 beside a generator."""
+    """GPUs of each detector, fractions allowed; by default the 0.4 beside a generator, with --identity 0.24."""
+    gpus_per_identifier: float | None = None
+    """GPUs of each actor of --identity, fractions allowed; by default the 0.16 beside the others."""
     gpus: int | None = None
     """Ask the autoscaler for so many GPUs and wait until they are there; by default take what is there."""
     gpu_minutes: float = 20.0
@@ -94,79 +119,74 @@ class Config:
     dry_run: bool = False
     """Print plan, pools, expected time and disk; write nothing."""
 
-    def frozen(self, network: Path) -> Configuration:
-        """The part that changes bytes, checked. Raises InputError."""
-        mix = self.method == "mix"
-        if mix and self.amount is not None:
-            raise InputError(f"--amount {self.amount}: it belongs to --method interpolate")
-        fields = {field.name for field in dataclasses.fields(Configuration)}
-        derived = {
-            "layers": parse_layers(self.layers if self.layers is not None else "middle" if mix else "all"),
-            "amount": None if mix else 0.5 if self.amount is None else self.amount,
-            "jpeg_quality": self.jpeg_quality if self.format == "jpeg" else None,
-            "network": file_sha256(network, "--network"),
-            "detector": weights.WEIGHTS["yolov4-tiny"].files[0].sha256,  # `weights.get` takes no other
-            "reference_threshold": self.detector_threshold,
-        }
-        return Configuration(**({name: vars(self)[name] for name in vars(self).keys() & fields} | derived))
+    @property
+    def thresholds(self) -> Thresholds:
+        """What an image must reach to be kept. Raises InputError."""
+        names = [field.name for field in dataclasses.fields(Thresholds) if field.name != "detector"]
+        return Thresholds(self.detector_threshold, **{name: vars(self)[name] for name in names})
+
+    def frozen(self, inputs: Inputs, existing: Plan | None = None) -> Configuration:
+        """The part that changes bytes, checked; `existing` as for `freeze`. Raises InputError."""
+        return freeze(vars(self), inputs, existing)
 
 
 def main(config: Config) -> int | None:
     """Plan, make what is missing, derive what people look at. Returns 1 when units failed for good."""
-    thresholds = Thresholds(config.detector_threshold, config.ssim_floor, config.ssim_ceiling)
-    output = Output(config.out)
-    network = local_copy(config.network, "--network") if config.network else weights.DEMO_NETWORK
-    configuration = config.frozen(network)
-    plan = agree(read_plan(output), configuration, config.people)
+    thresholds, output = config.thresholds, Output(config.out)
+    inputs, existing = read_inputs(vars(config)), read_plan(output)
+    configuration = config.frozen(inputs, existing)
+    people = config.people
+    if people is None:
+        people = inputs.latents.people if inputs.latents else 24
+    plan = agree(existing, configuration, people)
     pending = plan.pending(finished_units(output))
-    print(plan.describe(len(pending), config.people), flush=True)
+    print(plan.describe(len(pending), people), flush=True)
+    if note := people_without_partners(configuration, plan.people):
+        print(note, file=sys.stderr)
     if config.dry_run:
-        return expect(config, output, plan, thresholds, network, pending) if pending else None
-    if (pending or not is_published(output, plan, thresholds)) and make(
-        config, output, configuration, thresholds, network
-    ):
+        return expect(config, output, plan, inputs, pending) if pending else None
+    if (pending or not is_published(output, plan, thresholds)) and make(config, output, configuration, people, inputs):
         return 1
-    print(discard_table(counts_of(read_summary(output))))
+    print(discard_table(counts_of(read_summary(output)), filters_set(dataclasses.asdict(thresholds))))
     print(f"contact sheet: {output.address(SHEET)}\nreport: {output.address(REPORT)}")
     return 0
 
 
-def expect(
-    config: Config, output: Output, plan: Plan, thresholds: Thresholds, network: Path, pending: list[Unit]
-) -> None:
+def expect(config: Config, output: Output, plan: Plan, inputs: Inputs, pending: list[Unit]) -> None:
     """A dry run: print what the pending units will take."""
     from models.stylegan3.checkpoint import load_network
 
-    stages, device = prepare(config, output, plan, thresholds, load_network(network).generator)
+    stages, device = prepare(config, output, plan, inputs, load_network(inputs.network).generator)
     images = sum(unit.people for unit in pending) * plan.configuration.variants
-    print(forecast(stages[:-1], plan_pools(config, device, len(pending)), images, resources().cpus, output))
+    pools = plan_pools(config, device, len(pending))
+    print(forecast(stages[:-1], pools, images, resources().cpus, output))
 
 
-def make(
-    config: Config, output: Output, configuration: Configuration, thresholds: Thresholds, network: Path
-) -> int | None:
+def make(config: Config, output: Output, configuration: Configuration, people: int, inputs: Inputs) -> int | None:
     """Make what is missing, as the only driver in this folder; returns how many units failed for good."""
     from models.stylegan3.checkpoint import load_network  # it brings PyTorch: a finished run is quick without
 
     with hold(output) as lease:
-        plan = agree(read_plan(output), configuration, config.people)  # another driver may just have ended
+        plan = agree(read_plan(output), configuration, people)  # another driver may just have ended
         pending = plan.pending(finished_units(output))
-        loaded, times = load_network(network), None
+        loaded, times = load_network(inputs.network), None
         if pending:
-            stages, device = prepare(config, output, plan, thresholds, loaded.generator)
+            stages, device = prepare(config, output, plan, inputs, loaded.generator)
             pools = plan_pools(config, device, len(pending))  # what does not fit is refused before anything is written
             again = functools.partial(plan_pools, config, device)
             times, failed = make_units(output, plan, pending, stages, pools, again, lease)
             if failed:
                 print(failure_advice(output, failed), file=sys.stderr)
                 return failed
-        record = {"file": network.name, "sha256": loaded.sha256, **loaded.record}
-        publish(output, plan, thresholds, record, times)
+        if inputs.identity:
+            inputs.identity.look_for_copies(output, plan, config.device)
+        record = {"file": inputs.network.name, "sha256": loaded.sha256, **loaded.record}
+        publish(output, plan, config.thresholds, record, times)
     return None
 
 
 def prepare(
-    config: Config, output: Output, plan: Plan, thresholds: Thresholds, generator: object
+    config: Config, output: Output, plan: Plan, inputs: Inputs, generator: "Generator"
 ) -> tuple[list[tuple[type, dict]], str]:
     """The pipeline: its stages with their arguments, and the device of the heavy ones, on the connected cluster."""
     from actors.pedestrian_detector import PedestrianDetector
@@ -174,9 +194,12 @@ def prepare(
     from actors.style_mixer import StyleMixer, check_network
 
     c = plan.configuration
-    check_network(generator.config, c)
+    codes = real_codes(inputs.latents, c, plan.people) if inputs.latents else None
+    check_network(generator.config, c, codes)
     own = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
     detector = weights.contents(weights.get("yolov4-tiny", own))
+    if inputs.identity:
+        _ = inputs.identity.network  # a file that is none is refused before Ray starts
     connect()
     if config.gpus and not config.dry_run:
         wait_for_gpus(config.gpus, config.gpu_minutes)
@@ -185,12 +208,14 @@ def prepare(
         device = "cuda" if gpus else "cpu"
         print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
     here = {"device": device, "threads": THREADS}
+    people = {"codes": ray.put(codes)} if codes else {}
     scoring = {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS}
     stages = [
-        (StyleMixer, {"generator": ray.put(generator), "configuration": c, **here}),
+        (StyleMixer, {"generator": ray.put(generator), "configuration": c, **people, **here}),
         (PedestrianDetector, {"weights": ray.put(detector), "height": c.height, "width": c.width, **here}),
         (SimilarityScorer, scoring),
-        (ShardWriter, {"address": output.secret_address, "plan_hash": c.hash, "thresholds": thresholds}),
+        *([inputs.identity.stage(c, here, config.dry_run)] if inputs.identity else []),
+        (ShardWriter, {"address": output.secret_address, "plan_hash": c.hash, "thresholds": config.thresholds}),
     ]
     return stages, device
 
@@ -201,6 +226,7 @@ def plan_pools(config: Config, device: str, units: int) -> list[Pool]:
         Pool("generators", config.generators, gpus=config.gpus_per_generator),
         Pool("detectors", config.detectors, gpus=config.gpus_per_detector),
         Pool("scorers", cpus=0.25),
+        *([Pool("identifiers", config.identifiers, gpus=config.gpus_per_identifier)] if config.identity else []),
         Pool("writers", cpus=0.25),
     ]
     if config.gpus and device == "cuda" and not resources().gpus:

@@ -4,16 +4,19 @@ import dataclasses
 import re
 from typing import Annotated
 
+import pyarrow as pa
 import tyro
 
-from datasets.manifest import manifest_name, write_manifest
+from datasets.manifest import manifest_name, read_manifest, write_manifest
 from datasets.output import Output
 from datasets.plan import read_plan
 from datasets.shards import finished_units
-from datasets.verdicts import Thresholds
+from datasets.verdicts import Thresholds, nearest_real_picture
 from jobs.common import run_job
 from models.errors import InputError
-from reporting.tables import discard_table
+from reporting.tables import discard_table, filters_set
+
+SCORES = ["source", "identity_cosine", "identity_margin"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +37,27 @@ class Config:
     """Least SSIM to the person's reference; None for no floor."""
     ssim_ceiling: float | None = None
     """Greatest SSIM to the person's reference, against near-copies; None for no ceiling."""
+    identity_floor: float | None = None
+    """Least likeness to the person, -1 to 1, as a re-ID network sees it: the cosine to the nearest real picture of a
+    real person, to the reference of an artificial one. Needs a run that compared identities; None for no floor."""
+    identity_margin: float | None = None
+    """How much liker its own person than anybody else real an image must be, -2 to 2: 0 asks that the nearest real
+    person is the right one. Needs real pictures in the run; None asks nothing."""
+    identity_ceiling: float | None = None
+    """Greatest likeness to an existing real picture, -1 to 1, against copies of training data: of the same person
+    for variants of real people, of anybody for artificial people. None for no ceiling."""
 
 
 def main(config: Config) -> None:
     """Check, derive, print."""
-    thresholds = Thresholds(config.detector_threshold, config.ssim_floor, config.ssim_ceiling)
+    thresholds = Thresholds(
+        config.detector_threshold,
+        config.ssim_floor,
+        config.ssim_ceiling,
+        config.identity_floor,
+        config.identity_margin,
+        config.identity_ceiling,
+    )
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config.name):
         raise InputError(f"--name {config.name!r}: give up to 64 letters, digits, - and _")
     output = Output(config.out)
@@ -58,8 +77,24 @@ def main(config: Config) -> None:
             f"verdicts use {config.detector_threshold:g}"
         )
     counts = write_manifest(output, plan, units, thresholds, config.name)
-    print(discard_table(counts))
+    for note in without_scores(read_manifest(output, config.name, SCORES), thresholds):
+        print(note)
+    print(discard_table(counts, filters_set(dataclasses.asdict(thresholds))))
     print(output.address(manifest_name(config.name)))
+
+
+def without_scores(manifest: pa.Table, thresholds: Thresholds) -> list[str]:
+    """A line for each identity threshold that cannot reject anything, as no image has the score it judges."""
+    scores = {
+        "identity_floor": (manifest["identity_cosine"].is_valid().to_numpy(), "likeness to its person"),
+        "identity_margin": (manifest["identity_margin"].is_valid().to_numpy(), "likeness to other real people"),
+        "identity_ceiling": (~nearest_real_picture(manifest)[1], "likeness to real pictures"),
+    }
+    return [
+        f"--{name.replace('_', '-')} {getattr(thresholds, name):g} rejects nothing: the run measured no {what}"
+        for name, (scored, what) in scores.items()
+        if getattr(thresholds, name) is not None and not scored.any()
+    ]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import tyro
 
 from datasets.derived_checks import DerivedChecks
 from datasets.failures import failed_units, failure_name, read_failure
+from datasets.latents import read_latents
 from datasets.manifest import manifest_name
 from datasets.output import Output
 from datasets.plan import PLAN_FILE, Plan, Unit, read_plan
@@ -39,6 +40,8 @@ class Config:
     """Which images are decoded, to see that they are pictures of the right size."""
     network: Path | None = None
     """The run's network: the sample's images are then made again as well, and compared."""
+    latents: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """With --network, for a run of real people: the latents that it was made from."""
     yolo_weights: Path | None = None
     """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -51,6 +54,8 @@ def main(config: Config) -> int:
         raise InputError(f"--sample {config.sample}: must be 0 or more")
     if config.network and not config.sample:
         raise InputError(f"--network {config.network}: there is no sample to compare with --sample 0")
+    if config.latents and not config.network:
+        raise InputError(f"--latents {config.latents}: images are made again of them with --network")
     output, findings = Output(config.out), Findings()
     names = output.list("")
     try:
@@ -62,7 +67,8 @@ def main(config: Config) -> int:
     if people:
         from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
 
-        again = Recomputation(plan, config.yolo_weights, config.network, config.device)
+        latents = read_latents(config.latents) if config.latents else None
+        again = Recomputation(plan, config.yolo_weights, config.network, config.device, latents)
     present = check_names(names, plan, findings)
     report_failures(output, present, findings)
     check_units(config, output, plan, present, names, people, again, findings)

@@ -10,7 +10,7 @@ from datasets.lease import Lease
 from datasets.output import Output
 from datasets.plan import PLAN_FILE, Plan, Unit
 from datasets.shards import finished_units
-from datasets.verdicts import KEPT
+from datasets.verdicts import KEPT, VERDICTS
 from models.errors import InputError
 from pipeline.pools import Pool
 from pipeline.run import run_units
@@ -21,13 +21,32 @@ from reporting.results import RunTimes
 HOPELESS = 32  # units that fail before the first is made: the reason is not in them
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a run has to do, whatever it makes.
+
+    plan: the text of plan.json. rows: the pending units, one Ray Data row each. units, images: of the whole plan;
+    pending_images: of the rows. unit_bytes: raw pixels of the largest. seconds: what the last stage's columns
+    seconds_* are called, without that.
+    """
+
+    plan: bytes
+    rows: Sequence[dict]
+    units: int
+    images: int
+    pending_images: int
+    unit_bytes: int
+    seconds: tuple[str, ...]
+
+
 def committed(
     rows: Iterable[dict], output: Output, lease: Lease, line: ProgressLine, metrics: RunMetrics
 ) -> Iterator[dict]:
     """The rows of units that were written, counted; units that failed for good are recorded below `output`.
 
-    rows: of `run_units`, whose last stage is a ShardWriter. Ends early when HOPELESS units failed and none was made.
-    Raises InputError when nothing can be written, or when the lease is lost.
+    rows: of `run_units`, whose last stage writes shards and returns unit, images, problem, seconds_* and either a
+    number for each of VERDICTS, or that of images with an `error` where nothing filters the others. Ends early when
+    HOPELESS units failed and none was made. Raises InputError when nothing can be written, or when the lease is lost.
     """
     failed_before = failed_units(output)
     forget_failures(output, failed_before & finished_units(output))
@@ -44,18 +63,20 @@ def committed(
         else:
             if row["unit"] in failed_before:
                 forget_failures(output, [row["unit"]])
-            line.update(row["images"], row[KEPT])
-            metrics.update(row)
+            line.update(row["images"], row.get(KEPT))
+            unfiltered = dict.fromkeys(VERDICTS, 0) | {KEPT: row["images"] - row["error"]}
+            metrics.update(unfiltered | row)
             yield row
 
 
-def failure_advice(output: Output, failed: int) -> str:
-    """What happened to the units that failed for good, and what to do, in a line."""
+def failure_advice(output: Output, failed: int, others: str = "") -> str:
+    """What happened to the units that failed for good, and what to do, in a line; `others`: what can be done
+    without them (a job that makes people: a manifest of the others)."""
     first, units = read_failure(output, min(failed_units(output))), "units" if failed > 1 else "unit"
+    others = others or "`python jobs/refilter.py` makes a manifest of the others"
     return (
         f"{failed:,} {units} failed, the first in {first.stage}: {first.reason}. Reasons: "
-        f"{output.address(FAILED_FOLDER)}. The same command tries them again; `python jobs/refilter.py` makes a "
-        "manifest of the others"
+        f"{output.address(FAILED_FOLDER)}. The same command tries them again; {others}"
     )
 
 
@@ -68,21 +89,41 @@ def make_units(
     plan_again: Callable[[int], Sequence[Pool]],
     lease: Lease,
 ) -> tuple[RunTimes, int]:
+    """`make_work` for units of people that are made: the last stage is a ShardWriter."""
+    people = sum(unit.people for unit in pending)
+    work = Work(
+        plan=plan.to_json(),
+        rows=[dataclasses.asdict(unit) for unit in pending],
+        units=plan.unit_count,
+        images=plan.images,
+        pending_images=people * plan.configuration.variants,
+        unit_bytes=max(unit.people for unit in pending) * plan.configuration.person_pixel_bytes,
+        seconds=STAGES,
+    )
+    return make_work(output, work, stages, pools, plan_again, lease)
+
+
+def make_work(
+    output: Output,
+    work: Work,
+    stages: Sequence[tuple[type, dict]],
+    pools: Sequence[Pool],
+    plan_again: Callable[[int], Sequence[Pool]],
+    lease: Lease,
+) -> tuple[RunTimes, int]:
     """Put pending units through stages, the last of which writes them; returns what it took and how many units failed.
 
     The plan is written first, and what killed writers left is removed before and after.
     """
-    output.write(PLAN_FILE, plan.to_json())
+    output.write(PLAN_FILE, work.plan)
     output.remove_leftovers()
-    images = sum(unit.people for unit in pending) * plan.configuration.variants
-    finished = plan.unit_count - len(pending)
-    unit_bytes = max(unit.people for unit in pending) * plan.configuration.person_pixel_bytes
-    start, seconds = time.monotonic(), dict.fromkeys(STAGES, 0.0)
-    metrics = RunMetrics(output.root_address, plan.unit_count, finished)
-    with ProgressLine(plan.unit_count, plan.images, finished, plan.images - images) as line:
-        rows = run_units([dataclasses.asdict(unit) for unit in pending], stages, pools, plan_again, unit_bytes)
+    finished = work.units - len(work.rows)
+    start, seconds = time.monotonic(), dict.fromkeys(work.seconds, 0.0)
+    metrics = RunMetrics(output.root_address, work.units, finished)
+    with ProgressLine(work.units, work.images, finished, work.images - work.pending_images) as line:
+        rows = run_units(work.rows, stages, pools, plan_again, work.unit_bytes)
         for row in committed(rows, output, lease, line, metrics):
-            for stage in STAGES:
+            for stage in work.seconds:
                 seconds[stage] += row[f"seconds_{stage}"]
     output.remove_leftovers()  # of writers that were killed, while others went on
     return RunTimes(time.monotonic() - start, line.images, seconds), line.failed

@@ -14,9 +14,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from models.errors import InputError
 from pipeline.cluster import Node, Resources
 
-# The share of a card for the first of several heavy stages. More than half, so that Ray, which puts a fraction on the
-# fullest card with room, gives every generator a card of its own and every detector a place beside one. With halves,
-# two generators would share a card, and two detectors the next.
+# The share that each of several heavy stages has of what those before it left of a card; the last has the rest: 0.6 and
+# 0.4 for two stages, 0.6, 0.24 and 0.16 for three. More than half, so that Ray, which puts a fraction on the fullest
+# card with room, gives every generator a card of its own and every detector a place beside one. With halves, two
+# generators would share a card, and two detectors the next.
 FIRST_SHARE = 0.6
 FREE_SECONDS = 60  # for actors of an ended pipeline, or of a killed run, to leave their cards
 _WHOLE = 10_000  # one card, in the unit in which Ray itself counts
@@ -111,14 +112,13 @@ def _sized(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: 
     per_stage = available.gpus if on_gpu else sum(max(1, int(node.cpus)) for node in available.nodes)
     largest = max(node.gpus for node in available.nodes)
     heavy = [pool for pool in requests if pool.cpus is None]
-    spare = round(1 - sum(pool.gpus for pool in heavy if pool.gpus and pool.gpus < 1), 4)
+    usual = _shares(heavy)
     pools = []
     for pool in requests:
         size, gpus = max(1, int(available.cpus // 8)), 0.0
         if pool in heavy:
             size = per_stage
-            usual = FIRST_SHARE if pool is heavy[0] else round((1 - FIRST_SHARE) / (len(heavy) - 1), 4)
-            gpus = (min(usual, spare) if spare > 0 else usual) if on_gpu else 0.0
+            gpus = usual[heavy.index(pool)] if on_gpu else 0.0
         gpus = gpus if pool.gpus is None else pool.gpus
         if pool.size is not None and not 1 <= pool.size <= 16 * available.cpus:
             raise InputError(f"{pool.size} {pool.stage}: give 1 to {16 * available.cpus:g} on {available.cpus:g} CPUs")
@@ -129,6 +129,18 @@ def _sized(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: 
             )
         pools.append(dataclasses.replace(pool, size=min(pool.size or size, max(1, units)), gpus=gpus))
     return pools
+
+
+def _shares(heavy: Sequence[Pool]) -> list[float]:
+    """The share of a card of each heavy stage that asks for none; less where what the others ask for leaves less."""
+    shares, left = [], 1.0
+    for pool in heavy:
+        shares.append(left if pool is heavy[-1] and len(heavy) > 1 else FIRST_SHARE * left)
+        left -= shares[-1]
+    spare = 1 - sum(pool.gpus for pool in heavy if pool.gpus and pool.gpus < 1)
+    open_shares = sum(share for share, pool in zip(shares, heavy, strict=True) if pool.gpus is None)
+    fitting = min(1.0, spare / open_shares) if open_shares and spare > 1e-4 else 1.0
+    return [math.floor(share * fitting * _WHOLE + 1e-6) / _WHOLE for share in shares]
 
 
 def _place(
@@ -177,9 +189,10 @@ def take_cards(cards: list[int], gpus: float) -> tuple[int, ...] | None:
 def _no_room(pool: Pool, placed: int, pools: Sequence[Pool], available: Resources) -> str:
     asked = " and ".join(f"{p.size} {p.stage} of {p.gpus:g} GPU" for p in pools if p.gpus)
     fewer = f"--{pool.stage} {placed} or " if placed else ""
+    options = ", ".join(f"--gpus-per-{p.stage[:-1]}" for p in pools if p.gpus)
     return (
         f"{asked} do not fit on {available}: Ray fills the fullest card first, and {pool.size - placed} {pool.stage} "
-        f"find no card with room; give {fewer}smaller shares of a card (--gpus-per-generator, --gpus-per-detector)"
+        f"find no card with room; give {fewer}smaller shares of a card ({options})"
     )
 
 

@@ -9,7 +9,9 @@ from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer, check_network
 from datasets.decoding import decode
+from datasets.latents import Latents
 from datasets.plan import Configuration, Plan, Unit, file_sha256
+from datasets.style_codes import real_codes
 from datasets.units import images_of, with_columns
 from models import weights
 from models.errors import InputError
@@ -25,18 +27,26 @@ MEAN_PIXEL_DIFFERENCE = 0.5
 class Recomputation:
     """The scores, and with a network the images, of single persons again: by the stages that made them, without Ray.
 
-    `yolo_weights` and `network` are files or None, `device` is "cpu" or "cuda". As text it says how much it has
-    compared and the greatest differences. Raises InputError when the files are not those that the run was made with.
+    `yolo_weights` and `network` are files or None, `device` is "cpu" or "cuda". `latents`: what the run's people come
+    from, needed with a network where they are no seeds'. As text it says how much it has compared and the greatest
+    differences. Raises InputError when the files are not those that the run was made with.
     """
 
-    def __init__(self, plan: Plan, yolo_weights: Path | None, network: Path | None, device: str):
+    def __init__(
+        self,
+        plan: Plan,
+        yolo_weights: Path | None,
+        network: Path | None,
+        device: str,
+        latents: Latents | None = None,
+    ):
         c = self.configuration = plan.configuration
         if c.detector != weights.WEIGHTS["yolov4-tiny"].files[0].sha256:
             raise InputError(f"the run's detector ({c.detector[:12]}...) is not ours: --sample 0 checks all else")
         path = weights.get("yolov4-tiny", yolo_weights)
         self.detector = PedestrianDetector(path, c.height, c.width, device=device)
         self.similarity = SimilarityScorer(c.reference_threshold, data_range=c.ssim_data_range)
-        self.mixer = _mixer(network, c, device) if network else None
+        self.mixer = _mixer(network, plan, device, latents) if network else None
         self.images, self.greatest, self.greatest_pixel = 0, 0.0, 0
 
     def __str__(self) -> str:
@@ -101,12 +111,25 @@ def _row(images: pa.Table) -> pa.Table:
     return with_columns(pa.table({"unit": pa.array([0], pa.int64())}), columns)
 
 
-def _mixer(network: Path, configuration: Configuration, device: str) -> StyleMixer:
+def _mixer(network: Path, plan: Plan, device: str, latents: Latents | None) -> StyleMixer:
+    configuration, codes = plan.configuration, None
     found = file_sha256(network, "--network")
     if found != configuration.network:
         raise InputError(
             f"--network {network}: its sha256 is {found[:12]}..., the run's network has {configuration.network[:12]}..."
         )
+    if configuration.latents != (latents and latents.sha256):
+        raise InputError(_wrong_latents(configuration, latents))
+    if latents is not None:
+        codes = real_codes(latents, configuration, plan.people)
     generator = load_network(network).generator
-    check_network(generator.config, configuration)
-    return StyleMixer(generator, configuration, device)
+    check_network(generator.config, configuration, codes)
+    return StyleMixer(generator, configuration, device, codes=codes)
+
+
+def _wrong_latents(configuration: Configuration, latents: Latents | None) -> str:
+    if configuration.latents is None:
+        return "--latents: the run's people are those of seeds: leave it out"
+    if latents is None:
+        return "--network: the run's people come from latents: give these with --latents as well"
+    return f"--latents: its sha256 is {latents.sha256[:12]}..., the run's people are of {configuration.latents[:12]}..."

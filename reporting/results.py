@@ -13,15 +13,19 @@ from datasets.manifest import manifest_name, read_manifest, write_manifest
 from datasets.output import Output
 from datasets.plan import Plan, Unit
 from datasets.shards import read_shard
-from datasets.verdicts import VERDICTS, Thresholds, verdicts
+from datasets.verdicts import LATENT, VERDICTS, Thresholds, verdicts
 from models.errors import InputError
+from reporting.identity import identity_summary
 from reporting.pages import is_toy, render_report
+from reporting.privacy import PRIVACY_SHEET, read_privacy
 from reporting.sheets import SheetCell, SheetRow, contact_sheet, encode_png
 from reporting.tables import KEPT
 
 SUMMARY, SHEET, REPORT = "summary.json", "contact_sheet.png", "report.html"
 SHEET_PEOPLE, SHEET_VARIANTS = 24, 16
 REPORT_COLUMNS = ["person", "variant", "reference_variant", "detector_score", "ssim", "verdict"]
+REPORT_COLUMNS += ["source", "identity_cosine", "identity_margin"]
+SELDOM_RUN = ("identity",)  # stages that most runs do not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +61,17 @@ def is_published(output: Output, plan: Plan, thresholds: Thresholds) -> bool:
         summary is not None
         and summary.get("plan_hash") == plan.configuration.hash
         and summary.get("images") == plan.images
-        and summary.get("thresholds") == dataclasses.asdict(thresholds)
+        and _recorded(summary) == thresholds
         and all(output.exists(name) for name in (manifest_name(), SHEET, REPORT))
     )
+
+
+def _recorded(summary: Mapping) -> Thresholds | None:
+    # Not compared as mappings: records of older runs lack thresholds that came later, and mean none.
+    try:
+        return Thresholds(**summary["thresholds"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def publish(
@@ -72,16 +84,23 @@ def publish(
     """Derive manifest, contact sheet, report and summary of a finished run; returns images by verdict.
 
     network: the record of the network. times: of the run that has just ended; None keeps those of an earlier
-    summary. Raises InputError when the shards do not make up the plan.
+    summary. What pipeline.privacy has left in the folder for these images goes into report and summary. Raises
+    InputError when the shards do not make up the plan.
     """
     counts = write_manifest(output, plan, plan.units(), thresholds)
     if sum(counts.values()) != plan.images:
         raise InputError(f"{output.root_address}: {sum(counts.values())} images, the plan says {plan.images}")
+    if times:
+        ran = {name: seconds for name, seconds in times.stage_seconds.items() if seconds or name not in SELDOM_RUN}
+        times = dataclasses.replace(times, stage_seconds=ran)
     timing = dataclasses.asdict(times) | {"images_per_second": times.images_per_second} if times else {}
     if times is None:
         names = ("seconds", "run_images", "stage_seconds", "images_per_second")
         earlier = read_summary(output) or {}
         timing = {name: earlier[name] for name in names if name in earlier}
+    manifest = read_manifest(output, columns=REPORT_COLUMNS)
+    privacy, identity = read_privacy(output, plan, manifest), identity_summary(manifest)
+    found = {"identity": identity, "privacy": privacy}
     summary = {
         "plan_hash": plan.configuration.hash,
         "people": plan.people,
@@ -90,8 +109,9 @@ def publish(
         "percent": {name: round(100 * count / plan.images, 3) for name, count in counts.items()},
         "thresholds": dataclasses.asdict(thresholds),
         **timing,
-        "configuration": dataclasses.asdict(plan.configuration),
+        "configuration": plan.configuration.settings(),
         "network": dict(network),
+        **{name: figures for name, figures in found.items() if figures},
     }
     sheet = encode_png(draw_sheet(output, plan, thresholds, toy=is_toy(network)))
     output.write(SHEET, sheet)
@@ -99,11 +119,13 @@ def publish(
     page = render_report(
         title=f"{plan.people:,} people, {plan.images:,} images",
         summary=summary,
-        manifest=read_manifest(output, columns=REPORT_COLUMNS),
+        manifest=manifest,
         sheet_png=sheet,
         configuration=summary["configuration"],
         network=summary["network"],
         check_commands=[("judge the same images by other thresholds", again)],
+        privacy=privacy,
+        privacy_png=output.read(PRIVACY_SHEET) if privacy else None,
     )
     output.write(REPORT, page.encode())
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
@@ -113,12 +135,15 @@ def publish(
 def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds, toy: bool = False) -> np.ndarray:
     """The contact sheet of the first people and their first variants: [H, W, 3] uint8 RGB.
 
-    Captions are the detector's score and, but for the reference, the SSIM. `toy`: the network learned from drawn
+    Captions are the detector's score and, but for the reference, the SSIM; then, where identities were compared, the
+    cosine to the person, but for the reference of an artificial one. `toy`: the network learned from drawn
     people, and the title says so.
     """
     rows: list[SheetRow] = []
+    compared = False
     for unit in plan.units():
         table = read_shard(output, plan, unit)
+        compared |= table["identity_cosine"].null_count < table.num_rows
         rows += _sheet_rows(table, unit, plan.configuration.variants, thresholds)
         if len(rows) >= SHEET_PEOPLE:
             break
@@ -126,12 +151,13 @@ def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds, toy: bool = F
     return contact_sheet(
         rows[:SHEET_PEOPLE],
         title="Contact sheet: made from a toy, drawn people, no real ones" if toy else "Contact sheet",
-        subtitle=f"{shown}below: score of the pedestrian filter, SSIM to the person's reference (ref)",
+        subtitle=f"{shown}below: score of the pedestrian filter, SSIM to the person's reference (ref)"
+        + ", cosine to the person" * compared,
     )
 
 
 def _sheet_rows(table: pa.Table, unit: Unit, variants: int, thresholds: Thresholds) -> list[SheetRow]:
-    names = ["image", "variant", "reference_variant", "detector_score", "ssim", "status"]
+    names = ["image", "variant", "reference_variant", "detector_score", "ssim", "status", "source", "identity_cosine"]
     images = table.select(names).append_column("verdict", verdicts(table, thresholds)).to_pylist()
     people = [images[index * variants :][: min(variants, SHEET_VARIANTS)] for index in range(unit.people)]
     return [
@@ -143,7 +169,9 @@ def _sheet_rows(table: pa.Table, unit: Unit, variants: int, thresholds: Threshol
 def _sheet_cell(image: Mapping) -> SheetCell:
     good = image["status"] == "ok" and image["image"] is not None
     reference = image["variant"] == image["reference_variant"]
+    itself = reference and image["source"] != LATENT
     scores = [image["detector_score"], None if reference else image["ssim"]]
+    scores.append(None if itself else image["identity_cosine"])
     caption = " ".join([f"{score:.2f}" for score in scores if score is not None] + ["ref"] * reference)
     return SheetCell(decode(image["image"]) if good else None, caption, image["verdict"])
 

@@ -21,6 +21,9 @@ FRAME_COLOURS = {
     "detector": (213, 60, 0),
     "ssim_floor": (230, 159, 0),
     "ssim_ceiling": (150, 85, 190),
+    "identity_floor": (20, 45, 115),
+    "identity_margin": (85, 200, 235),
+    "identity_ceiling": (95, 10, 45),
     "error": (120, 120, 120),
 }
 _PAPER, _INK, _FAINT, _EMPTY = (252, 252, 250), (32, 33, 36), (112, 114, 120), (226, 226, 222)

@@ -1,6 +1,6 @@
 """The table of discarded images: how many reached each filter, how many it threw away."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from datasets.verdicts import KEPT
@@ -11,7 +11,12 @@ FILTERS = {
     "detector": "pedestrian filter",
     "ssim_floor": "too unlike the reference (SSIM floor)",
     "ssim_ceiling": "too like the reference (SSIM ceiling)",
+    "identity_floor": "too unlike the person (identity floor)",
+    "identity_margin": "too like somebody else (identity margin)",
+    "identity_ceiling": "too like a real picture (identity ceiling)",
 }
+# Most runs do not compare identities: these have a line where they discarded something, or a threshold.
+OPTIONAL = ("identity_floor", "identity_margin", "identity_ceiling")
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,17 @@ class DiscardRow:
     of_reached: float | None  # share of the images that reached this filter; None for lines that are no filter
 
 
-def discard_rows(counts: Mapping[str, int]) -> list[DiscardRow]:
+def filters_set(thresholds: Mapping[str, float | None]) -> tuple[str, ...]:
+    """Those of OPTIONAL that have a threshold: of datasets.verdicts.Thresholds as a mapping, or a record of them."""
+    return tuple(key for key in OPTIONAL if thresholds.get(key) is not None)
+
+
+def discard_rows(counts: Mapping[str, int], shown: Collection[str] = ()) -> list[DiscardRow]:
     """The lines of the table, from the number of images with each verdict.
 
     Keys of `counts`: "kept" and those of FILTERS; absent ones are 0. Lines: images made, one for each
-    filter, all that were discarded, kept. Raises ValueError for an unknown verdict or a negative count.
+    filter, all that were discarded, kept. Those of OPTIONAL only where they discarded something or are among `shown`.
+    Raises ValueError for an unknown verdict or a negative count.
     """
     for key, count in counts.items():
         if key != KEPT and key not in FILTERS:
@@ -42,6 +53,8 @@ def discard_rows(counts: Mapping[str, int]) -> list[DiscardRow]:
     reached = made
     for key, label in FILTERS.items():
         count = counts.get(key, 0)
+        if key in OPTIONAL and not count and key not in shown:
+            continue
         rows.append(DiscardRow(key, label, count, _share(count, made), _share(count, reached)))
         reached -= count
     rows.append(DiscardRow("discarded", "discarded in all", made - kept, _share(made - kept, made), None))
@@ -64,10 +77,10 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.1f}%"
 
 
-def discard_table(counts: Mapping[str, int]) -> str:
+def discard_table(counts: Mapping[str, int], shown: Collection[str] = ()) -> str:
     """The table as monospaced text, without a newline at its end. Arguments and errors as `discard_rows`."""
     cells = [("", "images", "of all", "of those that got there")]
-    for row in discard_rows(counts):
+    for row in discard_rows(counts, shown):
         cells.append((row.label, f"{row.count:,}", percent(row.of_all), percent(row.of_reached)))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []

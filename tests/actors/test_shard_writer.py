@@ -42,12 +42,30 @@ def test_a_unit_becomes_a_shard_and_a_small_row(tmp_path, batch):
     assert row == {
         "unit": 0, "images": 4, "problem": None,
         "kept": 2, "error": 1, "detector": 1, "ssim_floor": 0, "ssim_ceiling": 0,
-        "seconds_generate": 1.5, "seconds_detect": 2.5, "seconds_similarity": 0.5,
+        "identity_floor": 0, "identity_margin": 0, "identity_ceiling": 0,
+        "seconds_generate": 1.5, "seconds_detect": 2.5, "seconds_similarity": 0.5, "seconds_identity": 0.0,
     }  # fmt: skip
     table = read_shard(output, PLAN, next(PLAN.units()))
     assert table["image"].to_pylist() == [b"0", b"1", b"2", None]
     assert table["message"].to_pylist()[3] == "not finite"
     assert "seconds_write" not in table.column_names  # timings would make equal work unequal bytes
+
+
+def test_identities_are_stored_and_judged(tmp_path, batch):
+    output = Output(str(tmp_path))
+    output.write(PLAN_FILE, PLAN.to_json())
+    identities = {
+        "source": pa.array(["latent"] * 4),
+        "identity_cosine": pa.array([0.75, 0.5, 0.25, None], pa.float32()),
+        "nearest_identity": pa.array([7, 7, 9, None], pa.int64()),
+        "identity_margin": pa.array([0.5, 0.25, -0.25, None], pa.float32()),
+        "seconds_identity": 0.75,
+    }
+    writer = ShardWriter(str(tmp_path), CONFIGURATION.hash, Thresholds(identity_margin=0.0))
+    row = writer(with_columns(batch, identities)).to_pylist()[0]
+    assert (row["kept"], row["detector"], row["identity_margin"], row["seconds_identity"]) == (1, 1, 1, 0.75)
+    table = read_shard(output, PLAN, next(PLAN.units()))
+    assert table["nearest_identity"].to_pylist() == [7, 7, 9, None]
 
 
 def test_what_cannot_be_written_is_a_problem_in_the_row(tmp_path, batch):

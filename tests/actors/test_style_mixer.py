@@ -1,6 +1,11 @@
 """The stage that makes images, without Ray, with a tiny network."""
 
 import dataclasses
+import hashlib
+import runpy
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,12 +15,18 @@ import torch
 from torch.nn import functional
 
 from actors.style_mixer import StyleMixer, check_network
+from datasets.latents import delta_name, read_latents
 from datasets.plan import Configuration
+from datasets.planned_rows import people_without_partners
 from datasets.shards import SCHEMA
+from datasets.style_codes import RealCodes, origins_of, real_codes
 from datasets.units import images_of
 from models.errors import InputError
+from models.restyle.delta import Delta, save_delta
 from models.stylegan3 import Generator, GeneratorConfig, to_uint8
 
+helper = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "latent_tables.py")))
+COUNTS = (4, 1, 3)  # pictures of each real person
 CONFIGURATION = Configuration(
     seed=100, variants=4, method="mix", layers=(5, 6, 9), amount=None, truncation_psi=0.7, network="n", height=64,
     width=32, format="png", jpeg_quality=None, unit_images=512, detector="d", reference_threshold=0.6,
@@ -34,8 +45,8 @@ def generator() -> Generator:
     torch.set_num_threads(before)
 
 
-def make(generator: Generator, people: range, **changes) -> list[dict]:
-    mixer = StyleMixer(generator, dataclasses.replace(CONFIGURATION, **changes))
+def make(generator: Generator, people: range, codes: RealCodes | None = None, **changes) -> list[dict]:
+    mixer = StyleMixer(generator, dataclasses.replace(CONFIGURATION, **changes), codes=codes)
     row = pa.table({"unit": [9], "first_person": [people.start], "people": [len(people)]})
     batch = mixer(row)
     assert batch["unit"].to_pylist() == [9]
@@ -146,3 +157,140 @@ def test_networks_that_cannot_make_people_are_refused(generator):
     shallow = dataclasses.replace(generator.config, num_layers=6)
     with pytest.raises(InputError, match="8 style inputs"):
         check_network(shallow, CONFIGURATION)
+
+
+@pytest.fixture(scope="module")
+def real(generator, tmp_path_factory):
+    """Makes images of the people of a table; a call returns their rows."""
+    pictures = helper.codes_of(COUNTS, (16, generator.config.w_dim))
+    latents = read_latents(helper.write_table(tmp_path_factory.mktemp("latents"), "n", pictures))
+
+    def call(people: range, table=latents, network=generator, **changes) -> list[dict]:
+        changes |= {"latents": table.sha256, "origins": origins_of(table)}
+        codes = real_codes(table, dataclasses.replace(CONFIGURATION, **changes), len(COUNTS))
+        for array in (codes.people, codes.pictures):
+            array.flags.writeable = False  # as in a worker
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return make(network, people, codes, **changes)
+
+    call.latents, call.pictures = latents, pictures
+    return call
+
+
+def base_of(real, person: int) -> torch.Tensor:
+    return torch.tensor(real.latents.person_codes()[person : person + 1])
+
+
+def test_a_real_person_is_the_image_of_the_code_and_random_people_give_styles(generator, real):
+    rows = real(range(3))
+    for row in rows:
+        person, ws = row["person"], base_of(real, row["person"])
+        assert (row["source"], row["seed"]) == ("latent", None)
+        if row["variant"]:
+            assert row["mix_seed"] == CONFIGURATION.mix_seed(person, row["variant"])
+            assert row["truncation_psi"] == pytest.approx(0.7)
+            other = styles(generator, row["mix_seed"])
+            ws[:, [5, 6, 9]] = other[:, [5, 6, 9]]
+        else:
+            assert (row["mix_seed"], row["truncation_psi"], row["mix_layers"]) == (None, None, [])
+        assert close(pixels(row), picture(generator, ws))
+        distances = [np.linalg.norm(code - base_of(real, person)[0].numpy()) for code in real.pictures[person]]
+        nearest = int(np.argmin(distances))
+        camera = None if person == 2 else nearest % 6 + 1
+        assert (row["source_path"], row["camera"]) == (helper.path_of(person, nearest), camera)
+    assert close(pixels(rows[4]), picture(generator, torch.tensor(real.pictures[1])))  # one picture: its own code
+    images = [pixels(row).astype(int) for row in rows]
+    assert min(np.abs(a - b).max() for i, a in enumerate(images) for b in images[:i]) > 10
+
+
+def test_other_real_people_give_poses_each_of_their_pictures_once(generator, real):
+    for person in range(3):
+        rows = real(range(person, person + 1), partners="people", truncation_psi=None)
+        others = [code for who, codes in enumerate(real.pictures) if who != person for code in codes]
+        taken = []
+        for row in rows[1:]:
+            left = [place for place in range(len(others)) if place not in taken]
+            taken.append(left[CONFIGURATION.mix_seed(person, row["variant"]) % len(left)])
+            ws = base_of(real, person)
+            ws[0, [5, 6, 9]] = torch.tensor(others[taken[-1]][[5, 6, 9]])
+            assert close(pixels(row), picture(generator, ws))
+            assert row["truncation_psi"] is None
+            assert row["amount"] is None
+
+
+def test_other_pictures_of_the_person_are_moved_towards_and_never_equally_far_twice(generator, real):
+    changes = {"method": "interpolate", "partners": "pictures", "truncation_psi": None, "amount": 0.8, "variants": 6}
+    rows = real(range(3), **changes, layers=tuple(range(16)))
+    for person, amounts in ((0, [0.8, 0.8, 0.8, 0.4, 0.4]), (2, [0.8, 0.8, 0.8 * 2 / 3, 0.8 * 2 / 3, 0.8 / 3])):
+        base = base_of(real, person)
+        distances = [np.linalg.norm(code - base[0].numpy()) for code in real.pictures[person]]
+        others = [code for place, code in enumerate(real.pictures[person]) if place != np.argmin(distances)]
+        left: list[int] = []
+        for row, amount in zip(rows[6 * person + 1 : 6 * person + 6], amounts, strict=True):
+            left = left or list(range(len(others)))
+            other = others[left.pop(CONFIGURATION.mix_seed(person, row["variant"]) % len(left))]
+            assert row["amount"] == pytest.approx(amount)
+            assert close(pixels(row), picture(generator, base + amount * (torch.tensor(other) - base)))
+    images = [pixels(row).astype(int) for row in rows[:6]]
+    assert min(np.abs(a - b).max() for i, a in enumerate(images) for b in images[:i]) > 3
+    assert [row["status"] for row in rows[6:12]] == ["ok"] + ["error"] * 5  # this person has one picture
+    assert rows[7]["message"] == "this person has no other picture to move towards"
+    assert rows[7]["image"] is None
+    said = people_without_partners(
+        dataclasses.replace(CONFIGURATION, latents="t", origins=origins_of(real.latents), **changes), 3
+    )
+    assert "1 of 3 people have one picture only, the first is '0007'" in said
+
+
+def test_a_real_person_does_not_depend_on_its_unit(real):
+    changes = {"partners": "people", "truncation_psi": None, "format": "jpeg", "jpeg_quality": 95}
+    together = real(range(3), **changes)
+    assert together == [row for person in range(3) for row in real(range(person, person + 1), **changes)]
+
+
+def test_a_delta_changes_its_person_and_nobody_else(generator, real, tmp_path):
+    name, weight = next(
+        (n, p) for n, p in generator.synthesis.named_parameters() if n.startswith("L5_") and p.ndim == 4
+    )
+    torch.manual_seed(1)
+    up, down = torch.randn(len(weight), 2).half(), torch.randn(2, weight[0].numel()).half()
+    content = save_delta(Delta({name: (up, down)}), "n")
+    deltas = {1: (delta_name(1), hashlib.sha256(content).hexdigest())}
+    table = read_latents(helper.write_table(tmp_path, "n", real.pictures, deltas))
+    with pytest.raises(InputError, match=r"1 of 1 deltas that it names are not there, the first is .*person-000001"):
+        real(range(3), table)
+    (tmp_path / delta_name(1)).parent.mkdir(parents=True)
+    (tmp_path / delta_name(1)).write_bytes(content)
+    network = Generator(generator.config).eval().requires_grad_(False)
+    network.load_state_dict(generator.state_dict())
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    rows, plain = real(range(3), table, network), real(range(3))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert [row["image"] == same["image"] for row, same in zip(rows, plain, strict=True)] == [True] * 4 + [
+        False
+    ] * 4 + [True] * 4
+    tuned = Generator(generator.config).eval().requires_grad_(False)
+    tuned.load_state_dict(generator.state_dict())
+    dict(tuned.synthesis.named_parameters())[name].add_((up.float() @ down.float()).reshape(weight.shape))
+    assert close(pixels(rows[4]), picture(tuned, base_of(real, 1)))
+    assert not close(pixels(rows[4]), picture(generator, base_of(real, 1)))
+    (tmp_path / delta_name(1)).write_bytes(content[:-1] + b"x")
+    with pytest.raises(InputError, match="is not the file that"):
+        real(range(3), table, network)
+
+
+def test_codes_that_cannot_be_varied_as_asked_are_refused(generator, real, tmp_path):
+    with pytest.raises(InputError, match=r"--variants 6: --latents has only 4 pictures of other people .* at most 5"):
+        real(range(1), variants=6, partners="people", truncation_psi=None)
+    alone = read_latents(helper.write_table(tmp_path, "n", [real.pictures[1]] * 3))
+    with pytest.raises(InputError, match="--partners pictures: nobody in --latents has two pictures"):
+        real(range(1), alone, method="interpolate", amount=0.5, partners="pictures", truncation_psi=None)
+    shallow = dataclasses.replace(generator.config, num_layers=10)
+    codes = real_codes(
+        real.latents,
+        dataclasses.replace(CONFIGURATION, latents=real.latents.sha256, origins=origins_of(real.latents)),
+        3,
+    )
+    with pytest.raises(InputError, match=r"--latents: codes of 16 x 512 values, --network takes 12 x 512"):
+        check_network(shallow, CONFIGURATION, codes)

@@ -8,9 +8,12 @@ import time
 
 import pytest
 
+from datasets.configuration import Origin
 from datasets.output import Output
 from datasets.plan import PLAN_FILE, Configuration, Plan, agree, file_sha256, parse_layers, read_plan
 from models.errors import InputError
+
+ORIGINS = (Origin("0002", "a/1.jpg", 3, 4), Origin("0007", "a/2.jpg", None, 1), Origin("Zo\u00eb", "b.jpg", 1, 2))
 
 
 def configuration(**changes) -> Configuration:
@@ -187,9 +190,111 @@ def test_the_hash_covers_every_key():
         "network": "x", "height": 64, "width": 32, "format": "png", "jpeg_quality": None, "unit_images": 100,
         "detector": "y", "reference_threshold": 0.5, "ssim_data_range": 255.0, "recipe": 2,
     }  # fmt: skip
-    assert others.keys() == {field.name for field in dataclasses.fields(base)}
-    hashes = {dataclasses.replace(base, **{key: value}).hash for key, value in others.items()} | {base.hash}
-    assert len(hashes) == len(others) + 1
+    together = {"latents": {"latents": "t" * 64, "origins": ORIGINS}, "identity": {"identity": "i" * 64}}
+    together["origins"] = {"latents": "t" * 64, "origins": ORIGINS[:2]}
+    together["partners"] = together["latents"] | {"partners": "people"}
+    together["real"] = together["identity"] | {"real": "r" * 64}
+    assert others.keys() | together.keys() == {field.name for field in dataclasses.fields(base)}
+    changes = [{key: value} for key, value in others.items()] + list(together.values())
+    hashes = {dataclasses.replace(base, **change).hash for change in changes} | {base.hash}
+    assert len(hashes) == len(changes) + 1
+
+
+def test_plans_of_before_real_people_are_read_and_written_as_they_were(tmp_path):
+    """The literal file that the program wrote before it knew latents and identities."""
+    old = b"""{
+  "hash": "45cde0a2e53ab4e0079aed5072cd4a7d93cf3dcf9b43c572d18ff4699d617beb",
+  "configuration": {
+    "seed": 7,
+    "variants": 51,
+    "method": "mix",
+    "layers": [
+      5,
+      6,
+      7,
+      8,
+      9,
+      10,
+      11
+    ],
+    "amount": null,
+    "truncation_psi": 0.7,
+    "network": "%s",
+    "height": 128,
+    "width": 64,
+    "format": "jpeg",
+    "jpeg_quality": 95,
+    "unit_images": 512,
+    "detector": "%s",
+    "reference_threshold": 0.6,
+    "ssim_data_range": 4095.0,
+    "recipe": 1
+  },
+  "people": 24,
+  "images": 1224,
+  "units": 24,
+  "extents": [
+    {
+      "first_unit": 0,
+      "first_person": 0,
+      "people": 24,
+      "people_per_unit": 1
+    }
+  ]
+}
+""" % (b"a" * 64, b"b" * 64)
+    output = Output(str(tmp_path))
+    output.write(PLAN_FILE, old)
+    plan = read_plan(output)
+    assert plan.to_json() == old
+    assert plan == agree(plan, configuration(), 24)
+    assert (plan.configuration.latents, plan.configuration.origins, plan.configuration.identity) == (None, (), None)
+
+
+def real(**changes) -> Configuration:
+    return configuration(latents="t" * 64, origins=ORIGINS, **changes)
+
+
+def test_a_plan_of_real_people_knows_their_names_and_how_many_there_are(tmp_path):
+    output = Output(str(tmp_path))
+    plan = Plan(real()).extended(2)
+    output.write(PLAN_FILE, plan.to_json())
+    assert read_plan(output) == plan
+    assert [origin.name for origin in read_plan(output).configuration.origins] == ["0002", "0007", "Zo\u00eb"]
+    assert plan.extended(3).people == 3
+    with pytest.raises(InputError, match="--people 4: --latents has 3 people"):
+        plan.extended(4)
+    assert Plan(real(seed=2**32 - 1)).extended(3).people == 3  # they have no seeds
+    assert "origins" not in plan.configuration.settings()
+    assert plan.configuration.settings()["latents"] == "t" * 64
+
+
+def test_other_latents_in_an_old_folder_are_refused_by_their_hash():
+    old = Plan(real()).extended(2)
+    with pytest.raises(InputError) as caught:
+        agree(old, dataclasses.replace(real(), latents="u" * 64, origins=ORIGINS[:1]), 1)
+    assert 'latents is "tttttttttttt..."' in str(caught.value)
+    assert "origins" not in str(caught.value)
+    with pytest.raises(InputError, match="latents is null, not"):
+        agree(Plan(configuration()).extended(2), real(), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"partners": "people"}, "--partners people: they are real people's, give them with --latents"),
+        ({"latents": "t", "origins": (), "partners": "random"}, "--latents"),
+        ({"latents": "t", "partners": "friends"}, "--partners friends: must be random or people or pictures"),
+        ({"latents": "t", "partners": "pictures"}, "--partners pictures: it belongs to --method interpolate"),
+        ({"latents": "t", "truncation_psi": None}, "--truncation-psi None"),
+        ({"truncation_psi": None}, "--truncation-psi None"),
+    ],
+)
+def test_partners_that_cannot_be_are_refused(changes, message):
+    origins = {"origins": ORIGINS} if "latents" in changes else {}
+    with pytest.raises(InputError) as caught:
+        configuration(**(origins | changes))
+    assert message in str(caught.value)
 
 
 def test_file_sha256(tmp_path):

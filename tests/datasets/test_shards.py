@@ -149,7 +149,8 @@ def test_the_manifest_holds_every_image_with_its_verdict(output, plan):
     for unit in plan.units():
         write(output, plan, unit)
     counts = write_manifest(output, plan, plan.units(), Thresholds())
-    assert counts == {"kept": 405, "error": 0, "detector": 45, "ssim_floor": 0, "ssim_ceiling": 0}
+    none = dict.fromkeys(["identity_floor", "identity_margin", "identity_ceiling"], 0)
+    assert counts == {"kept": 405, "error": 0, "detector": 45, "ssim_floor": 0, "ssim_ceiling": 0} | none
     table = read_manifest(output)
     assert table.column_names == [name for name in COLUMNS if name != "image"] + ["verdict", "shard"]
     assert table["person"].to_pylist() == [person for person in range(150) for _ in range(VARIANTS)]

@@ -1,5 +1,6 @@
 """Checks of shards and names against the plan: whatever is altered is found, what is whole passes."""
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datasets.configuration import Origin
 from datasets.output import Output
 from datasets.plan import Configuration, Extent, Plan, Unit
 from datasets.shards import SCHEMA, shard_name, shard_table, write_shard
@@ -152,6 +154,99 @@ def test_a_person_without_a_passing_image_refers_to_the_first_that_is_ok(output)
     }
     write_shard(output, PLAN.configuration.hash, 0, table(unit, changes))
     assert found(output) == ""
+
+
+REAL = Configuration(
+    seed=7, variants=VARIANTS, method="interpolate", layers=(5, 6), amount=0.4, truncation_psi=None, network="n",
+    height=16, width=8, format="png", jpeg_quality=None, unit_images=6, detector="d", reference_threshold=0.6,
+    ssim_data_range=4095.0, latents="t", partners="pictures",
+    origins=(Origin("0002", "a/1.jpg", 3, 2), Origin("0007", "a/2.jpg", None, 9)),
+)  # fmt: skip
+
+
+def real_rows(configuration: Configuration) -> list[dict]:
+    """Two real people: the first has one other picture, so the second variant goes only half the way."""
+    changed = []
+    for row, amount in zip(rows(Unit(0, 0, 2)), (None, 0.4, 0.2, None, 0.4, 0.4), strict=True):
+        first, scored = row["person"] == 0, row["variant"] < 2 and configuration.identity is not None
+        row |= {"source": "latent", "seed": None, "truncation_psi": None, "amount": amount}
+        row |= {"source_path": "a/1.jpg" if first else "a/2.jpg", "camera": 3 if first else None}
+        row |= {"mix_seed": configuration.mix_seed(row["person"], row["variant"]) if row["variant"] else None}
+        row |= {"identity_cosine": 0.8 if scored else None, "identity_margin": -0.1 if scored else None}
+        changed.append(row | {"nearest_identity": 7 if scored else None})
+    return changed
+
+
+def found_in(output: Output, configuration: Configuration, found: list[dict]) -> str:
+    plan = Plan(configuration, (Extent(0, 0, 2, 2),))
+    columns = {name: pa.array([row.get(name) for row in found], SCHEMA.field(name).type) for name in found[0]}
+    write_shard(output, configuration.hash, 0, shard_table(0, pa.table(columns)))
+    problem = check_shard(output, plan, next(plan.units()), lambda _: True).problem
+    return ": ".join(problem) if problem else ""
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "text"),
+    [
+        (0, {}, ""),
+        (0, {"source": "seed"}, "source is seed, the plan says latent"),
+        (1, {"source_path": "a/2.jpg"}, "person 0 variant 1: source_path is a/2.jpg, the plan says a/1.jpg"),
+        (3, {"camera": 3}, "person 1 variant 0: camera is 3, the plan says None"),
+        (0, {"camera": None}, "camera is None, the plan says 3"),
+        (0, {"seed": 7}, "seed is 7, the plan says None"),
+        (1, {"mix_seed": 1}, "mix_seed is 1, the plan says"),
+        (2, {"amount": 0.4}, "person 0 variant 2: amount is 0.4"),
+        (4, {"truncation_psi": 0.5}, "truncation_psi is 0.5"),
+        (4, {"identity_cosine": 0.5}, "scores of identity that nothing can have given"),
+    ],
+)
+def test_rows_of_real_people_are_checked_against_the_plan_alone(output, row, changes, text):
+    found = real_rows(REAL)
+    found[row] |= changes
+    assert text in found_in(output, REAL, found)
+    assert bool(text) == bool(found_in(output, REAL, found))
+
+
+NOTHING = {"identity_cosine": None, "identity_margin": None, "nearest_identity": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "text"),
+    [
+        (0, {}, ""),
+        (0, {"identity_cosine": None, "identity_margin": None}, ""),  # no picture of this person can be read
+        (0, {"identity_cosine": 1.1}, "identity_cosine is not within -1..1"),
+        (0, {"identity_margin": float("nan")}, "identity_margin is not within -2..2"),
+        (0, {"nearest_identity": None}, "no nearest_identity"),
+        (2, {"identity_cosine": 0.5}, "scores of identity that nothing can have given"),
+        (1, {"status": "error", "message": "its features are not finite"}, "nothing can have"),
+        (1, {"status": "error", "message": "its features are not finite"} | NOTHING, ""),  # the reference, too
+    ],
+)
+def test_scores_of_identity_follow_rules(output, row, changes, text):
+    configuration = dataclasses.replace(REAL, identity="i", real="r")
+    found = real_rows(configuration)
+    found[row] |= changes
+    assert text in found_in(output, configuration, found)
+    assert bool(text) == bool(found_in(output, configuration, found))
+    if text:
+        return
+    without = dataclasses.replace(configuration, real=None)
+    assert "nothing can have given" in found_in(output, without, found)
+
+
+def test_artificial_people_are_compared_with_their_references(output):
+    configuration = dataclasses.replace(PLAN.configuration, identity="i")
+    found = rows(Unit(0, 0, 2))
+    for row in found:
+        row["identity_cosine"] = (0.7, 1.0, None)[row["variant"]]
+    assert found_in(output, configuration, found) == ""
+    found[1]["identity_cosine"] = 0.99
+    assert "the reference's identity_cosine is not 1" in found_in(output, configuration, found)
+    found[0]["identity_cosine"], found[1]["identity_cosine"] = None, 1.0
+    assert "no identity_cosine" in found_in(output, configuration, found)
+    found[1] |= {"identity_cosine": None, "status": "error", "message": "its features are not finite"}
+    assert found_in(output, configuration, found) == ""  # nothing left to compare the first with
 
 
 def test_other_columns_and_texts_that_are_none_are_found(output):

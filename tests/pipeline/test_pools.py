@@ -140,6 +140,36 @@ def test_a_plan_that_fits_by_its_sum_but_leaves_an_actor_waiting_is_refused_with
     assert fit((16, 4), gpus_per_generator=0.6, gpus_per_detector=0.4)[1].size == 4
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_three_heavy_stages_share_every_card(seed):
+    chance = random.Random(seed)
+    nodes = [(chance.choice([4, 16, 96]), chance.choice([1, 4, 8])) for _ in range(chance.randint(1, 5))]
+    requests = [Pool("generators"), Pool("detectors"), Pool("scorers", cpus=0.25), Pool("identifiers")]
+    pools = fit_pools([*requests, Pool("writers", cpus=0.25)], cluster(*nodes), True, 1000)
+    assert_fits(pools, *nodes)
+    assert [pool.gpus for pool in pools] == [0.6, 0.24, 0, 0.16, 0]
+    for pool in (pools[0], pools[1], pools[3]):  # one of each on every card
+        assert len(set(zip(pool.nodes, pool.cards, strict=True))) == pool.size == sum(gpus for _, gpus in nodes)
+
+
+def three(*wishes: float | None) -> list[Pool]:
+    stages = ("generators", "detectors", "identifiers")
+    return fit_pools(
+        [Pool(stage, gpus=gpus) for stage, gpus in zip(stages, wishes, strict=True)], cluster((16, 1)), True, 1000
+    )
+
+
+def test_what_one_of_three_stages_asks_for_is_left_to_it():
+    assert [pool.gpus for pool in three(0.5, None, None)] == [0.5, 0.24, 0.16]
+    squeezed = three(None, None, 0.4)  # 0.6 and 0.24 of a card, in what is left of it
+    assert [pool.gpus for pool in squeezed] == [0.4285, 0.1714, 0.4]
+    assert_fits(squeezed, (16, 1))
+    with pytest.raises(
+        InputError, match=r"identifiers find no card .* smaller shares of a card \(--gpus-per-generator, "
+    ):
+        three(0.9, 0.05, 0.1)
+
+
 def test_cards_fill_as_in_ray():
     """Seen in Ray 2.60: a fraction on the fullest card with room, whole cards in order; None = waits for ever."""
     for shares, seen in (

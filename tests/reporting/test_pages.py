@@ -2,6 +2,7 @@
 
 import base64
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -194,6 +195,79 @@ def test_the_reference_is_no_part_of_the_similarity_histogram():
     detector, ssim = (svg["aria-label"] for svg in page.all("svg"))
     assert "6 images" in detector
     assert "4 images" in ssim
+
+
+IDENTITY = {"identity_floor": 0.5, "identity_margin": 0.0, "identity_ceiling": 0.9}
+PRIVACY = {
+    "real": {"name": "Market-1501 train", "pictures": 12936, "people": 751},
+    "near_copies": {
+        "count": 3, "scored": 1000, "share": 0.003, "threshold": 0.8125, "chosen": "1% of real pictures are",
+        "kept": {"count": 0, "scored": 0, "share": None},
+    },
+    "doubles": {"count": 7, "pairs": 4950, "share": 7 / 4950, "threshold": 0.75, "chosen": "1% of pairs are"},
+}  # fmt: skip
+
+
+def compared(source: str, count: int = 300, margins: bool = True) -> pa.Table:
+    """A manifest of people of three variants, the first of which is the reference; the cosines are known."""
+    table = manifest(("kept",) * count)
+    first = np.arange(count) % 3 == 0
+    cosine = np.where(first & (source == "seed"), 1.0, 0.5 + 0.25 * np.arange(count) / count)
+    margin = pa.array(np.where(np.arange(count) % 4 == 0, -0.25, 0.5) if margins else [None] * count, pa.float32())
+    return (
+        table.append_column("source", pa.array([source] * count))
+        .append_column("identity_cosine", pa.array(cosine, pa.float32()))
+        .append_column("identity_margin", margin)
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "margins", "names"),
+    [
+        ("latent", True, ["identity cosine: 300", "identity margin: 300"]),
+        ("seed", True, ["identity cosine: 200", "likeness to real pictures: 300", "identity margin: 300"]),
+        ("seed", False, ["identity cosine: 200"]),
+    ],
+)
+def test_identities_have_their_histograms_and_figures(source, margins, names):
+    table = compared(source, margins=margins)
+    page = Page(render(manifest=table, summary={"thresholds": THRESHOLDS | IDENTITY}))
+    labels = [svg["aria-label"].removeprefix("Histogram of ") for svg in page.all("svg")][2:]
+    assert [label[: len(name)] for label, name in zip(labels, names, strict=True)] == names
+    assert ("floor at 0.5" in labels[0], "ceiling at 0.9" in labels[0]) == (True, source == "latent")
+    assert ("nearest real person is the right one 75.0% 75.0%" in page.words) == (source == "latent")
+    assert "too unlike the person (identity floor) 0 0.0%" in page.words
+
+
+def test_near_copies_and_doubles_are_named_with_how_their_thresholds_were_chosen():
+    page = Page(render(manifest=compared("seed"), privacy=PRIVACY, privacy_png=SHEET))
+    for text in (
+        "Compared with 12,936 pictures of 751 real people: Market-1501 train.",
+        "near-copies of real pictures 3 1,000 pictures 0.3% 0.812 1% of real pictures are",
+        "among the kept 0 0 pictures",
+        "doubles among artificial people 7 4,950 pairs 0.1% 0.750 1% of pairs are",
+        "near-copies of real pictures 0.3%",
+    ):
+        assert text in page.words
+    assert len(page.all("img")) == 2
+    test_labels = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a} <= test_labels
+    assert all(header.get("scope") in ("row", "col") for header in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    nobody = {"real": None, "near_copies": None, "doubles": PRIVACY["doubles"]}
+    words = Page(render(privacy=nobody)).words
+    assert "No real pictures were at hand" in words
+    assert "near-copies of" not in words
+    hostile = PRIVACY | {"real": {"name": "<b>x</b>", "pictures": 1, "people": 1}}
+    assert not Page(render(privacy=hostile)).all("b")
+
+
+def test_a_hundred_thousand_rows_make_a_page_that_is_no_larger():
+    small = render(manifest=compared("seed", 300))
+    start = time.monotonic()
+    large = render(manifest=compared("seed", 99_999))
+    assert time.monotonic() - start < 5  # 0.5 s here
+    assert len(large) < len(small) + 30_000
 
 
 def test_histogram_counts_every_score_once_and_stacks_by_verdict():

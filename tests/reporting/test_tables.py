@@ -3,7 +3,7 @@
 import pytest
 
 from datasets.verdicts import KEPT, VERDICTS
-from reporting.tables import FILTERS, discard_rows, discard_table, percent
+from reporting.tables import FILTERS, OPTIONAL, discard_rows, discard_table, filters_set, percent
 
 STUDY = {"kept": 16636, "detector": 3419, "ssim_floor": 396}
 
@@ -28,6 +28,17 @@ def test_filters_reach_one_another_in_order():
 
 def test_every_verdict_has_its_line_in_the_order_of_the_filters():
     assert (KEPT, *FILTERS) == VERDICTS
+
+
+def test_identities_have_lines_only_where_they_are_judged():
+    assert not set(OPTIONAL) & {row.key for row in discard_rows(STUDY)}
+    assert "identity" not in discard_table(STUDY)
+    rows = discard_rows(STUDY | {"identity_margin": 100}, shown=["identity_floor"])
+    found = {row.key: row for row in rows if row.key in OPTIONAL}
+    assert {key: row.count for key, row in found.items()} == {"identity_floor": 0, "identity_margin": 100}
+    assert found["identity_margin"].of_reached == pytest.approx(100 / 16736)
+    assert "too like somebody else (identity margin)" in discard_table(STUDY | {"identity_margin": 1})
+    assert filters_set({"identity_floor": 0.0, "identity_ceiling": None, "ssim_floor": 0.5}) == ("identity_floor",)
 
 
 def test_table_is_aligned_text():

@@ -1,0 +1,191 @@
+"""Pictures of real people to latent codes: encoded, refined and committed, unit by unit, on Ray."""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from datasets.inputs import local_copy
+from datasets.inversion_plan import InversionConfiguration, InversionPlan, agree, read_inversion_plan
+from datasets.latents_pictures import Pictures, check_splits, list_pictures
+from datasets.lease import hold
+from datasets.output import Output
+from datasets.plan import file_sha256
+from datasets.reid_splits import SPLITS
+from datasets.shards import finished_units
+from jobs.common import connect, run_job
+from models import weights
+from models.errors import InputError
+from pipeline.cluster import wait_for_gpus
+from reporting.inversion_results import is_inversion_published, publish_inversion, summary_lines
+from reporting.results import read_summary
+
+REFINE_STEPS, PIVOTAL_STEPS = 100, 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Find the latent codes that show real people: latents.parquet, which jobs/generate.py --latents takes.
+
+    Example: python jobs/invert.py --data /data/market1501 --encoder encoder.safetensors --out /data/latents
+    The same command again does what is missing and nothing else; more --people extend a run.
+    """
+
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """Where to write: a folder that every node sees, or a URI such as s3://bucket/run."""
+    data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_TABLE")]
+    """A Market-1501 or toy crowd tree, another re-ID data set, a folder with one sub-folder a person, or a table (CSV,
+    Parquet) of path and identity. Every node must see it under this path."""
+    encoder: Annotated[str, tyro.conf.arg(metavar="FILE_OR_URI")]
+    """A ReStyle encoder of jobs/train_encoder.py, or a .pt of stylegan3-editing; made for the generator."""
+    network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """The generator: a reference .pkl, a .safetensors of ours or a .pt; by default the demo network (a toy)."""
+    splits: tuple[Literal[SPLITS], ...] = ("train",)
+    """Whose pictures. query and gallery only with --allow-test-people, and not together with train."""
+    allow_test_people: bool = False
+    """Invert people that re-ID networks are tested with. The record says so: nothing made of them is for training."""
+    people: int | None = None
+    """The first so many people, in the order of their identities; by default all."""
+    pictures: int | None = None
+    """Most pictures of one person, evenly spread over those there are; by default all."""
+    steps: int = 5
+    """Steps of the encoder, 3 to 5 as published."""
+    refine: Literal["none", "w", "pivotal"] = "w"
+    """After the encoder. w: each picture's code is improved by gradient descent. pivotal: then also the generator for
+    each person, as a small file beside the table."""
+    refine_steps: int | None = None
+    """Steps of the refinement of codes; by default 100."""
+    pivotal_steps: int | None = None
+    """Steps of pivotal tuning; by default 200."""
+    identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """A re-ID network (ours, layumi's, torchreid's) or MoCo-v2, that says whether it is still the same person; part of
+    the loss, and of the table. By default none."""
+    alexnet: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """torchvision's AlexNet, for LPIPS as published; by default ST-LPIPS, which is fetched from a package."""
+    unit_images: int = 64
+    """Most pictures of a unit, the piece of work that is committed at once (more if one person has more)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when the cluster has GPUs."""
+    inverters: int | None = None
+    """Actors that invert; by default one a GPU, without GPUs one a CPU."""
+    gpus_per_inverter: float | None = None
+    """GPUs of each inverter, fractions allowed; by default 1."""
+    gpus: int | None = None
+    """Ask the autoscaler for so many GPUs and wait until they are there; by default take what is there."""
+    gpu_minutes: float = 20.0
+    """How long to wait for them."""
+    dry_run: bool = False
+    """Check everything, print plan and pools; write nothing."""
+
+    def step_counts(self) -> dict[str, int | None]:
+        """Steps of both refinements, None for one that does not run. Raises InputError for one given in vain."""
+        runs = {"refine_steps": self.refine != "none", "pivotal_steps": self.refine == "pivotal"}
+        usual = {"refine_steps": REFINE_STEPS, "pivotal_steps": PIVOTAL_STEPS}
+        for name, goes in runs.items():
+            if not goes and getattr(self, name) is not None:
+                needed = "pivotal" if name == "pivotal_steps" else "w or pivotal"
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} {getattr(self, name)}: it belongs to --refine {needed}")
+        given = {name: usual[name] if getattr(self, name) is None else getattr(self, name) for name in runs}
+        return {name: given[name] if goes else None for name, goes in runs.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Local paths of the networks."""
+
+    encoder: Path
+    generator: Path
+    perceptual: Path
+    identity: Path | None
+
+    @classmethod
+    def found(cls, config: Config) -> "Files":
+        """Raises InputError that names the option of a file that is missing."""
+        identity = local_copy(config.identity, "--identity") if config.identity else None
+        alexnet = local_copy(config.alexnet, "--alexnet") if config.alexnet else weights.get("st-lpips-alex")
+        network = local_copy(config.network, "--network") if config.network else weights.DEMO_NETWORK
+        return cls(local_copy(config.encoder, "--encoder"), network, alexnet, identity)
+
+
+def main(config: Config) -> int | None:
+    """Plan, invert what is missing, derive what people look at. Returns 1 when units failed for good."""
+    steps = config.step_counts()
+    check_splits(config.splits, config.allow_test_people)
+    output = Output(config.out)
+    files = Files.found(config)
+    pictures = list_pictures(config.data, config.splits, config.allow_test_people, config.pictures)
+    configuration = InversionConfiguration(
+        encoder=file_sha256(files.encoder, "--encoder"),
+        network=file_sha256(files.generator, "--network"),
+        identity=None if files.identity is None else file_sha256(files.identity, "--identity"),
+        perceptual=file_sha256(files.perceptual, "--alexnet"),
+        data=pictures.fingerprint,
+        splits=config.splits,
+        pictures=config.pictures,
+        steps=config.steps,
+        refine=config.refine,
+        unit_images=config.unit_images,
+        **steps,
+    )
+    plan = agree(read_inversion_plan(output), configuration, pictures.counts, config.people)
+    pending = plan.pending(finished_units(output))
+    print(*(f"note: {note}" for note in pictures.listing.notes), plan.describe(len(pending), config.people), sep="\n")
+    if config.dry_run or pending or not is_inversion_published(output, plan):
+        failed = invert(config, output, configuration, pictures, files)
+        if failed or config.dry_run:
+            return failed
+    print(*summary_lines(read_summary(output), output), sep="\n")
+    return 0
+
+
+def invert(
+    config: Config, output: Output, configuration: InversionConfiguration, pictures: Pictures, files: Files
+) -> int | None:
+    """Invert what is missing, as the only driver in this folder; returns 1 when units failed for good."""
+    from pipeline.inversion import Networks  # it brings PyTorch: a finished run is quick without
+
+    networks = Networks.load(files.encoder, files.generator, files.perceptual, files.identity)
+    print(networks.describe())
+    if config.dry_run:
+        plan = agree(read_inversion_plan(output), configuration, pictures.counts, config.people)
+        prepare(config, output, plan, networks, len(plan.pending(finished_units(output))))
+        return None
+    with hold(output) as lease:
+        # Another driver may just have ended.
+        plan = agree(read_inversion_plan(output), configuration, pictures.counts, config.people)
+        pending, times = plan.pending(finished_units(output)), None
+        if pending:
+            from pipeline.commit import failure_advice, make_work
+            from pipeline.inversion import inversion_work
+
+            stages, pools, again = prepare(config, output, plan, networks, len(pending))
+            work = inversion_work(plan, pending, pictures, networks.generator)
+            times, failed = make_work(output, work, stages, pools, again, lease)
+            if failed:
+                others = "units that are there stay"
+                print(failure_advice(output, failed, others), file=sys.stderr)
+                return 1
+        publish_inversion(output, plan, pictures, networks, times)
+    return None
+
+
+def prepare(config: Config, output: Output, plan: InversionPlan, networks: object, units: int) -> tuple:
+    """The pipeline on the connected cluster: stages with their arguments, pools, and what plans pools again."""
+    from pipeline.inversion import choose_device, inversion_pools, inversion_stages
+
+    connect()
+    if config.gpus and not config.dry_run:
+        wait_for_gpus(config.gpus, config.gpu_minutes)
+    device = choose_device(config.device)
+    asked = None if config.gpus is None else (config.gpus, config.gpu_minutes)
+    again = functools.partial(inversion_pools, config.inverters, config.gpus_per_inverter, asked, device)
+    pools = again(units)  # what does not fit is refused before anything is written
+    return inversion_stages(output, plan, networks, device), pools, again
+
+
+if __name__ == "__main__":
+    run_job(main, Config)

@@ -1,0 +1,136 @@
+"""What an inversion runs on: its networks, checked together, its stages, and the size of its pools."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.inverter import Inverter
+from actors.latent_writer import STAGES, LatentWriter
+from datasets.inversion_plan import InversionPlan, InversionUnit
+from datasets.latents_pictures import Pictures
+from datasets.output import Output
+from models.errors import InputError
+from models.identity_features import load_identity
+from models.perceptual import load_perceptual
+from models.restyle.checkpoint import LoadedEncoder, check_pair, load_encoder
+from models.restyle.losses import InversionLoss, LossWeights
+from models.restyle.restyle import working_size
+from models.stylegan3.checkpoint import load_network
+from models.stylegan3.generator import Generator
+from pipeline.cluster import resources, wait_for_gpus
+from pipeline.commit import Work
+from pipeline.pools import Pool, describe, fit_pools
+
+THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a code
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The networks of a run, on the CPU, and what is known about them."""
+
+    encoder: LoadedEncoder
+    generator: Generator
+    loss: InversionLoss
+    files: dict[str, str]  # file names of encoder and generator
+    generator_sha256: str
+    generator_record: dict[str, Any]
+
+    @classmethod
+    def load(cls, encoder: Path, generator: Path, perceptual: Path, identity: Path | None) -> "Networks":
+        """Raises InputError for files that are none, and for an encoder of another generator."""
+        network, loaded = load_network(generator), load_encoder(encoder)
+        config = network.generator.config
+        check_pair(loaded, config, network.sha256, network.generator)
+        if config.img_channels != 3:
+            raise InputError(f"--network {generator}: its images have {config.img_channels} channels, not 3")
+        who = None if identity is None else load_identity(identity)
+        weights = LossWeights() if who else LossWeights(identity=0.0)
+        loss = InversionLoss(weights, load_perceptual(perceptual), who)
+        files = {"encoder": encoder.name, "generator": generator.name}
+        return cls(loaded, network.generator, loss, files, network.sha256, network.record)
+
+    def about(self) -> dict[str, Any]:
+        """What the metadata of latents.parquet say of them; a training that nobody recorded is "unknown"."""
+        config = self.generator.config
+        sizes = {name: getattr(config, name) for name in ("height", "width", "num_ws", "w_dim")}
+        records = {"generator": self.generator_record, "encoder": self.encoder.record}
+        return {
+            "generator": {"file": self.files["generator"], "sha256": self.generator_sha256, **sizes},
+            "encoder": {
+                "file": self.files["encoder"],
+                "sha256": self.encoder.sha256,
+                "kind": self.encoder.kind,
+                "generator": dict(self.encoder.generator) or "unknown",
+            },
+            "metric": self.loss.perceptual.name,
+            "identity": None if self.loss.identity is None else self.loss.identity.name,
+            "weights": dataclasses.asdict(self.loss.weights),
+            "trained_on": {name: record.get("trained_on", "unknown") for name, record in records.items()},
+            "records": records,
+        }
+
+    def describe(self) -> str:
+        """The networks in a line for people, and the encoder's notes."""
+        height, width = working_size(self.encoder.encoder.config, self.generator.config)
+        about = self.about()
+        lines = [
+            f"inversion at {height} x {width}: encoder {self.files['encoder']} ({self.encoder.kind}), generator "
+            f"{self.files['generator']}, {about['metric']}, identity by {about['identity'] or 'nothing'}"
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.encoder.notes)])
+
+
+def choose_device(device: str) -> str:
+    """ "auto" made "cuda" where the connected cluster has GPUs."""
+    gpus = resources().gpus
+    if device != "auto":
+        return device
+    print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
+    return "cuda" if gpus else "cpu"
+
+
+def inversion_stages(output: Output, plan: InversionPlan, networks: Networks, device: str) -> list[tuple[type, dict]]:
+    """The pipeline: its stages with their arguments, on the connected cluster."""
+    # What a published encoder carries beside itself stays here.
+    encoder = dataclasses.replace(networks.encoder, decoder=None)
+    parts = {"encoder": encoder, "generator": networks.generator, "loss": networks.loss}
+    parts = {name: ray.put(part) for name, part in parts.items()}
+    c = plan.configuration
+    return [
+        (Inverter, {**parts, "configuration": c, "device": device, "threads": THREADS}),
+        (LatentWriter, {"address": output.secret_address, "plan_hash": c.hash}),
+    ]
+
+
+def inversion_pools(
+    inverters: int | None, gpus_per_inverter: float | None, gpus: tuple[int, float] | None, device: str, units: int
+) -> list[Pool]:
+    """The resources of both stages on the cluster as it is, printed. gpus: how many were asked for, and the minutes to
+    wait for one where all of them were lost on the way."""
+    if gpus and device == "cuda" and not resources().gpus:
+        wait_for_gpus(1, gpus[1])
+    share = gpus_per_inverter if device == "cpu" else gpus_per_inverter or 1.0
+    cluster = resources()
+    requests = [Pool("inverters", inverters, gpus=share), Pool("writers", cpus=0.25)]
+    pools = fit_pools(requests, cluster, device == "cuda", units)
+    print(describe(pools, cluster), flush=True)
+    return pools
+
+
+def inversion_work(plan: InversionPlan, pending: list[InversionUnit], pictures: Pictures, generator: Generator) -> Work:
+    """What is to be done, as `pipeline.commit.make_work` takes it."""
+    config = generator.config
+    code = 4 * config.num_ws * config.w_dim
+    delta = 4 * sum(p.numel() for p in generator.synthesis.parameters()) if plan.configuration.pivotal_steps else 0
+    largest = max(unit.pictures * code + unit.people * delta for unit in pending)
+    return Work(
+        plan=plan.to_json(),
+        rows=[pictures.row(unit) for unit in pending],
+        units=plan.unit_count,
+        images=plan.pictures,
+        pending_images=sum(unit.pictures for unit in pending),
+        unit_bytes=8 * largest,  # what lies between the stages is not compressed, as `run_units` expects of pictures
+        seconds=STAGES,
+    )
