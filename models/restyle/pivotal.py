@@ -6,7 +6,6 @@ those by matrices of low rank (Hu et al. 2021, LoRA), so that what is stored for
 
 import math
 
-import numpy as np
 import torch
 from torch.func import functional_call
 
@@ -28,8 +27,6 @@ def tune(
     rank: int = 4,
     learning_rate: float = 0.005,
     batch: int = 8,
-    locality: float = 0.0,
-    likeness: float = 0.0,
 ) -> Delta:
     """A delta of `generator` in which `pivots` [n, num_ws, w_dim] show `target`'s n pictures, all of one person.
 
@@ -49,17 +46,6 @@ def tune(
             changed = {name: weights[name] + (up @ down).view_as(weights[name]) for name, (up, down) in factors.items()}
             images = pooled(functional_call(synthesis, changed, (pivots[places],)), *target.images.shape[2:])
             value = loss.total(loss.measure(images, target.take(places))).mean()
-            if locality or likeness:
-                near = neighbours(generator, pivots[places[:2]], step)
-                made = pooled(functional_call(synthesis, changed, (near,)), *target.images.shape[2:])
-                if locality:
-                    with torch.no_grad():
-                        before = loss.target(pooled(synthesis(near), *target.images.shape[2:]))
-                    value = value + locality * loss.total(loss.measure(made, before)).mean()
-                if likeness:
-                    value = (
-                        value + likeness * (1 - (loss.identity(made) * target.take(places[:2]).identity).sum(1)).mean()
-                    )
             if not math.isfinite(value.item()):
                 raise InputError(f"pivotal tuning: the loss is {value.item()} at step {step}: lower the learning rate")
             value.backward()
@@ -68,17 +54,6 @@ def tune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return Delta({name: tuple(factor.detach().half() for factor in pair) for name, pair in factors.items()})
-
-
-@torch.no_grad()
-def neighbours(generator, pivots, step):
-    """x."""
-    numbers = np.random.RandomState(step)
-    z = torch.from_numpy(numbers.randn(len(pivots), generator.z_dim)).float().to(pivots.device)
-    first = numbers.randint(generator.num_ws, size=(len(pivots), 1))
-    layer = np.arange(generator.num_ws)
-    mask = torch.from_numpy((layer >= first) & (layer < first + generator.num_ws // 2)).to(pivots.device)
-    return torch.where(mask[:, :, None], generator.mapping(z, truncation_psi=0.7), pivots)
 
 
 def tuned_weights(generator: Generator) -> dict[str, torch.Tensor]:

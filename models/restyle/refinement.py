@@ -12,7 +12,7 @@ import torch
 
 from models.errors import InputError
 from models.restyle.losses import InversionLoss, Target
-from models.restyle.restyle import pooled
+from models.restyle.restyle import Synthesis, pooled
 from models.stylegan3.generator import Generator
 
 SPACES = ("w+", "w")
@@ -47,15 +47,15 @@ def w_statistics(generator: Generator) -> WStatistics:
 
 
 def refine(
-    synthesis,
+    synthesis: Synthesis,
     loss: InversionLoss,
     target: Target,
     codes: torch.Tensor,
     steps: int,
     *,
     average: torch.Tensor,
-    pull: float = 0.01,
-    learning_rate: float = 0.05,
+    pull: float = 0.02,
+    learning_rate: float = 0.1,
     spread: float = 1.0,
     space: str = "w+",
 ) -> torch.Tensor:
@@ -74,34 +74,59 @@ def refine(
     but a layer taken from somebody else, as mixing does, breaks it (Tov et al. 2021, "Designing an encoder": distortion
     against editability).
 
-    The network's weights get no gradients. Raises InputError for a space, a number or a shape that cannot be.
+    On a CPU a sample's result is the same alone and in any batch, to the last bit; on a GPU the batch is worked on at
+    once, and how it is formed matters as much as rounding does. The networks' weights get no gradients. Raises
+    InputError for a space, a number or a shape that cannot be.
     """
     _check(codes, target, average, steps, pull, learning_rate, spread, space)
     if steps == 0:
         return codes.clone()
-    average = average.detach()
-    best = codes.detach().clone()
-    best_objective = torch.full((len(codes),), math.inf, device=codes.device)
-    free = best.mean(1, keepdim=True) if space == "w" else best.clone()  # [N, 1 or num_ws, w_dim]
-    first, second = torch.zeros_like(free), torch.zeros_like(free)  # Adam's moments
-    for step in range(steps + 1):
-        last = step == steps
-        with torch.set_grad_enabled(not last):
-            free.requires_grad_(not last)
-            ws = free.expand_as(best)
-            images = pooled(synthesis(ws), *target.images.shape[2:])
-            distance = ((ws - average) / spread).square().mean((1, 2))
-            objective = loss.total(loss.measure(images, target)) + pull * distance  # [N]
-            # The sum, not the mean: a sample's gradient does not depend on how many others there are.
-            gradient = None if last else torch.autograd.grad(objective.sum(), free)[0]
-        free = free.detach()
-        better = objective.detach() < best_objective
-        best_objective = torch.where(better, objective.detach(), best_objective)
-        best = torch.where(better[:, None, None], free, best)
-        if not last:
-            rate = learning_rate * spread * ramp(step / steps)
-            free = free - rate * _adam(gradient, first, second, step)
-    return best
+    # Batches of other sizes round differently, and descent over the kinks of ReLU makes more of it: after 40 steps, two
+    # runs of one picture, alone and with two others, differed by up to 0.3 (of -1..1), though not in how good they
+    # were. So a CPU works on one sample at a time, at 1.6 times the cost.
+    together = 1 if codes.device.type == "cpu" else len(codes)
+    found = []
+    for first in range(0, len(codes), together):
+        part = slice(first, first + together)
+        descent = _Descent(synthesis, loss, target.take(part), average.detach(), pull, spread)
+        found.append(descent.best_of(codes[part].detach(), steps, learning_rate * spread, space))
+    return torch.cat(found) if found else codes.clone()
+
+
+class _Descent(NamedTuple):
+    synthesis: Synthesis
+    loss: InversionLoss
+    target: Target
+    average: torch.Tensor
+    pull: float
+    spread: float
+
+    def best_of(self, start, steps, learning_rate, space):
+        best, best_value = start.clone(), start.new_full((len(start),), math.inf)
+        free = start.mean(1, keepdim=True) if space == "w" else start.clone()  # [N, 1 or num_ws, w_dim]
+        first, second = torch.zeros_like(free), torch.zeros_like(free)  # Adam's moments
+        for step in range(steps):
+            free.requires_grad_(True)
+            with torch.enable_grad():
+                values = self.values(free.expand_as(start))
+                # The sum, not the mean: a sample's gradient does not depend on how many others there are.
+                (gradient,) = torch.autograd.grad(values.sum(), free)
+            free, values = free.detach(), values.detach()
+            best, best_value = _better(best, best_value, free, values)
+            free = free - learning_rate * ramp(step / steps) * _adam(gradient, first, second, step)
+        with torch.no_grad():
+            return _better(best, best_value, free, self.values(free.expand_as(start)))[0]
+
+    def values(self, codes):
+        # What is minimised, [N].
+        images = pooled(self.synthesis(codes), *self.target.images.shape[2:])
+        distances = ((codes - self.average) / self.spread).square().mean((1, 2))
+        return self.loss.total(self.loss.measure(images, self.target)) + self.pull * distances
+
+
+def _better(best, best_values, codes, values):
+    better = values < best_values  # never where one is not a number
+    return torch.where(better[:, None, None], codes, best), torch.where(better, values, best_values)
 
 
 def ramp(progress: float) -> float:
