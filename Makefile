@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup generate test lint format clean
+.PHONY: setup generate chromium test lint format clean
 
 setup: $(VENV)/.ready
 
@@ -21,8 +21,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 generate: setup  ## 24 people x 16 variants with the built-in demo network
 	$(BIN)/python jobs/generate.py --people 24 --variants 16 --unit-images 64 --out $(abspath $(OUT))
 
-test: setup  ## every test
-	$(BIN)/python -m pytest $(ARGS)
+# For the tests of the pages that jobs write, which are looked at in a real browser. Needs root, and Debian or Ubuntu.
+chromium:
+	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium)
+
+test: setup  ## every test; those of pages in a browser only where there is one (make chromium)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## ruff: style and format
 	$(BIN)/ruff check .

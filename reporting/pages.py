@@ -4,19 +4,20 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.verdicts import KEPT
+from reporting.fid_table import HEADINGS, STUDY, WARNING, fid_rows
 from reporting.histograms import PLOT_HEIGHT, PLOT_WIDTH, Plot, histogram
 from reporting.identity import identity_figures, identity_plots
 from reporting.progress import duration
-from reporting.tables import FILTERS, DiscardRow, discard_rows, filters_set, percent
+from reporting.report_page import rendered
+from reporting.report_page_training import Training
+from reporting.tables import FILTERS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
 
 STAGES = {
     "generate": "making the images",
@@ -25,8 +26,23 @@ STAGES = {
     "identity": "identity",
     "write": "writing shards",
 }
-# Not allowed in HTML, or not encodable: control characters and lone halves of surrogate pairs.
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+# The score that each histogram is of, and what the steps of the funnel are called.
+PLOT_SCORES = {
+    "pedestrian scores": "detector",
+    "SSIM": "ssim",
+    "identity cosine": "cosine",
+    "identity margin": "margin",
+    "likeness to real pictures": "real",
+}
+STEPS = {
+    "error": "making",
+    "detector": "pedestrian filter",
+    "ssim_floor": "SSIM floor",
+    "ssim_ceiling": "SSIM ceiling",
+    "identity_floor": "identity floor",
+    "identity_margin": "identity margin",
+    "identity_ceiling": "identity ceiling",
+}
 
 
 def is_toy(record: Any) -> bool:
@@ -56,12 +72,14 @@ def render_report(
     title: str,
     summary: Mapping[str, Any],
     manifest: pa.Table,
-    sheet_png: bytes,
+    sheet_png: bytes | None = None,
     configuration: Mapping[str, Any],
     network: Mapping[str, Any],
     check_commands: Sequence[tuple[str, str]] = (),
     privacy: Mapping[str, Any] | None = None,
     privacy_png: bytes | None = None,
+    explorer: Mapping[str, Any] | None = None,
+    trainings: Sequence[Training] = (),
 ) -> str:
     """The report of one run as the text of a self-contained HTML page.
 
@@ -71,50 +89,68 @@ def render_report(
         workers}. Other keys are ignored.
     manifest: every image's row; columns person, variant, reference_variant, detector_score, ssim, verdict; of runs that
         compared identities also source, identity_cosine, identity_margin.
-    sheet_png: the contact sheet, as the bytes of a PNG file.
+    sheet_png: the contact sheet, as the bytes of a PNG file; explorer: what reporting/run_page.py gathers for sliders,
+        galleries and strips, in place of it. A page without an explorer has no script.
     configuration: the frozen configuration; network: its record (what it was trained on). Both may be nested.
     check_commands: (what it does, command) to check the run again.
+    trainings: of the generator, for curves and the table of FIDs.
     privacy: what pipeline.privacy found, with the kept ones counted (reporting/privacy.py); privacy_png: its pictures.
     Every text is escaped: none can bring markup into the page. Raises ValueError for unknown verdicts and
     KeyError for missing thresholds or columns.
     """
     verdicts = manifest["verdict"].value_counts()
     counts = {str(item["values"]): item["counts"].as_py() for item in verdicts}
-    rows = discard_rows(counts, filters_set(summary["thresholds"]))
-    template = _environment().get_template("report.html.j2")
-    html = template.render(
+    shown = {*filters_set(summary["thresholds"]), *(explorer["filters"] if explorer else ())}
+    rows = discard_rows(counts, shown)
+    unset = {
+        row.key for row in rows if row.key in set(OPTIONAL) - set(filters_set(summary["thresholds"])) and not row.count
+    }
+    plots = _plots(manifest, summary["thresholds"])
+    fid = [training.fid for training in trainings if training.fid]
+    return rendered(
+        "report.html.j2",
+        script_file="report_run.js" if explorer else None,
         title=title,
         toy=is_toy(network),
         rows=rows,
         filters=FILTERS,
+        unset=unset,
         headline=_headline(summary, rows, manifest, privacy),
-        plots=_plots(manifest, summary["thresholds"]),
+        plots=plots,
         plot_width=PLOT_WIDTH,
         plot_height=PLOT_HEIGHT,
-        sheet=base64.b64encode(sheet_png).decode(),
+        explorer=explorer and explorer | {"cards": _cards(plots, explorer["controls"]), "funnel": _funnel(rows)},
+        sheet=base64.b64encode(sheet_png).decode() if sheet_png else None,
         identity=identity_figures(manifest),
         privacy=privacy,
         privacy_sheet=base64.b64encode(privacy_png).decode() if privacy_png else None,
         people=_kept_per_person(manifest),
+        trainings=trainings,
+        fid_rows=[{"own": row in fid, "cells": row.cells} for row in fid_rows(fid)],
+        fid_headings=HEADINGS,
+        fid_warning=WARNING,
+        fid_study=STUDY,
         stages=_stages(summary),
         configuration=flatten(configuration),
         network=flatten(network),
         check_commands=check_commands,
     )
-    return _FORBIDDEN.sub("\ufffd", html)
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # names, messages and records come from files that anybody may have made
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment
+def _cards(plots: Sequence[Plot], controls: Sequence[Any]) -> list[dict[str, Any]]:
+    """Each plot with the thresholds that are its lines."""
+    cards = [{"score": PLOT_SCORES[plot.name], "plot": plot} for plot in plots]
+    return [card | {"controls": [one for one in controls if one.score == card["score"]]} for card in cards]
+
+
+def _funnel(rows: Sequence[DiscardRow]) -> list[dict[str, Any]]:
+    """What each filter leaves; left, gone: percent of all images."""
+    steps, left, made = [], rows[0].count, max(1, rows[0].count)
+    for row in rows[1:-2]:
+        left -= row.count
+        share = {"left": round(100 * left / made, 2), "gone": round(100 * row.count / made, 2)}
+        steps.append({"key": row.key, "name": STEPS[row.key], "count": left} | share)
+    return steps
 
 
 def _kept(manifest: pa.Table) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,15 +15,14 @@ from datasets.shards import read_shard
 from datasets.verdicts import LATENT, VERDICTS, Thresholds, verdicts
 from models.errors import InputError
 from reporting.identity import identity_summary
-from reporting.pages import is_toy, render_report
-from reporting.privacy import PRIVACY_SHEET, read_privacy
+from reporting.pages import is_toy
+from reporting.privacy import read_privacy
+from reporting.run_page import COLUMNS, run_page
 from reporting.sheets import SheetCell, SheetRow, contact_sheet, encode_png
 from reporting.tables import KEPT
 
 SUMMARY, SHEET, REPORT = "summary.json", "contact_sheet.png", "report.html"
 SHEET_PEOPLE, SHEET_VARIANTS = 24, 16
-REPORT_COLUMNS = ["person", "variant", "reference_variant", "detector_score", "ssim", "verdict"]
-REPORT_COLUMNS += ["source", "identity_cosine", "identity_margin"]
 SELDOM_RUN = ("identity",)  # stages that most runs do not have
 
 
@@ -98,7 +96,7 @@ def publish(
         names = ("seconds", "run_images", "stage_seconds", "images_per_second")
         earlier = read_summary(output) or {}
         timing = {name: earlier[name] for name in names if name in earlier}
-    manifest = read_manifest(output, columns=REPORT_COLUMNS)
+    manifest = read_manifest(output, columns=COLUMNS)
     privacy, identity = read_privacy(output, plan, manifest), identity_summary(manifest)
     found = {"identity": identity, "privacy": privacy}
     summary = {
@@ -113,21 +111,8 @@ def publish(
         "network": dict(network),
         **{name: figures for name, figures in found.items() if figures},
     }
-    sheet = encode_png(draw_sheet(output, plan, thresholds, toy=is_toy(network)))
-    output.write(SHEET, sheet)
-    again = f"python -m jobs.refilter --out {shlex.quote(output.root_address)} --name stricter --detector-threshold 0.8"
-    page = render_report(
-        title=f"{plan.people:,} people, {plan.images:,} images",
-        summary=summary,
-        manifest=manifest,
-        sheet_png=sheet,
-        configuration=summary["configuration"],
-        network=summary["network"],
-        check_commands=[("judge the same images by other thresholds", again)],
-        privacy=privacy,
-        privacy_png=output.read(PRIVACY_SHEET) if privacy else None,
-    )
-    output.write(REPORT, page.encode())
+    output.write(SHEET, encode_png(draw_sheet(output, plan, thresholds, toy=is_toy(network))))
+    output.write(REPORT, run_page(output, plan, manifest, summary).encode())
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     return counts
 

@@ -1,0 +1,209 @@
+"""Which thresholds suit your own data: what the filters would take away of real images."""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from datasets.image_tree import parse_name
+from datasets.inputs import local_copy
+from datasets.output import Output
+from datasets.reid_images import UNKNOWN_CAMERA, Listing, decode_listing
+from datasets.reid_readers import read_split
+from datasets.reid_splits import is_image
+from datasets.scored_images import ROW_IMAGES, choose
+from jobs.common import connect, run_job
+from models import weights
+from models.errors import InputError
+from reporting.calibration import (
+    STUDY_DATA_RANGE,
+    calibration_lines,
+    calibration_notes,
+    calibration_plot,
+    chosen_pairs,
+    detector_record,
+    similarities,
+    similarity_record,
+    threshold_options,
+)
+from reporting.progress import ProgressLine
+
+RECORD, PICTURE = "calibration.json", "calibration.png"
+DATA_RANGES = (STUDY_DATA_RANGE, 255.0)
+HERE_IMAGES = 1000  # so many are scored before Ray has started
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Propose thresholds for the filters of jobs/generate.py, by what they would take away of real images.
+
+    Example: python jobs/calibrate.py --data /data/market1501 --out /data/calibration
+    Writes calibration.json and calibration.png, prints a table and the options with the proposed thresholds.
+    """
+
+    data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_TABLE")]
+    """Real images: a Market-1501 or other re-ID tree, a folder with one sub-folder a person, a table of paths and
+    identities, or a flat folder (people are known there if all files are named as in Market-1501)."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """Where to write calibration.json and calibration.png."""
+    reject: float = 0.0645
+    """Share of real images, 0 to 1, that the pedestrian filter may take away; the study accepted 0.0645."""
+    ssim_lost: float = 0.01
+    """Share of pairs of real pictures of one person that the SSIM floor may take away, and the ceiling as well."""
+    split: Literal["train", "query", "gallery"] = "train"
+    """Of data that has splits. Thresholds are chosen on training people, so that test people stay unseen."""
+    most_images: int = 5000
+    """At most so many images, a random part where there are more."""
+    most_pairs: int = 10_000
+    """At most so many pairs of pictures of one person, as even over people as can be."""
+    height: int = 128
+    """Images are brought to this height in pixels first; give the one that you generate at."""
+    width: int = 64
+    """And to this width."""
+    seed: int = 0
+    """Decides which images and pairs are taken."""
+    yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there are GPUs."""
+    workers: int | None = None
+    """Detectors on Ray; 0: in this process, without Ray. By default that for up to 1,000 images, else one a GPU,
+    without GPUs one a CPU."""
+
+
+def main(config: Config) -> None:
+    """Read, score, compare, propose, write."""
+    start = time.monotonic()
+    check(config)
+    output = Output(config.out)
+    listing = real_images(config.data, config.split)
+    listing = listing.take(choose(len(listing), config.most_images, config.seed))
+    own = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
+    detector_path = weights.get("yolov4-tiny", own)
+    images, places, unreadable = decode_listing(listing, config.height, config.width)  # [N, H, W, 3] uint8 RGB
+    identities = listing.identities[places]
+    people = np.unique(identities[identities > 0])
+    known = f" of {len(people):,} people" if len(people) else ""
+    print(f"{listing.name}: {len(images):,} images{known}, at {config.height}x{config.width}", flush=True)
+    detector = detector_record(detector_scores(config, images, detector_path), config.reject)
+    same, different = chosen_pairs(identities, config.most_pairs, config.seed)
+    compared = [
+        (similarity_record(one, two, data_range, config.ssim_lost), one, two)
+        for data_range in DATA_RANGES
+        if len(same)
+        for one, two in [(similarities(images, same, data_range), similarities(images, different, data_range))]
+    ]
+    records = [record for record, _, _ in compared]
+    notes = [*listing.notes, *calibration_notes(detector, unreadable, len(people), len(same))]
+    options = threshold_options(detector, records)
+    commands = [
+        shlex.join(["python", "jobs/generate.py", "--out", "RUN", *options]),
+        shlex.join(["python", "jobs/refilter.py", "--out", "RUN", "--name", "calibrated", *options]),
+    ]
+    record = {
+        "data": {"name": listing.name, "images": len(images), "unreadable": len(unreadable), "people": len(people)},
+        "size": {"height": config.height, "width": config.width},
+        "detector": detector,
+        "ssim": records,
+        "commands": commands,
+        "notes": notes,
+        "configuration": dataclasses.asdict(config),
+        "command": shlex.join(sys.argv),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    output.write(PICTURE, calibration_plot(detector, compared, listing.name))
+    output.write(RECORD, f"{json.dumps(record, indent=2)}\n".encode())
+    print(*calibration_lines(detector, records), *(f"note: {note}" for note in notes), *commands, sep="\n")
+    print(output.address(PICTURE))
+
+
+def check(config: Config) -> None:
+    """Raises InputError for options out of range."""
+    for name in ("reject", "ssim_lost"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: a share is 0 to 1, without 1")
+    if config.ssim_lost >= 0.5:
+        raise InputError(f"--ssim-lost {config.ssim_lost}: floor and ceiling would meet; give less than 0.5")
+    for name, least in (
+        ("most_images", 1),
+        ("most_pairs", 1),
+        ("height", 8),
+        ("width", 8),
+        ("seed", 0),
+        ("workers", 0),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be {least} or more")
+
+
+def real_images(data: str, split: str) -> Listing:
+    """The images of people in a data set's split, or all of a folder. Raises InputError where there is none."""
+    root = Path(data).expanduser()
+    flat = sorted(path for path in root.iterdir() if is_image(path.name)) if root.is_dir() else []
+    if not flat or any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
+        return read_split(data, split)
+    parsed = [parse_name(path) for path in flat]
+    named = [image.identity for image in parsed if image is not None]
+    strangers = len(flat) - len(named)
+    return Listing(
+        name=root.resolve().name,
+        contents=tuple(flat),
+        identities=np.zeros(len(flat), np.int64) if strangers else np.array(named),  # 0: nobody knows who
+        cameras=np.full(len(flat), UNKNOWN_CAMERA),
+        names=tuple(path.name for path in flat),
+        people={} if strangers else {identity: f"{identity:04d}" for identity in named if identity > 0},
+    )
+
+
+def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> np.ndarray:
+    """Scores [N] float32, 0..1, of images [N, H, W, 3] uint8 RGB by the stage that scores generated ones."""
+    import cv2
+    import ray
+
+    from actors.pedestrian_detector import PedestrianDetector
+    from pipeline.cluster import resources
+    from pipeline.features import THREADS, Workers, run_here
+    from pipeline.pools import Pool, describe, fit_pools
+    from pipeline.run import run_units
+
+    here = config.workers == 0 or (config.workers is None and len(images) <= HERE_IMAGES)
+    if not here:
+        connect()
+    workers = Workers.chosen(config.device, here)
+    rows = []
+    for unit, first in enumerate(range(0, len(images), ROW_IMAGES)):
+        part = images[first : first + ROW_IMAGES]
+        encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in part]  # lossless
+        rows.append({"unit": unit, "image": encoded, "status": ["ok"] * len(part), "message": [""] * len(part)})
+    arguments = {"height": config.height, "width": config.width, "device": workers.device, "threads": THREADS}
+
+    def pools(units: int) -> list[Pool]:
+        cluster = resources()
+        fitted = fit_pools([Pool("detectors", config.workers or None)], cluster, workers.device == "cuda", units)
+        print(describe(fitted, cluster), flush=True)
+        return fitted
+
+    if here:
+        results = run_here(rows, [(PedestrianDetector, {"weights": detector_path, **arguments})])
+    else:
+        stages = [(PedestrianDetector, {"weights": ray.put(weights.contents(detector_path)), **arguments})]
+        results = run_units(rows, stages, pools(len(rows)), pools, ROW_IMAGES * images[0].nbytes)
+    found = {}
+    with ProgressLine(len(rows), len(images)) as line:
+        for row in results:
+            if "failure" in row:
+                raise InputError(f"{config.data}: {row['failed_stage']} failed: {row['failure']}")
+            found[row["unit"]] = row["detector_score"]
+            line.update(len(row["detector_score"]))
+    return np.array([score for unit in sorted(found) for score in found[unit]], np.float32)
+
+
+if __name__ == "__main__":
+    run_job(main, Config)

@@ -1,0 +1,134 @@
+"""One page to look at, of a generation run or of a sweep: a single HTML file that needs nothing beside itself."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tyro
+
+from datasets.manifest import read_manifest
+from datasets.output import Output
+from datasets.plan import read_plan
+from jobs.common import run_job
+from models.errors import InputError
+
+SWEEP, TRIALS, SWEEP_REPORT = "sweep.json", "trials.parquet", "sweep_report.html"
+TOP = 8  # pictures found for a query
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Write the page of a run of jobs/generate.py (OUT/report.html) or of jobs/sweep.py (OUT/sweep_report.html).
+
+    Of a run: what was discarded, sliders for every threshold with live counts and pictures, people in strips. Of a
+    sweep: scores over levels beside the study's, verdicts, and queries that got better and worse. Nothing is trained
+    or generated; a page can be written again at any time, of a sweep also while it runs.
+    """
+
+    run: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
+    """The folder or URI that jobs/generate.py wrote."""
+    sweep: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
+    """The folder or URI that jobs/sweep.py wrote."""
+    training: tuple[Path, ...] = ()
+    """With --run: folders of jobs/train_gan.py, for the curves and FID of the generator."""
+    sample: int = 1200
+    """With --run: pictures in the page for the galleries around the thresholds, 0 to 4000; each takes about 3 kB."""
+    queries: int = 4
+    """With --sweep: how many queries that got better, and worse, to show; 0 computes no features, which takes minutes
+    on a CPU where the test set is large."""
+
+
+def main(config: Config) -> None:
+    """Read, draw, write, say where."""
+    if (config.run is None) == (config.sweep is None):
+        raise InputError(f"{'both' if config.run else 'neither'} --run and --sweep: give one of them")
+    if config.training and config.run is None:
+        raise InputError("--training goes with --run: a sweep trains no generator")
+    if config.queries < 0:
+        raise InputError(f"--queries {config.queries}: must be 0 or more")
+    address = write_run_page(config) if config.run is not None else write_sweep_page(config)
+    print(f"report: {address}")
+
+
+def write_run_page(config: Config) -> str:
+    """OUT/report.html of a finished run; returns where it lies."""
+    from reporting.pages import is_toy
+    from reporting.report_page_training import read_training
+    from reporting.results import REPORT, read_summary
+    from reporting.run_page import COLUMNS, run_page
+
+    output = Output(config.run)
+    plan, summary = read_plan(output), read_summary(output)
+    if plan is None:
+        raise InputError(f"--run {output.root_address}: no plan.json there, so no run of jobs/generate.py")
+    if summary is None or summary.get("plan_hash") != plan.configuration.hash or summary.get("images") != plan.images:
+        raise InputError(f"--run {output.root_address} is not finished: run the same jobs/generate.py command again")
+    toy = is_toy(summary.get("network", {}))
+    trainings = [read_training(folder, toy) for folder in config.training]
+    manifest = read_manifest(output, columns=COLUMNS)
+    page = run_page(output, plan, manifest, summary, sample=config.sample, trainings=trainings)
+    output.write(REPORT, page.encode())
+    return output.address(REPORT)
+
+
+def write_sweep_page(config: Config) -> str:
+    """OUT/sweep_report.html of a sweep as far as it has come; returns where it lies."""
+    from reporting.sweep_page import sweep_page
+
+    output = Output(config.sweep)
+    sweep, trials = read_sweep(output)
+    pictures, notes = draw_queries(output, sweep, trials, config.queries) if config.queries else (None, [])
+    output.write(SWEEP_REPORT, sweep_page(sweep, trials, pictures, notes).encode())
+    return output.address(SWEEP_REPORT)
+
+
+def read_sweep(output: Output) -> tuple[dict[str, Any], pa.Table]:
+    """sweep.json and trials.parquet. Raises InputError where one is missing or damaged."""
+    text = output.read(SWEEP)
+    if text is None:
+        raise InputError(f"--sweep {output.root_address}: no {SWEEP} there, so no sweep of jobs/sweep.py")
+    content = output.read(TRIALS)
+    if content is None:
+        raise InputError(f"--sweep {output.root_address}: no {TRIALS} yet: it comes with the first finished trial")
+    try:
+        sweep, trials = json.loads(text), pq.read_table(io.BytesIO(content))
+    except (ValueError, pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--sweep {output.root_address}: {SWEEP} or {TRIALS} is damaged ({reason})") from error
+    if not isinstance(sweep, dict):
+        raise InputError(f"--sweep {output.root_address}: {SWEEP} is not of jobs/sweep.py")
+    return sweep, trials
+
+
+def draw_queries(
+    output: Output, sweep: Mapping[str, Any], trials: pa.Table, each: int
+) -> tuple[bytes | None, list[str]]:
+    """Queries that got better and worse at the best level of the first arm, as a PNG; or none, and a note why."""
+    from metrics.sweep_statistics import analyse
+    from pipeline.changed_queries import changed_queries_sheet
+    from reporting.sweep_page import best_level, changed_queries, compared_arms, trials_of
+
+    arm = compared_arms(trials)[0]
+    table = trials.filter(pc.equal(trials["arm"], arm))
+    level = best_level(analyse(trials_of(table, "mAP")))
+    changed = None if level is None else changed_queries(table, level, each)
+    if changed is None:
+        return None, []
+    data = sweep.get("paths", {}).get("data")
+    networks = {}
+    for row in table.select(["level", "seed", "network"]).to_pylist():
+        if row["level"] in (0, level):
+            networks.setdefault(row["level"], output.address(row["network"]))
+    if not output.local or data is None or not Path(data).exists():
+        return None, ["No pictures of queries: the test set or the trained networks are not on this machine."]
+    return changed_queries_sheet(Path(data), {k: Path(v) for k, v in networks.items()}, table, changed, TOP)
+
+
+if __name__ == "__main__":
+    run_job(main, Config)
