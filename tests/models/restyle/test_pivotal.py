@@ -8,9 +8,10 @@ import safetensors.torch
 import torch
 
 from models.errors import InputError
+from models.identity_features import IdentityFeatures
 from models.restyle.delta import Delta, apply_delta, load_delta, save_delta
 from models.restyle.losses import InversionLoss, LossWeights
-from models.restyle.pivotal import tune
+from models.restyle.pivotal import tune, variants
 
 SHA, OTHER_SHA = "a" * 64, "b" * 64
 SMALLER = {"num_layers": 5, "num_critical": 1, "output_scale": 10}  # pictures of values around 1, in less time
@@ -129,6 +130,40 @@ def test_all_pictures_have_their_turn(person):
         assert (error(person) < before).all()
 
 
+def test_likeness_carries_over_to_variants_that_were_not_tuned_on(person):
+    generator, target, pivots = person
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 8))
+    loss = InversionLoss(LossWeights(l2=1, lpips=0, identity=0), None, IdentityFeatures(network, (16, 16), "t", SHA))
+    target, others = loss.target(target.images), variants(generator, pivots, 5000)
+    cosines = []
+    for likeness in (0.0, 10.0):
+        options = {"rank": 2, "learning_rate": 0.05, "likeness": likeness}
+        with apply_delta(generator, tune(generator, loss, target, pivots, 15, **options)), torch.no_grad():
+            cosines.append((loss.identity(generator.synthesis(others)) * target.identity).sum(1).mean().item())
+    assert cosines[1] > cosines[0] + 0.1
+
+
+def test_variants_are_the_pivots_but_for_neighbouring_layers_of_a_truncated_code(person):
+    generator, _, pivots = person
+    for seed in range(20):
+        mixed = variants(generator, pivots, seed)
+        z = torch.from_numpy(np.random.RandomState(seed).randn(3, generator.z_dim)).float()
+        random = generator.mapping(z, truncation_psi=0.7)
+        for code, pivot, other in zip(mixed, pivots, random, strict=True):
+            replaced = (code != pivot).any(1)
+            places = replaced.nonzero().flatten()
+            assert 1 <= len(places) <= generator.num_ws // 2
+            assert places[-1] - places[0] == len(places) - 1
+            assert torch.equal(code[replaced], other[replaced])
+
+
+def test_variants_of_a_conditional_network(tiny):
+    generator = tiny.generator(c_dim=2, **SMALLER)
+    pivots = torch.zeros(1, generator.num_ws, generator.w_dim)
+    assert variants(generator, pivots, 1).shape == pivots.shape
+
+
 def test_more_than_a_rank_can_be_is_what_fits(person):
     generator, target, pivots = person
     factors = tune(generator, PIXELS, target, pivots, 0, rank=1000).factors
@@ -144,6 +179,7 @@ def test_more_than_a_rank_can_be_is_what_fits(person):
         ({"rank": 0}, "rank 0"),
         ({"batch": 0}, "batch 0"),
         ({"learning_rate": float("nan")}, "learning rate nan"),
+        ({"likeness": -0.5}, "likeness -0.5"),
         ({"pivots": torch.zeros(2, 7, 12)}, "3 pictures"),
     ],
 )
