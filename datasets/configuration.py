@@ -142,6 +142,10 @@ class Configuration:
         """What people want to see of it, and scripts: `values` without the origins, which are as many as people."""
         return {name: value for name, value in self.values().items() if name != "origins"}
 
+    def called(self, person: int) -> str:
+        """What people call a person: a real one by the data set's name, an artificial one by its number."""
+        return self.origins[person].name if self.origins else str(person)
+
     def person_seed(self, person: int) -> int:
         """Seed of an artificial person's z: the same person as in the reference StyleGAN3 tools, `--seeds=` this
         number."""

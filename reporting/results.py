@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from datasets.configuration import Configuration
 from datasets.decoding import decode
 from datasets.manifest import manifest_name, read_manifest, write_manifest
 from datasets.output import Output
@@ -129,7 +130,7 @@ def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds, toy: bool = F
     for unit in plan.units():
         table = read_shard(output, plan, unit)
         compared |= table["identity_cosine"].null_count < table.num_rows
-        rows += _sheet_rows(table, unit, plan.configuration.variants, thresholds)
+        rows += _sheet_rows(table, unit, plan.configuration, thresholds)
         if len(rows) >= SHEET_PEOPLE:
             break
     shown = "" if plan.people <= SHEET_PEOPLE else f"the first {SHEET_PEOPLE} of {plan.people:,} people · "
@@ -141,12 +142,13 @@ def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds, toy: bool = F
     )
 
 
-def _sheet_rows(table: pa.Table, unit: Unit, variants: int, thresholds: Thresholds) -> list[SheetRow]:
+def _sheet_rows(table: pa.Table, unit: Unit, configuration: Configuration, thresholds: Thresholds) -> list[SheetRow]:
+    variants = configuration.variants
     names = ["image", "variant", "reference_variant", "detector_score", "ssim", "status", "source", "identity_cosine"]
     images = table.select(names).append_column("verdict", verdicts(table, thresholds)).to_pylist()
     people = [images[index * variants :][: min(variants, SHEET_VARIANTS)] for index in range(unit.people)]
     return [
-        SheetRow(f"person {unit.first_person + index}", [_sheet_cell(image) for image in person])
+        SheetRow(f"person {configuration.called(unit.first_person + index)}", [_sheet_cell(image) for image in person])
         for index, person in enumerate(people)
     ]
 
