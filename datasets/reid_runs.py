@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.draws import first
 from datasets.manifest import READERS, manifest_name, read_manifest
 from datasets.output import Output
 from datasets.plan import PLAN_FILE, Plan, Unit, read_plan
@@ -35,14 +36,19 @@ def read(root: str | Path, split: str) -> Listing:
 
 
 def read_run(
-    root: str | Path, most_people: int | None = None, most_variants: int | None = None, latent_only: bool = False
+    root: str | Path,
+    most_people: int | None = None,
+    most_variants: int | None = None,
+    latent_only: bool = False,
+    draw_seed: int | None = None,
 ) -> Listing:
     """The kept images of a run, as bytes, in the order of person and variant.
 
     identities: the run's person + 1 (persons count from 0); people: the person as written in the run, or, in a run made
     from latents, what the real data call that person. most_people: of those with a kept image the first so many;
-    most_variants: the first so many kept images of each. latent_only: those whose `source` is "latent". Reads the
-    shards of the images chosen. Raises InputError where there is no run, no manifest or no image.
+    most_variants: the first so many kept images of each. draw_seed: the first in the order that it draws
+    (datasets/draws.py). latent_only: those whose `source` is "latent". Reads the shards of the images chosen. Raises
+    InputError where there is no run, no manifest or no image.
     """
     output = Output(os.fspath(root))
     plan = read_plan(output)
@@ -65,7 +71,7 @@ def read_run(
             )
         if len(rows) < kept:
             notes.append(f"{output.root_address}: {kept - len(rows):,} images of new people are left out")
-    rows = _first(sorted(rows, key=lambda row: (row["person"], row["variant"])), most_people, most_variants)
+    rows = _first(plan, sorted(rows, key=_order), most_people, most_variants, draw_seed)
     images = _images(output, plan, units, rows)
     cameras = [UNKNOWN_CAMERA if row["camera"] is None else row["camera"] for row in rows]
     return Listing(
@@ -73,7 +79,7 @@ def read_run(
         contents=tuple(images[row["person"], row["variant"]] for row in rows),
         identities=np.array([row["person"] + 1 for row in rows], np.int64),
         cameras=np.array(cameras, np.int64),
-        names=tuple(f"{row['person']}/{row['variant']}" for row in rows),
+        names=tuple(map(_image_name, rows)),
         people={row["person"] + 1: _name(plan, row["person"]) for row in rows},
         notes=tuple(notes),
     )
@@ -84,10 +90,22 @@ def _name(plan: Plan, person: int) -> str:
     return origins[person].name if origins else str(person)
 
 
-def _first(rows: list[dict], most_people: int | None, most_variants: int | None) -> list[dict]:
-    groups = itertools.groupby(rows, key=lambda row: row["person"])
-    chosen = itertools.islice((list(group) for _, group in groups), most_people)
-    return [row for group in chosen for row in group[:most_variants]]
+def _order(row: dict) -> tuple[int, int]:
+    return row["person"], row["variant"]
+
+
+def _first(
+    plan: Plan, rows: list[dict], most_people: int | None, most_variants: int | None, draw_seed: int | None
+) -> list[dict]:
+    """Of rows in their order the first, or the drawn, people and variants; in their order again."""
+    groups = {person: list(group) for person, group in itertools.groupby(rows, key=lambda row: row["person"])}
+    people = first(groups, lambda person: _name(plan, person), most_people, draw_seed)
+    chosen = (first(groups[person], _image_name, most_variants, draw_seed) for person in people)
+    return sorted(itertools.chain.from_iterable(chosen), key=_order)
+
+
+def _image_name(row: dict) -> str:
+    return f"{row['person']}/{row['variant']}"
 
 
 def _images(output: Output, plan: Plan, units: dict[int, Unit], rows: list[dict]) -> dict[tuple[int, int], bytes]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import reid_runs
+from datasets.draws import first
 from datasets.image_tree import identities_sha256
 from datasets.real_people import matched_names
 from datasets.reid_images import Listing
@@ -74,12 +75,15 @@ def list_sources(
     variants: Sequence[str | Path] = (),
     most_people: int | None = None,
     most_variants: int | None = None,
+    draw_seed: int | None = None,
 ) -> list[Source]:
     """The sources of a training: first the real one, then artificial people, then variants, each in the order given.
 
     most_people: the first so many artificial people in that order, so that 20 people hold the 10 of a smaller
-    training. most_variants: the first so many variants of each person. Raises InputError for data that cannot be read,
-    a source given twice, and variants that show nobody of the real people.
+    training. most_variants: the first so many variants of each person. draw_seed: of each source not the first people
+    or variants, but the first in the order that this seed draws (datasets/draws.py): 20 people hold the 10 of the same
+    seed. Raises InputError for data that cannot be read, a source given twice, and variants that show nobody of the
+    real people.
     """
     _check(people, variants, most_people, most_variants)
     listing = read_split(real, TRAIN)
@@ -89,15 +93,15 @@ def list_sources(
     for root in people:
         if left == 0:
             break
-        listing = _first_people(_read(root, left, None, False), left)
+        listing = _first_people(_read(root, left, False, draw_seed), left, draw_seed)
         named = _named_apart(listing, address(root), taken)
         sources.append(Source(PEOPLE, listing, named, _toy_crowd(root)))
         taken.update(named)
         left = None if left is None else left - len(sources[-1].people)
     seen: collections.Counter[str] = collections.Counter()
     for root in variants:
-        source = _matched(_read(root, None, None, True), sources[REAL], _toy_crowd(root))
-        source = _first_images(source, most_variants, seen)
+        source = _matched(_read(root, None, True, None), sources[REAL], _toy_crowd(root))
+        source = _first_images(source, most_variants, seen, draw_seed)
         if len(source):
             sources.append(source)
     return sources
@@ -126,10 +130,10 @@ def _one_way(root: str | Path) -> str:
     return where if isinstance(where, str) else os.path.realpath(where)
 
 
-def _read(root: str | Path, most_people: int | None, most_variants: int | None, latent_only: bool) -> Listing:
+def _read(root: str | Path, most_people: int | None, latent_only: bool, draw_seed: int | None) -> Listing:
     where = address(root)
     if reid_runs.holds(where):
-        return reid_runs.read_run(where, most_people, most_variants, latent_only)
+        return reid_runs.read_run(where, most_people, None, latent_only, draw_seed)
     return people_only(read_split(root, TRAIN))
 
 
@@ -142,10 +146,11 @@ def _persons(listing: Listing) -> tuple[str, ...]:
     return tuple(listing.people[identity] for identity in listing.identities.tolist())
 
 
-def _first_people(listing: Listing, most: int | None) -> Listing:
+def _first_people(listing: Listing, most: int | None, draw_seed: int | None) -> Listing:
     if most is None:
         return listing
-    return listing.take(np.isin(listing.identities, list(dict.fromkeys(listing.identities.tolist()))[:most]))
+    people = dict.fromkeys(listing.identities.tolist())
+    return listing.take(np.isin(listing.identities, first(people, listing.people.__getitem__, most, draw_seed)))
 
 
 def _named_apart(listing: Listing, root: str | Path, taken: set[str]) -> tuple[str, ...]:
@@ -176,15 +181,18 @@ def _matched(listing: Listing, real: Source, toy: Mapping | None) -> Source:
     return Source(VARIANTS, listing, tuple(matches[person] for person in _persons(listing)), toy)
 
 
-def _first_images(source: Source, most: int | None, seen: collections.Counter[str]) -> Source:
+def _first_images(source: Source, most: int | None, seen: collections.Counter[str], draw_seed: int | None) -> Source:
     """At most `most` images of each person, those of earlier sources (`seen`, which is kept up) counted."""
     if most is None:
         return source
-    kept = []
+    places = collections.defaultdict(list)
     for place, person in enumerate(source.persons):
-        seen[person] += 1
-        if seen[person] <= most:
-            kept.append(place)
+        places[person].append(place)
+    kept = []
+    for person, its in places.items():
+        kept += first(its, source.listing.names.__getitem__, max(most - seen[person], 0), draw_seed)
+        seen[person] += len(its)
+    kept.sort()
     return Source(
         source.kind, source.listing.take(kept), tuple(source.persons[place] for place in kept), source.toy_crowd
     )

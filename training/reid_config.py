@@ -40,6 +40,8 @@ class ReidTraining:
     """Take only the first so many artificial people: more of them hold all of less."""
     most_variants: int | None = None
     """Take only the first so many generated pictures of each person in --variants."""
+    draw_seed: int | None = None
+    """Take not the first, but those that this seed draws; more of them hold all of less."""
 
     # ---- the network
     backbone: Literal["resnet50", "resnet34", "resnet18", "resnet10"] = "resnet50"
@@ -258,6 +260,7 @@ _POSITIVE = ("epochs", "steps", "batch", "instances", "lr", "embedding", "temper
 _POSITIVE += ("checkpoint_minutes", "status_seconds", "threads", "most_people", "most_variants")
 _NOT_NEGATIVE = ("backbone_lr_factor", "weight_decay", "warmup_epochs", "triplet_weight", "margin", "pad", "seed")
 _NOT_NEGATIVE += ("workers", "gpus", "max_minutes", "restarts", "ramp_epochs", "real_only_epochs", "generated_weight")
+_NOT_NEGATIVE += ("draw_seed",)
 _SHARES = ("dropout", "generated_smoothing", "generated_share", "label_smoothing", "erasing")
 
 

@@ -37,6 +37,7 @@ def load_data(config: ReidTraining) -> TrainingImages:
         validation=config.validation,
         most_people=config.most_people,
         most_variants=config.most_variants,
+        draw_seed=config.draw_seed,
         check_memory=functools.partial(check_memory, way_out="--most-people, --most-variants, a smaller"),
     )
 

@@ -78,6 +78,42 @@ def test_a_run_is_only_read_as_far_as_asked(market, tmp_path, monkeypatch):
     assert len(levels[1].people) == 20
 
 
+def test_drawn_people_of_a_run_nest_and_differ_between_seeds(market, tmp_path):
+    export_runs.make_run(str(tmp_path / "run"), people=30, variants=6)
+
+    def drawn(most: int, seed: int | None) -> list[str]:
+        return list(list_sources(market, [tmp_path / "run"], most_people=most, draw_seed=seed)[1].people)
+
+    assert set(drawn(5, 1)) < set(drawn(12, 1)) < set(drawn(29, None))  # of person 2 nobody is kept
+    assert len(drawn(12, 1)) == 12
+    assert drawn(12, 1) == sorted(drawn(12, 1), key=lambda name: int(name.rpartition("/")[2]))
+    assert len({frozenset(drawn(5, seed)) for seed in (1, 2, None)}) == 3
+    one = list_sources(market, [tmp_path / "run"], most_people=5, draw_seed=1)[1]
+    everybody = list_sources(market, [tmp_path / "run"])[1]
+    contents = dict(zip(everybody.listing.names, everybody.listing.contents, strict=True))
+    assert all(contents[n] == c for n, c in zip(one.listing.names, one.listing.contents, strict=True))
+    assert [n for n in everybody.listing.names if f"run/{n.split('/')[0]}" in drawn(5, 1)] == list(one.listing.names)
+
+
+def test_drawn_people_of_a_folder_and_drawn_variants_nest(market, tmp_path):
+    for person in "stuvwxyz":
+        picture(tmp_path / "a" / person / "0.jpg")
+    for index in range(8):
+        for person in (3, 12):
+            picture(tmp_path / "v" / str(person) / f"{index}.jpg")
+
+    def people(most: int, seed: int | None) -> set[str]:
+        return set(list_sources(market, [tmp_path / "a"], most_people=most, draw_seed=seed)[1].people)
+
+    def variants(most: int, seed: int | None) -> set[str]:
+        return set(list_sources(market, [], [tmp_path / "v"], most_variants=most, draw_seed=seed)[1].listing.names)
+
+    for take in (people, variants):
+        assert take(2, 0) < take(4, 0) < take(8, 0) == take(8, None)
+        assert len({frozenset(take(3, seed)) for seed in (0, 1, 2)}) > 1
+    assert sorted(name.split("/")[0] for name in variants(3, 0)) == ["12"] * 3 + ["3"] * 3
+
+
 def test_limits_count_over_all_sources(market, tmp_path):
     for folder, people in (("a", "xy"), ("b", "yz")):
         for person in people:

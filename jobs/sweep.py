@@ -1,0 +1,163 @@
+"""Does augmentation help? Re-ID trainings at many levels of generated pictures, with several seeds, on Ray Tune."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from datasets.lease import hold
+from datasets.output import Output
+from jobs.common import CPU_VARIABLES, connect, run_job
+from models.errors import InputError
+from pipeline.ray_training import restart_with
+
+if TYPE_CHECKING:
+    from tune.progress import SweepProgress
+    from tune.resources import TrialResources
+    from tune.sweep import Sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train and evaluate at every level with every seed. The same command goes on where it stopped, and with more
+    --levels or --seeds it extends the sweep.
+
+    Example: python jobs/sweep.py --sweep artificial-people --data MARKET --generated RUN --out OUT --preset strong
+    """
+
+    sweep: Literal["artificial-people", "variants-of-real-people"]
+    """artificial-people: a level is a number of new people. variants-of-real-people: of generated pictures of each
+    real person."""
+    data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Real people, with train, query and gallery. Every node must see it, and the other paths."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Folder for trials.parquet, sweep.json and a folder for each trial; one that all nodes see."""
+    generated: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
+    """Run of jobs/generate.py, or a folder with one folder a person, that all seeds draw from."""
+    runs_per_seed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Instead of it, one run for each of --seeds, of generators that were trained apart from each other."""
+    latents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR_OR_URI")] = ()
+    """Latents of jobs/invert.py that runs were made from: they say whom the encoder was trained on."""
+    levels: tuple[int, ...] | None = None
+    """By default the original study's. Level 0, without generated pictures, is always part of the sweep."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each seed is another training, and draws other people or pictures; three are the least that shows noise."""
+    preset: Literal["strong", "study", "strong-small", "study-small", "tiny"] = "strong"
+    """Of jobs/train_reid.py."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Options of jobs/train_reid.py, for all trials: batch=32 milestones=30+50."""
+    cross: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE,VALUE")] = ()
+    """Sweep the levels once with each value: variants_labels=hard,smooth. Several are combined."""
+    steps: int | None = None
+    """SGD steps of every training; by default those of the preset's epochs at level 0."""
+    equal_epochs: bool = False
+    """Equal epochs instead of equal steps, as the study had them: more pictures then also mean a longer training."""
+    gpus_per_trial: float | None = None
+    """A fraction packs trials onto one GPU; more than 1: so many Ray Train workers. By default 1, without GPUs 0."""
+    cpus_per_trial: int | None = None
+    """CPUs, and threads, of each trial, or of each of its workers. By default a share of the node's, on CPUs 1."""
+    concurrent: int | None = None
+    """Most trials at a time; by default as many as fit the cluster."""
+    retries: int = 3
+    """Times that a trial is started again, from its last checkpoint, after its process or node was lost."""
+    allow_leak: bool = False
+    """Go on although the networks that made the pictures have seen people that are tested with; the report says so."""
+    dry_run: bool = False
+    """Print the trials and what they ask of the cluster; write nothing."""
+
+
+def main(config: Config) -> int | None:
+    """Look at everything, run what is missing, keep the table. Returns 1 when trials failed for good."""
+    from tune.planning import Wanted, plan_sweep
+    from tune.sweep import agree
+
+    if config.retries < 0:
+        raise InputError(f"--retries {config.retries}: give 0 or more")
+    output = Output(config.out)
+    if not output.local:
+        raise InputError(f"--out {config.out}: trainings write to folders: give one that all nodes see")
+    names = [field.name for field in dataclasses.fields(Wanted)]
+    sweep = plan_sweep(Wanted(**{name: getattr(config, name) for name in names}))
+    agree(output, sweep)
+    print(describe(config, sweep), flush=True)
+    if config.dry_run:
+        plan_resources(config, sweep, len(sweep.trials()))
+        return None
+    with hold(output):
+        agree(output, sweep)  # another driver may just have ended
+        progress = run(config, output, sweep)
+    print(f"table: {output.address('trials.parquet')}")
+    if progress.failed:
+        folder = output.address("trials")
+        print(
+            f"{len(progress.failed)} of {len(progress.trials)} trials failed, the others are in the table; why is in "
+            f"{folder}/*/failed.json. The same command tries them again",
+            file=sys.stderr,
+        )
+        return 1
+    return None
+
+
+def describe(config: Config, sweep: "Sweep") -> str:
+    """The sweep in lines for people: trials, steps, what was added, what the leak guard found."""
+    trials = len(sweep.trials())
+    arms = f" x {len(sweep.arms)} arms" if len(sweep.arms) > 1 else ""
+    lines = [f"{sweep.name}: {len(sweep.levels)} levels x {len(sweep.seeds)} seeds{arms} = {trials} trials"]
+    lines.append(f"levels {', '.join(map(str, sweep.levels))}; seeds {', '.join(map(str, sweep.seeds))}")
+    if config.levels is not None and 0 not in config.levels:
+        lines.append("note: level 0 was added: all others are compared to it")
+    if len(sweep.seeds) < 3:
+        lines.append(f"note: {len(sweep.seeds)} seeds say little about noise: give three or more")
+    for arm, training in sweep.arms.items():
+        long = f"{training.steps:,} steps at every level" if training.steps else f"{training.epochs:g} epochs"
+        lines.append(f"{arm or training.preset}: {long}, batches of {training.batch}")
+    if len(sweep.runs) == 1:
+        lines.append("note: all seeds draw from one run: what is found holds for its generator")
+    lines += [f"leak guard: {found.what}: {found.verdict}: {found.reason}" for found in sweep.findings]
+    return "\n".join(lines)
+
+
+def plan_resources(config: Config, sweep: "Sweep", trials: int) -> "TrialResources":
+    """What a trial gets of the connected cluster, printed."""
+    from pipeline.cluster import resources
+    from tune.resources import fit_trials
+
+    connect()
+    cluster, workers = resources(), {training.workers for training in sweep.arms.values()}
+    if len(workers) > 1:
+        raise InputError("--cross workers: all trials of a sweep have as many workers, so that they pack evenly")
+    fitted = fit_trials(config.gpus_per_trial, config.cpus_per_trial, workers.pop(), config.concurrent, cluster)
+    print(fitted.describe(trials, cluster), flush=True)
+    return fitted
+
+
+def run(config: Config, output: Output, sweep: "Sweep") -> "SweepProgress":
+    """Run the trials that have no result yet, as the only driver of this folder."""
+    from training.gan_data import command_line
+    from tune.progress import SweepProgress
+    from tune.runner import run_trials
+    from tune.sweep import SWEEP_FILE
+    from tune.table import read_results, write_table
+    from tune.trial import run_trial, spec_of
+
+    out, trials = Path(output.secret_address), sweep.trials()
+    rows = read_results(out, trials, sweep.hash)
+    lengths = {trial.name: (trial, sweep.length(trial)) for trial in trials}
+    progress = SweepProgress(output, lengths, rows, sweep.hash)
+    pending = [trial for trial in trials if trial.name not in rows]
+    fitted = plan_resources(config, sweep, len(pending)) if pending else None  # refused before anything is written
+    output.write(SWEEP_FILE, sweep.to_json(command_line()))
+    write_table(output, rows)
+    if pending:
+        print(f"{len(rows)} of {len(trials)} trials are finished, {len(pending)} to run", flush=True)
+        specs = [spec_of(sweep, trial, out, fitted, command_line(), CPU_VARIABLES) for trial in pending]
+        run_trials(run_trial, specs, fitted, out / "ray", config.retries, [progress])
+    print(progress.line(), flush=True)
+    return progress
+
+
+if __name__ == "__main__":
+    restart_with(CPU_VARIABLES)  # workers inherit them: training on CPUs is more than twice as fast
+    run_job(main, Config)

@@ -1,0 +1,75 @@
+"""A sweep whose driver is killed: finished trials stay finished, running ones go on from their checkpoint."""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from jobs import sweep
+from training.reid_snapshot import STATE
+from tune.table import RESULT
+
+spec = importlib.util.spec_from_file_location("sweep_data", Path(__file__).parents[1] / "tune/sweep_data.py")
+sweep_data = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sweep_data)
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 240.0  # seconds
+SETTINGS = ("batch=8", "checkpoint_minutes=0.0001", "validation_epochs=4")
+
+
+def command(config: sweep.Config) -> list[str]:
+    words = [sys.executable, "-m", "jobs.sweep", "--sweep", config.sweep, "--data", str(config.data)]
+    words += ["--generated", config.generated, "--out", config.out, "--preset", "tiny", "--set", *SETTINGS]
+    words += ["--levels", *map(str, config.levels), "--seeds", *map(str, config.seeds), "--steps", str(config.steps)]
+    return [*words, "--concurrent", "2"]
+
+
+def results(out: Path) -> list[Path]:
+    return sorted(out.glob(f"trials/*/{RESULT}"))
+
+
+def in_the_middle(out: Path) -> bool:
+    """Whether a trial is finished and another has a checkpoint, and most of its 200 steps before it: its process may
+    outlive the driver by a moment."""
+    newest: dict[Path, int] = {}
+    for path in out.glob(f"trials/*/checkpoints/[0-9]*/{STATE}"):
+        newest[path.parents[2]] = max(newest.get(path.parents[2], 0), int(path.parent.name))
+    return bool(results(out)) and any(0 < step <= 64 for step in newest.values())
+
+
+def rows(out: Path) -> list[dict]:
+    """All but the minutes."""
+    return pq.read_table(out / "trials.parquet").drop_columns(["minutes"]).to_pylist()
+
+
+def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, tmp_path):
+    data = sweep_data.write_data(tmp_path / "data")
+    config = sweep.Config(
+        "artificial-people", Path(data["data"]), str(tmp_path / "killed"), generated=data["people"], levels=(0, 3),
+        seeds=(0, 1), preset="tiny", set=SETTINGS, steps=200, concurrent=2,
+    )  # fmt: skip
+    out, log = Path(config.out), tmp_path / "log"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with log.open("a") as said:
+        driver = subprocess.Popen(command(config), cwd=ROOT, env=environment, stdout=said, stderr=said)
+        end = time.monotonic() + PATIENCE
+        while not in_the_middle(out):
+            assert driver.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.005)
+        driver.kill()
+        driver.wait()
+    kept = {path: path.read_bytes() for path in results(out)}
+    assert 1 <= len(kept) < 4
+    assert sweep.main(config) == sweep.main(dataclasses.replace(config, out=str(tmp_path / "whole"))) is None
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert len(rows(out)) == 4
+    assert rows(out) == rows(tmp_path / "whole")
+    # A finished network is never trained again, a begun one goes on.
+    assert any("going on from step" in path.read_text() for path in out.glob("trials/*/log.txt"))

@@ -1,0 +1,109 @@
+"""What a sweep has found: a result file for each trial, and the table derived from them."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.output import Output
+from models.errors import InputError
+from tune.levels import Trial
+from tune.sweep import TRIALS
+
+RESULT, FAILURE = "result.json", "failed.json"
+TABLE = "trials.parquet"
+SCHEMA = pa.schema(
+    [
+        ("trial", pa.string()),
+        ("sweep", pa.string()),
+        ("arm", pa.string()),
+        ("level", pa.int64()),
+        ("seed", pa.int64()),
+        ("steps", pa.int64()),
+        ("minutes", pa.float64()),
+        *((score, pa.float64()) for score in ("rank1", "rank5", "rank10", "mAP", "mINP")),
+        ("generated_images", pa.int64()),
+        ("real_images", pa.int64()),
+        ("query_identity", pa.list_(pa.int64())),
+        ("query_ap", pa.list_(pa.float64())),  # nan where a query has no match
+        ("query_first_hit", pa.list_(pa.int64())),  # from 0; -1 without a match
+        ("network", pa.string()),  # below OUT
+    ]
+)
+Row = dict[str, Any]
+
+
+def write_result(folder: Path, row: Row, sweep_hash: str) -> None:
+    """Write a finished trial's result, whole: from then on it is finished."""
+    values = row | {"query_ap": [None if math.isnan(value) else value for value in row["query_ap"]]}
+    values |= {name: None if math.isnan(row[name]) else row[name] for name in _SCORES}
+    text = json.dumps({"sweep_hash": sweep_hash, "row": values}, allow_nan=False)
+    Output(str(folder)).write(RESULT, f"{text}\n".encode())
+
+
+_SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
+
+
+def read_result(folder: Path, sweep_hash: str) -> Row | None:
+    """A trial's row, None where it is not finished. Raises InputError for a file of another sweep, or a damaged one."""
+    path = folder / RESULT
+    try:
+        content = json.loads(path.read_text())
+        row = content["row"]
+        row |= {"query_ap": [math.nan if value is None else value for value in row["query_ap"]]}
+        row |= {name: math.nan if row[name] is None else row[name] for name in _SCORES}
+        if row.keys() != set(SCHEMA.names):
+            raise KeyError(*(row.keys() ^ set(SCHEMA.names)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be used ({error}): remove it, and the same command evaluates again") from error
+    if content.get("sweep_hash") != sweep_hash:
+        raise InputError(f"{path} is of a sweep of another configuration: choose another --out")
+    return row
+
+
+def read_results(out: Path, trials: Iterable[Trial], sweep_hash: str) -> dict[str, Row]:
+    """Trial's name -> row, of the finished ones."""
+    found = ((trial.name, read_result(out / TRIALS / trial.name, sweep_hash)) for trial in trials)
+    return {name: row for name, row in found if row is not None}
+
+
+def write_table(output: Output, rows: Mapping[str, Row]) -> None:
+    """Write trials.parquet anew, one row a finished trial, by arm, level and seed."""
+    ordered = sorted(rows.values(), key=lambda row: (row["arm"], row["level"], row["seed"]))
+    table = pa.Table.from_pylist(ordered, schema=SCHEMA)
+    with output.replacing(TABLE) as path:
+        pq.write_table(table, path)
+
+
+def write_failure(folder: Path, reason: str) -> None:
+    """Record why a trial failed for good; the next start of the sweep tries again."""
+    Output(str(folder)).write(FAILURE, (json.dumps({"reason": reason}) + "\n").encode())
+
+
+def read_failure(folder: Path) -> str | None:
+    """Why a trial failed, None where it did not."""
+    try:
+        return str(json.loads((folder / FAILURE).read_text())["reason"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{FAILURE} cannot be read ({error})"
+
+
+def best_level(rows: Iterable[Row]) -> str:
+    """The level, and arm, of the best mean mAP so far, in words; "" before the first trial."""
+    scores: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if not math.isnan(row["mAP"]):
+            scores.setdefault((row["arm"], row["level"]), []).append(row["mAP"])
+    if not scores:
+        return ""
+    (arm, level), found = max(scores.items(), key=lambda item: sum(item[1]) / len(item[1]))
+    seeds = f"{len(found)} seed{'s' * (len(found) > 1)}"
+    return f"best so far level {level}{f' with {arm}' if arm else ''}: mAP {sum(found) / len(found):.1%}, {seeds}"

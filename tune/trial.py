@@ -1,0 +1,168 @@
+"""One trial: a re-ID training and its evaluation, as a function that Ray Tune runs."""
+
+import contextlib
+import dataclasses
+import gc
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.train import ScalingConfig
+
+from datasets.lease import hold
+from datasets.output import Output
+from models.errors import InputError
+from models.reid_checkpoint import load_reid
+from pipeline.features import Workers
+from pipeline.ray_training import train_on_workers
+from pipeline.reid_evaluation import QUERY, SINGLE, evaluated_by, rank_all
+from training.gan_loop import pick_device
+from training.reid_config import ReidTraining
+from training.reid_loop import load_data, train, train_loop
+from training.reid_snapshot import NETWORK, claim_folder
+from tune.levels import Trial
+from tune.resources import TrialResources
+from tune.sweep import Sweep
+from tune.table import FAILURE, Row, read_result, write_failure, write_result
+
+WAIT_SECONDS = 90.0  # for the trial's former process, which outlives a killed driver by a moment
+PARAMETER = "trial"  # under which Tune hands a Spec's values over
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a trial needs to know, plain values. training: `ReidTraining.as_json()`, whose `out` is the trial's folder.
+    gpus: of each process, 0 for the CPU. root: OUT of the sweep. variables: environment of Ray Train's workers."""
+
+    name: str
+    sweep: str
+    arm: str
+    level: int
+    seed: int
+    sweep_hash: str
+    root: str
+    training: Mapping[str, Any]
+    gpus: float
+    command: str
+    variables: Mapping[str, str]
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """Tune's function trainable; `config["trial"]` holds a Spec's values. Ends with one report: mAP, or why it failed.
+
+    Bad input does not get better by trying again: it is written down, and reported as a result. What else ends a trial
+    is raised, and Tune starts it again, from its last checkpoint.
+    """
+    spec = Spec(**config[PARAMETER])
+    folder = Path(spec.training["out"])
+    try:
+        with _alone(folder):
+            row = finish(spec, folder)
+        tune.report({"mAP": row["mAP"], "rank1": row["rank1"]})
+    except InputError as error:
+        write_failure(folder, str(error))
+        tune.report({"failed": str(error)})
+    except Exception as error:
+        write_failure(folder, " ".join(f"{type(error).__name__}: {error}".split())[:500])
+        raise
+    finally:  # the process goes on with the next trial
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a trial's folder, after waiting for a process that still does. Raises TimeoutError: Tune tries again."""
+    end = time.monotonic() + WAIT_SECONDS
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(Output(str(folder))))
+                break
+            except InputError as error:
+                if time.monotonic() > end:
+                    raise TimeoutError(str(error)) from error
+                time.sleep(0.5)
+        yield
+
+
+def finish(spec: Spec, folder: Path) -> Row:
+    """The trial's row: that on disk, else after training (from the last checkpoint on) and evaluation."""
+    found = read_result(folder, spec.sweep_hash)
+    if found is not None:
+        return found
+    (folder / FAILURE).unlink(missing_ok=True)
+    config = ReidTraining.from_json(dict(spec.training))
+    config.check()
+    claim_folder(config)
+    if not (folder / NETWORK).exists():
+        if config.workers == 0:
+            train(config, pick_device(config.gpus), data=load_data(config), command=spec.command)
+        else:
+            _train_on_workers(spec, config)
+    about = dataclasses.asdict(spec)
+    if config.workers == 0:
+        row = evaluate(about)
+    else:  # this process has no GPU of its own
+        where = {"num_gpus": spec.gpus, "num_cpus": config.threads, "scheduling_strategy": "DEFAULT"}
+        row = ray.get(ray.remote(**where)(evaluate).remote(about))
+    write_result(folder, row, spec.sweep_hash)
+    return row
+
+
+def _train_on_workers(spec: Spec, config: ReidTraining) -> None:
+    share = {"CPU": config.threads} | ({"GPU": spec.gpus} if spec.gpus else {})
+    scaling = ScalingConfig(num_workers=config.workers, use_gpu=bool(spec.gpus), resources_per_worker=share)
+    values = {"config": config.as_json(), "command": spec.command, "data": ray.put(load_data(config))}
+    train_on_workers(train_loop, values, config.out, scaling, config.restarts, dict(spec.variables))
+    if not (config.out / NETWORK).exists():
+        raise InputError(f"{config.out}: the training ended without a network")
+
+
+def evaluate(about: Mapping[str, Any]) -> Row:
+    """Rank the gallery by the trial's network, in this process; a row of trials.parquet. about: a Spec's values."""
+    spec = Spec(**about)
+    config = ReidTraining.from_json(dict(spec.training))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    start = time.monotonic()
+    path = config.out / NETWORK
+    loaded = load_reid(path)
+    found = evaluated_by(loaded, config.data, Workers.chosen("cuda" if spec.gpus else "cpu", here=True), False)
+    ranking = rank_all(found, "cosine", False, 0)[0][SINGLE]
+    trained = loaded.record["trained_on"]["trained"]
+    return {
+        "trial": spec.name,
+        "sweep": spec.sweep,
+        "arm": spec.arm,
+        "level": spec.level,
+        "seed": spec.seed,
+        "steps": int(loaded.record["steps"]),
+        "minutes": float(loaded.record["minutes"]) + (time.monotonic() - start) / 60,
+        **{score: float(getattr(ranking, score)) for score in ("rank1", "rank5", "rank10", "mAP", "mINP")},
+        "generated_images": trained["people"] + trained["variants"],
+        "real_images": trained["real"],
+        "query_identity": found.sets[QUERY].identities.tolist(),
+        "query_ap": ranking.average_precision.tolist(),
+        "query_first_hit": ranking.first_hit.tolist(),
+        "network": path.relative_to(spec.root).as_posix(),
+    }
+
+
+def spec_of(
+    sweep: Sweep, trial: Trial, out: Path, resources: TrialResources, command: str, variables: Mapping[str, str]
+) -> dict[str, Any]:
+    """A trial's Spec as plain values; variables: environment of Ray Train's workers."""
+    gpus = max(resources.workers, 1) if resources.gpus else 0
+    training = sweep.training(trial, out, workers=resources.workers, gpus=gpus, threads=resources.cpus)
+    training.check()
+    spec = Spec(
+        trial.name, sweep.name, trial.arm, trial.level, trial.seed, sweep.hash, str(out), training.as_json(),
+        resources.gpus, command, dict(variables),
+    )  # fmt: skip
+    return dataclasses.asdict(spec)
