@@ -26,7 +26,7 @@ chromium:
 	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium)
 
 test: setup  ## every test; those of pages in a browser only where there is one (make chromium)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup  ## ruff: style and format
 	$(BIN)/ruff check .

@@ -173,7 +173,7 @@ def make(config: Config, output: Output, configuration: Configuration, people: i
         if pending:
             stages, device = prepare(config, output, plan, inputs, loaded.generator)
             pools = plan_pools(config, device, len(pending))  # what does not fit is refused before anything is written
-            again = functools.partial(plan_pools, config, device)
+            again = functools.partial(plan_pools, config, device, fewer=True)
             times, failed = make_units(output, plan, pending, stages, pools, again, lease)
             if failed:
                 print(failure_advice(output, failed), file=sys.stderr)
@@ -220,8 +220,8 @@ def prepare(
     return stages, device
 
 
-def plan_pools(config: Config, device: str, units: int) -> list[Pool]:
-    """The resources of every stage on the cluster as it is, printed."""
+def plan_pools(config: Config, device: str, units: int, fewer: bool = False) -> list[Pool]:
+    """The resources of every stage on the cluster as it is, printed; `fewer` as for `fit_pools`."""
     requests = [
         Pool("generators", config.generators, gpus=config.gpus_per_generator),
         Pool("detectors", config.detectors, gpus=config.gpus_per_detector),
@@ -232,7 +232,7 @@ def plan_pools(config: Config, device: str, units: int) -> list[Pool]:
     if config.gpus and device == "cuda" and not resources().gpus:
         wait_for_gpus(1, config.gpu_minutes)  # the last one was lost on the way
     cluster = resources()
-    pools = fit_pools(requests, cluster, device == "cuda", units)
+    pools = fit_pools(requests, cluster, device == "cuda", units, fewer)
     print(describe(pools, cluster), flush=True)
     return pools
 

@@ -182,8 +182,8 @@ def prepare(config: Config, output: Output, plan: InversionPlan, networks: objec
         wait_for_gpus(config.gpus, config.gpu_minutes)
     device = choose_device(config.device)
     asked = None if config.gpus is None else (config.gpus, config.gpu_minutes)
-    again = functools.partial(inversion_pools, config.inverters, config.gpus_per_inverter, asked, device)
-    pools = again(units)  # what does not fit is refused before anything is written
+    again = functools.partial(inversion_pools, config.inverters, config.gpus_per_inverter, asked, device, fewer=True)
+    pools = again(units, fewer=False)  # what does not fit is refused before anything is written
     return inversion_stages(output, plan, networks, device), pools, again
 
 

@@ -105,16 +105,21 @@ def inversion_stages(output: Output, plan: InversionPlan, networks: Networks, de
 
 
 def inversion_pools(
-    inverters: int | None, gpus_per_inverter: float | None, gpus: tuple[int, float] | None, device: str, units: int
+    inverters: int | None,
+    gpus_per_inverter: float | None,
+    gpus: tuple[int, float] | None,
+    device: str,
+    units: int,
+    fewer: bool = False,
 ) -> list[Pool]:
     """The resources of both stages on the cluster as it is, printed. gpus: how many were asked for, and the minutes to
-    wait for one where all of them were lost on the way."""
+    wait for one where all of them were lost on the way. fewer: as for `fit_pools`."""
     if gpus and device == "cuda" and not resources().gpus:
         wait_for_gpus(1, gpus[1])
     share = gpus_per_inverter if device == "cpu" else gpus_per_inverter or 1.0
     cluster = resources()
     requests = [Pool("inverters", inverters, gpus=share), Pool("writers", cpus=0.25)]
-    pools = fit_pools(requests, cluster, device == "cuda", units)
+    pools = fit_pools(requests, cluster, device == "cuda", units, fewer)
     print(describe(pools, cluster), flush=True)
     return pools
 

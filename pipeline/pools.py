@@ -77,7 +77,9 @@ class Pool:
         print(f"{self.stage}: other work holds GPUs of this cluster ({free:g} are free)", file=sys.stderr, flush=True)
 
 
-def fit_pools(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: int) -> list[Pool]:
+def fit_pools(
+    requests: Sequence[Pool], available: Resources, on_gpu: bool, units: int, fewer: bool = False
+) -> list[Pool]:
     """Pools that fit the cluster together, each actor on its node, never more actors than units.
 
     On GPUs each heavy stage gets one actor a GPU, and the heavy stages share each card. On CPUs each heavy
@@ -85,8 +87,20 @@ def fit_pools(requests: Sequence[Pool], available: Resources, on_gpu: bool, unit
     processes enough to use every CPU, and no ratio of costs has to be guessed. (Fewer actors with two threads
     each: on a busy machine their threads wait for each other, at 2 to 100 times the CPU time.) Light stages go where
     fewest actors are for each CPU; what they leave of the logical CPUs is divided among the heavy ones. Raises
-    InputError when more is asked for than the cluster has, or than Ray's way of filling cards can place.
+    InputError when more is asked for than the cluster has, or than Ray's way of filling cards can place; `fewer`: of a
+    cluster that has lost nodes since it was asked, take fewer actors than asked for instead.
     """
+    while True:
+        try:
+            return _fit(requests, available, on_gpu, units)
+        except InputError:
+            if not fewer or not any((pool.size or 1) > 1 for pool in requests):
+                raise
+            sizes = [pool.size and max(1, min(pool.size, units) - 1) for pool in requests]
+            requests = [dataclasses.replace(pool, size=size) for pool, size in zip(requests, sizes, strict=True)]
+
+
+def _fit(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: int) -> list[Pool]:
     usable = [node for node in available.nodes if node.cpus > 0]  # every actor needs a bit of a CPU
     if not usable or available.cpus < 1 or (on_gpu and not any(node.gpus for node in usable)):
         raise InputError(f"the cluster has {available.cpus:g} CPUs and {available.gpus} GPUs: nothing can run on it")

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # OpenMP threads that spin while they wait cost up to ten times the time where several processes share few cores.
@@ -36,7 +34,7 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder `shared` beside the checkout: larger reference arrays, absent on most machines."""
-    path = ROOT.parent / "shared"
+    path = Path(__file__).resolve().parents[2] / "shared"
     if not path.is_dir():
         pytest.skip("reference data: no folder `shared` beside this checkout")
     return path
@@ -60,21 +58,3 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """What runs in one worker, in order: the files on the shared Ray, so that it starts once; the crash tests; a file.
-
-    (`--dist loadgroup` of pytest-xdist 3.8 does nothing under pytest 9.2.)
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByRay(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
-            if path.startswith("tests/crash/"):
-                return "crash"
-            return "ray" if "ray_cluster" in (ROOT / path).read_text() else path
-
-    return ByRay(config, log)

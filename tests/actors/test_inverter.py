@@ -31,7 +31,7 @@ CONFIGURATION = InversionConfiguration(
     encoder="e", network="n", identity=None, perceptual="p", data="d", splits=("train",), pictures=None, steps=3,
     refine="none", refine_steps=None, pivotal_steps=None, unit_images=64,
 )  # fmt: skip
-REFINED = {"refine": "w", "refine_steps": 4}
+REFINED = {"refine": "w", "refine_steps": 8}
 TUNED = {"refine": "pivotal", "refine_steps": 1, "pivotal_steps": 3}
 
 

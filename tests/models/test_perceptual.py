@@ -174,7 +174,7 @@ def test_the_wheels_own_file_can_be_given(shift_tolerant, tmp_path):
     state = torch.load(path, map_location="cpu", weights_only=True)
     state["lin0.model.1.weight"] *= 2
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"other.pth is not alex_shift_tolerant.pth: .*--perceptual"):
+    with pytest.raises(InputError, match=r"other.pth is not alex_shift_tolerant.pth: .*--alexnet"):
         load_perceptual(tmp_path / "other.pth")
 
 

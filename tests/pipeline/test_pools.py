@@ -206,3 +206,14 @@ def test_a_large_cluster_is_planned_in_a_second():
     pools = fit(*[(64, 8)] * 200, units=10**6)
     assert time.perf_counter() - start < 1
     assert pools[0].size == pools[1].size == 1600
+
+
+def test_after_the_loss_of_a_node_fewer_actors_do_than_were_asked_for():
+    """Two cards were enough for what was asked; on the one that is left the first planning would refuse it."""
+    asked = [Pool("generators", 2, gpus=0.5), Pool("detectors", 2, gpus=0.5), Pool("writers", cpus=0.25)]
+    left = Resources((Node("a", "a", 4.0, 1), Node("b", "b", 2.0, 0)))
+    with pytest.raises(InputError, match="do not fit"):
+        fit_pools(asked, left, False, 2)
+    assert [pool.size for pool in fit_pools(asked, left, False, 2, fewer=True)[:2]] == [1, 1]
+    with pytest.raises(InputError, match="nothing can run"):
+        fit_pools(asked, Resources(()), False, 2, fewer=True)
