@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from models.errors import InputError
 from models.restyle.encoder import EncoderConfig
 from models.restyle.losses import LossWeights
 from models.stylegan3 import GeneratorConfig
+from training.option_checks import flag, require
 
 # What may change when a training goes on: how often, where, on what; never what is learned from what.
 FREE_TO_CHANGE = frozenset(
@@ -111,30 +111,30 @@ class EncoderTraining:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, float):
-                _require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
+                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
         for name in _POSITIVE:
             value = getattr(self, name)
-            _require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
+            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
-        _require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
+            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
+        require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
         share = self.generated_share
-        _require(0 <= share <= 1, f"--generated-share is {share}: it must lie between 0 and 1")
-        _require(0 < self.final_lr <= 1, f"--final-lr is {self.final_lr}: give a share of --lr, above 0 and at most 1")
-        _require(
+        require(0 <= share <= 1, f"--generated-share is {share}: it must lie between 0 and 1")
+        require(0 < self.final_lr <= 1, f"--final-lr is {self.final_lr}: give a share of --lr, above 0 and at most 1")
+        require(
             self.identity_network is not None or self.identity_weight == 0,
             f"--identity-weight {self.identity_weight:g} needs --identity-network FILE (a re-ID or MoCo-v2 network); "
             "give one, or --identity-weight 0",
         )
         part, rest = divmod(self.batch, max(self.workers, 1))
-        _require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
-        _require(part >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
-        _require(
+        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        require(part >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
+        require(
             self.gpus in (None, 0, max(self.workers, 1)),
             f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
         )
-        _require(
+        require(
             self.weights is None or (self.width_factor == 1 and self.backbone != "resnet10"),
             "--weights: ImageNet weights are of resnet18 and resnet34 with --width-factor 1; leave them out",
         )
@@ -182,13 +182,3 @@ _POSITIVE = ("width_factor", "head_channels", "refinements", "steps", "batch", "
 _POSITIVE += ("validation_steps", "validation_refinements", "checkpoint_minutes", "status_seconds")
 _NOT_NEGATIVE = ("l2_weight", "lpips_weight", "identity_weight", "codes_weight", "seed", "workers", "gpus", "restarts")
 _NOT_NEGATIVE += ("max_minutes", "shown_refine_steps", "generated_psi")
-
-
-def flag(name: str) -> str:
-    """An option's name as it is typed."""
-    return name.replace("_", "-")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from models.errors import InputError
 from models.stylegan3 import DiscriminatorConfig, GeneratorConfig
 from training.gan import StepSettings
 from training.gan_ada import AdaController
 from training.gan_augment import AUGMENTATIONS
+from training.option_checks import flag, require
 
 MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discriminator
 
@@ -135,51 +135,51 @@ class GanConfig:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
         for name in _POSITIVE:
             value = getattr(self, name)
-            _require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
+            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
+            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
         for name in ("style_mixing_probability", "augment_p", "augment_p_max"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
+            require(0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, float):
-                _require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
-        _require(-1 < self.ada_target < 1, f"--ada-target is {self.ada_target}: it must lie between -1 and 1")
+                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
+        require(-1 < self.ada_target < 1, f"--ada-target is {self.ada_target}: it must lie between -1 and 1")
         known = ", ".join(AUGMENTATIONS)
-        _require(
+        require(
             self.augment_set in AUGMENTATIONS, f"--augment-set {self.augment_set} is not known: give one of {known}"
         )
-        _require(self.clusters >= 2, f"--clusters is {self.clusters}: give 2 or more, or --condition none")
+        require(self.clusters >= 2, f"--clusters is {self.clusters}: give 2 or more, or --condition none")
         self._check_sizes()
         self._check_batch()
 
     def _check_sizes(self) -> None:
         sizes = f"--height {self.height} --width {self.width}"
-        _require(
+        require(
             _is_power_of_two(self.height) and self.height >= 16,
             f"{sizes}: the height must be 16, 32, 64, ...",
         )
-        _require(
+        require(
             _is_power_of_two(self.width) and 8 <= self.width <= self.height,
             f"{sizes}: the width must be the height divided by 1, 2, 4, ... and at least 8",
         )
 
     def _check_batch(self) -> None:
         share, rest = divmod(self.batch, max(self.workers, 1))
-        _require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
         part = self.batch_gpu or share
-        _require(
+        require(
             part <= share and share % part == 0,
             f"--batch-gpu {self.batch_gpu} does not divide each worker's {share} images (--batch {self.batch})",
         )
         what = f"--batch-gpu {self.batch_gpu}" if self.batch_gpu else f"--batch {self.batch}"
-        _require(
+        require(
             part % min(MINIBATCH_GROUP, part) == 0,
             f"{what} gives each worker {part} images: take less than {MINIBATCH_GROUP} "
             f"or a multiple of {MINIBATCH_GROUP}",
         )
-        _require(
+        require(
             self.gpus in (None, 0, max(self.workers, 1)),
             f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
         )
@@ -247,15 +247,5 @@ _NOT_NEGATIVE = ("gamma", "workers", "seed", "gpus", "max_minutes", "margin_size
 _NOT_NEGATIVE += ("validation_people", "fid_images")
 
 
-def flag(name: str) -> str:
-    """An option's name as it is typed."""
-    return name.replace("_", "-")
-
-
 def _is_power_of_two(number: int) -> bool:
     return number > 0 and number & (number - 1) == 0
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

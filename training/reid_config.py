@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from models.errors import InputError
 from models.reid import BACKBONES, ReidConfig
+from training.option_checks import flag, require
 from training.reid_augment import AugmentConfig
 from training.reid_labels import Labelling
 
@@ -152,40 +152,40 @@ class ReidTraining:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, float):
-                _require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
+                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
         for name in _POSITIVE:
             value = getattr(self, name)
-            _require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
+            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            _require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
+            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
         for name in _SHARES:
             value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
-        _require(self.dropout < 1, f"--dropout is {self.dropout}: nothing would be left; give less than 1")
-        _require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
-        _require(self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {BACKBONES}")
+            require(value is None or 0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
+        require(self.dropout < 1, f"--dropout is {self.dropout}: nothing would be left; give less than 1")
+        require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
+        require(self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {BACKBONES}")
         self._check_batch()
         wants_teacher = self.variants_labels == "teacher" and bool(self.variants)
-        _require(not wants_teacher or self.teacher is not None, "--variants-labels teacher: give --teacher FILE")
-        _require(
+        require(not wants_teacher or self.teacher is not None, "--variants-labels teacher: give --teacher FILE")
+        require(
             self.real_only_epochs < self.epochs,
             f"--real-only-epochs {self.real_only_epochs:g} leaves none of --epochs {self.epochs:g} for generated ones",
         )
-        _require(
+        require(
             not (self.pretrained and self.backbone == "resnet10"),
             "--backbone resnet10 has no ImageNet weights: give --no-pretrained, or another backbone",
         )
 
     def _check_batch(self) -> None:
         share, rest = divmod(self.batch, max(self.workers, 1))
-        _require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
-        _require(share >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
-        _require(
+        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        require(share >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
+        require(
             self.sampler != "pk" or self.triplet_weight == 0 or self.instances >= 2,
             f"--instances {self.instances}: the triplet loss needs two images of a person or more",
         )
-        _require(
+        require(
             self.gpus in (None, 0, max(self.workers, 1)),
             f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
         )
@@ -262,13 +262,3 @@ _NOT_NEGATIVE = ("backbone_lr_factor", "weight_decay", "warmup_epochs", "triplet
 _NOT_NEGATIVE += ("workers", "gpus", "max_minutes", "restarts", "ramp_epochs", "real_only_epochs", "generated_weight")
 _NOT_NEGATIVE += ("draw_seed",)
 _SHARES = ("dropout", "generated_smoothing", "generated_share", "label_smoothing", "erasing")
-
-
-def flag(name: str) -> str:
-    """An option's name as it is typed."""
-    return name.replace("_", "-")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

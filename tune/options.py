@@ -10,7 +10,8 @@ from pathlib import Path
 import tyro
 
 from models.errors import InputError
-from training.reid_config import ReidTraining, flag
+from training.option_checks import flag
+from training.reid_config import ReidTraining
 from training.reid_presets import PRESETS, preset
 
 # What the sweep itself decides, with the option that says it.
