@@ -58,6 +58,14 @@ def write_manifest(
     return counts
 
 
+def thresholds_of(table: pa.Table) -> Thresholds:
+    """The thresholds that a manifest's verdicts follow from. Raises InputError where they are not written in it."""
+    try:
+        return Thresholds(**json.loads((table.schema.metadata or {})[b"thresholds"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError("the manifest does not say its thresholds: run the command that made it again") from error
+
+
 def _groups(output: Output, plan: Plan, units: Iterator[Unit]) -> Iterator[pa.Table]:
     with ThreadPoolExecutor(READERS) as readers:
         while group := list(itertools.islice(units, SHARDS_AT_ONCE)):

@@ -3,19 +3,22 @@
 import itertools
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from datasets.draws import first
-from datasets.manifest import READERS, manifest_name, read_manifest
+from datasets.manifest import READERS, manifest_name, read_manifest, thresholds_of
 from datasets.output import Output
 from datasets.plan import PLAN_FILE, Plan, Unit, read_plan
 from datasets.reid_images import UNKNOWN_CAMERA, Listing
 from datasets.reid_splits import DERIVED, derived_split
 from datasets.shards import read_shard
-from datasets.verdicts import KEPT, LATENT
+from datasets.verdicts import KEPT, LATENT, SCORES, verdicts, with_filters, without_scores
 from models.errors import InputError
 
 
@@ -41,14 +44,16 @@ def read_run(
     most_variants: int | None = None,
     latent_only: bool = False,
     draw_seed: int | None = None,
+    filters: Sequence[str] = (),
 ) -> Listing:
     """The kept images of a run, as bytes, in the order of person and variant.
 
     identities: the run's person + 1 (persons count from 0); people: the person as written in the run, or, in a run made
     from latents, what the real data call that person. most_people: of those with a kept image the first so many;
     most_variants: the first so many kept images of each. draw_seed: the first in the order that it draws
-    (datasets/draws.py). latent_only: those whose `source` is "latent". Reads the shards of the images chosen. Raises
-    InputError where there is no run, no manifest or no image.
+    (datasets/draws.py). latent_only: those whose `source` is "latent". filters: thresholds in place of the run's own
+    (`datasets.verdicts.with_filters`). Reads the shards of the images chosen. Raises InputError where there is no run,
+    no manifest or no image, and for a threshold of a score that the run has not.
     """
     output = Output(os.fspath(root))
     plan = read_plan(output)
@@ -57,10 +62,15 @@ def read_run(
     if not output.exists(manifest_name()):
         raise InputError(f"{output.root_address}: no {manifest_name()} says which images are kept: end the run")
     units = {unit.unit: unit for unit in plan.units()}
-    table = read_manifest(output, columns=["unit", "person", "variant", "source", "camera", "verdict"])
-    rows = [row for row in table.to_pylist() if row["verdict"] == KEPT and row["unit"] in units]
+    columns = ["unit", "person", "variant", "source", "camera"]
+    table = read_manifest(output, columns=[*dict.fromkeys((*columns, *(SCORES if filters else ["verdict"])))])
+    if filters:
+        table = _filtered(output, table, filters)
+    rows = table.filter(pc.equal(table["verdict"], KEPT)).select([*columns, "verdict"]).to_pylist()
+    rows = [row for row in rows if row["unit"] in units]
     if not rows:
-        raise InputError(f"{output.root_address}: {manifest_name()} keeps no image: jobs/refilter.py sets other limits")
+        which = f"--filters {' '.join(filters)} keeps" if filters else f"{manifest_name()} keeps"
+        raise InputError(f"{output.root_address}: {which} no image: jobs/refilter.py tries other thresholds in seconds")
     notes = []
     if latent_only:
         kept, rows = len(rows), [row for row in rows if row["source"] == LATENT]
@@ -83,6 +93,17 @@ def read_run(
         people={row["person"] + 1: _name(plan, row["person"]) for row in rows},
         notes=tuple(notes),
     )
+
+
+def _filtered(output: Output, table: pa.Table, filters: Sequence[str]) -> pa.Table:
+    """The manifest's rows with the verdicts of other thresholds."""
+    thresholds = with_filters(thresholds_of(table), filters)
+    for name, score in without_scores(table, thresholds).items():
+        raise InputError(
+            f"--filters {name}={getattr(thresholds, name):g}: {output.root_address} measured no {score}: make the run "
+            "with --identity and --real, or leave it out"
+        )
+    return table.append_column("verdict", verdicts(table, thresholds))
 
 
 def _name(plan: Plan, person: int) -> str:

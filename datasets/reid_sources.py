@@ -76,14 +76,16 @@ def list_sources(
     most_people: int | None = None,
     most_variants: int | None = None,
     draw_seed: int | None = None,
+    filters: Sequence[str] = (),
 ) -> list[Source]:
     """The sources of a training: first the real one, then artificial people, then variants, each in the order given.
 
     most_people: the first so many artificial people in that order, so that 20 people hold the 10 of a smaller
     training. most_variants: the first so many variants of each person. draw_seed: of each source not the first people
     or variants, but the first in the order that this seed draws (datasets/draws.py): 20 people hold the 10 of the same
-    seed. Raises InputError for data that cannot be read, a source given twice, and variants that show nobody of the
-    real people.
+    seed. filters: thresholds for images of runs, in place of each run's own (`datasets.verdicts.with_filters`). Raises
+    InputError for data that cannot be read, a source given twice, filters of what is no run, and variants that show
+    nobody of the real people.
     """
     _check(people, variants, most_people, most_variants)
     listing = read_split(real, TRAIN)
@@ -93,14 +95,14 @@ def list_sources(
     for root in people:
         if left == 0:
             break
-        listing = _first_people(_read(root, left, False, draw_seed), left, draw_seed)
+        listing = _first_people(_read(root, left, False, draw_seed, filters), left, draw_seed)
         named = _named_apart(listing, address(root), taken)
         sources.append(Source(PEOPLE, listing, named, _toy_crowd(root)))
         taken.update(named)
         left = None if left is None else left - len(sources[-1].people)
     seen: collections.Counter[str] = collections.Counter()
     for root in variants:
-        source = _matched(_read(root, None, True, None), sources[REAL], _toy_crowd(root))
+        source = _matched(_read(root, None, True, None, filters), sources[REAL], _toy_crowd(root))
         source = _first_images(source, most_variants, seen, draw_seed)
         if len(source):
             sources.append(source)
@@ -130,10 +132,16 @@ def _one_way(root: str | Path) -> str:
     return where if isinstance(where, str) else os.path.realpath(where)
 
 
-def _read(root: str | Path, most_people: int | None, latent_only: bool, draw_seed: int | None) -> Listing:
+def _read(
+    root: str | Path, most_people: int | None, latent_only: bool, draw_seed: int | None, filters: Sequence[str]
+) -> Listing:
     where = address(root)
     if reid_runs.holds(where):
-        return reid_runs.read_run(where, most_people, None, latent_only, draw_seed)
+        return reid_runs.read_run(where, most_people, None, latent_only, draw_seed, filters)
+    if filters:
+        raise InputError(
+            f"--filters {filters[0]}: {root} is no run of jobs/generate.py, and has no scores to filter by"
+        )
     return people_only(read_split(root, TRAIN))
 
 

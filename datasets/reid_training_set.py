@@ -56,6 +56,7 @@ def load_training_images(
     most_people: int | None = None,
     most_variants: int | None = None,
     draw_seed: int | None = None,
+    filters: Sequence[str] = (),
     threads: int = 4,
     check_memory: Callable[[int], None] | None = None,
 ) -> TrainingImages:
@@ -70,7 +71,7 @@ def load_training_images(
         raise InputError(f"--validation {validation}: give one of {', '.join(VALIDATION)}")
     if height < 1 or width < 1:
         raise InputError(f"--height {height} --width {width}: both must be 1 or more")
-    sources = list_sources(real, people, variants, most_people, most_variants, draw_seed)
+    sources = list_sources(real, people, variants, most_people, most_variants, draw_seed, filters)
     counts = [len(source) for source in sources]
     if check_memory is not None:
         check_memory(bytes_needed(counts, height, width))

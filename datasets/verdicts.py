@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,12 @@ VERDICTS = (
     "identity_ceiling",
 )
 LATENT = "latent"  # the `source` of images made from a real person's latents
+# A threshold's option at the jobs -> its field of Thresholds.
+FILTERS = {"detector_threshold": "detector"} | {
+    name: name for name in ("ssim_floor", "ssim_ceiling", "identity_floor", "identity_margin", "identity_ceiling")
+}
+SCORES = ("status", "detector_score", "ssim", "variant", "reference_variant", "source", "identity_cosine")
+SCORES += ("identity_margin",)  # columns that verdicts follow from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +70,47 @@ class Thresholds:
             raise InputError(f"--ssim-ceiling {ceiling} is below --ssim-floor {floor}: nothing could be kept")
 
 
+def with_filters(thresholds: Thresholds, filters: Sequence[str]) -> Thresholds:
+    """Thresholds with those changed that `filters` name: "ssim_floor=0.8", a key of FILTERS, or "ssim_floor=None".
+
+    Raises InputError for what is no threshold, or no value of one.
+    """
+    changed: dict[str, float | None] = {}
+    for text in filters:
+        option, equals, value = text.partition("=")
+        key = FILTERS.get(option.strip().lstrip("-").replace("-", "_"))
+        if key is None or not equals:
+            raise InputError(f"--filters {text}: give key=value, a key being one of {', '.join(FILTERS)}")
+        if key in changed:
+            raise InputError(f"--filters {text}: {option} is given twice, give it once")
+        try:
+            changed[key] = None if value.strip() == "None" and key != "detector" else float(value)
+        except ValueError as error:
+            raise InputError(f"--filters {text}: {value!r} is no number") from error
+    return dataclasses.replace(thresholds, **changed)
+
+
+def without_scores(table: pa.Table, thresholds: Thresholds) -> dict[str, str]:
+    """Identity thresholds that are set and cannot reject anything -> the score that no image of `table` has, in words.
+
+    Columns read: source, identity_cosine, identity_margin.
+    """
+    scores = {
+        "identity_floor": (table["identity_cosine"].is_valid().to_numpy(), "likeness to its person"),
+        "identity_margin": (table["identity_margin"].is_valid().to_numpy(), "likeness to other real people"),
+        "identity_ceiling": (~nearest_real_picture(table)[1], "likeness to real pictures"),
+    }
+    return {
+        name: what
+        for name, (scored, what) in scores.items()
+        if getattr(thresholds, name) is not None and not scored.any()
+    }
+
+
 def verdicts(table: pa.Table, thresholds: Thresholds) -> pa.StringArray:
     """One of VERDICTS for each row (an image): kept, or the first filter that it does not pass.
 
-    Columns read: status, detector_score, ssim, variant, reference_variant, source, identity_cosine, identity_margin.
+    Columns read: SCORES.
     The order is error (not made or not scored), then that of VERDICTS. A person's reference is compared with itself
     and therefore exempt from both SSIM thresholds; of an artificial person it passes any identity floor too, as its
     cosine is 1, but not any ceiling. The ceiling judges the greatest cosine to a real picture: of the same person

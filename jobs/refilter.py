@@ -4,14 +4,13 @@ import dataclasses
 import re
 from typing import Annotated
 
-import pyarrow as pa
 import tyro
 
 from datasets.manifest import manifest_name, read_manifest, write_manifest
 from datasets.output import Output
 from datasets.plan import read_plan
 from datasets.shards import finished_units
-from datasets.verdicts import Thresholds, nearest_real_picture
+from datasets.verdicts import Thresholds, without_scores
 from jobs.common import run_job
 from models.errors import InputError
 from reporting.tables import discard_table, filters_set
@@ -77,24 +76,11 @@ def main(config: Config) -> None:
             f"verdicts use {config.detector_threshold:g}"
         )
     counts = write_manifest(output, plan, units, thresholds, config.name)
-    for note in without_scores(read_manifest(output, config.name, SCORES), thresholds):
-        print(note)
+    for name, score in without_scores(read_manifest(output, config.name, SCORES), thresholds).items():
+        value = getattr(thresholds, name)
+        print(f"--{name.replace('_', '-')} {value:g} rejects nothing: the run measured no {score}")
     print(discard_table(counts, filters_set(dataclasses.asdict(thresholds))))
     print(output.address(manifest_name(config.name)))
-
-
-def without_scores(manifest: pa.Table, thresholds: Thresholds) -> list[str]:
-    """A line for each identity threshold that cannot reject anything, as no image has the score it judges."""
-    scores = {
-        "identity_floor": (manifest["identity_cosine"].is_valid().to_numpy(), "likeness to its person"),
-        "identity_margin": (manifest["identity_margin"].is_valid().to_numpy(), "likeness to other real people"),
-        "identity_ceiling": (~nearest_real_picture(manifest)[1], "likeness to real pictures"),
-    }
-    return [
-        f"--{name.replace('_', '-')} {getattr(thresholds, name):g} rejects nothing: the run measured no {what}"
-        for name, (scored, what) in scores.items()
-        if getattr(thresholds, name) is not None and not scored.any()
-    ]
 
 
 if __name__ == "__main__":

@@ -47,9 +47,14 @@ class Config:
     preset: Literal["strong", "study", "strong-small", "study-small", "tiny"] = "strong"
     """Of jobs/train_reid.py."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Options of jobs/train_reid.py, for all trials: batch=32 milestones=30+50."""
+    """Options of jobs/train_reid.py, for all trials: batch=32 milestones=30+50. Thresholds of the filters count as
+    such: detector_threshold=0.8 identity_margin=0."""
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'NAME: KEY=VALUE ...'")] = ()
+    """Sweep the levels once with each of these sets of options: "plain: variants_labels=hard" "gated:
+    variants_labels=smooth identity_margin=0"."""
     cross: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE,VALUE")] = ()
-    """Sweep the levels once with each value: variants_labels=hard,smooth. Several are combined."""
+    """Sweep the levels once with each value: variants_labels=hard,smooth, or detector_threshold=0.6,0.8. Several
+    are combined, and with --arms."""
     steps: int | None = None
     """SGD steps of every training; by default those of the preset's epochs at level 0."""
     equal_epochs: bool = False

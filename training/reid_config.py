@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
+from datasets.verdicts import Thresholds, with_filters
 from models.reid import BACKBONES, ReidConfig
 from training.option_checks import flag, require
 from training.reid_augment import AugmentConfig
@@ -42,6 +43,9 @@ class ReidTraining:
     """Take only the first so many generated pictures of each person in --variants."""
     draw_seed: int | None = None
     """Take not the first, but those that this seed draws; more of them hold all of less."""
+    filters: tuple[str, ...] = ()
+    """Thresholds that images of runs must pass here, in place of the run's own: detector_threshold=0.8
+    identity_margin=0 ssim_floor=None; as of jobs/refilter.py."""
 
     # ---- the network
     backbone: Literal["resnet50", "resnet34", "resnet18", "resnet10"] = "resnet50"
@@ -165,6 +169,7 @@ class ReidTraining:
         require(self.dropout < 1, f"--dropout is {self.dropout}: nothing would be left; give less than 1")
         require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
         require(self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {BACKBONES}")
+        with_filters(Thresholds(), self.filters)
         self._check_batch()
         wants_teacher = self.variants_labels == "teacher" and bool(self.variants)
         require(not wants_teacher or self.teacher is not None, "--variants-labels teacher: give --teacher FILE")
@@ -244,7 +249,7 @@ class ReidTraining:
         return (
             values
             | {name: [str(path) for path in values[name]] for name in _PATH_TUPLES}
-            | {"milestones": list(self.milestones)}
+            | {"milestones": list(self.milestones), "filters": list(self.filters)}
         )
 
     @classmethod
@@ -252,7 +257,8 @@ class ReidTraining:
         """The configuration that `as_json` wrote."""
         paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
         tuples = {name: tuple(map(Path, values[name])) for name in _PATH_TUPLES}
-        return cls(**values | paths | tuples | {"milestones": tuple(values["milestones"])})
+        tuples |= {name: tuple(values[name]) for name in ("milestones", "filters")}
+        return cls(**values | paths | tuples)
 
 
 _PATHS, _PATH_TUPLES = ("data", "out", "weights", "teacher"), ("people", "variants")

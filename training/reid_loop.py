@@ -38,6 +38,7 @@ def load_data(config: ReidTraining) -> TrainingImages:
         most_people=config.most_people,
         most_variants=config.most_variants,
         draw_seed=config.draw_seed,
+        filters=config.filters,
         check_memory=functools.partial(check_memory, way_out="--most-people, --most-variants, a smaller"),
     )
 

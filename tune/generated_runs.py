@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ class GeneratedRun:
     plan: Plan | None
 
 
-def read_generated(path: str | Path, sweep: str, data: Path) -> GeneratedRun:
-    """Look at a run without decoding a picture. Raises InputError as `list_sources` does."""
+def read_generated(path: str | Path, sweep: str, data: Path, filters: Sequence[str] = ()) -> GeneratedRun:
+    """Look at a run, by its own thresholds or those of `filters`, without decoding a picture. Raises InputError as
+    `list_sources` does."""
     kinds = {"people": [path]} if sweep == PEOPLE_SWEEP else {"variants": [path]}
-    found = list_sources(data, **kinds)[1:]
+    found = list_sources(data, **kinds, filters=filters)[1:]
     if not found:
         raise InputError(f"--generated {path}: there is not one picture of a person of {data}")
     source = found[0]

@@ -32,6 +32,7 @@ class Wanted:
     seeds: tuple[int, ...]
     preset: str
     set: tuple[str, ...]
+    arms: tuple[str, ...]
     cross: tuple[str, ...]
     steps: int | None
     equal_epochs: bool
@@ -45,13 +46,15 @@ def plan_sweep(wanted: Wanted) -> Sweep:
     seeds = checked(wanted.seeds, "--seeds")
     if wanted.equal_epochs and wanted.steps is not None:
         raise InputError(f"--equal-epochs with --steps {wanted.steps}: give one of them")
-    arms = arms_of(wanted.preset, wanted.set, wanted.cross)
+    arms = arms_of(wanted.preset, wanted.set, wanted.cross, wanted.arms)
     root = address(wanted.data)
     root = root if isinstance(root, str) else root.resolve()
     data = read_data_set(root)
     runs = {seed: read_generated(path, wanted.sweep, root) for seed, path in paths.items()}
-    for run in runs.values():
-        check_enough(run, wanted.sweep, levels)
+    for path, run in zip(paths.values(), runs.values(), strict=True):
+        for filters in dict.fromkeys(training.filters for training in arms.values()):
+            filtered = read_generated(path, wanted.sweep, root, filters) if filters else run
+            check_enough(filtered, wanted.sweep, levels)
     findings = _findings(runs, wanted.latents, data)
     refuse_leak(findings, wanted.allow_leak)
     arms = _with_steps(arms, wanted, root, levels, runs, seeds)
@@ -95,17 +98,14 @@ def _with_steps(
     """
     above = next((level for level in levels if level), None)
     real = list_sources(root)
-    few = None
-    if above is not None:
-        name = "people" if wanted.sweep == PEOPLE_SWEEP else "variants"
-        limits = {name: [next(iter(runs.values())).path], f"most_{name}": above, "draw_seed": seeds[0]}
-        few = list_sources(root, **limits)
+    name = "people" if wanted.sweep == PEOPLE_SWEEP else "variants"
     planned = {}
     for arm, training in arms.items():
         dataclasses.replace(training, data=Path("."), out=Path(".")).check()
         baseline = _batches(training, real)
-        if few is not None:
-            _batches(training, few)
+        if above is not None:
+            limits = {name: [next(iter(runs.values())).path], f"most_{name}": above, "draw_seed": seeds[0]}
+            _batches(training, list_sources(root, **limits, filters=training.filters))
         steps = None if wanted.equal_epochs else wanted.steps or -(-training.epochs * baseline.steps_per_epoch // 1)
         planned[arm] = dataclasses.replace(training, steps=None if steps is None else int(steps))
         planned[arm].check()

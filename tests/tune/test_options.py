@@ -32,6 +32,46 @@ def test_a_crossed_preset_brings_its_own_values():
     assert arms_of("strong", [], [])[""].workers == 0
 
 
+def test_thresholds_are_options_like_others():
+    arms = arms_of("tiny", ["ssim_floor=None"], ["detector_threshold=0.6,0.8"])
+    assert [arm.filters for arm in arms.values()] == [
+        ("ssim_floor=None", "detector_threshold=0.6"), ("ssim_floor=None", "detector_threshold=0.8"),
+    ]  # fmt: skip
+    assert arms_of("tiny", ["filters=ssim_floor=0.5+identity_margin=0"], [])[""].filters == (
+        "ssim_floor=0.5", "identity_margin=0",
+    )  # fmt: skip
+
+
+def test_named_arms_are_sets_of_options_and_are_crossed_too():
+    named = ["plain: variants_labels=hard generated_share=None", "gated : identity_margin=0 variants_labels=smooth"]
+    arms = arms_of("tiny", ["lr=0.2"], [], named)
+    assert list(arms) == ["plain", "gated"]
+    assert [(arm.variants_labels, arm.filters, arm.lr) for arm in arms.values()] == [
+        ("hard", (), 0.2), ("smooth", ("identity_margin=0",), 0.2),
+    ]  # fmt: skip
+    crossed = arms_of("tiny", [], ["batch=8,16"], named)
+    assert list(crossed) == ["plain, batch=8", "plain, batch=16", "gated, batch=8", "gated, batch=16"]
+    assert crossed["gated, batch=16"].batch == 16
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["plain"], '--arms plain: give "NAME: key=value'),
+        (["a/b: lr=1"], "NAME of letters"),
+        (["plain: lr"], "--arms lr: give key=value"),
+        (["plain: lr=1 lr=2"], "one key is given twice"),
+        (["plain: lr=1", "plain: lr=2"], "two of them have one name"),
+        (["plain: batch=4"], "batch is given twice"),
+        (["plain: identity_margin=0 filters=ssim_floor=1"], "give thresholds one way"),
+        (["plain: identity_margin=0 generated_share=lots"], "generated_share=lots"),
+    ],
+)
+def test_arms_that_cannot_be(named, message):
+    with pytest.raises(InputError, match=message):
+        arms_of("tiny", [], ["batch=8,16"], named)
+
+
 @pytest.mark.parametrize(
     ("settings", "crossed", "message"),
     [

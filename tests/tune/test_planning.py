@@ -1,0 +1,125 @@
+"""Plans of sweeps from the options of the job, on data on disk: records, leaks, filters, a run for each seed."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datasets.configuration import Configuration
+from datasets.image_tree import identities_sha256
+from datasets.manifest import write_manifest
+from datasets.output import Output
+from datasets.plan import PLAN_FILE, Plan
+from datasets.shards import shard_table, write_shard
+from datasets.verdicts import Thresholds
+from models.errors import InputError
+from tune.levels import Trial
+from tune.planning import Wanted, plan_sweep
+
+spec = importlib.util.spec_from_file_location("sweep_data", Path(__file__).with_name("sweep_data.py"))
+sweep_data = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sweep_data)
+
+PEOPLE, VARIANTS = 5, 4
+
+
+def write_run(root: Path, trained_on: tuple[int, ...], network: str = "n") -> str:
+    """Five artificial people; person p has p images whose detector score is 0.9, the others' is 0.7."""
+    output = Output(str(root))
+    configuration = Configuration(
+        seed=0, variants=VARIANTS, method="mix", layers=(5,), amount=None, truncation_psi=0.7, network=network,
+        height=32, width=16, format="png", jpeg_quality=None, unit_images=VARIANTS, detector="d",
+        reference_threshold=0.6, ssim_data_range=4095.0,
+    )  # fmt: skip
+    plan = Plan(configuration).extended(PEOPLE)
+    output.write(PLAN_FILE, plan.to_json())
+    for unit in plan.units():
+        columns = {
+            "person": [unit.first_person] * VARIANTS,
+            "variant": list(range(VARIANTS)),
+            "source": ["seed"] * VARIANTS,
+            "image": [b"never decoded here"] * VARIANTS,
+            "status": ["ok"] * VARIANTS,
+            "detector_score": np.where(np.arange(VARIANTS) < unit.first_person, 0.9, 0.7),
+        }
+        write_shard(output, configuration.hash, unit.unit, shard_table(unit.unit, pa.table(columns)))
+    write_manifest(output, plan, plan.units(), Thresholds())
+    identities = {"count": len(trained_on), "sha256": identities_sha256(trained_on)}
+    record = {"sha256": network, "trained_on": {"name": "market", "split": "train", "identities": identities}}
+    output.write("summary.json", json.dumps({"network": record}).encode())
+    return output.root_address
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return Path(sweep_data.write_data(tmp_path_factory.mktemp("data"))["data"])
+
+
+@pytest.fixture(scope="module")
+def wanted(data, tmp_path_factory) -> Wanted:
+    run = write_run(tmp_path_factory.mktemp("run"), tuple(sweep_data.TRAIN))
+    return Wanted(
+        sweep="artificial-people", data=data, generated=run, runs_per_seed=(), latents=(), levels=(2, 4),
+        seeds=(0, 1), preset="tiny", set=("batch=8",), arms=(), cross=(), steps=3, equal_epochs=False,
+        allow_leak=False,
+    )  # fmt: skip
+
+
+def test_a_generator_of_training_people_is_clean(wanted):
+    sweep = plan_sweep(wanted)
+    assert [finding.verdict for finding in sweep.findings] == ["clean"]
+    assert json.loads(sweep.to_json(""))["leak"]["verdict"] == "clean"
+
+
+def test_a_generator_that_has_seen_test_people_is_refused_unless_allowed(wanted, tmp_path):
+    leaking = dataclasses.replace(wanted, generated=write_run(tmp_path, tuple(sweep_data.TEST)))
+    with pytest.raises(InputError, match=r"its generator has seen people that re-ID is tested with .*--allow-leak"):
+        plan_sweep(leaking)
+    content = json.loads(plan_sweep(dataclasses.replace(leaking, allow_leak=True)).to_json(""))
+    assert (content["leak"]["verdict"], content["leak"]["allowed"]) == ("leak", True)
+
+
+def test_one_leaking_run_of_several_is_enough(wanted, tmp_path):
+    runs = (wanted.generated, write_run(tmp_path, tuple(sweep_data.TEST), "other"))
+    with pytest.raises(InputError, match="has seen people that re-ID is tested with"):
+        plan_sweep(dataclasses.replace(wanted, generated=None, runs_per_seed=runs))
+
+
+def test_each_seed_draws_from_its_run(wanted, tmp_path):
+    runs = (wanted.generated, write_run(tmp_path, tuple(sweep_data.TRAIN), "other"))
+    sweep = plan_sweep(dataclasses.replace(wanted, generated=None, runs_per_seed=runs))
+    for seed, run in enumerate(runs):
+        training = sweep.training(Trial(seed, 2), tmp_path)
+        assert (training.people, training.draw_seed, training.most_people) == ((Path(run),), seed, 2)
+    assert json.loads(sweep.to_json(""))["one_generator"] is False
+    assert json.loads(plan_sweep(wanted).to_json(""))["one_generator"] is True
+
+
+def test_arms_differ_in_thresholds_and_the_levels_of_each_must_be_there(wanted):
+    arms = ("loose: ssim_floor=None", "strict: detector_threshold=0.8")
+    sweep = plan_sweep(dataclasses.replace(wanted, arms=arms))
+    assert len(sweep.trials()) == 2 * 3 * 2
+    filters = [sweep.training(Trial(1, 2, arm), Path("out")).filters for arm in ("loose", "strict")]
+    assert filters == [("ssim_floor=None",), ("detector_threshold=0.8",)]
+    assert Trial(1, 2, "strict").name == "level-0002-seed-1-strict"
+    with pytest.raises(InputError, match=r"--filters detector_threshold=0.95 keeps no image"):
+        plan_sweep(dataclasses.replace(wanted, arms=(*arms, "none: detector_threshold=0.95")))
+
+
+def test_what_filters_leave_is_counted(wanted, data):
+    folder = dataclasses.replace(wanted, generated=str(data.parent / "people"), arms=("a: detector_threshold=0.8",))
+    with pytest.raises(InputError, match="is no run of jobs/generate.py"):
+        plan_sweep(folder)
+    arms = dataclasses.replace(wanted, levels=(5,), arms=("loose: ssim_floor=None",))
+    assert plan_sweep(arms).levels == (0, 5)
+    with pytest.raises(InputError, match=r"--levels 5: run .* has 4 people that pass"):
+        plan_sweep(dataclasses.replace(arms, arms=("loose: ssim_floor=None", "strict: detector_threshold=0.8")))
+
+
+def test_latents_that_a_run_was_not_made_from_are_refused(wanted, tmp_path):
+    with pytest.raises(InputError):
+        plan_sweep(dataclasses.replace(wanted, latents=(str(tmp_path),)))
