@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OUT ?= out/demo
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup generate chromium test lint format clean
+.PHONY: setup generate chain chain-variants chromium test lint format clean
 
 setup: $(VENV)/.ready
 
@@ -19,7 +18,38 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 generate: setup  ## 24 people x 16 variants with the built-in demo network
-	$(BIN)/python jobs/generate.py --people 24 --variants 16 --unit-images 64 --out $(abspath $(OUT))
+	$(BIN)/python jobs/generate.py --people 24 --variants 16 --unit-images 64 --out $(abspath $(or $(OUT),out/demo))
+
+# Does augmentation help? Whole chains on drawn people, from the crowd to a page with the answer. The demo network has seen
+# none of those who are tested with. Each step goes on where it stopped; a larger grid on GPUs, for example:
+# make chain OUT=/data/chain LEVELS="10 20 40 80 160 320" SEEDS="0 1 2 3 4" STEPS=5000
+SEEDS ?= 0 1 2
+STEPS ?= 1250
+CHAIN = $(or $(OUT),out/$@)
+SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd --out $(CHAIN)/sweep --seeds $(SEEDS) --steps $(STEPS) \
+    --preset strong-small --set sampler=shuffle triplet_weight=0
+
+chain: setup  ## new people: 50 minutes on two cores
+	$(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
+	$(BIN)/python jobs/generate.py --people 640 --variants 12 --layers 0-4 --out $(CHAIN)/people
+	$(SWEEP) generated_share=None --sweep artificial-people --generated $(CHAIN)/people --levels $(or $(LEVELS),80 160 320)
+	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
+
+# The study's way with such pictures, and another: the same pictures, filtered by identity, softly labelled, few in a
+# batch, and none at the end.
+chain-variants: setup  ## new pictures of real people, two ways: hours on two cores, most for the encoder
+	$(BIN)/python jobs/make_toy_crowd.py --out $(CHAIN)/crowd
+	$(BIN)/python jobs/train_reid.py --preset strong-small --data $(CHAIN)/crowd --out $(CHAIN)/identity
+	$(BIN)/python jobs/train_encoder.py --preset tiny --data $(CHAIN)/crowd --generated-share 0.25 --steps 1500 \
+	    --identity-network $(CHAIN)/identity/network.safetensors --out $(CHAIN)/encoder
+	$(BIN)/python jobs/invert.py --data $(CHAIN)/crowd --encoder $(CHAIN)/encoder/encoder.safetensors --pictures 1 \
+	    --refine w --refine-steps 40 --identity $(CHAIN)/identity/network.safetensors --out $(CHAIN)/latents
+	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --variants 20 --layers 0-4 --out $(CHAIN)/variants \
+	    --identity $(CHAIN)/identity/network.safetensors --real $(CHAIN)/crowd
+	$(SWEEP) --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \
+	    --levels $(or $(LEVELS),16) --arms "study: variants_labels=hard generated_share=None" \
+	    "gated: variants_labels=smooth generated_share=0.25 real_only_epochs=2 identity_margin=0"
+	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
 
 # For the tests of the pages that jobs write, which are looked at in a real browser. Needs root, and Debian or Ubuntu.
 chromium:

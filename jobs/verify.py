@@ -41,7 +41,11 @@ class Config:
     network: Path | None = None
     """The run's network: the sample's images are then made again as well, and compared."""
     latents: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """With --network, for a run of real people: the latents that it was made from."""
+    """With --network or --identity, for a run of real people: the latents that it was made from."""
+    identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """The re-ID network of a run that compared people: these scores of the sample are then computed again too."""
+    real: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """With --identity, where the run had them: its pictures of real people, all of which become features first."""
     yolo_weights: Path | None = None
     """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -54,8 +58,10 @@ def main(config: Config) -> int:
         raise InputError(f"--sample {config.sample}: must be 0 or more")
     if config.network and not config.sample:
         raise InputError(f"--network {config.network}: there is no sample to compare with --sample 0")
-    if config.latents and not config.network:
+    if config.latents and not (config.network or config.identity):
         raise InputError(f"--latents {config.latents}: images are made again of them with --network")
+    if config.identity and not config.sample:
+        raise InputError(f"--identity {config.identity}: there is no sample to compare with --sample 0")
     output, findings = Output(config.out), Findings()
     names = output.list("")
     try:
@@ -65,10 +71,12 @@ def main(config: Config) -> int:
         return 1
     people, again = sampled_people(plan, config.sample), None
     if people:
+        from pipeline.identity import identity_of
         from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
 
         latents = read_latents(config.latents) if config.latents else None
-        again = Recomputation(plan, config.yolo_weights, config.network, config.device, latents)
+        identity = identity_of(config.identity, config.real, latents, {})
+        again = Recomputation(plan, config.yolo_weights, config.network, config.device, latents, identity)
     present = check_names(names, plan, findings)
     report_failures(output, present, findings)
     check_units(config, output, plan, present, names, people, again, findings)

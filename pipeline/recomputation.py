@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from actors.identity_scorer import IdentityScorer
 from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer, check_network
@@ -16,10 +17,13 @@ from datasets.units import images_of, with_columns
 from models import weights
 from models.errors import InputError
 from models.stylegan3.checkpoint import load_network
+from pipeline.identity import Identity
 
 # On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16 (3e-3 seen
-# over 64 images), another CPU sums in another order (1e-6). SSIM is made of exact integers everywhere.
-TOLERANCE = {"detector_score": 1e-2, "ssim": 1e-6}
+# over 64 images), another CPU sums in another order (1e-6). SSIM is made of exact integers everywhere. Cosines are of
+# float32 features, on a GPU with TF32 inside convolutions.
+IDENTITY_SCORES = ("identity_cosine", "identity_margin")
+TOLERANCE = {"detector_score": 1e-2, "ssim": 1e-6} | dict.fromkeys(IDENTITY_SCORES, 1e-2)
 # Other hardware: isolated pixels by 1 of 255 before the JPEG. Another picture differs by tens everywhere.
 MEAN_PIXEL_DIFFERENCE = 0.5
 
@@ -28,8 +32,9 @@ class Recomputation:
     """The scores, and with a network the images, of single persons again: by the stages that made them, without Ray.
 
     `yolo_weights` and `network` are files or None, `device` is "cpu" or "cuda". `latents`: what the run's people come
-    from, needed with a network where they are no seeds'. As text it says how much it has compared and the greatest
-    differences. Raises InputError when the files are not those that the run was made with.
+    from, needed with a network where they are no seeds'. `identity`: the re-ID network and real pictures of a run that
+    compared people with them; without it those scores are left alone. As text it says how much it has compared and the
+    greatest differences. Raises InputError when the files are not those that the run was made with.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Recomputation:
         network: Path | None,
         device: str,
         latents: Latents | None = None,
+        identity: Identity | None = None,
     ):
         c = self.configuration = plan.configuration
         if c.detector != weights.WEIGHTS["yolov4-tiny"].files[0].sha256:
@@ -47,11 +53,16 @@ class Recomputation:
         self.detector = PedestrianDetector(path, c.height, c.width, device=device)
         self.similarity = SimilarityScorer(c.reference_threshold, data_range=c.ssim_data_range)
         self.mixer = _mixer(network, plan, device, latents) if network else None
+        self.identifier = _identifier(identity, plan, device) if identity else None
         self.images, self.greatest, self.greatest_pixel = 0, 0.0, 0
 
     def __str__(self) -> str:
         pixels = f"; made again, pixels differ by {self.greatest_pixel} at most" if self.mixer else ""
-        return f", scores of {self.images:,} images computed again (greatest difference {self.greatest:.2g}{pixels})"
+        left = "; not those of identity, for which give --identity" * (bool(self.configuration.identity))
+        left = left if self.identifier is None else ""
+        return (
+            f", scores of {self.images:,} images computed again (greatest difference {self.greatest:.2g}{pixels}{left})"
+        )
 
     def __call__(self, unit: Unit, table: pa.Table, person: int) -> list[str]:
         """What differs in one person of a unit, whose shard's rows are `table`."""
@@ -61,6 +72,10 @@ class Recomputation:
         names = ["person", "variant", "image", "status", "message", "detector_score"]
         compared = images_of(self.similarity(_row(stored.select(names))))
         scores = {"detector_score": self._detector_scores(table, first), "ssim": compared["ssim"]}
+        if self.identifier:
+            names = ["person", "variant", "source", "reference_variant", "image", "status", "message"]
+            compared = images_of(self.identifier(_row(stored.select(names))))
+            scores |= {name: compared[name] for name in IDENTITY_SCORES}
         wrong = [text for name, column in scores.items() for text in self._differences(stored, name, column)]
         self.images += count
         return [f"person {person} {text}" for text in wrong + self._pixels(stored, person)]
@@ -125,6 +140,18 @@ def _mixer(network: Path, plan: Plan, device: str, latents: Latents | None) -> S
     generator = load_network(network).generator
     check_network(generator.config, configuration, codes)
     return StyleMixer(generator, configuration, device, codes=codes)
+
+
+def _identifier(identity: Identity, plan: Plan, device: str) -> IdentityScorer:
+    c = plan.configuration
+    for option, found, wanted in (
+        ("--identity", identity.sha256, c.identity),
+        ("--real", identity.fingerprint, c.real),
+    ):
+        if found != wanted:
+            found, wanted = (text and f"{text[:12]}..." for text in (found, wanted))
+            raise InputError(f"{option}: its sha256 is {found}, the run has compared people by {wanted}")
+    return IdentityScorer(identity.network, identity.real(c, device, True), device)
 
 
 def _wrong_latents(configuration: Configuration, latents: Latents | None) -> str:

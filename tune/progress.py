@@ -12,7 +12,7 @@ from reporting.progress import LINE_SECONDS, duration
 from tune.levels import Trial
 from tune.sweep import TRIALS
 from tune.table import Row, best_level, read_failure, read_result, write_failure, write_table
-from tune.trial import PARAMETER
+from tune.trial import PARAMETER, STEP
 
 
 class SweepProgress(tune.Callback):
@@ -33,19 +33,25 @@ class SweepProgress(tune.Callback):
         self.output, self.trials, self.rows, self.sweep_hash = output, trials, rows, sweep_hash
         self.out = Path(output.secret_address)
         self.failed: dict[str, str] = {}
-        self.running: set[str] = set()
+        self.running: dict[str, float] = {}  # the share of its training that is done
         self._clock = clock
         self._started = self._said = clock()
         self._length_before = self._length_done()
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         """One more runs."""
-        self.running.add(_name(trial))
+        self.running[_name(trial)] = 0.0
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        """One has got as far as this step."""
+        steps = trial.config[PARAMETER]["training"]["steps"]
+        if steps and STEP in result:
+            self.running[_name(trial)] = min(result[STEP] / steps, 1.0)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         """One has ended: with a result on the disk, or with a reason there."""
         name = _name(trial)
-        self.running.discard(name)
+        self.running.pop(name, None)
         folder = self.out / TRIALS / name
         row = read_result(folder, self.sweep_hash)
         if row is None:
@@ -58,7 +64,7 @@ class SweepProgress(tune.Callback):
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         """One has failed as often as it may."""
         name = _name(trial)
-        self.running.discard(name)
+        self.running.pop(name, None)
         folder = self.out / TRIALS / name
         reason = read_failure(folder)
         if reason is None:
@@ -75,11 +81,14 @@ class SweepProgress(tune.Callback):
     def line(self) -> str:
         """Trials done and running, failed ones, time left, the best level so far."""
         parts = [f"{len(self.rows)}/{len(self.trials)} trials done", f"{len(self.running)} running"]
+        if any(self.running.values()):
+            parts[-1] += f" ({', '.join(f'{share:.0%}' for share in self.running.values())})"
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
-        done = self._length_done() - self._length_before
+        begun = sum(share * self.trials[name][1] for name, share in self.running.items())
+        done = self._length_done() - self._length_before + begun
         if done > 0:
-            left = sum(length for name, (_, length) in self.trials.items() if not self._has_ended(name))
+            left = sum(length for name, (_, length) in self.trials.items() if not self._has_ended(name)) - begun
             parts.append(f"{duration(left / done * (self._clock() - self._started))} left")
         return " · ".join([*parts, *filter(None, [best_level(self.rows.values())])])
 

@@ -31,6 +31,7 @@ from tune.table import FAILURE, Row, read_result, write_failure, write_result
 
 WAIT_SECONDS = 90.0  # for the trial's former process, which outlives a killed driver by a moment
 PARAMETER = "trial"  # under which Tune hands a Spec's values over
+STEP = "step"  # what a running trial reports: how many steps it has done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Spec:
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
-    """Tune's function trainable; `config["trial"]` holds a Spec's values. Ends with one report: mAP, or why it failed.
+    """Tune's function trainable; `config["trial"]` holds a Spec's values. Reports its step after every validation, and
+    at the end mAP, or why it failed.
 
     Bad input does not get better by trying again: it is written down, and reported as a result. What else ends a trial
     is raised, and Tune starts it again, from its last checkpoint.
@@ -102,7 +104,7 @@ def finish(spec: Spec, folder: Path) -> Row:
     claim_folder(config)
     if not (folder / NETWORK).exists():
         if config.workers == 0:
-            train(config, pick_device(config.gpus), data=load_data(config), command=spec.command)
+            train(config, pick_device(config.gpus), data=load_data(config), command=spec.command, report=_report_step)
         else:
             _train_on_workers(spec, config)
     about = dataclasses.asdict(spec)
@@ -113,6 +115,10 @@ def finish(spec: Spec, folder: Path) -> Row:
         row = ray.get(ray.remote(**where)(evaluate).remote(about))
     write_result(folder, row, spec.sweep_hash)
     return row
+
+
+def _report_step(figures: Mapping[str, Any]) -> None:
+    tune.report({STEP: figures["step"]})
 
 
 def _train_on_workers(spec: Spec, config: ReidTraining) -> None:

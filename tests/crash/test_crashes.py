@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from ray.cluster_utils import Cluster
 
@@ -114,11 +115,12 @@ def workers(driver: subprocess.Popen, stage: str) -> list[psutil.Process]:
 
 
 def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undisturbed, tmp_path):
-    out, chance = tmp_path / "out", random.Random()
+    # As jobs of one cluster, here the Ray that all tests share: a start of their own costs each 10 s.
+    out, chance, cluster = tmp_path / "out", random.Random(), ray.get_runtime_context().gcs_address
     moments = [chance.uniform(0, 12)] + [chance.randint(1, 8) for _ in range(2)]
     print(f"killed after {moments[0]:.1f} s, then after {moments[1:]} more units each time")
     for number, moment in enumerate(moments):
-        driver, before = start(config, out), len(shards(out))
+        driver, before = start(config, out, RAY_ADDRESS=cluster), len(shards(out))
         if number:
             wait_for(lambda: len(shards(out)) >= before + moment, driver, out)  # noqa: B023
             time.sleep(chance.uniform(0, 0.3))
@@ -130,7 +132,7 @@ def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undist
         assert all(path.read_bytes() == data for path, data in made.items())
     before = len(shards(out))
     assert 2 <= before < PEOPLE
-    first = start(config, out)
+    first = start(config, out, RAY_ADDRESS=cluster)
     wait_for(lambda: str(first.pid).encode() in (out / ".driver.json").read_bytes(), first, out)
     second = subprocess.run(command(config, out), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert second.returncode == 2

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from jobs import invert
 from models.reid_checkpoint import file_sha256
@@ -69,7 +70,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name != "summary.json"}
 
 
-def start(config: invert.Config, out: Path) -> subprocess.Popen:
+def start(config: invert.Config, out: Path, **environment: str) -> subprocess.Popen:
     names = (
         "data",
         "encoder",
@@ -82,7 +83,7 @@ def start(config: invert.Config, out: Path) -> subprocess.Popen:
         "inverters",
     )
     options = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
-    settings = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    settings = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
     log = open(out.with_name(f"{out.name}.log"), "a")  # noqa: SIM115
     command = [sys.executable, "-m", "jobs.invert", "--out", str(out), *options]
     return subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log)
@@ -127,7 +128,7 @@ def inverters(driver: subprocess.Popen) -> list[int]:
 
 def test_a_killed_driver_and_a_killed_inverter_lose_nothing_and_make_nothing_twice(config, undisturbed, tmp_path):
     out = tmp_path / "out"
-    driver = start(config, out)
+    driver = start(config, out, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     wait_for(lambda: len(shards(out)) >= 2, driver, out)
     made = {path: path.read_bytes() for path in shards(out)}
     driver.kill()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import ray
 
 from jobs import sweep
 from training.reid_snapshot import STATE
@@ -55,7 +56,7 @@ def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, 
         seeds=(0, 1), preset="tiny", set=SETTINGS, steps=200, concurrent=2,
     )  # fmt: skip
     out, log = Path(config.out), tmp_path / "log"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with log.open("a") as said:
         driver = subprocess.Popen(command(config), cwd=ROOT, env=environment, stdout=said, stderr=said)
         end = time.monotonic() + PATIENCE

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import re
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +21,7 @@ from datasets.output import Output
 from datasets.plan import PLAN_FILE, Plan, file_sha256, read_plan
 from datasets.reid_images import decode_bicubic
 from datasets.reid_sources import list_sources
-from datasets.shards import read_shard
+from datasets.shards import read_shard, write_shard
 from jobs import generate, verify
 from jobs.generate import Config
 from models.errors import InputError
@@ -149,6 +152,7 @@ def test_a_run_of_real_people_is_verified_with_its_latents(finished, folder, net
     assert "made again, pixels differ by 0 at most" in capsys.readouterr().out
     with pytest.raises(InputError, match="give these with --latents as well"):
         verify.main(verify.Config(**options))
+    check_identity_scores(finished, folder, capsys)
     (folder / "other").mkdir()
     table = (folder / "latents" / "latents.parquet").read_bytes()
     (folder / "other" / "latents.parquet").write_bytes(table)
@@ -156,6 +160,34 @@ def test_a_run_of_real_people_is_verified_with_its_latents(finished, folder, net
     with pytest.raises(InputError, match=r"--latents: its sha256 is .*, the run's people are of"):
         verify.main(verify.Config(**options, latents=str(other)))
     torch.set_num_threads(threads)
+
+
+def check_identity_scores(finished, folder, capsys):
+    """Computed again from the stored bytes, by the network and the real pictures of the run."""
+    assert verify.main(verify.Config(finished.out)) == 0
+    assert "not those of identity, for which give --identity" in capsys.readouterr().out
+    options = {"latents": finished.latents, "identity": finished.identity, "real": finished.real}
+    assert verify.main(verify.Config(finished.out, **options)) == 0
+    assert re.search(r"computed again \(greatest difference [\d.e-]+\)$", capsys.readouterr().out.strip())
+    plan, name = read_plan(Output(finished.out)), "identity_margin"
+    table = read_shard(Output(finished.out), plan, next(plan.units()))
+    changed = pc.add(table[name], pa.scalar(0.5, pa.float32()))
+    spoilt = Path(finished.out).with_name("spoilt")
+    shutil.copytree(finished.out, spoilt)
+    unit = next(plan.units()).unit
+    write_shard(
+        Output(str(spoilt)),
+        plan.configuration.hash,
+        unit,
+        table.set_column(table.column_names.index(name), name, changed),
+    )
+    assert verify.main(verify.Config(str(spoilt), **options)) == 1
+    assert "identity_margin is" in capsys.readouterr().out
+    other = folder / "other.safetensors"
+    config = ReidConfig(classes=2, backbone="resnet10", neck="none", height=32, width=16, stem="small")
+    save_reid(other, ReidNetwork(config), class_names=["a", "b"], record={})
+    with pytest.raises(InputError, match=r"--identity: its sha256 is .*, the run has compared people by"):
+        verify.main(verify.Config(finished.out, **options | {"identity": str(other)}))
 
 
 def test_a_dry_run_measures_the_stage_of_identities_too(ray_cluster, config, tmp_path, capsys):
