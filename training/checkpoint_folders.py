@@ -22,9 +22,11 @@ def claim(out: Path, values: dict, free: Collection[str], begun: bool) -> None:
         if path.exists() and begun:
             before = json.loads(path.read_text())
             for key, value in values.items():
-                if key not in free and before.get(key) != value:
+                # An option that came later is off in trainings of before.
+                old = before.get(key, None if value else value)
+                if key not in free and old != value:
                     raise InputError(
-                        f"{out} holds a training with --{key.replace('_', '-')} {before.get(key)}, not {value}: "
+                        f"{out} holds a training with --{key.replace('_', '-')} {old}, not {value}: "
                         "give the old value, or another --out"
                     )
         path.parent.mkdir(parents=True, exist_ok=True)
