@@ -72,8 +72,24 @@ def sweep_page(
         gain=GAIN,
         pictures=base64.b64encode(pictures).decode() if pictures else None,
         notes=notes,
-        configuration=flatten(sweep.get("configuration", {})),
+        configuration=settings_of(sweep.get("configuration", {})),
         command=sweep.get("command"),
+    )
+
+
+def settings_of(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A sweep's configuration as (dotted key, text): what the trainings of all arms share once, what differs by arm."""
+    trainings = configuration.get("training")
+    if not isinstance(trainings, Mapping) or not all(isinstance(one, Mapping) for one in trainings.values()):
+        return flatten(configuration)
+    trainings = {arm: dict(flatten(training)) for arm, training in trainings.items()}
+    pairs = [pair for training in trainings.values() for pair in training.items()]
+    shared = {key: text for key, text in pairs if pairs.count((key, text)) == len(trainings)}
+    arms = {
+        arm: {key: text for key, text in training.items() if key not in shared} for arm, training in trainings.items()
+    }
+    return flatten(
+        dict(configuration) | {"training": shared} | {f"training of {arm}": arms[arm] for arm in arms if arms[arm]}
     )
 
 

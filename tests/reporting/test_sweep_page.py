@@ -13,7 +13,7 @@ from metrics.sweep_statistics import analyse
 from models.errors import InputError
 from reporting.report_page_plot import Chart, Series
 from reporting.report_page_study import STUDY_CURVES
-from reporting.sweep_page import best_level, changed_queries, sweep_page, trials_of
+from reporting.sweep_page import best_level, changed_queries, settings_of, sweep_page, trials_of
 
 spec = importlib.util.spec_from_file_location("sweep_tables", Path(__file__).parents[1] / "sweep_tables.py")
 sweeps = importlib.util.module_from_spec(spec)
@@ -46,6 +46,18 @@ def test_each_arm_has_its_plain_answer_and_its_table():
     assert "800 1,200" in said
     assert "one generator" in said
     assert "seeds a level would be needed" in said
+
+
+def test_what_arms_share_stands_once_in_the_configuration():
+    training = {"batch": 8, "filters": [], "labels": "hard"}
+    arms = {"study": training, "gated": training | {"filters": ["identity_margin=0"], "labels": "smooth"}}
+    assert settings_of({"sweep": "x", "training": arms}) == [
+        ("sweep", "x"), ("training.batch", "8"),
+        ("training of study.filters", "none"), ("training of study.labels", "hard"),
+        ("training of gated.filters", "identity_margin=0"), ("training of gated.labels", "smooth"),
+    ]  # fmt: skip
+    assert settings_of({"training": {"": training}})[0] == ("training.batch", "8")
+    assert settings_of({"training": "spoilt"}) == [("training", "spoilt")]
 
 
 def test_a_leak_is_printed_in_red_and_only_then():
