@@ -24,7 +24,7 @@ generate: setup  ## 24 people x 16 variants with the built-in demo network
 # none of those who are tested with. Each step goes on where it stopped; a larger grid on GPUs, for example:
 # make chain OUT=/data/chain LEVELS="10 20 40 80 160 320" SEEDS="0 1 2 3 4" STEPS=5000
 SEEDS ?= 0 1 2
-STEPS ?= 1250
+STEPS ?= 1000
 CHAIN = $(or $(OUT),out/$@)
 SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd --out $(CHAIN)/sweep --seeds $(SEEDS) --steps $(STEPS) \
     --preset strong-small --set sampler=shuffle triplet_weight=0
