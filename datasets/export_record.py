@@ -95,7 +95,7 @@ def begin(out: Output, record: Record, people: People) -> None:
 
 
 def identities_csv(people: People) -> bytes:
-    """One line an exported person: identity, label, split, person, seed, images.
+    """One line an exported person: identity, label, split, person, seed, images, name (of real people).
 
     label: place among the training identities, ascending, from 0: the class number where a loader numbers the sorted
     identities (torchvision's ImageFolder); empty for test people.
@@ -104,9 +104,10 @@ def identities_csv(people: People) -> bytes:
     for index in np.flatnonzero(people.exported):
         train = people.split[index] == 0
         split = SPLITS[0] if train else "test"
-        rows.append([people.identity[index], label if train else "", split, *_who(people, index, people.images)])
+        name = people.names[index] if people.names else ""
+        rows.append([people.identity[index], label if train else "", split, *_who(people, index, people.images), name])
         label += int(train)
-    return _csv(["identity", "label", "split", "person", "seed", "images"], rows)
+    return _csv(["identity", "label", "split", "person", "seed", "images", "name"], rows)
 
 
 def short_csv(people: People, wanted: int) -> bytes:

@@ -25,7 +25,7 @@ class Options:
     format: str
     per_person: int | None = None
     people: int | None = None
-    first_identity: int = 1
+    first_identity: int | None = None
     compact_ids: bool = False
     camera: int = 1
     cameras: int = 1
@@ -37,7 +37,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise InputError(f"--format {self.format}: give {', '.join(FORMATS)}")
-        if self.first_identity < 1:
+        if self.first_identity is not None and self.first_identity < 1:
             raise InputError(
                 f"--first-identity {self.first_identity}: give 1 or more; Market-1501 means distractors by 0 and junk "
                 "by -1"
@@ -81,7 +81,8 @@ class People:
     """Every person that a manifest judges, ascending; what an export takes of each. Arrays of [P] int64.
 
     seed is -1 where there is none; kept counts what passed the filters, images what is exported; identity is 0
-    where no image is; split is an index into SPLITS (train, or query for people of the test splits).
+    where no image is; split is an index into SPLITS (train, or query for people of the test splits). names: what the
+    data call the people of a run that was made from real ones, empty for artificial people.
     """
 
     person: np.ndarray
@@ -92,6 +93,7 @@ class People:
     split: np.ndarray
     cameras: frozenset[int]  # stored with the kept images of the run
     cameraless: bool  # whether some kept images have none
+    names: tuple[str, ...] = ()
 
     @property
     def exported(self) -> np.ndarray:
@@ -107,8 +109,10 @@ class People:
 def assign(manifest: RunManifest, options: Options) -> People:
     """Count the kept images of every person and give identities to those that have some.
 
-    Person i becomes `first_identity` + i; with `compact_ids` the people who have images are numbered one after the
-    other. Raises InputError when nothing is kept, and for test people that cannot be.
+    Person i becomes `first_identity` + i, by default 1 + i; with `compact_ids` the people who have images are numbered
+    one after the other. Without either, variants of real people keep the numbers that their data set calls them by, so
+    that they can lie beside its own pictures. Raises InputError when nothing is kept, and for test people that cannot
+    be.
     """
     found: list[list[np.ndarray]] = [[], [], []]
     cameras: set[int | None] = set()
@@ -127,14 +131,31 @@ def assign(manifest: RunManifest, options: Options) -> People:
     if not count:
         raise InputError(f"nothing to export: {manifest.address} holds no kept image")
     order = np.cumsum(images > 0)  # 1 for the first person with images
-    identity = options.first_identity + (order - 1 if options.compact_ids else person)
+    names = (
+        tuple(manifest.plan.configuration.origins[number].name for number in person)
+        if manifest.plan.configuration.origins
+        else ()
+    )
+    first, own = options.first_identity or 1, _own_numbers(names)
+    if options.compact_ids:
+        identity = first + order - 1
+    else:
+        identity = own if options.first_identity is None and own is not None else first + person
     test = order > count - options.test_people
     people = People(
         person, seed, kept, images, np.where(images > 0, identity, 0), np.where(test, SPLITS.index("query"), 0),
-        frozenset(camera for camera in cameras if camera is not None), None in cameras,
+        frozenset(camera for camera in cameras if camera is not None), None in cameras, names,
     )  # fmt: skip
     _check_test_people(options, people, count)
     return people
+
+
+def _own_numbers(names: tuple[str, ...]) -> np.ndarray | None:
+    """[P] int64, where all names are numbers above 0 in ascending order, as those of re-ID data sets are; else None."""
+    if not names or not all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names):
+        return None
+    numbers = np.array([int(name) for name in names], np.int64)
+    return numbers if numbers[0] > 0 and (np.diff(numbers) > 0).all() else None
 
 
 def _check_test_people(options: Options, people: People, count: int) -> None:

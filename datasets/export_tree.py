@@ -104,7 +104,7 @@ def loader_notes(out: Output, options: Options, people: People, strict: bool) ->
 
 
 def _identity_advice(options: Options, count: int) -> str:
-    room = LAST_IDENTITY - options.first_identity + 1
+    room = LAST_IDENTITY - (options.first_identity or 1) + 1
     if room < 1:
         return f"give a --first-identity of at most {LAST_IDENTITY}"
     if count <= room and not options.compact_ids:

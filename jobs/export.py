@@ -38,8 +38,9 @@ class Config:
     """The first so many kept images of each person, by variant; people with fewer are listed. By default all."""
     people: int | None = None
     """Only the first so many people who have images to export."""
-    first_identity: int = 1
-    """Person i becomes this identity + i. Never 0 or -1, which mean distractors and junk."""
+    first_identity: int | None = None
+    """Person i becomes this identity + i; never 0 or -1, which mean distractors and junk. By default 1 + i, and
+    variants of real people keep the numbers that their data set calls them by."""
     compact_ids: bool = False
     """Number the exported people one after the other: people without a kept image leave no gaps."""
     camera: int = 1

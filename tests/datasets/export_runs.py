@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from datasets.configuration import Origin
 from datasets.manifest import write_manifest
 from datasets.output import Output
 from datasets.plan import PLAN_FILE, Configuration, Plan
@@ -27,13 +28,17 @@ def kept(person: int, variant: int) -> bool:
     return variant % 3 != 1
 
 
-def make_run(address: str, people: int = 8, variants: int = 6, image_format: str = "jpeg", camera=None) -> Output:
-    """A finished run: plan, shards of two people or fewer, manifest. camera: None, or a function of the variant."""
+def make_run(
+    address: str, people: int = 8, variants: int = 6, image_format: str = "jpeg", camera=None, names=()
+) -> Output:
+    """A finished run: plan, shards of two people or fewer, manifest. camera: None, or a function of the variant.
+    names: of real people, whose variants the images are."""
     run = Output(address)
     configuration = Configuration(
         seed=SEED, variants=variants, method="mix", layers=(5,), amount=None, truncation_psi=0.7, network="n",
         height=16, width=8, format=image_format, jpeg_quality=95 if image_format == "jpeg" else None,
         unit_images=2 * variants, detector="d", reference_threshold=0.6, ssim_data_range=4095.0,
+        latents="t" if names else None, origins=tuple(Origin(name, f"{name}.jpg", 1, 1) for name in names),
     )  # fmt: skip
     plan = Plan(configuration).extended(people)
     run.write(PLAN_FILE, plan.to_json())
@@ -43,7 +48,7 @@ def make_run(address: str, people: int = 8, variants: int = 6, image_format: str
         columns = {
             "person": pa.array([p for p, _ in rows], pa.int64()),
             "variant": pa.array([v for _, v in rows], pa.int64()),
-            "seed": pa.array([SEED + p for p, _ in rows], pa.int64()),
+            "seed": pa.array([None if names else SEED + p for p, _ in rows], pa.int64()),
             "camera": pa.array([camera(v) if camera else None for _, v in rows], pa.int64()),
             "image": pa.array([picture(p, v, suffix) for p, v in rows], pa.binary()),
             "mix_layers": pa.array([[5] if v else [] for _, v in rows], pa.list_(pa.int64())),

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.export_manifest import RunManifest
+from datasets.export_record import identities_csv
 from datasets.export_selection import Options, assign, cameras_of, select
 from datasets.manifest import write_manifest
 from datasets.output import Output
@@ -56,6 +57,29 @@ def test_identities_are_the_person_plus_a_number_or_compact(run):
     identities = {row[0]: row[2] for row in taken(run, Options("folder", first_identity=40, compact_ids=True))}
     assert list(identities.values()) == list(range(40, 47))
     assert {row[0] for row in taken(run, Options("folder", people=3))} == {0, 1, 3}
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "identities"),
+    [
+        (("0002", "0007", "1501"), {}, [2, 7, 1501]),  # they can lie beside Market-1501's own pictures
+        (("0002", "0007", "1501"), {"first_identity": 5}, [5, 6, 7]),
+        (("0002", "0007", "1501"), {"compact_ids": True}, [1, 2, 3]),
+        (("0007", "0002", "0009"), {}, [1, 2, 3]),  # labels by order would be others than these numbers
+        (("0000", "0002", "0009"), {}, [1, 2, 3]),  # 0 means distractors
+        (("anna", "ben", "carl"), {}, [1, 2, 3]),
+    ],
+)
+def test_variants_of_real_people_keep_their_numbers(tmp_path, names, options, identities):
+    run = runs.make_run(str(tmp_path), people=3, names=names)
+    people = assign(RunManifest(run), Options("folder", **options))
+    expected = [0 if person == runs.NOBODY else number for person, number in enumerate(identities)]
+    if options.get("compact_ids"):
+        expected = [1, 2, 0]
+    assert people.identity.tolist() == expected
+    rows = identities_csv(people).decode().splitlines()
+    assert rows[0].endswith(",seed,images,name")
+    assert [row.rpartition(",")[2] for row in rows[1:]] == list(names[:2])
 
 
 def test_images_without_a_camera_are_spread_by_variant_and_stored_cameras_stay(run, tmp_path):

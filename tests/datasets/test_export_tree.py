@@ -83,7 +83,7 @@ def test_the_first_image_of_test_people_is_a_query_and_none_is_trained_on(run, t
     assert [(image.identity, image.frame) for image in query] == [(7, 0), (8, 0)]
     assert len(train) + len(query) + len(gallery) == people.images.sum()
     lines = identities_csv(people).decode().splitlines()
-    assert lines[-3:] == ["6,4,train,5,1005,2", "7,,test,6,1006,4", "8,,test,7,1007,4"]
+    assert lines[-3:] == ["6,4,train,5,1005,2,", "7,,test,6,1006,4,", "8,,test,7,1007,4,"]
     write_empty_notes(out, Options("market1501", cameras=6, test_people=2))
     assert not list(tmp_path.rglob("*.txt"))
 

@@ -107,7 +107,7 @@ def test_people_with_few_images_are_counted_on_the_screen_and_listed(run, tmp_pa
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (record["images"], record["people"], record["short_people"]) == (20, 7, 2)
     identities = (tmp_path / "out" / "identities.csv").read_text().splitlines()
-    assert identities[:2] == ["identity,label,split,person,seed,images", "1,0,train,0,1000,3"]
+    assert identities[:2] == ["identity,label,split,person,seed,images,name", "1,0,train,0,1000,3,"]
     assert len(identities) == 8
 
 
