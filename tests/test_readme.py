@@ -39,6 +39,7 @@ RUN = {
 # Not run here, and why. What our own parsers, Ray's and make's know of them is still checked.
 PARSED = {
     r"make( [A-Z]+=\S+)* (test|lint|format|clean|setup)$": "this very run, or no business of a test",
+    r"make( [A-Z]+=\S+)* chain(-variants)?$": "trainings of an hour and more",
     r".*\b(s3|gs)://": "a bucket",
     r"ray ": "a cluster",
     r"export RAY_\w+=\S+$": "a cluster",
@@ -181,14 +182,18 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+def dry_make(words: list[str]) -> list[str]:
+    """The commands that `make` would run, continued lines joined."""
+    # The tests may themselves run under make, which would then speak of entering and leaving folders.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    lines = subprocess.run([*words, "-n"], cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
+    return re.sub(r"\\\n", " ", lines).strip().splitlines()
+
+
 def recipe(words: list[str], folder: Path) -> list[str]:
     """The last command that `make` would run, its output redirected into `folder`."""
     given = [word for word in words if not word.startswith(("OUT=", "PYTHON="))]
-    # The tests may themselves run under make, which would then speak of entering and leaving folders.
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    words = [*given, "-n", f"OUT={folder / PLACES['OUT']}"]
-    lines = subprocess.run(words, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
-    python, *rest = shlex.split(re.sub(r"\\\n", " ", lines).strip().splitlines()[-1])
+    python, *rest = shlex.split(dry_make([*given, f"OUT={folder / PLACES['OUT']}"])[-1])
     assert python.endswith("/python")
     return ["python", *rest]
 
@@ -227,7 +232,9 @@ def test_a_documented_command_is_one_that_exists(command):
     elif words[0] == "ray":
         parse_ray(words, command.fenced)
     elif words[0] == "make" and shutil.which("make"):
-        subprocess.run([*words, "-n"], cwd=ROOT, capture_output=True, check=True)
+        for line in dry_make(words):
+            if line.split()[0].endswith("/python") and line.split()[1].startswith("jobs/"):
+                parse_job(shlex.split(line))
     else:
         parse_foreign(words)
 
