@@ -22,12 +22,12 @@ generate: setup  ## 24 people x 16 variants with the built-in demo network
 
 # Does augmentation help? Whole chains on drawn people, from the crowd to a page with the answer. The demo network has seen
 # none of those who are tested with. Each step goes on where it stopped; a larger grid on GPUs, for example:
-# make chain OUT=/data/chain LEVELS="10 20 40 80 160 320" SEEDS="0 1 2 3 4" STEPS=5000
+# make chain OUT=/data/chain LEVELS="10 20 40 80 160 320" SEEDS="0 1 2 3 4" STEPS=5000 GPU_SHARE=0.125
 SEEDS ?= 0 1 2
 STEPS ?= 1000
 CHAIN = $(or $(OUT),out/$@)
 SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd --out $(CHAIN)/sweep --seeds $(SEEDS) --steps $(STEPS) \
-    --preset strong-small --set sampler=shuffle triplet_weight=0
+    $(if $(GPU_SHARE),--gpus-per-trial $(GPU_SHARE)) --preset strong-small --set sampler=shuffle triplet_weight=0
 
 chain: setup  ## new people: 50 minutes on two cores
 	$(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
