@@ -109,6 +109,7 @@ def describe(config: Config, sweep: "Sweep") -> str:
     """The sweep in lines for people: trials, steps, what was added, what the leak guard found."""
     trials = len(sweep.trials())
     arms = f" x {len(sweep.arms)} arms" if len(sweep.arms) > 1 else ""
+    arms += ", some of which share level 0," if sweep.sharing() else ""
     lines = [f"{sweep.name}: {len(sweep.levels)} levels x {len(sweep.seeds)} seeds{arms} = {trials} trials"]
     lines.append(f"levels {', '.join(map(str, sweep.levels))}; seeds {', '.join(map(str, sweep.seeds))}")
     if config.levels is not None and 0 not in config.levels:
@@ -150,11 +151,11 @@ def run(config: Config, output: Output, sweep: "Sweep") -> "SweepProgress":
     out, trials = Path(output.secret_address), sweep.trials()
     rows = read_results(out, trials, sweep.hash)
     lengths = {trial.name: (trial, sweep.length(trial)) for trial in trials}
-    progress = SweepProgress(output, lengths, rows, sweep.hash)
+    progress = SweepProgress(output, lengths, rows, sweep.hash, sweep.sharing())
     pending = [trial for trial in trials if trial.name not in rows]
     fitted = plan_resources(config, sweep, len(pending)) if pending else None  # refused before anything is written
     output.write(SWEEP_FILE, sweep.to_json(command_line()))
-    write_table(output, rows)
+    write_table(output, rows, sweep.sharing())
     if pending:
         print(f"{len(rows)} of {len(trials)} trials are finished, {len(pending)} to run", flush=True)
         specs = [spec_of(sweep, trial, out, fitted, command_line(), CPU_VARIABLES) for trial in pending]

@@ -140,9 +140,10 @@ def _precisions(table: pa.Table, level: int) -> np.ndarray | None:
 def _headline(trials: pa.Table, sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
     levels, seeds = (len(trials[name].unique()) for name in ("level", "seed"))
     planned = sweep.get("trials")
-    of = f" of {planned:,} trials" if planned and planned > trials.num_rows else " trials"
-    hours = sum(trials["minutes"].to_pylist()) / 60
-    figures = [(f"{trials.num_rows:,}", f"finished{of}"), (str(levels), "levels"), (str(seeds), "seeds")]
+    once = trials.group_by("trial").aggregate([("minutes", "max")])  # arms may share those of level 0
+    of = f" of {planned:,} trials" if planned and planned > once.num_rows else " trials"
+    hours = sum(once["minutes_max"].to_pylist()) / 60
+    figures = [(f"{once.num_rows:,}", f"finished{of}"), (str(levels), "levels"), (str(seeds), "seeds")]
     return [*figures, (f"{hours:,.1f}", "hours of training")]
 
 

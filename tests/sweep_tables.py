@@ -27,7 +27,7 @@ def trials(arms: dict[str, float], sweep: str = "artificial-people") -> pa.Table
             for seed in SEEDS:
                 precision = base + gain * level / LEVELS[-1] + 0.005 * (seed - 1)
                 rows.append(
-                    {"trial": f"level-{level:04d}-seed-{seed}", "sweep": sweep, "arm": arm, "level": level,
+                    {"trial": f"level-{level:04d}-seed-{seed}-{arm}", "sweep": sweep, "arm": arm, "level": level,
                      "seed": seed,
                      "steps": 1200, "minutes": 3.0, "rank1": 0.7 + 0.005 * (seed - 1), "rank5": 0.9, "rank10": 0.95,
                      "mAP": precision.mean(), "mINP": 0.3, "generated_images": 40 * level, "real_images": 2000,

@@ -16,6 +16,11 @@ FREE_TO_CHANGE = frozenset(
     ["preset", "data", "people", "variants", "out", "weights", "teacher", "max_minutes", "checkpoint_minutes"]
     + ["status_seconds", "workers", "gpus", "threads", "restarts"]
 )
+# Options that are about generated images only: without any they change nothing that is worth a training of its own.
+ABOUT_GENERATED = frozenset(
+    ["people_labels", "variants_labels", "generated_smoothing", "teacher", "temperature", "generated_weight"]
+    + ["generated_share", "generated_triplet", "ramp_epochs", "real_only_epochs", "separate_batchnorm", "filters"]
+)
 
 
 @dataclasses.dataclass(frozen=True)

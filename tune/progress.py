@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ray import tune
@@ -19,6 +19,7 @@ class SweepProgress(tune.Callback):
     """Follows the trials of one run of Tune.
 
     trials: all of the sweep, by name, with how long each takes, in any unit. rows: of the finished ones, filled up.
+    sharing: arms that share level 0, as `write_table` wants them.
     failed: name -> reason, of those that failed for good.
     """
 
@@ -28,9 +29,11 @@ class SweepProgress(tune.Callback):
         trials: Mapping[str, tuple[Trial, float]],
         rows: dict[str, Row],
         sweep_hash: str,
+        sharing: Mapping[str, Iterable[str]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.output, self.trials, self.rows, self.sweep_hash = output, trials, rows, sweep_hash
+        self.sharing = sharing
         self.out = Path(output.secret_address)
         self.failed: dict[str, str] = {}
         self.running: dict[str, float] = {}  # the share of its training that is done
@@ -58,7 +61,7 @@ class SweepProgress(tune.Callback):
             self._fail(name, read_failure(folder) or "it ended without a result")
             return
         self.rows[name] = row
-        write_table(self.output, self.rows)
+        write_table(self.output, self.rows, self.sharing)
         print(f"{name}: mAP {row['mAP']:.1%}, Rank-1 {row['rank1']:.1%}, {row['minutes']:.1f} minutes", flush=True)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from datasets.output import Output
 from models.errors import InputError
 from models.reid_checkpoint import file_sha256
-from training.reid_config import FREE_TO_CHANGE, ReidTraining
+from training.reid_config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
 from tune.generated_runs import GeneratedRun
 from tune.leak_guard import DataSet, Finding, verdict_of
 from tune.levels import PEOPLE_SWEEP, Trial, trials_of
@@ -19,6 +19,7 @@ from tune.options import DECIDED
 SWEEP_FILE = "sweep.json"
 ONE_RUN = "every seed"  # key of the run where all seeds draw from one
 TRIALS = "trials"  # folder
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ReidTraining) if field.name in ABOUT_GENERATED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,19 @@ class Sweep:
 
     def trials(self) -> list[Trial]:
         """Every trial, in the order that they start in: the longest first, as a long one that starts last would keep
-        the cluster waiting; equally long ones seed by seed."""
-        return sorted(
-            trials_of(self.levels, self.seeds, self.arms), key=lambda trial: (-self.length(trial), trial.seed)
-        )
+        the cluster waiting; equally long ones seed by seed. Level 0 is in it once for all arms that share it."""
+        copies = {arm for arms in self.sharing().values() for arm in arms}
+        trials = [
+            trial for trial in trials_of(self.levels, self.seeds, self.arms) if trial.level or trial.arm not in copies
+        ]
+        return sorted(trials, key=lambda trial: (-self.length(trial), trial.seed))
+
+    def sharing(self) -> dict[str, list[str]]:
+        """Arm -> later ones with the same trainings at level 0: those that differ in options about generated images."""
+        found: dict[ReidTraining, list[str]] = {}
+        for arm, training in self.arms.items():
+            found.setdefault(_without_generated(training), []).append(arm)
+        return {first: others for first, *others in found.values() if others}
 
     def length(self, trial: Trial) -> float:
         """About how long a trial takes, beside others: images trained on, of one epoch or all its steps."""
@@ -79,11 +89,14 @@ class Sweep:
     def training(self, trial: Trial, out: Path, **where: Any) -> ReidTraining:
         """A trial's training in OUT/trials/<trial>; where: workers, gpus, threads."""
         chosen: dict[str, Any] = {}
+        base = self.arms[trial.arm]
         if trial.level:
             kind = "people" if self.name == PEOPLE_SWEEP else "variants"
             chosen = {kind: (self.run_of(trial).path,), f"most_{kind}": trial.level, "draw_seed": trial.seed}
+        else:
+            base = _without_generated(base)
         folder = out / TRIALS / trial.name
-        return dataclasses.replace(self.arms[trial.arm], data=self.root, out=folder, seed=trial.seed, **chosen, **where)
+        return dataclasses.replace(base, data=self.root, out=folder, seed=trial.seed, **chosen, **where)
 
     def to_json(self, command: str) -> bytes:
         """The text of sweep.json: the configuration and its hash, and what is derived or may change."""
@@ -95,7 +108,7 @@ class Sweep:
             "levels": list(self.levels),
             "seeds": list(self.seeds),
             "arms": list(self.arms),
-            "trials": len(self.levels) * len(self.seeds) * len(self.arms),
+            "trials": len(self.trials()),
             "equal": "steps" if all(training.steps for training in self.arms.values()) else "epochs",
             "steps": {arm: training.steps for arm, training in self.arms.items()},
             "one_generator": len({run.network.get("sha256") for run in runs.values()}) == 1,
@@ -109,6 +122,10 @@ class Sweep:
             "command": command,
         }
         return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _without_generated(training: ReidTraining) -> ReidTraining:
+    return dataclasses.replace(training, **_DEFAULTS)
 
 
 def _frozen(training: ReidTraining) -> dict[str, Any]:

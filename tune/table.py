@@ -73,9 +73,11 @@ def read_results(out: Path, trials: Iterable[Trial], sweep_hash: str) -> dict[st
     return {name: row for name, row in found if row is not None}
 
 
-def write_table(output: Output, rows: Mapping[str, Row]) -> None:
-    """Write trials.parquet anew, one row a finished trial, by arm, level and seed."""
-    ordered = sorted(rows.values(), key=lambda row: (row["arm"], row["level"], row["seed"]))
+def write_table(output: Output, rows: Mapping[str, Row], sharing: Mapping[str, Iterable[str]]) -> None:
+    """Write trials.parquet anew, one row a finished trial, by arm, level and seed. sharing: arm -> others that share
+    its trainings at level 0 (`Sweep.sharing`): their rows are its, under their names."""
+    copies = [row | {"arm": arm} for row in rows.values() if row["level"] == 0 for arm in sharing.get(row["arm"], ())]
+    ordered = sorted([*rows.values(), *copies], key=lambda row: (row["arm"], row["level"], row["seed"]))
     table = pa.Table.from_pylist(ordered, schema=SCHEMA)
     with output.replacing(TABLE) as path:
         pq.write_table(table, path)

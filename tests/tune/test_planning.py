@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datasets.configuration import Configuration
@@ -19,6 +20,7 @@ from datasets.verdicts import Thresholds
 from models.errors import InputError
 from tune.levels import Trial
 from tune.planning import Wanted, plan_sweep
+from tune.table import SCHEMA, write_table
 
 spec = importlib.util.spec_from_file_location("sweep_data", Path(__file__).with_name("sweep_data.py"))
 sweep_data = importlib.util.module_from_spec(spec)
@@ -102,12 +104,38 @@ def test_each_seed_draws_from_its_run(wanted, tmp_path):
 def test_arms_differ_in_thresholds_and_the_levels_of_each_must_be_there(wanted):
     arms = ("loose: ssim_floor=None", "strict: detector_threshold=0.8")
     sweep = plan_sweep(dataclasses.replace(wanted, arms=arms))
-    assert len(sweep.trials()) == 2 * 3 * 2
+    assert len(sweep.trials()) == (2 * 2 + 1) * 2  # both have the same level 0
     filters = [sweep.training(Trial(1, 2, arm), Path("out")).filters for arm in ("loose", "strict")]
     assert filters == [("ssim_floor=None",), ("detector_threshold=0.8",)]
     assert Trial(1, 2, "strict").name == "level-0002-seed-1-strict"
     with pytest.raises(InputError, match=r"--filters detector_threshold=0.95 keeps no image"):
         plan_sweep(dataclasses.replace(wanted, arms=(*arms, "none: detector_threshold=0.95")))
+
+
+def test_arms_that_differ_in_generated_images_only_share_level_0(wanted, tmp_path):
+    arms = (
+        "a: variants_labels=hard",
+        "b: generated_weight=0.5 real_only_epochs=1",
+        "c: lr=0.5",
+        "d: lr=0.5 people_labels=lsro",
+    )
+    sweep = plan_sweep(dataclasses.replace(wanted, arms=arms, levels=(2,)))
+    assert sweep.sharing() == {"a": ["b"], "c": ["d"]}
+    baselines = sorted(trial.arm for trial in sweep.trials() if trial.level == 0 and trial.seed == 1)
+    assert baselines == ["a", "c"]
+    assert json.loads(sweep.to_json(""))["trials"] == len(sweep.trials()) == 2 * (4 + 2)
+    ours = [dataclasses.replace(sweep.training(Trial(1, 0, arm), tmp_path), out=tmp_path) for arm in "abcd"]
+    assert (ours[0], ours[2]) == (ours[1], ours[3])
+    assert ours[0] != ours[2]
+    assert sweep.training(Trial(1, 2, "b"), tmp_path).generated_weight == 0.5
+    row = dict.fromkeys(SCHEMA.names) | {"trial": "level-0000-seed-0-a", "arm": "a", "level": 0, "seed": 0, "mAP": 0.5}
+    more = row | {"trial": "level-0002-seed-0-b", "arm": "b", "level": 2, "mAP": 0.6}
+    write_table(Output(str(tmp_path)), {one["trial"]: one for one in (row, more)}, sweep.sharing())
+    table = pq.read_table(tmp_path / "trials.parquet").select(["trial", "arm", "level", "mAP"]).to_pylist()
+    assert [tuple(one.values()) for one in table] == [
+        ("level-0000-seed-0-a", "a", 0, 0.5), ("level-0000-seed-0-a", "b", 0, 0.5),
+        ("level-0002-seed-0-b", "b", 2, 0.6),
+    ]  # fmt: skip
 
 
 def test_what_filters_leave_is_counted(wanted, data):
