@@ -40,7 +40,7 @@ chain: setup  ## new people: 50 minutes on two cores
 chain-variants: setup  ## new pictures of real people, two ways: hours on two cores, most for the encoder
 	$(BIN)/python jobs/make_toy_crowd.py --out $(CHAIN)/crowd
 	$(BIN)/python jobs/train_reid.py --preset strong-small --data $(CHAIN)/crowd --out $(CHAIN)/identity
-	$(BIN)/python jobs/train_encoder.py --preset tiny --data $(CHAIN)/crowd --generated-share 0.25 --steps 1500 \
+	$(BIN)/python jobs/train_encoder.py --preset tiny --data $(CHAIN)/crowd --generated-share 0.25 --steps 1500 --validation-steps 150 \
 	    --identity-network $(CHAIN)/identity/network.safetensors --out $(CHAIN)/encoder
 	$(BIN)/python jobs/invert.py --data $(CHAIN)/crowd --encoder $(CHAIN)/encoder/encoder.safetensors --pictures 1 \
 	    --refine w --refine-steps 40 --identity $(CHAIN)/identity/network.safetensors --out $(CHAIN)/latents
