@@ -24,15 +24,15 @@ generate: setup  ## 24 people x 16 variants with the built-in demo network
 # none of those who are tested with. Each step goes on where it stopped; a larger grid on GPUs, for example:
 # make chain OUT=/data/chain LEVELS="10 20 40 80 160 320" SEEDS="0 1 2 3 4" STEPS=5000 GPU_SHARE=0.125
 SEEDS ?= 0 1 2
-STEPS ?= 1000
 CHAIN = $(or $(OUT),out/$@)
-SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd --out $(CHAIN)/sweep --seeds $(SEEDS) --steps $(STEPS) \
+SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd --out $(CHAIN)/sweep --seeds $(SEEDS) \
     $(if $(GPU_SHARE),--gpus-per-trial $(GPU_SHARE)) --preset strong-small --set sampler=shuffle triplet_weight=0
 
 chain: setup  ## new people: 50 minutes on two cores
 	$(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
 	$(BIN)/python jobs/generate.py --people 640 --variants 12 --layers 0-4 --out $(CHAIN)/people
-	$(SWEEP) generated_share=None --sweep artificial-people --generated $(CHAIN)/people --levels $(or $(LEVELS),80 160 320)
+	$(SWEEP) generated_share=None --sweep artificial-people --generated $(CHAIN)/people \
+	    --levels $(or $(LEVELS),80 160 320) --steps $(or $(STEPS),1000)
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
 
 # The study's way with such pictures, and another: the same pictures, filtered by identity, softly labelled, few in a
@@ -47,7 +47,7 @@ chain-variants: setup  ## new pictures of real people, two ways: hours on two co
 	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --variants 20 --layers 0-4 --out $(CHAIN)/variants \
 	    --identity $(CHAIN)/identity/network.safetensors --real $(CHAIN)/crowd
 	$(SWEEP) --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \
-	    --levels $(or $(LEVELS),16) --arms "study: variants_labels=hard generated_share=None" \
+	    --levels $(or $(LEVELS),16) --steps $(or $(STEPS),800) --arms "study: variants_labels=hard generated_share=None" \
 	    "gated: variants_labels=smooth generated_share=0.25 real_only_epochs=2 identity_margin=0"
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
 
