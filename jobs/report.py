@@ -114,7 +114,7 @@ def draw_queries(
     from pipeline.changed_queries import changed_queries_sheet
     from reporting.sweep_page import best_level, changed_queries, compared_arms, trials_of
 
-    arm = compared_arms(trials)[0]
+    arm = compared_arms(trials, sweep)[0]
     table = trials.filter(pc.equal(trials["arm"], arm))
     level = best_level(analyse(trials_of(table, "mAP")))
     changed = None if level is None else changed_queries(table, level, each)

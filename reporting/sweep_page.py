@@ -46,7 +46,7 @@ def sweep_page(
     """The page as HTML. sweep: sweep.json; trials: trials.parquet; pictures: a PNG of changed queries;
     notes: for the reader. Raises InputError where no level 0 has finished, and as `Trials`.
     """
-    arms = compared_arms(trials)
+    arms = compared_arms(trials, sweep)
     name = str(sweep.get("sweep", trials["sweep"][0].as_py()))
     waiting = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in arms]
     notes = [*notes, *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in waiting)]
@@ -98,10 +98,11 @@ def trials_of(table: pa.Table, score: str) -> Trials:
     return Trials(*(table[name].to_numpy() for name in ("level", "seed", score)))
 
 
-def compared_arms(trials: pa.Table) -> list[str]:
-    """The arms whose level 0 has finished, in the table's order. Raises InputError where there is none."""
+def compared_arms(trials: pa.Table, sweep: Mapping[str, Any]) -> list[str]:
+    """The arms whose level 0 has finished, in the sweep's order. Raises InputError where there is none."""
     pairs = zip(trials["arm"].to_pylist(), trials["level"].to_pylist(), strict=True)
-    arms = list(dict.fromkeys(arm for arm, level in pairs if level == 0))
+    found = dict.fromkeys(arm for arm, level in pairs if level == 0)
+    arms = list(dict.fromkeys([*(arm for arm in sweep.get("arms") or () if arm in found), *found]))
     if not arms:
         raise InputError(
             "trials.parquet has no finished trial of level 0 yet, with which all others are compared: wait"

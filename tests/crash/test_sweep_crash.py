@@ -1,13 +1,15 @@
-"""A sweep whose driver is killed: finished trials stay finished, running ones go on from their checkpoint."""
+"""Sweeps whose driver and a trial are killed: finished trials stay finished, others go on from their checkpoint."""
 
 import dataclasses
 import importlib.util
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import ray
 
@@ -44,6 +46,21 @@ def in_the_middle(out: Path) -> bool:
     return bool(results(out)) and any(0 < step <= 64 for step in newest.values())
 
 
+def kill_a_trial(killed: list[int]) -> None:
+    """Kill one process that trains on the Ray of this process, as soon as there is one; its number into `killed`."""
+    end = time.monotonic() + PATIENCE
+    while not killed and time.monotonic() < end:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if "ray::ImplicitFunc.train" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.01)
+
+
 def rows(out: Path) -> list[dict]:
     """All but the minutes."""
     return pq.read_table(out / "trials.parquet").drop_columns(["minutes"]).to_pylist()
@@ -68,7 +85,13 @@ def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, 
         driver.wait()
     kept = {path: path.read_bytes() for path in results(out)}
     assert 1 <= len(kept) < 4
-    assert sweep.main(config) == sweep.main(dataclasses.replace(config, out=str(tmp_path / "whole"))) is None
+    killed: list[int] = []
+    hunter = threading.Thread(target=kill_a_trial, args=(killed,), daemon=True)
+    hunter.start()
+    assert sweep.main(config) is None
+    hunter.join(10)
+    assert len(killed) == 1
+    assert sweep.main(dataclasses.replace(config, out=str(tmp_path / "whole"))) is None
     assert all(path.read_bytes() == content for path, content in kept.items())
     assert len(rows(out)) == 4
     assert rows(out) == rows(tmp_path / "whole")

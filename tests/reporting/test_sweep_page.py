@@ -48,6 +48,12 @@ def test_each_arm_has_its_plain_answer_and_its_table():
     assert "seeds a level would be needed" in said
 
 
+def test_arms_stand_in_the_order_of_the_command():
+    about = sweeps.record() | {"arms": ["study", "gated", "to come"]}
+    said = words(sweep_page(about, sweeps.trials({"gated": 0.04, "study": -0.04})))
+    assert said.index("study: Worse") < said.index("gated: Better")
+
+
 def test_what_arms_share_stands_once_in_the_configuration():
     training = {"batch": 8, "filters": [], "labels": "hard"}
     arms = {"study": training, "gated": training | {"filters": ["identity_margin=0"], "labels": "smooth"}}
