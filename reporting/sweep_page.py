@@ -205,11 +205,10 @@ def _arm(arm: str, table: pa.Table, found: Mapping[str, Analysis]) -> dict[str, 
             if before is not None and after is not None and before.shape[1] == after.shape[1]:
                 identity = table["query_identity"][0].as_py()
                 queries = query_interval(before, after, np.array(identity))
-        p = "" if math.isnan(one.p_value) else "<0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}"
         rows.append({
             "level": one.level, "images": round(by_level[one.level]["generated_images_mean"]),
             "steps": round(by_level[one.level]["steps_mean"]), "seeds": one.seeds, "rank1": f"{100 * other.mean:.1f}",
-            "mAP": _interval(one.mean, one.low, one.high), "p": p, "verdict": one.verdict,
+            "mAP": _interval(one.mean, one.low, one.high), "p": _p_value(one.p_value), "verdict": one.verdict,
             "difference": _interval(one.difference, one.difference_low, one.difference_high, "+") if one.level else "",
             "queries": "" if queries is None else _interval(queries.difference, queries.low, queries.high, "+"),
         })  # fmt: skip
@@ -218,8 +217,12 @@ def _arm(arm: str, table: pa.Table, found: Mapping[str, Analysis]) -> dict[str, 
         "name": arm, "rows": rows, "note": analysis.note, "confidence": analysis.confidence, "needed": needed,
         "deviation": None if math.isnan(analysis.seed_deviation) else f"{100 * analysis.seed_deviation:.2f}",
         "trend": None if math.isnan(trend.p_value) else f"{100 * trend.rise:+.1f}", "trend_verdict": trend.verdict,
-        "trend_p": "" if math.isnan(trend.p_value) else f"{trend.p_value:.3f}",
+        "trend_p": _p_value(trend.p_value),
     }  # fmt: skip
+
+
+def _p_value(p: float) -> str:
+    return "" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval(value: float, low: float, high: float, sign: str = "") -> str:

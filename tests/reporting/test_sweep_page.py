@@ -46,6 +46,7 @@ def test_each_arm_has_its_plain_answer_and_its_table():
     assert "800 1,200" in said
     assert "one generator" in said
     assert "seeds a level would be needed" in said
+    assert "p 0.000" not in said
 
 
 def test_arms_stand_in_the_order_of_the_command():
