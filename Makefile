@@ -47,7 +47,7 @@ chain-variants: setup  ## new pictures of real people, two ways: hours on two co
 	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --variants 20 --layers 0-4 --out $(CHAIN)/variants \
 	    --identity $(CHAIN)/identity/network.safetensors --real $(CHAIN)/crowd
 	$(SWEEP) --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \
-	    --levels $(or $(LEVELS),16) --steps $(or $(STEPS),800) --arms "study: variants_labels=hard generated_share=None" \
+	    --levels $(or $(LEVELS),16) --steps $(or $(STEPS),600) --arms "study: variants_labels=hard generated_share=None" \
 	    "gated: variants_labels=smooth generated_share=0.25 real_only_epochs=2 identity_margin=0"
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
 
