@@ -24,19 +24,25 @@ STAGES = ("generators", "detectors", "scorers", "writers")
 PATIENCE = 12.0  # seconds
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head alone, ours; other tests find the Ray of `ray_cluster` again afterwards, if they had one."""
+@pytest.fixture(scope="module", autouse=True)
+def no_shared_ray() -> Iterator[None]:
+    """Other tests find the Ray of `ray_cluster` again after those of this file, if they had one."""
     shared = ray.is_initialized()
     ray.shutdown()
+    yield
+    if shared:
+        environment = {"env_vars": MALLOC_VARIABLES}
+        ray.init("local", num_cpus=8, include_dashboard=False, runtime_env=environment, log_to_driver=False)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head alone, ours."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-    if shared:
-        environment = {"env_vars": MALLOC_VARIABLES}
-        ray.init("local", num_cpus=8, include_dashboard=False, runtime_env=environment, log_to_driver=False)
 
 
 @pytest.fixture
