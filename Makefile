@@ -35,9 +35,8 @@ chain: setup  ## new people: 50 minutes on two cores
 	    --levels $(or $(LEVELS),80 160 320) --steps $(or $(STEPS),1000)
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
 
-# The study's way with such pictures, and another: the same pictures, filtered by identity, softly labelled, few in a
-# batch, and none at the end.
-chain-variants: setup  ## new pictures of real people, two ways: hours on two cores, most for the encoder
+# The study's way with such pictures, and others: filtered by identity, softly labelled, few in a batch, none at the end.
+chain-variants: setup  ## new pictures of real people, three ways: hours on two cores, most for the encoder
 	$(BIN)/python jobs/make_toy_crowd.py --out $(CHAIN)/crowd
 	$(BIN)/python jobs/train_reid.py --preset strong-small --data $(CHAIN)/crowd --out $(CHAIN)/identity
 	$(BIN)/python jobs/train_encoder.py --preset tiny --data $(CHAIN)/crowd --generated-share 0.25 --steps 1500 --validation-steps 150 \
@@ -48,7 +47,8 @@ chain-variants: setup  ## new pictures of real people, two ways: hours on two co
 	    --identity $(CHAIN)/identity/network.safetensors --real $(CHAIN)/crowd
 	$(SWEEP) --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \
 	    --levels $(or $(LEVELS),16) --steps $(or $(STEPS),600) --arms "study: variants_labels=hard generated_share=None" \
-	    "gated: variants_labels=smooth generated_share=0.25 real_only_epochs=2 identity_margin=0"
+	    "gated: variants_labels=smooth generated_share=0.25 real_only_epochs=2 identity_margin=0" \
+	    "gentle: variants_labels=smooth generated_share=0.1 generated_weight=0.5 real_only_epochs=4 identity_margin=0"
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
 
 # For the tests of the pages that jobs write, which are looked at in a real browser. Needs root, and Debian or Ubuntu.
