@@ -1,4 +1,4 @@
-# The image of cluster.yaml and kuberay/rayjob.yaml: Ray, the pinned stack and this project, so that a fresh node pulls
+# The image of cluster.yaml and deploy/kuberay/rayjob.yaml: Ray, the pinned stack and this project, so that a fresh node pulls
 # one image and installs nothing. It needs BuildKit, the default since Docker 23:
 #   docker build -t registry.example.com/passersby:0.1.0 . && docker push registry.example.com/passersby:0.1.0
 # The tests lint this file and compare its versions with constraints.txt; they have no Docker to build it with.

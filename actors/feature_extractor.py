@@ -11,14 +11,14 @@ import pyarrow as pa
 import ray
 import torch
 
-from datasets.decoding import DecodingError
-from datasets.scored_images import decode_scaled, read_bytes
-from datasets.units import images_of
-from models.errors import InputError
+from datasets.people.decoding_part import DecodingError
+from datasets.people.image_sets import decode_scaled, read_bytes
+from datasets.runs.units import images_of
+from passersby.errors import InputError
 
 
 class Network(Protocol):
-    """What computes features: models.inception.Inception, models.reid.FeatureNetwork."""
+    """What computes features: passersby.perception.inception.Inception, passersby.reid.network.FeatureNetwork."""
 
     def to(self, device: str) -> "Network":
         """Itself, on a device."""

@@ -9,14 +9,14 @@ import pyarrow as pa
 import ray
 import torch
 
-from datasets.decoding import DecodingError
-from datasets.real_people import RealPeople
-from datasets.reid_images import decode_bicubic
-from datasets.units import images_of, with_columns
-from datasets.verdicts import LATENT
-from metrics.identity import NOBODY, nearest_pictures
-from models.errors import InputError
-from models.reid import FeatureNetwork
+from datasets.people.decoding_part import DecodingError
+from datasets.people.labelled_images import decode_bicubic
+from datasets.people.real_people import RealPeople
+from datasets.runs.units import images_of, with_columns
+from datasets.runs.verdicts import LATENT
+from passersby.errors import InputError
+from passersby.metrics.identity import NOBODY, nearest_pictures
+from passersby.reid.network import FeatureNetwork
 
 # Images that go through the network together. The last ones of a unit are filled up with black, so that the network
 # and the matrix product always see one shape: an image's scores are the same to the last bit in any company.

@@ -11,20 +11,20 @@ import pyarrow as pa
 import ray
 import torch
 
-from datasets.decoding import DecodingError
-from datasets.inversion_plan import InversionConfiguration
-from datasets.latents import SCHEMA
-from datasets.reid_images import UNKNOWN_CAMERA, decode_bicubic
-from datasets.scored_images import read_bytes
-from datasets.units import images_of, with_columns
-from models.errors import InputError
-from models.restyle.checkpoint import LoadedEncoder
-from models.restyle.delta import apply_delta, save_delta
-from models.restyle.losses import InversionLoss, Losses, Target
-from models.restyle.pivotal import tune
-from models.restyle.refinement import refine, w_statistics
-from models.restyle.restyle import pooled, restyle_steps, working_size
-from models.stylegan3 import Generator
+from datasets.latents.plan import InversionConfiguration
+from datasets.latents.table import SCHEMA
+from datasets.people.decoding_part import DecodingError
+from datasets.people.image_sets import read_bytes
+from datasets.people.labelled_images import UNKNOWN_CAMERA, decode_bicubic
+from datasets.runs.units import images_of, with_columns
+from passersby.errors import InputError
+from passersby.restyle.checkpoint import LoadedEncoder
+from passersby.restyle.delta import apply_delta, save_delta
+from passersby.restyle.losses import InversionLoss, Losses, Target
+from passersby.restyle.pivotal import tune
+from passersby.restyle.refinement import refine, w_statistics
+from passersby.restyle.restyle import pooled, restyle_steps, working_size
+from passersby.stylegan3 import Generator
 
 # Pixels of the generator's images that go through the networks together, in at most MOST_CHUNK pictures. Never a
 # matter of pools, so that a code does not depend on them.

@@ -5,13 +5,13 @@ import time
 
 import pyarrow as pa
 
-from datasets.inversion_plan import read_inversion_plan
-from datasets.latents import delta_name
-from datasets.latents_shards import count_errors, latents_table, write_latents_shard
-from datasets.output import Output
-from datasets.plan import PLAN_FILE
-from datasets.units import images_of
-from models.errors import InputError
+from datasets.latents.plan import read_inversion_plan
+from datasets.latents.shards import count_errors, latents_table, write_latents_shard
+from datasets.latents.table import delta_name
+from datasets.runs.plan import PLAN_FILE
+from datasets.runs.units import images_of
+from datasets.storage.output import Output
+from passersby.errors import InputError
 
 STAGES = ("read", "encode", "refine", "pivotal", "write")
 

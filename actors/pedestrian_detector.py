@@ -11,10 +11,10 @@ import pyarrow as pa
 import ray
 import torch
 
-from datasets.decoding import DecodingError, decode
-from datasets.units import images_of, with_columns
-from models.errors import InputError
-from models.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PedestrianFilter
+from datasets.people.decoding_part import DecodingError, decode
+from datasets.runs.units import images_of, with_columns
+from passersby.errors import InputError
+from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PedestrianFilter
 
 
 class PedestrianDetector:

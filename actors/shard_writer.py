@@ -4,12 +4,12 @@ import time
 
 import pyarrow as pa
 
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, read_plan
-from datasets.shards import shard_table, write_shard
-from datasets.units import images_of
-from datasets.verdicts import Thresholds, count_verdicts, verdicts
-from models.errors import InputError
+from datasets.runs.plan import PLAN_FILE, read_plan
+from datasets.runs.shards import shard_table, write_shard
+from datasets.runs.units import images_of
+from datasets.runs.verdicts import Thresholds, count_verdicts, verdicts
+from datasets.storage.output import Output
+from passersby.errors import InputError
 
 STAGES = ("generate", "detect", "similarity", "identity", "write")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datasets.decoding import DecodingError, decode
-from datasets.units import images_of, with_columns
-from metrics.ssim import ssim
-from models.errors import InputError
+from datasets.people.decoding_part import DecodingError, decode
+from datasets.runs.units import images_of, with_columns
+from passersby.errors import InputError
+from passersby.metrics.ssim import ssim
 
 DATA_RANGE = 4095.0
 

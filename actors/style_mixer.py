@@ -11,14 +11,14 @@ import ray
 import torch
 from torch.nn import functional
 
-from datasets.plan import Configuration
-from datasets.planned_rows import NO_PARTNER, amounts_of, planned_columns
-from datasets.shards import SCHEMA
-from datasets.style_codes import RealCodes, partners_of
-from datasets.units import with_columns
-from models.errors import InputError
-from models.restyle.delta import apply_delta, load_delta
-from models.stylegan3 import Generator, GeneratorConfig, to_uint8
+from datasets.latents.partners import RealCodes, partners_of
+from datasets.runs.plan import Configuration
+from datasets.runs.rows import NO_PARTNER, amounts_of, planned_columns
+from datasets.runs.shards import SCHEMA
+from datasets.runs.units import with_columns
+from passersby.errors import InputError
+from passersby.restyle.delta import apply_delta, load_delta
+from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
 
 # Images of one person that go through the network together. Never a matter of units or pools, so that an
 # image does not depend on them; on a CPU small chunks stay in the caches.
@@ -50,8 +50,8 @@ class StyleMixer:
 
     With `codes`, person i is the i-th real person of a latents table: variant 0 is the image of the person's own code,
     without truncation, made by the network as that person's delta changes it, where there is one; so are the variants.
-    Their second codes may be those of pictures (datasets/style_codes.py); a person who has none to move towards keeps
-    variant 0 alone, the others are rows with status "error".
+    Their second codes may be those of pictures (datasets/latents/partners.py); a person who has none to move towards
+    keeps variant 0 alone, the others are rows with status "error".
     """
 
     def __init__(

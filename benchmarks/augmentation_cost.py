@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import tyro
 
-from training.gan_augment import apply, draw
+from training.gan.augment import apply, draw
 
 RESULTS = """The first command, p = 0.3, 1 core of an AMD EPYC shared with other work, PyTorch 2.14:
 set      batch  size      draw  forward  backward  second backward   (ms)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.image_tree import decode, list_split
+from datasets.people.market_tree import decode, list_split
 from jobs.common import run_job
-from models.errors import InputError
-from reporting.sheets import SheetCell, SheetRow, contact_sheet, save_png
-from training.gan_augment import apply, draw
+from passersby.errors import InputError
+from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
+from training.gan.augment import apply, draw
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,10 +27,9 @@ import torchvision
 import tyro
 from torch import nn
 
-import models
 from jobs.common import run_job
-from models.errors import InputError
-from models.restyle.encoder import EncoderConfig, RestyleEncoder
+from passersby.errors import InputError
+from passersby.restyle.encoder import EncoderConfig, RestyleEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,6 @@ def their_encoder(folder: Path, encoder: RestyleEncoder) -> nn.Module:
     if not (folder / "inversion" / "models" / "encoders" / "restyle_psp_encoders.py").is_file():
         raise InputError(f"--theirs {folder}: no clone of stylegan3-editing")
     sys.path.append(str(folder))
-    models.__path__.append(str(folder / "models"))  # its package has the name of ours
     unused = types.ModuleType("models.stylegan2.op")  # CUDA kernels that are compiled at once; the encoder calls none
     unused.FusedLeakyReLU = unused.fused_leaky_relu = unused.upfirdn2d = None
     sys.modules[unused.__name__] = unused

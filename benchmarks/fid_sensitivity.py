@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 
-from datasets.feature_cache import real_features
-from datasets.image_tree import decode, list_split
+from datasets.people.market_tree import decode, list_split
+from datasets.storage.feature_cache import real_features
 from jobs.common import run_job
-from metrics.fid import score_features
-from models import weights
-from models.errors import InputError
-from models.inception import Inception, load_inception
+from passersby import weights
+from passersby.errors import InputError
+from passersby.metrics.fid import score_features
+from passersby.perception.inception import Inception, load_inception
 
 BLURS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0)  # sigma in pixels
 NOISES = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviation in grey levels of 255

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
-from datasets.manifest import read_manifest
-from datasets.output import Output
-from datasets.plan import Configuration, read_plan
+from datasets.runs.manifest import read_manifest
+from datasets.runs.plan import Configuration, read_plan
+from datasets.storage.output import Output
 from jobs.common import MALLOC_VARIABLES, run_job
-from models import weights
-from models.stylegan3 import load_network, to_uint8
-from reporting.results import read_summary
+from passersby import weights
+from passersby.stylegan3 import load_network, to_uint8
+from reporting.run.results import read_summary
 
 BORDER, COLOUR_BGR, SIZE = 150, (101, 52, 152), 416
 

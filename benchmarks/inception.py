@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from jobs.common import run_job
-from models import weights
-from models.inception import load_inception, stretched
+from passersby import weights
+from passersby.perception.inception import load_inception, stretched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def cases(images: np.ndarray, batch: int = 16) -> dict[str, Callable[[], np.ndar
         "TorchScript": lambda: run(script),
         "frozen": lambda: run(frozen),
         "optimize_for_inference": lambda: run(optimized),
-        "models/inception.py": lambda: ours(images),
+        "passersby/perception/inception.py": lambda: ours(images),
     }
 
 

@@ -25,28 +25,28 @@ import numpy as np
 import torch
 
 from actors.identity_scorer import features_in_chunks
-from datasets.reid_images import Listing, decode_listing
-from datasets.reid_readers import read_split
+from datasets.people.labelled_images import Listing, decode_listing
+from datasets.people.readers import read_split
 from jobs.common import run_job
-from metrics.bootstrap import mean_interval
-from metrics.identity import nearest_pictures
-from metrics.verification import normalised
-from models import weights
-from models.errors import InputError
-from models.identity_features import load_identity
-from models.perceptual import load_perceptual
-from models.reid import FeatureNetwork
-from models.reid_checkpoint import load_reid
-from models.restyle.checkpoint import check_pair, load_encoder
-from models.restyle.delta import apply_delta
-from models.restyle.losses import InversionLoss, LossWeights
-from models.restyle.person_code import person_code
-from models.restyle.pivotal import tune
-from models.restyle.refinement import refine, w_statistics
-from models.restyle.restyle import pooled, restyle_steps, working_size
-from models.stylegan3 import Generator, to_uint8
-from models.stylegan3.checkpoint import load_network
-from reporting.sheets import SheetCell, SheetRow, contact_sheet, encode_png
+from passersby import weights
+from passersby.errors import InputError
+from passersby.metrics.bootstrap import mean_interval
+from passersby.metrics.identity import nearest_pictures
+from passersby.metrics.verification import normalised
+from passersby.perception.perceptual import load_perceptual
+from passersby.reid.checkpoint import load_reid
+from passersby.reid.identity_features import load_identity
+from passersby.reid.network import FeatureNetwork
+from passersby.restyle.checkpoint import check_pair, load_encoder
+from passersby.restyle.delta import apply_delta
+from passersby.restyle.losses import InversionLoss, LossWeights
+from passersby.restyle.person_code import person_code
+from passersby.restyle.pivotal import tune
+from passersby.restyle.refinement import refine, w_statistics
+from passersby.restyle.restyle import pooled, restyle_steps, working_size
+from passersby.stylegan3 import Generator, to_uint8
+from passersby.stylegan3.checkpoint import load_network
+from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png
 
 # The study mixes the middle layers; in the demo network clothes lie there, and poses in the coarse ones.
 LAYERS = {"middle": slice(5, 12), "coarse": slice(0, 5)}

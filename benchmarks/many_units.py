@@ -27,21 +27,21 @@ import ray
 import tyro
 
 from actors.shard_writer import ShardWriter
-from datasets.lease import hold
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Configuration, Plan, agree, read_plan
-from datasets.shards import finished_units
-from datasets.units import with_columns
-from datasets.verdicts import Thresholds
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan, agree, read_plan
+from datasets.runs.shards import finished_units
+from datasets.runs.units import with_columns
+from datasets.runs.verdicts import Thresholds
+from datasets.storage.lock import hold
+from datasets.storage.output import Output
 from jobs import generate
 from jobs.common import connect, run_job
-from models import weights
+from passersby import weights
 from pipeline.commit import committed
 from pipeline.generation_inputs import Inputs
 from pipeline.pools import Pool
 from pipeline.run import run_units
-from reporting.metrics import RunMetrics
 from reporting.progress import ProgressLine
+from reporting.run.metrics import RunMetrics
 
 SIZE = {"height": 32, "width": 16, "format": "png"}  # small pictures: their cost is not the question
 GENERATE = ["--variants", "1", "--unit-images", "1", *(f"--{name}={value}" for name, value in SIZE.items())]

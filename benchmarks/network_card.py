@@ -25,21 +25,21 @@ import torch
 
 from actors.pedestrian_detector import PedestrianDetector
 from actors.style_mixer import StyleMixer
-from datasets.decoding import decode
-from datasets.image_tree import DecodedImages, TreeImage, identities, list_split
-from datasets.image_tree import decode as decode_files
-from datasets.plan import LAYER_GROUPS, Configuration
-from datasets.units import images_of
+from datasets.people.decoding_part import decode
+from datasets.people.market_tree import DecodedImages, TreeImage, identities, list_split
+from datasets.people.market_tree import decode as decode_files
+from datasets.runs.plan import LAYER_GROUPS, Configuration
+from datasets.runs.units import images_of
 from jobs import generate
 from jobs.common import run_job
-from metrics.colour_histogram import colour_histograms, nearest
-from metrics.variants import by_person, measure_filter, measure_mixing, measure_pose, other_people, share
-from models import weights
-from models.errors import InputError
-from models.stylegan3.checkpoint import LoadedNetwork, load_network, write_atomically
+from passersby import weights
+from passersby.errors import InputError
+from passersby.metrics.colour_histogram import colour_histograms, nearest
+from passersby.metrics.variants import by_person, measure_filter, measure_mixing, measure_pose, other_people, share
+from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, write_atomically
 from pipeline.generation_inputs import Inputs
-from reporting.network_card import card_markdown, mixes_picture, people_picture
-from reporting.sheets import save_png
+from reporting.gan.card import card_markdown, mixes_picture, people_picture
+from reporting.grid import save_png
 
 # What --layers is compared with. With all layers of the donor the variant is the donor itself.
 GROUPS = {"coarse (0-4)": "0-4", "fine (12-15)": "12-15", "all (0-15)": "0-15"}
@@ -193,7 +193,7 @@ def held_out(reference: Path) -> list[TreeImage]:
 
 def measure_fid(config: Config, inception: Callable[[np.ndarray], np.ndarray], made: Pictures) -> dict:
     """FID of all made images against the held-out people of --reference."""
-    from metrics.fid import fid
+    from passersby.metrics.fid import fid
 
     real = real_images(config, held_out(config.reference)).images
     fake = made.images.reshape(-1, *made.images.shape[2:])
@@ -253,7 +253,7 @@ def main(config: Config) -> None:
     plan = configuration(config, config.layers)
     network, inception = load_network(config.network), None
     if config.inception:
-        from models.inception import load_inception
+        from passersby.perception.inception import load_inception
 
         inception = load_inception(config.inception, config.device)
     maker, threshold = Maker(config, network), config.threshold

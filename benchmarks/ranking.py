@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from jobs.common import run_job
-from metrics.ranking import evaluate_ranking, rank_distances
-from metrics.reranking import k_reciprocal_distances
+from passersby.metrics.ranking import evaluate_ranking, rank_distances
+from passersby.metrics.reranking import k_reciprocal_distances
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from datasets.reid_images import Listing, decode_listing
-from datasets.reid_readers import read_split
+from datasets.people.labelled_images import Listing, decode_listing
+from datasets.people.readers import read_split
 from jobs.common import run_job
-from metrics.colour_histogram import colour_histograms
-from metrics.ranking import Ranking, evaluate_ranking
-from models.errors import InputError
-from models.reid import FeatureNetwork, ReidNetwork
-from models.reid_checkpoint import load_reid
+from passersby.errors import InputError
+from passersby.metrics.colour_histogram import colour_histograms
+from passersby.metrics.ranking import Ranking, evaluate_ranking
+from passersby.reid.checkpoint import load_reid
+from passersby.reid.network import FeatureNetwork, ReidNetwork
 
 RESULTS = """Toy crowd version 1, default tree (500 people to train, 400 to test), the commands above; 2 cores of an
 AMD EPYC, no GPU, one thread a training, two trainings and other work at once:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import tyro
 
-from models.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3 import Generator, GeneratorConfig
 
 MIDDLE, FINE = range(5, 12), range(12, 16)
 

@@ -4,10 +4,10 @@
 
 The scores of level l and seed s are 0.6 + effect(l) + noise, normal, with the seed deviation seen on the toy crowd over
 3 seeds: 0.5 mAP (small backbone, strong recipe) and 1.3 (small backbone, the study's recipe). Shares of sweeps in which
-metrics/sweep_statistics.py says "better" of any level, of the trend, or of either; "better" or "worse" of any level.
-`in common`: the share of the noise's variance that trials of one seed share: "none"; "all", half of it at all levels;
-"drawn", half of it at all levels but 0, as the same seed draws the same people. `paired`: "better" or "worse" of any
-level if trials of a seed were paired, which is not done, as it errs up to 16% of the time where 5% are allowed.
+passersby/metrics/sweep_statistics.py says "better" of any level, of the trend, or of either; "better" or "worse" of any
+level. `in common`: the share of the noise's variance that trials of one seed share: "none"; "all", half of it at all
+levels; "drawn", half of it at all levels but 0, as the same seed draws the same people. `paired`: "better" or "worse"
+of any level if trials of a seed were paired, which is not done, as it errs up to 16% of the time where 5% are allowed.
 
 What comes out (RESULTS): without an effect "better" is said of any level or the trend in at most 5%. A gain of 2 mAP is
 seen in over 95% of sweeps at a seed deviation of 0.5 mAP. At 1.3, three seeds suffice for the trend over the study's 17
@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from jobs.common import run_job
-from metrics.dunnett import critical_value, loadings
-from metrics.sweep_statistics import BETTER, CANNOT_TELL, Trials, analyse
+from passersby.metrics.dunnett import critical_value, loadings
+from passersby.metrics.sweep_statistics import BETTER, CANNOT_TELL, Trials, analyse
 
 RESULTS = """The command above, seed 0 (standard error of 0.05 in 1,000: 0.007); 74 s of one core:
 levels  seeds  deviation  effect  in common  any level  trend  either  better or worse  paired

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from jobs.common import run_job
-from models.errors import InputError
+from passersby.errors import InputError
 
 RESULTS = """Toy crowd version 1, default tree (500 people to train, 400 to test), the two commands above;
 2 cores of an AMD EPYC, no GPU, shared with other work:

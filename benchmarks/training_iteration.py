@@ -27,11 +27,11 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.errors import InputError
-from models.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
-from models.stylegan3.precision import set_precision
-from training.gan import StepSettings, TrainingState, new_state, train_iteration
-from training.gan_inputs import Inputs, Latents
+from passersby.errors import InputError
+from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from passersby.stylegan3.precision import set_precision
+from training.gan.gan_inputs import Inputs, Latents
+from training.gan.step import StepSettings, TrainingState, new_state, train_iteration
 
 
 @dataclasses.dataclass(frozen=True)

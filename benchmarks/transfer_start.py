@@ -17,13 +17,13 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from models import weights
+from passersby import weights
 from reporting.curves import read_history
-from training.gan_config import GanConfig
-from training.gan_loop import pick_device, train
-from training.gan_presets import PRESETS
-from training.gan_snapshot import claim_folder
-from training.run_log import HISTORY
+from training.gan.config import GanConfig
+from training.gan.gan_presets import PRESETS
+from training.gan.run import pick_device, train
+from training.gan.start import claim_folder
+from training.log import HISTORY
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,16 +11,16 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from datasets.image_tree import parse_name
-from datasets.inputs import local_copy
-from datasets.output import Output
-from datasets.reid_images import UNKNOWN_CAMERA, Listing, decode_listing
-from datasets.reid_readers import read_split
-from datasets.reid_splits import is_image
-from datasets.scored_images import ROW_IMAGES, choose
+from datasets.people.image_sets import ROW_IMAGES, choose
+from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing, decode_listing
+from datasets.people.market_tree import parse_name
+from datasets.people.readers import read_split
+from datasets.people.splits import is_image
+from datasets.storage.local_copy import local_copy
+from datasets.storage.output import Output
 from jobs.common import connect, run_job
-from models import weights
-from models.errors import InputError
+from passersby import weights
+from passersby.errors import InputError
 from reporting.calibration import (
     STUDY_DATA_RANGE,
     calibration_lines,

@@ -9,7 +9,7 @@ import ray
 import ray.exceptions
 import tyro
 
-from models.errors import InputError
+from passersby.errors import InputError
 
 Config = TypeVar("Config")
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from datasets.inputs import local_copy
+from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
-from models.errors import InputError
-from models.stylegan3.checkpoint import LoadedNetwork, load_network, save_network, save_state_dict
-from models.stylegan3.schedule import GeneratorConfig
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, save_network, save_state_dict
+from passersby.stylegan3.schedule import GeneratorConfig
 
 _SUFFIXES = (".safetensors", ".pt")
 _EDITING_SIZE = 1024  # what stylegan3-editing takes every .pt for: config R of that size

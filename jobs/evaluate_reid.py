@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from datasets.output import Output
-from datasets.reid_features import write_features
+from datasets.reid.feature_files import write_features
+from datasets.storage.output import Output
 from jobs.common import connect, run_job
-from models.errors import InputError
+from passersby.errors import InputError
 
 if TYPE_CHECKING:
-    from metrics.ranking import Ranking
-    from metrics.verification import PairCounts, Thresholds
-    from pipeline.reid_evaluation import Evaluated
+    from passersby.metrics.ranking import Ranking
+    from passersby.metrics.verification import PairCounts, Thresholds
+    from pipeline.evaluation import Evaluated
 
 RANKING, FEATURES, QUERIES = "ranking.json", "features.parquet", "queries.parquet"
 SHEET, CMC, SIMILARITIES = "queries.png", "cmc.png", "similarities.png"
@@ -68,10 +68,10 @@ def main(config: Config) -> None:
     start = time.monotonic()
     check(config)
     output = Output(config.out)
-    from metrics.camera_pairs import camera_pairs
-    from metrics.verification import count_pairs, same_person_thresholds
-    from pipeline.reid_evaluation import GALLERY, QUERY, RECORDED, rank_all, write_queries
-    from reporting import ranking_report as report
+    from passersby.metrics.camera_pairs import camera_pairs
+    from passersby.metrics.verification import count_pairs, same_person_thresholds
+    from pipeline.evaluation import GALLERY, QUERY, RECORDED, rank_all, write_queries
+    from reporting.reid import ranking as report
 
     found = evaluated(config)
     if config.network is not None:  # they took the time: kept before anything else
@@ -120,9 +120,9 @@ def check(config: Config) -> None:
 
 def evaluated(config: Config) -> "Evaluated":
     """What is ranked, connected to Ray where it has to be computed and not in this process."""
-    from models.reid_checkpoint import load_reid
+    from passersby.reid.checkpoint import load_reid
+    from pipeline.evaluation import evaluated_by, evaluated_file
     from pipeline.features import Workers
-    from pipeline.reid_evaluation import evaluated_by, evaluated_file
 
     if config.features is not None:
         return evaluated_file(config.features, config.data, config.multi_query)
@@ -142,10 +142,10 @@ def write_pictures(
     notes: list[str],
 ) -> None:
     """CMC curve, histogram of similarities and, where there are images and a match, the sheet of queries."""
-    from pipeline.reid_evaluation import GALLERY, QUERY, SINGLE, top_similarities
-    from reporting.query_sheet import query_sheet
-    from reporting.ranking_plots import cmc_plot, similarity_plot
-    from reporting.sheets import encode_png
+    from pipeline.evaluation import GALLERY, QUERY, SINGLE, top_similarities
+    from reporting.grid import encode_png
+    from reporting.reid.query_sheet import query_sheet
+    from reporting.reid.ranking_plots import cmc_plot, similarity_plot
 
     query, gallery, ranking = found.sets[QUERY], found.sets[GALLERY], rankings[SINGLE]
     title = f"{len(query):,} queries, {len(gallery):,} images in the gallery"

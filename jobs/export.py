@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from datasets.export_manifest import RunManifest
-from datasets.export_record import IDENTITIES, RECORD, SHORT, Record, agree, begin
-from datasets.export_selection import FILES_OF_MANY, Options, People, assign
-from datasets.export_tasks import run_tasks, tasks
-from datasets.export_tree import loader_notes, write_empty_notes
-from datasets.output import Output
+from datasets.exports.export_tasks import run_tasks, tasks
+from datasets.exports.manifest import RunManifest
+from datasets.exports.record import IDENTITIES, RECORD, SHORT, Record, agree, begin
+from datasets.exports.selection import FILES_OF_MANY, Options, People, assign
+from datasets.exports.trees import loader_notes, write_empty_notes
+from datasets.storage.output import Output
 from jobs.common import run_job
-from models.errors import InputError
+from passersby.errors import InputError
 from reporting.progress import ProgressLine
 
 

@@ -12,12 +12,12 @@ import torch
 import tyro
 from torch import nn
 
-from datasets.inputs import local_copy
+from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
-from models.errors import InputError
-from models.reid import ReidNetwork
-from models.reid_checkpoint import LoadedReid, load_reid
-from models.stylegan3.checkpoint import write_atomically
+from passersby.errors import InputError
+from passersby.reid.checkpoint import LoadedReid, load_reid
+from passersby.reid.network import ReidNetwork
+from passersby.stylegan3.checkpoint import write_atomically
 
 OPSET = 18  # of 2022: readers of that age and later take it
 METADATA_KEY = "passersby-reid"

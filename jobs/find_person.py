@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from datasets.decoding import DecodingError
-from datasets.feature_cache import cached, feature_key
-from datasets.output import Output
-from datasets.reid_images import decode_bicubic
-from datasets.scored_images import ImageSet, decode_own_size, folder_images, read_bytes
+from datasets.people.decoding_part import DecodingError
+from datasets.people.image_sets import ImageSet, decode_own_size, folder_images, read_bytes
+from datasets.people.labelled_images import decode_bicubic
+from datasets.storage.feature_cache import cached, feature_key
+from datasets.storage.output import Output
 from jobs.common import run_job
-from models.errors import InputError
+from passersby.errors import InputError
 
 if TYPE_CHECKING:
-    from models.reid import FeatureNetwork
+    from passersby.reid.network import FeatureNetwork
     from pipeline.features import Workers
 
 SHEET, TABLE = "found.png", "found.csv"
@@ -75,8 +75,8 @@ def main(config: Config) -> None:
         if value is not None and value < least:
             raise InputError(f"--{name} {value}: must be {least} or more")
     output = Output(config.out)
-    from models.reid import FeatureNetwork
-    from models.reid_checkpoint import load_reid
+    from passersby.reid.checkpoint import load_reid
+    from passersby.reid.network import FeatureNetwork
     from pipeline.features import Workers
 
     loaded = load_reid(config.network, config.activation, config.height, config.width)
@@ -166,8 +166,8 @@ def gallery_features(images: ImageSet, network: "FeatureNetwork", workers: "Work
 
 def sheet(query: Path, content: bytes, found: list[Match], title: str, said: str) -> bytes:
     """The picture: the query at the left, the list beside it, a line where the threshold stands. A PNG."""
-    from reporting.retrieval import Found, Group, Ranked, retrieval_sheet
-    from reporting.sheets import encode_png
+    from reporting.grid import encode_png
+    from reporting.reid.queries import Found, Group, Ranked, retrieval_sheet
 
     passing = None if found[0].same is None else sum(match.same for match in found)
     shown = [Found(picture(match.path), match.similarity) for match in found]

@@ -9,27 +9,27 @@ import ray
 import tyro
 
 from actors.shard_writer import ShardWriter
-from datasets.configuration import Configuration
-from datasets.inputs import local_copy
-from datasets.lease import hold
-from datasets.output import Output
-from datasets.plan import Plan, Unit, agree, read_plan
-from datasets.planned_rows import people_without_partners
-from datasets.shards import finished_units
-from datasets.style_codes import real_codes
-from datasets.verdicts import Thresholds
+from datasets.latents.partners import real_codes
+from datasets.runs.configuration import Configuration
+from datasets.runs.plan import Plan, Unit, agree, read_plan
+from datasets.runs.rows import people_without_partners
+from datasets.runs.shards import finished_units
+from datasets.runs.verdicts import Thresholds
+from datasets.storage.local_copy import local_copy
+from datasets.storage.lock import hold
+from datasets.storage.output import Output
 from jobs.common import connect, run_job
-from models import weights
+from passersby import weights
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import failure_advice, make_units
 from pipeline.generation_inputs import Inputs, freeze, read_inputs
 from pipeline.pools import Pool, describe, fit_pools
-from reporting.forecast import forecast
-from reporting.results import REPORT, SHEET, counts_of, is_published, publish, read_summary
+from reporting.run.forecast import forecast
+from reporting.run.results import REPORT, SHEET, counts_of, is_published, publish, read_summary
 from reporting.tables import discard_table, filters_set
 
 if TYPE_CHECKING:
-    from models.stylegan3 import Generator
+    from passersby.stylegan3 import Generator
 
 THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a score
 
@@ -154,7 +154,7 @@ def main(config: Config) -> int | None:
 
 def expect(config: Config, output: Output, plan: Plan, inputs: Inputs, pending: list[Unit]) -> None:
     """A dry run: print what the pending units will take."""
-    from models.stylegan3.checkpoint import load_network
+    from passersby.stylegan3.checkpoint import load_network
 
     stages, device = prepare(config, output, plan, inputs, load_network(inputs.network).generator)
     images = sum(unit.people for unit in pending) * plan.configuration.variants
@@ -164,7 +164,7 @@ def expect(config: Config, output: Output, plan: Plan, inputs: Inputs, pending: 
 
 def make(config: Config, output: Output, configuration: Configuration, people: int, inputs: Inputs) -> int | None:
     """Make what is missing, as the only driver in this folder; returns how many units failed for good."""
-    from models.stylegan3.checkpoint import load_network  # it brings PyTorch: a finished run is quick without
+    from passersby.stylegan3.checkpoint import load_network  # it brings PyTorch: a finished run is quick without
 
     with hold(output) as lease:
         plan = agree(read_plan(output), configuration, people)  # another driver may just have ended

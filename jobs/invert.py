@@ -8,20 +8,20 @@ from typing import Annotated, Literal
 
 import tyro
 
-from datasets.inputs import local_copy
-from datasets.inversion_plan import InversionConfiguration, InversionPlan, agree, read_inversion_plan
-from datasets.latents_pictures import Pictures, check_splits, list_pictures
-from datasets.lease import hold
-from datasets.output import Output
-from datasets.plan import file_sha256
-from datasets.reid_splits import SPLITS
-from datasets.shards import finished_units
+from datasets.latents.pictures import Pictures, check_splits, list_pictures
+from datasets.latents.plan import InversionConfiguration, InversionPlan, agree, read_inversion_plan
+from datasets.people.splits import SPLITS
+from datasets.runs.plan import file_sha256
+from datasets.runs.shards import finished_units
+from datasets.storage.local_copy import local_copy
+from datasets.storage.lock import hold
+from datasets.storage.output import Output
 from jobs.common import connect, run_job
-from models import weights
-from models.errors import InputError
+from passersby import weights
+from passersby.errors import InputError
 from pipeline.cluster import wait_for_gpus
-from reporting.inversion_results import is_inversion_published, publish_inversion, summary_lines
-from reporting.results import read_summary
+from reporting.inversion.results import is_inversion_published, publish_inversion, summary_lines
+from reporting.run.results import read_summary
 
 REFINE_STEPS, PIVOTAL_STEPS = 100, 200
 

@@ -8,9 +8,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from datasets import toy_crowd, toy_tree
+from datasets.toy_crowd import crowd as toy_crowd
+from datasets.toy_crowd import tree as toy_tree
 from jobs.common import run_job
-from models.errors import InputError
+from passersby.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,16 +10,16 @@ import torch
 import tyro
 
 from actors.style_mixer import StyleMixer
-from datasets.decoding import decode
-from datasets.inputs import local_copy
-from datasets.plan import LAYER_GROUPS, Configuration, parse_layers
-from datasets.units import images_of
+from datasets.people.decoding_part import decode
+from datasets.runs.plan import LAYER_GROUPS, Configuration, parse_layers
+from datasets.runs.units import images_of
+from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
-from models.errors import InputError
-from models.stylegan3 import LoadedNetwork, load_network
-from models.weights import DEMO_NETWORK
-from reporting.pages import is_toy
-from reporting.sheets import SheetCell, SheetRow, contact_sheet, save_png
+from passersby.errors import InputError
+from passersby.stylegan3 import LoadedNetwork, load_network
+from passersby.weights import DEMO_NETWORK
+from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
+from reporting.page import is_toy
 
 MOST_IMAGES = 4096  # a larger sheet is beyond what image viewers open
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from datasets.manifest import manifest_name, read_manifest, write_manifest
-from datasets.output import Output
-from datasets.plan import read_plan
-from datasets.shards import finished_units
-from datasets.verdicts import Thresholds, without_scores
+from datasets.runs.manifest import manifest_name, read_manifest, write_manifest
+from datasets.runs.plan import read_plan
+from datasets.runs.shards import finished_units
+from datasets.runs.verdicts import Thresholds, without_scores
+from datasets.storage.output import Output
 from jobs.common import run_job
-from models.errors import InputError
+from passersby.errors import InputError
 from reporting.tables import discard_table, filters_set
 
 SCORES = ["source", "identity_cosine", "identity_margin"]

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
-from datasets.manifest import read_manifest
-from datasets.output import Output
-from datasets.plan import read_plan
+from datasets.runs.manifest import read_manifest
+from datasets.runs.plan import read_plan
+from datasets.storage.output import Output
 from jobs.common import run_job
-from models.errors import InputError
+from passersby.errors import InputError
 
 SWEEP, TRIALS, SWEEP_REPORT = "sweep.json", "trials.parquet", "sweep_report.html"
 TOP = 8  # pictures found for a query
@@ -58,10 +58,10 @@ def main(config: Config) -> None:
 
 def write_run_page(config: Config) -> str:
     """OUT/report.html of a finished run; returns where it lies."""
-    from reporting.pages import is_toy
-    from reporting.report_page_training import read_training
-    from reporting.results import REPORT, read_summary
-    from reporting.run_page import COLUMNS, run_page
+    from reporting.gan.report_page_training import read_training
+    from reporting.page import is_toy
+    from reporting.run.results import REPORT, read_summary
+    from reporting.run.run_page import COLUMNS, run_page
 
     output = Output(config.run)
     plan, summary = read_plan(output), read_summary(output)
@@ -79,7 +79,7 @@ def write_run_page(config: Config) -> str:
 
 def write_sweep_page(config: Config) -> str:
     """OUT/sweep_report.html of a sweep as far as it has come; returns where it lies."""
-    from reporting.sweep_page import sweep_page
+    from reporting.sweep.page import sweep_page
 
     output = Output(config.sweep)
     sweep, trials = read_sweep(output)
@@ -110,9 +110,9 @@ def draw_queries(
     output: Output, sweep: Mapping[str, Any], trials: pa.Table, each: int
 ) -> tuple[bytes | None, list[str]]:
     """Queries that got better and worse at the best level of the first arm, as a PNG; or none, and a note why."""
-    from metrics.sweep_statistics import analyse
+    from passersby.metrics.sweep_statistics import analyse
     from pipeline.changed_queries import changed_queries_sheet
-    from reporting.sweep_page import best_level, changed_queries, compared_arms, trials_of
+    from reporting.sweep.page import best_level, changed_queries, compared_arms, trials_of
 
     arm = compared_arms(trials, sweep)[0]
     table = trials.filter(pc.equal(trials["arm"], arm))

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from datasets import scored_images
-from datasets.inputs import local_copy
-from datasets.output import Output
-from datasets.scored_images import ImageSet
+from datasets.people import image_sets as scored_images
+from datasets.people.image_sets import ImageSet
+from datasets.storage.local_copy import local_copy
+from datasets.storage.output import Output
 from jobs.common import connect, run_job
-from models import weights
-from models.errors import InputError
-from reporting.fid_table import TOY, fid_markdown
-from reporting.scores import describe_sets, own_row, score_lines, set_record
+from passersby import weights
+from passersby.errors import InputError
+from reporting.gan.fid_table import TOY, fid_markdown
+from reporting.gan.scores import describe_sets, own_row, score_lines, set_record
 
 if TYPE_CHECKING:
     from pipeline.features import Workers
@@ -96,8 +96,8 @@ def main(config: Config) -> None:
     inception_path = weights.get("inception-2015", own)
     if config.dry_run:
         return
-    from metrics.fid import bias_note, score_features
-    from models.inception import load_inception
+    from passersby.metrics.fid import bias_note, score_features
+    from passersby.perception.inception import load_inception
     from pipeline.features import features_of
 
     inception, workers = load_inception(inception_path), plan_workers(config)
@@ -147,7 +147,7 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
         return scored_images.tree_images(config.tree, config.split, *limits), None
     if config.run is not None:
         return scored_images.run_images(Output(config.run), config.verdict, config.manifest, *limits), None
-    from models.stylegan3 import load_network  # it brings PyTorch, which takes seconds
+    from passersby.stylegan3 import load_network  # it brings PyTorch, which takes seconds
     from pipeline.features import network_images
 
     path = local_copy(config.network, "--network")

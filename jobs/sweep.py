@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from datasets.lease import hold
-from datasets.output import Output
+from datasets.storage.lock import hold
+from datasets.storage.output import Output
 from jobs.common import CPU_VARIABLES, connect, run_job
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.ray_training import restart_with
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def plan_resources(config: Config, sweep: "Sweep", trials: int) -> "TrialResourc
 
 def run(config: Config, output: Output, sweep: "Sweep") -> "SweepProgress":
     """Run the trials that have no result yet, as the only driver of this folder."""
-    from training.gan_data import command_line
+    from training.gan.data import command_line
     from tune.progress import SweepProgress
     from tune.runner import run_trials
     from tune.sweep import SWEEP_FILE

@@ -6,16 +6,16 @@ import sys
 import ray
 
 from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.encoder_config import PATHS, EncoderTraining
-from training.encoder_loop import VALIDATION_PICTURE, train, train_loop
-from training.encoder_presets import PRESETS, preset
-from training.encoder_snapshot import ENCODER, claim_folder
-from training.encoder_start import load_data, load_generator, load_networks
-from training.gan_data import command_line
-from training.gan_loop import pick_device
-from training.run_log import CURVES
+from training.encoder.config import PATHS, EncoderTraining
+from training.encoder.encoder_presets import PRESETS, preset
+from training.encoder.encoder_snapshot import ENCODER, claim_folder
+from training.encoder.run import VALIDATION_PICTURE, train, train_loop
+from training.encoder.start import load_data, load_generator, load_networks
+from training.gan.data import command_line
+from training.gan.run import pick_device
+from training.log import CURVES
 
 
 def main(config: EncoderTraining) -> None:

@@ -5,18 +5,18 @@ import sys
 
 import ray
 
-from datasets.gan_images import ImageSource
+from datasets.people.image_source import ImageSource
 from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
-from models import weights
-from models.errors import InputError
+from passersby import weights
+from passersby.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.gan_config import GanConfig
-from training.gan_data import command_line
-from training.gan_fid import images_wanted
-from training.gan_images import list_data, load_data
-from training.gan_loop import pick_device, train, train_loop
-from training.gan_presets import PRESETS, preset
-from training.gan_snapshot import BEST, claim_folder, last_snapshot
+from training.gan.config import GanConfig
+from training.gan.data import command_line
+from training.gan.gan_fid import images_wanted
+from training.gan.gan_presets import PRESETS, preset
+from training.gan.images import list_data, load_data
+from training.gan.run import pick_device, train, train_loop
+from training.gan.start import BEST, claim_folder, last_snapshot
 
 
 def main(config: GanConfig) -> None:

@@ -5,17 +5,17 @@ import sys
 
 import ray
 
-from datasets.reid_readers import address
+from datasets.people.readers import address
 from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.gan_data import command_line
-from training.gan_loop import pick_device
-from training.reid_config import ReidTraining
-from training.reid_loop import load_data, train, train_loop
-from training.reid_presets import PRESETS, preset
-from training.reid_snapshot import NETWORK, claim_folder
-from training.run_log import CURVES
+from training.gan.data import command_line
+from training.gan.run import pick_device
+from training.log import CURVES
+from training.reid.config import ReidTraining
+from training.reid.reid_presets import PRESETS, preset
+from training.reid.run import load_data, train, train_loop
+from training.reid.start import NETWORK, claim_folder
 
 
 def main(config: ReidTraining) -> None:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from datasets.derived_checks import DerivedChecks
-from datasets.failures import failed_units, failure_name, read_failure
-from datasets.latents import read_latents
-from datasets.manifest import manifest_name
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Plan, Unit, read_plan
-from datasets.shards import SHARD_FOLDER, shard_name
-from datasets.verification import ADVICE, Findings, check_names, check_shards, sampled_people
+from datasets.latents.table import read_latents
+from datasets.runs.failures import failed_units, failure_name, read_failure
+from datasets.runs.manifest import manifest_name
+from datasets.runs.plan import PLAN_FILE, Plan, Unit, read_plan
+from datasets.runs.shards import SHARD_FOLDER, shard_name
+from datasets.runs.verify import ADVICE, Findings, check_names, check_shards, sampled_people
+from datasets.runs.verify_derived import DerivedChecks
+from datasets.storage.output import Output
 from jobs.common import run_job
-from models.errors import InputError
+from passersby.errors import InputError
 from reporting.progress import ProgressLine
-from reporting.results import REPORT, SHEET, SUMMARY
+from reporting.run.results import REPORT, SHEET, SUMMARY
 
 if TYPE_CHECKING:
     from pipeline.recomputation import Recomputation
@@ -71,7 +71,7 @@ def main(config: Config) -> int:
         return 1
     people, again = sampled_people(plan, config.sample), None
     if people:
-        from pipeline.identity import identity_of
+        from pipeline.generation import identity_of
         from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
 
         latents = read_latents(config.latents) if config.latents else None

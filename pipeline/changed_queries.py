@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from models.errors import InputError
-from models.reid_checkpoint import load_reid
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid
+from pipeline.evaluation import GALLERY, QUERY, SINGLE, Evaluated, evaluated_by, rank_all, top_similarities
 from pipeline.features import Workers
-from pipeline.reid_evaluation import GALLERY, QUERY, SINGLE, Evaluated, evaluated_by, rank_all, top_similarities
-from reporting.retrieval import Found, Group, Ranked, retrieval_sheet
-from reporting.sheets import encode_png
-from reporting.sweep_page import Changed
+from reporting.grid import encode_png
+from reporting.reid.queries import Found, Group, Ranked, retrieval_sheet
+from reporting.sweep.page import Changed
 
 
 def changed_queries_sheet(

@@ -8,7 +8,7 @@ from collections import Counter
 
 import ray
 
-from models.errors import InputError
+from passersby.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

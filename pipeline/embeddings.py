@@ -10,10 +10,10 @@ import ray
 import torch
 
 from actors.feature_extractor import FeatureExtractor
-from datasets.reid_images import decode_bicubic
-from datasets.scored_images import ROW_IMAGES
-from models.errors import InputError
-from models.reid import FeatureNetwork
+from datasets.people.image_sets import ROW_IMAGES
+from datasets.people.labelled_images import decode_bicubic
+from passersby.errors import InputError
+from passersby.reid.network import FeatureNetwork
 from pipeline.features import THREADS, Workers, rows_through
 
 

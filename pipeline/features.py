@@ -12,12 +12,12 @@ import torch
 
 from actors.feature_extractor import FeatureExtractor
 from actors.style_mixer import StyleMixer, check_network
-from datasets.feature_cache import cached, feature_key
-from datasets.plan import Configuration
-from datasets.scored_images import ROW_IMAGES, ImageSet
-from models.errors import InputError
-from models.inception import FEATURES, Inception
-from models.stylegan3 import LoadedNetwork
+from datasets.people.image_sets import ROW_IMAGES, ImageSet
+from datasets.runs.plan import Configuration
+from datasets.storage.feature_cache import cached, feature_key
+from passersby.errors import InputError
+from passersby.perception.inception import FEATURES, Inception
+from passersby.stylegan3 import LoadedNetwork
 from pipeline.cluster import resources
 from pipeline.pools import Pool, describe, fit_pools
 from pipeline.run import run_units

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.configuration import RANDOM, Configuration
-from datasets.inputs import local_copy
-from datasets.latents import Latents, read_latents
-from datasets.plan import Plan, file_sha256, parse_layers
-from datasets.style_codes import check_generator, origins_of
-from models import weights
-from models.errors import InputError
-from pipeline.identity import Identity, identity_of
+from datasets.latents.partners import check_generator, origins_of
+from datasets.latents.table import Latents, read_latents
+from datasets.runs.configuration import RANDOM, Configuration
+from datasets.runs.plan import Plan, file_sha256, parse_layers
+from datasets.storage.local_copy import local_copy
+from passersby import weights
+from passersby.errors import InputError
+from pipeline.generation import Identity, identity_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,17 @@ import ray
 
 from actors.inverter import Inverter
 from actors.latent_writer import STAGES, LatentWriter
-from datasets.inversion_plan import InversionPlan, InversionUnit
-from datasets.latents_pictures import Pictures
-from datasets.output import Output
-from models.errors import InputError
-from models.identity_features import load_identity
-from models.perceptual import load_perceptual
-from models.restyle.checkpoint import LoadedEncoder, check_pair, load_encoder
-from models.restyle.losses import InversionLoss, LossWeights
-from models.restyle.restyle import working_size
-from models.stylegan3.checkpoint import load_network
-from models.stylegan3.generator import Generator
+from datasets.latents.pictures import Pictures
+from datasets.latents.plan import InversionPlan, InversionUnit
+from datasets.storage.output import Output
+from passersby.errors import InputError
+from passersby.perception.perceptual import load_perceptual
+from passersby.reid.identity_features import load_identity
+from passersby.restyle.checkpoint import LoadedEncoder, check_pair, load_encoder
+from passersby.restyle.losses import InversionLoss, LossWeights
+from passersby.restyle.restyle import working_size
+from passersby.stylegan3.checkpoint import load_network
+from passersby.stylegan3.generator import Generator
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import Work
 from pipeline.pools import Pool, describe, fit_pools

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.cluster import Node, Resources
 
 # The share that each of several heavy stages has of what those before it left of a card; the last has the rest: 0.6 and

@@ -11,9 +11,9 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.cluster import resources
-from training.run_log import LOG, REFUSAL
+from training.log import LOG, REFUSAL
 
 _CPUS_PER_WORKER = 2
 

@@ -9,15 +9,15 @@ from actors.identity_scorer import IdentityScorer
 from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer, check_network
-from datasets.decoding import decode
-from datasets.latents import Latents
-from datasets.plan import Configuration, Plan, Unit, file_sha256
-from datasets.style_codes import real_codes
-from datasets.units import images_of, with_columns
-from models import weights
-from models.errors import InputError
-from models.stylegan3.checkpoint import load_network
-from pipeline.identity import Identity
+from datasets.latents.partners import real_codes
+from datasets.latents.table import Latents
+from datasets.people.decoding_part import decode
+from datasets.runs.plan import Configuration, Plan, Unit, file_sha256
+from datasets.runs.units import images_of, with_columns
+from passersby import weights
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import load_network
+from pipeline.generation import Identity
 
 # On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16 (3e-3 seen
 # over 64 images), another CPU sums in another order (1e-6). SSIM is made of exact integers everywhere. Cosines are of

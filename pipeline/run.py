@@ -10,10 +10,10 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.cluster import resources
-from pipeline.guard import Attempts, guarded
 from pipeline.pools import Pool
+from pipeline.retries import Attempts, guarded
 
 # Every unit is a block of its own, and Ray Data takes about 1 ms to admit one: a pipeline of this many
 # starts quickly.

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from datasets.scored_images import choose
-from metrics.ssim import ssim
+from datasets.people.image_sets import choose
+from passersby.metrics.ssim import ssim
 
 # Share of real Market-1501 images that the study's detector rejected, by threshold.
 STUDY_REJECTED: Mapping[float, float] = {0.5: 0.0510, 0.6: 0.0646, 0.7: 0.0846, 0.8: 0.119, 0.9: 0.196, 1.0: 1.0}

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.ndimage import gaussian_filter1d
 
-from models.errors import InputError
-from models.stylegan3.checkpoint import write_atomically
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import write_atomically
 
 Record = Mapping[str, Any]
 Curve = tuple[np.ndarray, np.ndarray]  # kimg and value of the records that have a finite one, both [n] float64

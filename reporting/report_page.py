@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from reporting.sheets import FRAME_COLOURS
+from reporting.grid import FRAME_COLOURS
 from reporting.tables import percent
 
 # Not allowed in HTML, or not encodable: control characters and lone halves of surrogate pairs.

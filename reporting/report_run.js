@@ -1,4 +1,4 @@
-// The sliders of a run's page. Verdicts are computed as datasets/verdicts.py does: scores are the float32 of the
+// The sliders of a run's page. Verdicts are computed as datasets/runs/verdicts.py does: scores are the float32 of the
 // shards, compared as doubles; a score that is missing rejects nothing; NaN passes no filter; the person's reference
 // is exempt from SSIM; an image counts at the first filter that it fails.
 "use strict";

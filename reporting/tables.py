@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from datasets.verdicts import KEPT
+from datasets.runs.verdicts import KEPT
 
 # In the order in which an image meets them; a discarded image counts where it failed first.
 FILTERS = {
@@ -31,7 +31,7 @@ class DiscardRow:
 
 
 def filters_set(thresholds: Mapping[str, float | None]) -> tuple[str, ...]:
-    """Those of OPTIONAL that have a threshold: of datasets.verdicts.Thresholds as a mapping, or a record of them."""
+    """Those of OPTIONAL that have a threshold: of `Thresholds` as a mapping, or a record of them."""
     return tuple(key for key in OPTIONAL if thresholds.get(key) is not None)
 
 

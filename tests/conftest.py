@@ -1,6 +1,5 @@
 """Shared by all tests: one local Ray, and the folder of larger reference data where it lies beside."""
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -42,12 +41,10 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Tiny StyleGAN3 networks and files of them: the module tests/models/stylegan3/reference_format.py."""
-    path = Path(__file__).parent / "models" / "stylegan3" / "reference_format.py"
-    spec = importlib.util.spec_from_file_location("reference_format", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Tiny StyleGAN3 networks and files of them: the module tests/helpers/reference_format.py."""
+    from tests.helpers import reference_format
+
+    return reference_format
 
 
 def pytest_collection_modifyitems(items):

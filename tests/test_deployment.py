@@ -1,4 +1,4 @@
-"""cluster.yaml, Dockerfile and kuberay/rayjob.yaml: what can be known of them without a cloud and without Docker."""
+"""cluster.yaml, Dockerfile and the RayJob: what can be known of them without a cloud and without Docker."""
 
 import copy
 import fnmatch
@@ -32,7 +32,7 @@ def cluster() -> dict:
 
 @pytest.fixture(scope="module")
 def rayjob() -> dict:
-    return yaml.safe_load((ROOT / "kuberay" / "rayjob.yaml").read_text())
+    return yaml.safe_load((ROOT / "deploy" / "kuberay" / "rayjob.yaml").read_text())
 
 
 def prepared(config: dict) -> dict:

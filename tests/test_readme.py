@@ -19,7 +19,7 @@ import click
 import pytest
 import tyro
 
-from models.weights import DEMO_NETWORK
+from passersby.weights import DEMO_NETWORK
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,6 +1,6 @@
 """What the options of all trainings are checked for."""
 
-from models.errors import InputError
+from passersby.errors import InputError
 
 
 def flag(name: str) -> str:

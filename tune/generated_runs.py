@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import reid_runs
-from datasets.latents import Latents
-from datasets.manifest import manifest_name
-from datasets.output import Output
-from datasets.plan import Plan, read_plan
-from datasets.reid_sources import list_sources
-from models.errors import InputError
+from datasets.latents.table import Latents
+from datasets.reid import runs as reid_runs
+from datasets.reid.sources import list_sources
+from datasets.runs.manifest import manifest_name
+from datasets.runs.plan import Plan, read_plan
+from datasets.storage.output import Output
+from passersby.errors import InputError
 from tune.levels import PEOPLE_SWEEP
 
 SUMMARY = "summary.json"

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.configuration import Origin
-from datasets.real_people import matched_names
-from datasets.reid_market import toy_crowd_record
-from datasets.reid_readers import address, read_split
-from datasets.reid_sources import people_sha256
-from datasets.reid_splits import GALLERY, QUERY, TRAIN
-from models.errors import InputError
+from datasets.people.market1501 import toy_crowd_record
+from datasets.people.readers import address, read_split
+from datasets.people.real_people import matched_names
+from datasets.people.splits import GALLERY, QUERY, TRAIN
+from datasets.reid.sources import people_sha256
+from datasets.runs.configuration import Origin
+from passersby.errors import InputError
 
 CLEAN, LEAK, UNKNOWN = VERDICTS = ("clean", "leak", "unknown")
 _MOST_ANCESTORS = 50
@@ -36,7 +36,7 @@ class DataSet:
 
     train, query, gallery: without junk and distractors. toy_hash: of the program that drew a toy crowd, None for
     other data. test_paths: of the test pictures, relative to the data set, as latents name them. fingerprints: of the
-    splits' listings (datasets/reid_images.py).
+    splits' listings (datasets/people/labelled_images.py).
     """
 
     name: str
@@ -115,7 +115,7 @@ def _line(record: Any) -> Iterator[Mapping]:
 
 
 def judge_training(what: str, trained_on: Any, data: DataSet) -> Finding:
-    """The finding on one record "trained_on": that of a generator (training/gan_loop.py), or of a training on a
+    """The finding on one record "trained_on": that of a generator (training/gan/run.py), or of a training on a
     TrainingImages (encoders, re-ID networks), whose `real` lists data sets."""
     if not isinstance(trained_on, Mapping):
         return Finding(what, UNKNOWN, "no record says whom it was trained on")
@@ -139,7 +139,7 @@ def _judge_part(what: str, part: Mapping, data: DataSet) -> Finding:
     if data.toy_hash is None and toy_hash is not None:
         return Finding(what, CLEAN, f"{name}: drawn people, none of whom is real")
     if data.toy_hash is not None and toy_hash == data.toy_hash:
-        # People of a toy crowd's train split are never those of another one's test (datasets/toy_tree.py).
+        # People of a toy crowd's train split are never those of another one's test (datasets/toy_crowd/tree.py).
         if part.get("split", TRAIN) == TRAIN:
             return Finding(what, CLEAN, f"{name}: the train split of the same toy crowd")
         return Finding(what, LEAK, f"{name}: split {part.get('split')} of the same toy crowd")

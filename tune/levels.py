@@ -1,13 +1,13 @@
 """The levels of a sweep: how many artificial people, or generated pictures of each real person, beside the real ones.
 
-Levels are nested inside a seed: what level 10 has is a part of what level 20 has (datasets/draws.py).
+Levels are nested inside a seed: what level 10 has is a part of what level 20 has (datasets/reid/draws.py).
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable
 
-from models.errors import InputError
+from passersby.errors import InputError
 
 PEOPLE_SWEEP, VARIANTS_SWEEP = "artificial-people", "variants-of-real-people"
 LEVELS = {

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import tyro
 
-from datasets.verdicts import FILTERS
-from models.errors import InputError
+from datasets.runs.verdicts import FILTERS
+from passersby.errors import InputError
 from training.option_checks import flag
-from training.reid_config import ReidTraining
-from training.reid_presets import PRESETS, preset
+from training.reid.config import ReidTraining
+from training.reid.reid_presets import PRESETS, preset
 
 # What the sweep itself decides, with the option that says it.
 DECIDED = {
@@ -32,8 +32,8 @@ def arms_of(
 
     name: of the preset; settings: "key=value", for all arms; named: "NAME: key=value key=value", an arm each; crossed:
     "key=value1,value2", every combination of which is an arm, with each of the named ones. Keys are the options of
-    jobs/train_reid.py, and the thresholds of the filters (`datasets.verdicts.FILTERS`) by their own names. A crossed
-    preset=... brings its own values. Trainings run in the trial's own process (workers 0) unless a setting says
+    jobs/train_reid.py, and the thresholds of the filters (`datasets.runs.verdicts.FILTERS`) by their own names. A
+    crossed preset=... brings its own values. Trainings run in the trial's own process (workers 0) unless a setting says
     otherwise. Raises InputError for another key, or no value of it.
     """
     common = _all_parsed("--set", settings)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.latents import read_latents
-from datasets.reid_readers import address
-from datasets.reid_sources import REAL, Source, list_sources
-from models.errors import InputError
-from training.reid_config import ReidTraining
-from training.reid_sampling import ReidBatches
+from datasets.latents.table import read_latents
+from datasets.people.readers import address
+from datasets.reid.sources import REAL, Source, list_sources
+from passersby.errors import InputError
+from training.reid.config import ReidTraining
+from training.reid.data import ReidBatches
 from tune.generated_runs import GeneratedRun, check_enough, check_latents, read_generated
 from tune.leak_guard import DataSet, Finding, judge_run, read_data_set, refuse_leak
 from tune.levels import LEVELS, PEOPLE_SWEEP, checked, with_baseline

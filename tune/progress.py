@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ray import tune
 
-from datasets.output import Output
+from datasets.storage.output import Output
 from reporting.progress import LINE_SECONDS, duration
 from tune.levels import Trial
 from tune.sweep import TRIALS

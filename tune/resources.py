@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.cluster import Node, Resources
 
 _MOST_CPUS = 8  # of a trial with a GPU, by default: decoding and augmentation gain little from more

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.output import Output
-from models.errors import InputError
-from models.reid_checkpoint import file_sha256
-from training.reid_config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
+from datasets.storage.output import Output
+from passersby.errors import InputError
+from passersby.reid.checkpoint import file_sha256
+from training.reid.config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
 from tune.generated_runs import GeneratedRun
 from tune.leak_guard import DataSet, Finding, verdict_of
 from tune.levels import PEOPLE_SWEEP, Trial, trials_of

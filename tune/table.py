@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.output import Output
-from models.errors import InputError
+from datasets.storage.output import Output
+from passersby.errors import InputError
 from tune.levels import Trial
 from tune.sweep import TRIALS
 

@@ -13,17 +13,17 @@ import torch
 from ray import tune
 from ray.train import ScalingConfig
 
-from datasets.lease import hold
-from datasets.output import Output
-from models.errors import InputError
-from models.reid_checkpoint import load_reid
+from datasets.storage.lock import hold
+from datasets.storage.output import Output
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid
+from pipeline.evaluation import QUERY, SINGLE, evaluated_by, rank_all
 from pipeline.features import Workers
 from pipeline.ray_training import train_on_workers
-from pipeline.reid_evaluation import QUERY, SINGLE, evaluated_by, rank_all
-from training.gan_loop import pick_device
-from training.reid_config import ReidTraining
-from training.reid_loop import load_data, train, train_loop
-from training.reid_snapshot import NETWORK, claim_folder
+from training.gan.run import pick_device
+from training.reid.config import ReidTraining
+from training.reid.run import load_data, train, train_loop
+from training.reid.start import NETWORK, claim_folder
 from tune.levels import Trial
 from tune.resources import TrialResources
 from tune.sweep import Sweep

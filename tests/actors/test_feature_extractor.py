@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from actors.feature_extractor import FeatureExtractor
-from datasets.units import with_columns
-from models import weights
-from models.errors import InputError
-from models.inception import load_inception
+from datasets.runs.units import with_columns
+from passersby import weights
+from passersby.errors import InputError
+from passersby.perception.inception import load_inception
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from actors.identity_scorer import IdentityScorer
-from datasets.real_people import RealPeople
-from datasets.shards import shard_table
-from datasets.units import images_of, with_columns
-from models.errors import InputError
-from models.reid import FeatureNetwork, ReidConfig, ReidNetwork
+from datasets.people.real_people import RealPeople
+from datasets.runs.shards import shard_table
+from datasets.runs.units import images_of, with_columns
+from passersby.errors import InputError
+from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
 
 SCHEMA = {
     "person": pa.int64(),

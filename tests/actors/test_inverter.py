@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -14,18 +13,15 @@ import torch
 
 from actors.inverter import CHUNK_PIXELS, MOST_CHUNK, Inverter, chunk_of
 from actors.latent_writer import LatentWriter
-from datasets.inversion_plan import InversionConfiguration, agree
-from datasets.latents import SCHEMA, delta_name
-from datasets.output import Output
-from datasets.units import images_of
-from models.perceptual import load_perceptual
-from models.restyle.checkpoint import LoadedEncoder
-from models.restyle.delta import apply_delta, load_delta
-from models.restyle.losses import InversionLoss, LossWeights
-
-spec = importlib.util.spec_from_file_location("inversion_networks", Path(__file__).parent / "inversion_networks.py")
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
+from datasets.latents.plan import InversionConfiguration, agree
+from datasets.latents.table import SCHEMA, delta_name
+from datasets.runs.units import images_of
+from datasets.storage.output import Output
+from passersby.perception.perceptual import load_perceptual
+from passersby.restyle.checkpoint import LoadedEncoder
+from passersby.restyle.delta import apply_delta, load_delta
+from passersby.restyle.losses import InversionLoss, LossWeights
+from tests.helpers import inversion_networks as tiny
 
 CONFIGURATION = InversionConfiguration(
     encoder="e", network="n", identity=None, perceptual="p", data="d", splits=("train",), pictures=None, steps=3,

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from actors.pedestrian_detector import PedestrianDetector
-from datasets.units import images_of, with_columns
-from models import weights
-from models.errors import InputError
+from datasets.runs.units import images_of, with_columns
+from passersby import weights
+from passersby.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import pyarrow as pa
 import pytest
 
 from actors.shard_writer import ShardWriter
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Configuration, Plan
-from datasets.shards import read_shard
-from datasets.units import with_columns
-from datasets.verdicts import Thresholds
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.shards import read_shard
+from datasets.runs.units import with_columns
+from datasets.runs.verdicts import Thresholds
+from datasets.storage.output import Output
 
 CONFIGURATION = Configuration(
     seed=0, variants=4, method="mix", layers=(5,), amount=None, truncation_psi=0.7, network="n", height=64,

@@ -8,8 +8,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 from actors.similarity_scorer import SimilarityScorer
-from datasets.units import images_of, with_columns
-from models.errors import InputError
+from datasets.runs.units import images_of, with_columns
+from passersby.errors import InputError
 
 SCHEMA = {
     "person": pa.int64(),

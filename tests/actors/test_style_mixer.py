@@ -2,10 +2,7 @@
 
 import dataclasses
 import hashlib
-import runpy
 import warnings
-from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,17 +12,17 @@ import torch
 from torch.nn import functional
 
 from actors.style_mixer import StyleMixer, check_network
-from datasets.latents import delta_name, read_latents
-from datasets.plan import Configuration
-from datasets.planned_rows import people_without_partners
-from datasets.shards import SCHEMA
-from datasets.style_codes import RealCodes, origins_of, real_codes
-from datasets.units import images_of
-from models.errors import InputError
-from models.restyle.delta import Delta, save_delta
-from models.stylegan3 import Generator, GeneratorConfig, to_uint8
+from datasets.latents.partners import RealCodes, origins_of, real_codes
+from datasets.latents.table import delta_name, read_latents
+from datasets.runs.plan import Configuration
+from datasets.runs.rows import people_without_partners
+from datasets.runs.shards import SCHEMA
+from datasets.runs.units import images_of
+from passersby.errors import InputError
+from passersby.restyle.delta import Delta, save_delta
+from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
+from tests.helpers import latent_tables as helper
 
-helper = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "latent_tables.py")))
 COUNTS = (4, 1, 3)  # pictures of each real person
 CONFIGURATION = Configuration(
     seed=100, variants=4, method="mix", layers=(5, 6, 9), amount=None, truncation_psi=0.7, network="n", height=64,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import InputError
-from models.stylegan3 import Generator, GeneratorConfig
-from models.stylegan3.checkpoint import save_network
+from passersby.errors import InputError
+from passersby.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3.checkpoint import save_network
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "network_card.py"
 
@@ -91,8 +91,8 @@ def test_it_writes_the_figures_and_the_pictures(card):
 
 def test_the_images_are_those_of_the_main_job(command, settings, network):
     from actors.style_mixer import StyleMixer
-    from datasets.decoding import decode
-    from models.stylegan3.checkpoint import load_network
+    from datasets.people.decoding_part import decode
+    from passersby.stylegan3.checkpoint import load_network
 
     config = command.Config(out=Path("unused"), **settings)
     plan = command.configuration(config, "middle")

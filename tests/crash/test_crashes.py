@@ -25,9 +25,9 @@ import torch
 from ray.cluster_utils import Cluster
 
 from jobs import generate
-from models.errors import InputError
-from models.stylegan3 import Generator, GeneratorConfig
-from models.stylegan3.checkpoint import save_network
+from passersby.errors import InputError
+from passersby.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3.checkpoint import save_network
 
 ROOT = Path(__file__).parents[2]
 PEOPLE, VARIANTS = 40, 4  # 40 units of one person

@@ -1,14 +1,12 @@
 """Inversions that are killed end, by the same command, as the undisturbed one: no picture lost, none twice."""
 
 import dataclasses
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -17,29 +15,22 @@ import pytest
 import ray
 
 from jobs import invert
-from models.reid_checkpoint import file_sha256
-from models.restyle.checkpoint import save_encoder
-from models.stylegan3.checkpoint import save_network
+from passersby.reid.checkpoint import file_sha256
+from passersby.restyle.checkpoint import save_encoder
+from passersby.stylegan3.checkpoint import save_network
+from tests.helpers import inversion_networks
 
 ROOT = Path(__file__).parents[2]
 PEOPLE = 10  # 10 units of one person, two pictures each
 PATIENCE = 240.0  # seconds; each run takes some 8 on two idle cores
 
 
-def helper() -> ModuleType:
-    path = ROOT / "tests" / "actors" / "inversion_networks.py"
-    spec = importlib.util.spec_from_file_location("inversion_networks", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> invert.Config:
-    folder, tiny = tmp_path_factory.mktemp("inversion"), helper()
-    save_network(folder / "generator.safetensors", tiny.tiny_generator(), record={})
+    folder = tmp_path_factory.mktemp("inversion")
+    save_network(folder / "generator.safetensors", inversion_networks.tiny_generator(), record={})
     generator = {"file": "generator.safetensors", "sha256": file_sha256(folder / "generator.safetensors")}
-    encoder, average = tiny.tiny_encoder()
+    encoder, average = inversion_networks.tiny_encoder()
     save_encoder(folder / "encoder.safetensors", encoder, average, generator=generator, record={})
     for number in range(2 * PEOPLE):
         noise = np.random.default_rng(number).integers(0, 256, (4, 2, 3), np.uint8)

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 import pipeline.run
 from jobs.common import MALLOC_VARIABLES
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.pools import Pool, describe, fit_pools
 from pipeline.run import run_units

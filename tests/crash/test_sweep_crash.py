@@ -1,7 +1,6 @@
 """Sweeps whose driver and a trial are killed: finished trials stay finished, others go on from their checkpoint."""
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,12 +13,9 @@ import pyarrow.parquet as pq
 import ray
 
 from jobs import sweep
-from training.reid_snapshot import STATE
+from tests.helpers import sweep_data
+from training.reid.start import STATE
 from tune.table import RESULT
-
-spec = importlib.util.spec_from_file_location("sweep_data", Path(__file__).parents[1] / "tune/sweep_data.py")
-sweep_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sweep_data)
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0  # seconds

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.stylegan3 import Generator, GeneratorConfig
-from models.stylegan3.checkpoint import save_network
+from passersby.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3.checkpoint import save_network
 
 
 @pytest.fixture(scope="session")

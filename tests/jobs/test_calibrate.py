@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from datasets import toy_tree
+from datasets.toy_crowd import tree as toy_tree
 from jobs import refilter
 from jobs.calibrate import Config, main, real_images
-from models import weights
-from models.errors import InputError
-from models.pedestrian_filter import PedestrianFilter
+from passersby import weights
+from passersby.errors import InputError
+from passersby.yolo.pedestrian_filter import PedestrianFilter
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import safetensors.torch
 import torch
 
 from jobs.convert import ConvertConfig, editing_advice, main
-from models.errors import InputError
-from models.stylegan3 import Generator, GeneratorConfig
-from models.stylegan3.checkpoint import load_network, save_network
+from passersby.errors import InputError
+from passersby.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3.checkpoint import load_network, save_network
 
 
 def equal_states(a, b) -> bool:

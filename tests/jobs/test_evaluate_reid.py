@@ -11,12 +11,12 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from datasets.reid_readers import read_split
+from datasets.people.readers import read_split
 from jobs.evaluate_reid import FEATURES, QUERIES, RANKING, SHEET, Config, main
-from metrics.ranking import evaluate_ranking
-from models.errors import InputError
-from models.reid import ReidConfig, ReidNetwork
-from models.reid_checkpoint import save_reid
+from passersby.errors import InputError
+from passersby.metrics.ranking import evaluate_ranking
+from passersby.reid.checkpoint import save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
 
 HEIGHT, WIDTH = 32, 16
 COLOURS = {1: (255, 0, 0), 2: (0, 255, 0), 3: (0, 0, 255)}

@@ -1,6 +1,5 @@
 """The export job: nothing lost, nothing twice, nothing mixed."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -10,17 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from datasets.manifest import write_manifest
-from datasets.output import Output
-from datasets.plan import read_plan
-from datasets.verdicts import Thresholds
+from datasets.runs.manifest import write_manifest
+from datasets.runs.plan import read_plan
+from datasets.runs.verdicts import Thresholds
+from datasets.storage.output import Output
 from jobs.export import Config, main
-from models.errors import InputError
+from passersby.errors import InputError
+from tests.helpers import export_runs as runs
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("export_runs", ROOT / "tests" / "datasets" / "export_runs.py")
-runs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(runs)
 
 FORMATS = ["market1501", "webdataset", "folder", "table"]
 

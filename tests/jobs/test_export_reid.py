@@ -13,9 +13,9 @@ import torch
 
 from jobs import export_reid
 from jobs.export_reid import Config, main
-from models.errors import InputError
-from models.reid import ReidConfig, ReidNetwork
-from models.reid_checkpoint import load_reid, save_reid
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid, save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from jobs.find_person import SHEET, TABLE, Config, main
-from models.errors import InputError
-from models.reid import ReidConfig, ReidNetwork
-from models.reid_checkpoint import load_reid, save_reid
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid, save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
 
 HEIGHT, WIDTH = 32, 16
 

@@ -15,15 +15,15 @@ import torch
 from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
-from datasets.output import Output, _host
-from datasets.plan import read_plan
-from datasets.shards import read_shard, shard_name
-from datasets.units import images_of
+from datasets.runs.plan import read_plan
+from datasets.runs.shards import read_shard, shard_name
+from datasets.runs.units import images_of
+from datasets.storage.output import Output, _host
 from jobs import generate, refilter
 from jobs.generate import Config
-from models import weights
-from models.errors import InputError
-from models.stylegan3.checkpoint import load_network
+from passersby import weights
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import load_network
 
 ROOT = Path(__file__).parents[2]
 

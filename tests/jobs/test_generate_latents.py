@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import re
-import runpy
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,24 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datasets.decoding import decode
-from datasets.latents import read_latents
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Plan, file_sha256, read_plan
-from datasets.reid_images import decode_bicubic
-from datasets.reid_sources import list_sources
-from datasets.shards import read_shard, write_shard
+from datasets.latents.table import read_latents
+from datasets.people.decoding_part import decode
+from datasets.people.labelled_images import decode_bicubic
+from datasets.reid.sources import list_sources
+from datasets.runs.plan import PLAN_FILE, Plan, file_sha256, read_plan
+from datasets.runs.shards import read_shard, write_shard
+from datasets.storage.output import Output
 from jobs import generate, verify
 from jobs.generate import Config
-from models.errors import InputError
-from models.reid import FeatureNetwork, ReidConfig, ReidNetwork
-from models.reid_checkpoint import load_reid, save_reid
-from models.stylegan3 import to_uint8
-from models.stylegan3.checkpoint import load_network
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid, save_reid
+from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
+from passersby.stylegan3 import to_uint8
+from passersby.stylegan3.checkpoint import load_network
 from pipeline.generation_inputs import read_inputs
-from reporting.sheets import encode_png
+from reporting.grid import encode_png
+from tests.helpers import latent_tables as helper
 
-helper = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "latent_tables.py")))
 COUNTS, VARIANTS = (3, 1, 2), 3
 
 

@@ -2,20 +2,17 @@
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
-from datasets import lease
-from datasets.output import Output
-from datasets.shards import shard_name
+from datasets.runs.shards import shard_name
+from datasets.storage import lock as lease
+from datasets.storage.output import Output
 from jobs import generate, refilter
-from models.errors import InputError
-
-helper = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "object_store.py")))
+from passersby.errors import InputError
+from tests.helpers import object_store as helper
 
 
 @pytest.fixture(scope="module", autouse=True)

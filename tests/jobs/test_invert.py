@@ -1,13 +1,11 @@
 """Inversion end to end on a shared local Ray, and everything that it refuses before Ray starts."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -17,34 +15,26 @@ import pytest
 import torch
 
 from actors.inverter import Inverter
-from datasets.inversion_plan import read_inversion_plan
-from datasets.latents import SCHEMA, delta_name, read_latents
-from datasets.latents_pictures import list_pictures
-from datasets.output import Output
-from datasets.shards import shard_name
-from datasets.units import images_of
+from datasets.latents.pictures import list_pictures
+from datasets.latents.plan import read_inversion_plan
+from datasets.latents.table import SCHEMA, delta_name, read_latents
+from datasets.runs.shards import shard_name
+from datasets.runs.units import images_of
+from datasets.storage.output import Output
 from jobs import invert
 from jobs.invert import Config
-from models import weights
-from models.errors import InputError
-from models.reid import ReidConfig, ReidNetwork
-from models.reid_checkpoint import file_sha256, save_reid
-from models.restyle.checkpoint import save_encoder
-from models.stylegan3 import Generator, GeneratorConfig
-from models.stylegan3.checkpoint import save_network
-from reporting.results import RunTimes
+from passersby import weights
+from passersby.errors import InputError
+from passersby.reid.checkpoint import file_sha256, save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
+from passersby.restyle.checkpoint import save_encoder
+from passersby.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3.checkpoint import save_network
+from reporting.run.results import RunTimes
+from tests.helpers import export_runs as runs
+from tests.helpers import inversion_networks as tiny
 
 ROOT = Path(__file__).parents[2]
-
-
-def helper(folder: str, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny, runs = helper("actors", "inversion_networks"), helper("datasets", "export_runs")
 
 
 def png(seed: int, height: int = 64, width: int = 32) -> bytes:

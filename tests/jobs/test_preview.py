@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.plan import parse_layers
+from datasets.runs.plan import parse_layers
 from jobs.preview import Preview, check, draw, main
-from models.errors import InputError
-from models.stylegan3 import Generator, GeneratorConfig, load_network, save_network, to_uint8
+from passersby.errors import InputError
+from passersby.stylegan3 import Generator, GeneratorConfig, load_network, save_network, to_uint8
 
 
 @pytest.fixture(scope="module")

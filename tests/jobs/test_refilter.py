@@ -3,12 +3,12 @@
 import pyarrow as pa
 import pytest
 
-from datasets.manifest import read_manifest
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Configuration, Plan
-from datasets.shards import read_shard, shard_table, write_shard
+from datasets.runs.manifest import read_manifest
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.shards import read_shard, shard_table, write_shard
+from datasets.storage.output import Output
 from jobs.refilter import Config, main
-from models.errors import InputError
+from passersby.errors import InputError
 
 PLAN = Plan(
     Configuration(

@@ -1,7 +1,6 @@
 """The job that writes pages: refusals, and pages of a run and of a sweep with its pictures."""
 
 import base64
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -13,22 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datasets.verdicts import Thresholds
+from datasets.runs.verdicts import Thresholds
 from jobs.report import Config, main
-from models.errors import InputError
-from models.reid import ReidConfig, ReidNetwork
-from models.reid_checkpoint import save_reid
-from reporting.results import REPORT, SUMMARY, RunTimes, publish
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-runs, sweeps = load("identity_runs"), load("sweep_tables")
+from passersby.errors import InputError
+from passersby.reid.checkpoint import save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
+from reporting.run.results import REPORT, SUMMARY, RunTimes, publish
+from tests.helpers import identity_runs as runs
+from tests.helpers import sweep_tables as sweeps
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Scores of a network, a folder, a run and a tree against held-out people; without Ray, and once on it."""
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,22 +10,20 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.output import Output
-from datasets.scored_images import run_images
+from datasets.people.image_sets import run_images
+from datasets.storage.output import Output
 from jobs.score import Config, main, reference_set, scored_set
-from models.errors import InputError
-from models.weights import WEIGHTS
+from passersby.errors import InputError
+from passersby.weights import WEIGHTS
+from tests.helpers import export_runs as runs
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("export_runs", ROOT / "tests" / "datasets" / "export_runs.py")
-runs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(runs)
 
 
 @pytest.fixture(autouse=True)
 def own_features(tmp_path, monkeypatch):
     """A feature cache for each test; the downloaded networks stay where they are."""
-    from models import weights
+    from passersby import weights
 
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "inception-2015").symlink_to(weights.get("inception-2015").parent)

@@ -1,7 +1,6 @@
 """The sweep job: real tiny trainings on Ray Tune, their table, going on, extending, refusals, trials that fail."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -13,17 +12,14 @@ import pytest
 import torch
 
 from jobs import sweep
-from models.errors import InputError
-from models.reid import FeatureNetwork
-from models.reid_checkpoint import load_reid
-from training.reid_config import ReidTraining
-from training.reid_loop import train
-from training.reid_presets import PRESETS
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid
+from passersby.reid.network import FeatureNetwork
+from tests.helpers import sweep_data
+from training.reid.config import ReidTraining
+from training.reid.reid_presets import PRESETS
+from training.reid.run import train
 from tune.table import SCHEMA
-
-spec = importlib.util.spec_from_file_location("sweep_data", Path(__file__).parents[1] / "tune/sweep_data.py")
-sweep_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sweep_data)
 
 OPTIONS = {"preset": "tiny", "set": ("batch=8",), "steps": 3, "seeds": (0, 1), "concurrent": 2}
 

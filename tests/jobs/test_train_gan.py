@@ -15,12 +15,12 @@ import pytest
 
 from jobs.common import named_preset, run_job
 from jobs.train_gan import main
-from models.errors import InputError
-from models.stylegan3.checkpoint import load_network
-from training import gan_images
-from training.gan_config import GanConfig
-from training.gan_presets import PRESETS, preset
-from training.gan_snapshot import NETWORK, last_checkpoint, last_snapshot
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import load_network
+from training.gan import images as gan_images
+from training.gan.config import GanConfig
+from training.gan.gan_presets import PRESETS, preset
+from training.gan.start import NETWORK, last_checkpoint, last_snapshot
 
 TINY = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "threads": 1}
 

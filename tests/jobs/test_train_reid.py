@@ -11,13 +11,13 @@ import pytest
 
 from jobs.common import CPU_VARIABLES, named_preset
 from jobs.train_reid import main
-from models.errors import InputError
-from models.reid_checkpoint import load_reid
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid
 from reporting.curves import read_history
-from training.reid_config import ReidTraining
-from training.reid_presets import PRESETS, preset
-from training.reid_snapshot import NETWORK, last_checkpoint
-from training.run_log import HISTORY
+from training.log import HISTORY
+from training.reid.config import ReidTraining
+from training.reid.reid_presets import PRESETS, preset
+from training.reid.start import NETWORK, last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = PRESETS["tiny"] | {"batch": 8, "epochs": 3.0, "threads": 1, "status_seconds": 0.01}

@@ -18,19 +18,19 @@ import torch
 from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
-from datasets.failures import Failure, write_failure
-from datasets.manifest import write_manifest
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Configuration, Extent, Plan, file_sha256, read_plan
-from datasets.shards import read_shard, shard_name, shard_table, write_shard
-from datasets.units import images_of
-from datasets.verdicts import Thresholds
+from datasets.runs.failures import Failure, write_failure
+from datasets.runs.manifest import write_manifest
+from datasets.runs.plan import PLAN_FILE, Configuration, Extent, Plan, file_sha256, read_plan
+from datasets.runs.shards import read_shard, shard_name, shard_table, write_shard
+from datasets.runs.units import images_of
+from datasets.runs.verdicts import Thresholds
+from datasets.storage.output import Output
 from jobs.verify import Config, main
-from models import weights
-from models.errors import InputError
-from models.stylegan3.checkpoint import load_network
+from passersby import weights
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import load_network
 from pipeline.recomputation import Recomputation
-from reporting.results import SUMMARY, publish
+from reporting.run.results import SUMMARY, publish
 
 ROOT = Path(__file__).parents[2]
 THRESHOLDS = Thresholds(detector=0.0)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.cluster import Node, Resources
 from pipeline.pools import Pool, describe, fit_pools, take_cards
 

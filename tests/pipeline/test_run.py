@@ -7,18 +7,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from datasets.failures import failed_units, read_failure
-from datasets.lease import Lease
-from datasets.output import Output
-from datasets.verdicts import VERDICTS
-from models.errors import InputError
-from pipeline import guard
+from datasets.runs.failures import failed_units, read_failure
+from datasets.runs.verdicts import VERDICTS
+from datasets.storage.lock import Lease
+from datasets.storage.output import Output
+from passersby.errors import InputError
+from pipeline import retries as guard
 from pipeline.commit import HOPELESS, committed, failure_advice
-from pipeline.guard import ENDED_WORKERS, TRIES, guarded
 from pipeline.pools import Pool
+from pipeline.retries import ENDED_WORKERS, TRIES, guarded
 from pipeline.run import run_units
-from reporting.metrics import RunMetrics
 from reporting.progress import ProgressLine
+from reporting.run.metrics import RunMetrics
 
 
 class Stage:

@@ -1,7 +1,6 @@
 """Pages in a real Chromium: they load without a complaint, and their sliders count as jobs/refilter.py does."""
 
 import contextlib
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -10,24 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Configuration, Plan
-from datasets.shards import shard_table, write_shard
-from datasets.verdicts import VERDICTS, Thresholds
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.shards import shard_table, write_shard
+from datasets.runs.verdicts import VERDICTS, Thresholds
+from datasets.storage.output import Output
 from jobs import refilter
 from jobs.report import Config, main
-from reporting.results import RunTimes, publish
-from reporting.sheets import encode_png
+from reporting.grid import encode_png
+from reporting.run.results import RunTimes, publish
+from tests.helpers import chromium
+from tests.helpers import sweep_tables as sweeps
 
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-chromium, sweeps = load("chromium"), load("sweep_tables")
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason=chromium.MISSING)
 
 PEOPLE, VARIANTS = 20, 12
@@ -116,8 +108,8 @@ def set_threshold(browser, key: str, value: float | None) -> None:
 
 def refiltered(output, **thresholds) -> dict[str, int]:
     """What the job gives: its printed table is of these counts."""
-    from datasets.manifest import read_manifest
-    from datasets.verdicts import count_verdicts
+    from datasets.runs.manifest import read_manifest
+    from datasets.runs.verdicts import count_verdicts
 
     with contextlib.redirect_stdout(io.StringIO()):
         refilter.main(refilter.Config(out=output.root_address, **thresholds))

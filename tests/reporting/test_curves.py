@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import InputError
+from passersby.errors import InputError
 from reporting import curves
 from reporting.curves import append_history, read_history, rewind_history, save_curves
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.verdicts import KEPT, VERDICTS
+from datasets.runs.verdicts import KEPT, VERDICTS
 from reporting.tables import FILTERS, OPTIONAL, discard_rows, discard_table, filters_set, percent
 
 STUDY = {"kept": 16636, "detector": 3419, "ssim_floor": 396}

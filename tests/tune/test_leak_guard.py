@@ -2,9 +2,9 @@
 
 import pytest
 
-from datasets.configuration import Origin
-from datasets.image_tree import identities_sha256
-from models.errors import InputError
+from datasets.people.market_tree import identities_sha256
+from datasets.runs.configuration import Origin
+from passersby.errors import InputError
 from tune.leak_guard import (
     CLEAN,
     LEAK,

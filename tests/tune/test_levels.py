@@ -2,8 +2,8 @@
 
 import pytest
 
-from datasets.draws import first
-from models.errors import InputError
+from datasets.reid.draws import first
+from passersby.errors import InputError
 from tune.levels import LEVELS, PEOPLE_SWEEP, VARIANTS_SWEEP, Trial, trials_of, with_baseline
 
 

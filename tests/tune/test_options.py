@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.errors import InputError
-from training.reid_presets import PRESETS
+from passersby.errors import InputError
+from training.reid.reid_presets import PRESETS
 from tune.options import arms_of
 
 

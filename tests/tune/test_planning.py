@@ -1,7 +1,6 @@
 """Plans of sweeps from the options of the job, on data on disk: records, leaks, filters, a run for each seed."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,21 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.configuration import Configuration
-from datasets.image_tree import identities_sha256
-from datasets.manifest import write_manifest
-from datasets.output import Output
-from datasets.plan import PLAN_FILE, Plan
-from datasets.shards import shard_table, write_shard
-from datasets.verdicts import Thresholds
-from models.errors import InputError
+from datasets.people.market_tree import identities_sha256
+from datasets.runs.configuration import Configuration
+from datasets.runs.manifest import write_manifest
+from datasets.runs.plan import PLAN_FILE, Plan
+from datasets.runs.shards import shard_table, write_shard
+from datasets.runs.verdicts import Thresholds
+from datasets.storage.output import Output
+from passersby.errors import InputError
+from tests.helpers import sweep_data
 from tune.levels import Trial
 from tune.planning import Wanted, plan_sweep
 from tune.table import SCHEMA, write_table
-
-spec = importlib.util.spec_from_file_location("sweep_data", Path(__file__).with_name("sweep_data.py"))
-sweep_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sweep_data)
 
 PEOPLE, VARIANTS = 5, 4
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.errors import InputError
+from passersby.errors import InputError
 from pipeline.cluster import Node, Resources
 from tune.resources import fit_trials
 

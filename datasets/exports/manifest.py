@@ -1,0 +1,110 @@
+"""Reading a finished run for an export: its manifest in pieces of whole units, and the images that it names."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.runs.manifest import MANIFEST_SCHEMA, manifest_name
+from datasets.runs.plan import Unit, read_plan
+from datasets.runs.shards import read_shard
+from datasets.storage.output import Output
+from passersby.errors import InputError
+
+ORDER_COLUMNS = ["unit", "person", "variant"]
+
+
+class RunManifest:
+    """A manifest of a run of jobs/generate.py, and the shards that its rows stand for.
+
+    Raises InputError when there is no run, no such manifest, or one that is damaged or of another plan. Pieces of
+    it are read anew each time, so memory does not grow with the run.
+    """
+
+    def __init__(self, run: Output, name: str | None = None):
+        plan = read_plan(run)
+        if plan is None:
+            raise InputError(f"--run {run.root_address}: no plan.json there, so no run of jobs/generate.py")
+        self.run, self.plan, self.name = run, plan, manifest_name(name)
+        self.address = run.address(self.name)
+        if not run.exists(self.name):
+            way = (
+                f"make it with jobs/refilter.py --name {name}"
+                if name
+                else "finish the run with jobs/generate.py, or judge the finished part with jobs/refilter.py and give "
+                "its name as --manifest"
+            )
+            raise InputError(f"{self.address} is not there: {way}")
+        with self._open() as parquet:
+            schema, self.rows = parquet.schema_arrow, parquet.metadata.num_rows
+        if (schema.metadata or {}).get(b"plan_hash", b"").decode() != plan.configuration.hash:
+            raise InputError(f"{self.address} belongs to another plan than plan.json beside it: derive it again")
+        if schema.names != MANIFEST_SCHEMA.names:
+            raise InputError(f"{self.address} does not have the columns of a manifest: derive it again")
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.run.open(self.name))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{self.address} is damaged: remove it and derive it again") from error
+
+    def sha256(self) -> str:
+        """sha256 of the manifest's file."""
+        digest = hashlib.sha256()
+        with self.run.open(self.name) as file:
+            while piece := file.read(4 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def pieces(self, columns: list[str]) -> Iterator[pa.Table]:
+        """The rows in the order of the plan, some whole units at a time; ORDER_COLUMNS are always among them.
+
+        Raises InputError when rows are damaged, out of order or there twice.
+        """
+        wanted = list(dict.fromkeys([*ORDER_COLUMNS, *columns]))
+        rest, last = MANIFEST_SCHEMA.empty_table().select(wanted), -1
+        with self._open() as parquet:
+            for group in range(parquet.num_row_groups):
+                try:
+                    table = parquet.read_row_group(group, columns=wanted).select(wanted)
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise InputError(f"{self.address} is damaged: remove it and derive it again") from error
+                last = self._check_order(table, last)
+                # A unit may go on in the next row group, and people are counted as wholes.
+                table = pa.concat_tables([rest, table.replace_schema_metadata()]).combine_chunks()
+                units = table["unit"].to_numpy()
+                whole = int(np.searchsorted(units, units[-1])) if len(units) else 0
+                rest = table.slice(whole)
+                if whole:
+                    yield table.slice(0, whole)
+        if rest.num_rows:
+            yield rest
+
+    def _check_order(self, table: pa.Table, last: int) -> int:
+        if not table.num_rows:
+            return last
+        key = table["person"].to_numpy() * self.plan.configuration.variants + table["variant"].to_numpy()
+        units = table["unit"].to_numpy()
+        if key[0] <= last or (np.diff(key) <= 0).any() or (np.diff(units) < 0).any():
+            raise InputError(f"{self.address} does not hold the images in the order of the plan: derive it again")
+        return int(key[-1])
+
+    def units(self) -> Iterator[Unit]:
+        """The units of the plan, in order."""
+        return self.plan.units()
+
+    def images(self, unit: Unit, rows: np.ndarray) -> list[bytes]:
+        """The stored bytes of some images: `rows` are indices into the unit's shard, [n] int64.
+
+        Raises InputError when the shard is missing, damaged, or has no bytes for one of them.
+        """
+        column = read_shard(self.run, self.plan, unit, ["image"])["image"]
+        found = column.take(pa.array(rows)).to_pylist()
+        if any(not image for image in found):
+            raise InputError(
+                f"unit {unit.unit} of {self.run.root_address} has no bytes for an image that {self.name} calls kept: "
+                "derive the manifest again"
+            )
+        return found

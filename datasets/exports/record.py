@@ -1,0 +1,131 @@
+"""What an export leaves beside the images: its frozen options, who each identity is, and who has few images."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import numpy as np
+
+from datasets.exports.manifest import RunManifest
+from datasets.exports.selection import SPLITS, Options, People
+from datasets.runs.plan import PLAN_FILE
+from datasets.storage.output import Output
+from passersby.errors import InputError
+
+RECORD, IDENTITIES, SHORT = "export.json", "identities.csv", "short_people.csv"
+NOTE = "Artificial people, made by Passersby: none of these images shows anybody."
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What export.json freezes: the same options over the same manifest are the same export, byte by byte."""
+
+    options: Options
+    plan_hash: str
+    manifest: str  # its name
+    manifest_sha256: str
+
+    @staticmethod
+    def of(manifest: RunManifest, options: Options) -> "Record":
+        """The record of an export of `manifest`. Reads the whole manifest once."""
+        return Record(options, manifest.plan.configuration.hash, manifest.name, manifest.sha256())
+
+    def to_json(self, people: People) -> bytes:
+        """The text of export.json."""
+        wanted = self.options.per_person or 1
+        content = {
+            "note": NOTE,
+            **dataclasses.asdict(self),
+            "people": int(people.exported.sum()),
+            "images": int(people.images.sum()),
+            "short_people": int(people.short(wanted).sum()),
+        }
+        return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def agree(out: Output, record: Record) -> bool:
+    """Whether this export was begun in `out` before.
+
+    Raises InputError when the folder holds another export (naming the options that differ), an export of a manifest
+    that has changed since, a run, or files of somebody else.
+    """
+    text = out.read(RECORD)
+    if text is None:
+        if out.exists(PLAN_FILE):
+            raise InputError(f"--out {out.root_address} is the folder of a run: choose another one")
+        strangers = out.list("")
+        if strangers:
+            raise InputError(
+                f"--out {out.root_address} holds files that are no export ({strangers[0]}): choose an empty folder"
+            )
+        return False
+    try:
+        old = json.loads(text)
+        options, plan_hash, sha256 = dict(old["options"]), old["plan_hash"], old["manifest_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out.address(RECORD)} is not a record of this program: choose another --out") from error
+    new = dataclasses.asdict(record.options)
+    different = [f"{key} is {options.get(key)}, not {new[key]}" for key in new if options.get(key) != new[key]]
+    if different:
+        raise InputError(
+            f"--out holds an export with other options: {'; '.join(different)}. Choose another --out, or the options "
+            "it was begun with"
+        )
+    if plan_hash != record.plan_hash:
+        raise InputError(f"--out {out.root_address} holds an export of another run: choose another --out")
+    if sha256 != record.manifest_sha256:
+        raise InputError(
+            f"{record.manifest} has changed since this export was begun (its sha256 is {record.manifest_sha256[:12]}, "
+            f"not {str(sha256)[:12]}): choose another --out, or derive the manifest as it was"
+        )
+    return True
+
+
+def begin(out: Output, record: Record, people: People) -> None:
+    """Write export.json, identities.csv and short_people.csv where they are missing, the record first."""
+    wanted = record.options.per_person or 1
+    for name, content in (
+        (RECORD, lambda: record.to_json(people)),
+        (IDENTITIES, lambda: identities_csv(people)),
+        (SHORT, lambda: short_csv(people, wanted)),
+    ):
+        if not out.exists(name):
+            out.write(name, content())
+
+
+def identities_csv(people: People) -> bytes:
+    """One line an exported person: identity, label, split, person, seed, images, name (of real people).
+
+    label: place among the training identities, ascending, from 0: the class number where a loader numbers the sorted
+    identities (torchvision's ImageFolder); empty for test people.
+    """
+    rows, label = [], 0
+    for index in np.flatnonzero(people.exported):
+        train = people.split[index] == 0
+        split = SPLITS[0] if train else "test"
+        name = people.names[index] if people.names else ""
+        rows.append([people.identity[index], label if train else "", split, *_who(people, index, people.images), name])
+        label += int(train)
+    return _csv(["identity", "label", "split", "person", "seed", "images", "name"], rows)
+
+
+def short_csv(people: People, wanted: int) -> bytes:
+    """One line a person with fewer than `wanted` kept images: person, seed, images (0: not in the export)."""
+    return _csv(
+        ["person", "seed", "images"],
+        [_who(people, index, people.kept) for index in np.flatnonzero(people.short(wanted))],
+    )
+
+
+def _who(people: People, index: int, images: np.ndarray) -> list:
+    seed = people.seed[index]
+    return [people.person[index], seed if seed >= 0 else "", images[index]]
+
+
+def _csv(header: list[str], rows: list[list]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,120 @@
+"""Exports as a tree of image files: a Market-1501 tree, or one folder a person.
+
+The rules for names are those of three common tools (each read at the revision named, none of their code is here):
+
+- torchreid (KaiyangZhou/deep-person-reid f8cd150, torchreid/data/datasets/image/market1501.py): files `*.jpg` of
+  bounding_box_train, query and bounding_box_test, which must exist, and hold an image each; the first place in the
+  *whole path* that reads digits (or -), `_c`, digit is identity and camera; identity 0 to 1501, camera 1 to 6.
+- fast-reid (JDAI-CV/fast-reid c9bc3ce, fastreid/data/datasets/market1501.py): the same pattern and bounds; query and
+  gallery must exist and may be empty where nothing is evaluated.
+- Person_reID_baseline_pytorch (layumi, 82ff40f, prepare.py and test.py): names end in `jpg`; what stands before the
+  first _ is the person's folder; the first four characters are the identity in tests, and the character after the
+  first `c` is the camera. The first image of each person is its validation set: a person needs two.
+"""
+
+import re
+from collections.abc import Sequence
+
+from datasets.exports.export_images import ExportImages
+from datasets.exports.selection import Options, People, Piece, cameras_of
+from datasets.people.market_tree import SPLIT_FOLDERS
+from datasets.storage.output import Output
+from passersby.errors import InputError
+
+COLUMNS = ["seed", "camera"]
+LAST_IDENTITY, LAST_CAMERA = 1501, 6
+LAST_FOUR_DIGITS = 9999
+_FIRST_READ = re.compile(r"[-\d]+_c\d")  # what torchreid and fast-reid look for
+EMPTY_NOTE = "README.txt"
+
+
+def market1501_names(piece: Piece) -> list[str]:
+    """`bounding_box_train/PPPP_cCs1_FFFFFF_00.jpg` for each image: identity, camera, and the variant as frame.
+
+    One sequence and one box: a generated image is the only one of its frame.
+    """
+    columns = [piece.table[name].to_pylist() for name in ("split", "identity", "camera", "variant")]
+    return [
+        f"{SPLIT_FOLDERS[split]}/{identity:04d}_c{camera}s1_{variant:06d}_00.jpg"
+        for split, identity, camera, variant in zip(*columns, strict=True)
+    ]
+
+
+def folder_names(piece: Piece, people: People, suffix: str) -> list[str]:
+    """`PPPP/PPPP_cCs1_FFFFFF_00.jpg` for each image: one folder a person.
+
+    Identities have as many digits as the largest, four at least, so that folders in the order of their names (the
+    classes of torchvision's ImageFolder) are in the order of identities.
+    """
+    digits = max(4, len(str(people.identity.max())))
+    columns = [piece.table[name].to_pylist() for name in ("identity", "camera", "variant")]
+    return [
+        f"{identity:0{digits}d}/{identity:0{digits}d}_c{camera}s1_{variant:06d}_00.{suffix}"
+        for identity, camera, variant in zip(*columns, strict=True)
+    ]
+
+
+def write_images(out: Output, images: ExportImages, piece: Piece, names: Sequence[str], existing: set[str]) -> None:
+    """Write the images of a piece that are not there yet, each whole."""
+    missing = [index for index, name in enumerate(names) if name not in existing]
+    for index, content in zip(missing, images.read(piece, missing), strict=True):
+        out.write(names[index], content)
+
+
+def loader_notes(out: Output, options: Options, people: People, strict: bool) -> list[str]:
+    """What a user of a Market-1501 tree should know: lines for the screen.
+
+    strict: raises InputError where torchreid and fast-reid would refuse the tree, or read other identities out of it.
+    """
+    count, most = int(people.exported.sum()), int(people.identity.max())
+    cameras = cameras_of(options, people)
+    notes = []
+    if most > LAST_IDENTITY:
+        notes.append(
+            f"identities go up to {most}, and torchreid and fast-reid refuse more than {LAST_IDENTITY}: "
+            + _identity_advice(options, count)
+        )
+    if max(cameras) > LAST_CAMERA or min(cameras) < 1:
+        notes.append(
+            f"cameras {min(cameras)} to {max(cameras)}: torchreid and fast-reid take 1 to {LAST_CAMERA}; give other "
+            "--camera and --cameras"
+        )
+    misread = _FIRST_READ.search(out.root_address)
+    if misread:
+        notes.append(
+            f"torchreid and fast-reid look for identities in the whole path, and would find {misread[0]!r} in --out "
+            f"{out.root_address}: choose another folder"
+        )
+    if notes and strict:
+        raise InputError(f"{notes[0]} (or write it all the same with --no-loader-limits)")
+    if most > LAST_FOUR_DIGITS:
+        notes.append(f"identities above {LAST_FOUR_DIGITS} are cut to four digits by Person_reID_baseline_pytorch")
+    single = int((people.images == 1).sum())
+    if single:
+        notes.append(
+            f"{single:,} people have one image, and Person_reID_baseline_pytorch needs two of each: one to train on, "
+            "one to validate"
+        )
+    if not options.test_people:
+        notes.append(
+            "query and bounding_box_test are empty: torchreid wants images there; copy a real test set in, or export "
+            "again with --test-people"
+        )
+    return notes
+
+
+def _identity_advice(options: Options, count: int) -> str:
+    room = LAST_IDENTITY - (options.first_identity or 1) + 1
+    if room < 1:
+        return f"give a --first-identity of at most {LAST_IDENTITY}"
+    if count <= room and not options.compact_ids:
+        return "give --compact-ids"
+    return f"give --people {room}" + " --compact-ids" * (not options.compact_ids)
+
+
+def write_empty_notes(out: Output, options: Options) -> None:
+    """Make folders without images exist (on object stores too): loaders look for all three of them."""
+    for split in ("query", "gallery"):
+        name = f"{SPLIT_FOLDERS[split]}/{EMPTY_NOTE}"
+        if not options.test_people and not out.exists(name):
+            out.write(name, b"No images: this export is a training set. Copy a real test set in to evaluate on it.\n")

@@ -1,0 +1,108 @@
+"""Exports as files of many images: WebDataset tars and Parquet tables.
+
+Which image goes into which file follows from the manifest alone, so a file that exists never has to be made again.
+Equal rows give equal bytes: no time, user or host stands in a file.
+"""
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.exports.export_images import ExportImages
+from datasets.exports.selection import Piece
+from datasets.runs.manifest import MANIFEST_SCHEMA
+from datasets.storage.output import Output
+
+COLUMNS = MANIFEST_SCHEMA.names
+ROW_GROUP_BYTES, ROW_GROUP_ROWS = 16_000_000, 4096  # of encoded images: what a reader that filters takes in at once
+_FIRST = ["person", "variant", "camera", "height", "width", "verdict", "detector_score", "ssim"]
+_FIELDS = [MANIFEST_SCHEMA.field(name) for name in [*_FIRST, *(name for name in COLUMNS if name not in _FIRST)]]
+TABLE_SCHEMA = pa.schema([pa.field("identity", pa.int64()), pa.field("image", pa.binary()), *_FIELDS])
+
+
+def tar_name(index: int) -> str:
+    """people-000012.tar, of people-{000000..000012}.tar as WebDataset writes many of them."""
+    return f"people-{index:06d}.tar"
+
+
+def table_name(index: int) -> str:
+    """table/people-000012.parquet: a folder of nothing else, which readers of Parquet take as one table."""
+    return f"table/people-{index:06d}.parquet"
+
+
+def divide(pieces: Iterator[Piece], count: int) -> Iterator[list[Piece]]:
+    """The images of all pieces, in order, in parts of `count` (the last may be smaller)."""
+    part, room = [], count
+    for piece in pieces:
+        first = 0
+        while first < len(piece.rows):
+            taken = min(room, len(piece.rows) - first)
+            part.append(piece.slice(first, taken))
+            first, room = first + taken, room - taken
+            if not room:
+                yield part
+                part, room = [], count
+    if part:
+        yield part
+
+
+def write_tar(out: Output, name: str, images: ExportImages, pieces: Sequence[Piece]) -> None:
+    """A WebDataset shard: for each image `IIIIII_VVVVVV.jpg` (identity, variant) and a .json of its row.
+
+    The JSON has the columns of the table but the image; scores that are no number are null.
+    """
+    with out.replacing(name) as path, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for piece in pieces:
+            rows = piece.table.select(_json_columns()).to_pylist()
+            for row, image in zip(rows, images.read(piece), strict=True):
+                key = f"{row['identity']:06d}_{row['variant']:06d}"
+                _add(tar, f"{key}.{images.suffix}", image)
+                _add(tar, f"{key}.json", json.dumps({k: _number(v) for k, v in row.items()}).encode())
+
+
+def _json_columns() -> list[str]:
+    return [name for name in TABLE_SCHEMA.names if name != "image"]
+
+
+def _number(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON knows no NaN
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its time, user and group are 0
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def write_table(out: Output, name: str, images: ExportImages, pieces: Sequence[Piece]) -> None:
+    """A Parquet file of TABLE_SCHEMA, with statistics of every column but the image, so that filters skip groups."""
+    described = [field.name for field in TABLE_SCHEMA if field.name != "image"]
+    described[described.index("mix_layers")] = "mix_layers.list.element"
+    compression = {"image": "none"} | dict.fromkeys(described, "zstd")
+    with (
+        out.replacing(name) as path,
+        pq.ParquetWriter(
+            path, TABLE_SCHEMA, compression=compression, use_dictionary=described, write_statistics=described
+        ) as writer,
+    ):
+        for group in _row_groups(images, pieces):
+            writer.write_table(group)
+
+
+def _row_groups(images: ExportImages, pieces: Sequence[Piece]) -> Iterator[pa.Table]:
+    waiting, rows, size = [], 0, 0
+    for piece in pieces:
+        content = pa.array(images.read(piece), pa.binary())
+        table = piece.table.append_column("image", content).select(TABLE_SCHEMA.names).cast(TABLE_SCHEMA)
+        waiting.append(table)
+        rows, size = rows + table.num_rows, size + content.nbytes
+        if size >= ROW_GROUP_BYTES or rows >= ROW_GROUP_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting, rows, size = [], 0, 0
+    if waiting:
+        yield pa.concat_tables(waiting)

@@ -1,0 +1,131 @@
+"""The codes of real people for a run: what a worker needs of a latents table, and whose styles each variant takes."""
+
+import dataclasses
+
+import numpy as np
+
+from datasets.latents.table import Latents
+from datasets.people.labelled_images import UNKNOWN_CAMERA
+from datasets.runs.configuration import PEOPLE, PICTURES, Configuration, Origin
+from datasets.runs.rows import partner_count
+from datasets.storage.output import Output
+from passersby.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RealCodes:
+    """The people of a latents table as a StyleMixer needs them; a worker's arrays may be read-only.
+
+    people: [P, num_ws, w_dim] float32, each person's own code. pictures: [N, num_ws, w_dim] float32, the codes of all
+    pictures; [0, ...] where partners are random. persons: [N] int64, who is in each picture, ascending. nearest: [P]
+    int64, the picture that a person's origin names. table: for the deltas; without the codes.
+    """
+
+    people: np.ndarray
+    pictures: np.ndarray
+    persons: np.ndarray
+    nearest: np.ndarray
+    table: Latents
+
+    def delta(self, person: int) -> bytes | None:
+        """What changes in the network for this person, or None; InputError where the file is not the table's."""
+        return self.table.delta(person)
+
+
+def check_generator(latents: Latents, sha256: str, network: str) -> None:
+    """InputError unless the codes are of the network with this sha256, which `network` names."""
+    made_for = latents.about["generator"]
+    if made_for["sha256"] != sha256:
+        raise InputError(
+            f"--network {network}: its sha256 is {sha256[:12]}..., but the codes of --latents are of "
+            f"{made_for.get('file') or 'a network'} with {made_for['sha256'][:12]}...: give that one"
+        )
+
+
+def origins_of(latents: Latents) -> tuple[Origin, ...]:
+    """The origin of every person of a table, in its order."""
+    return tuple(_origin(latents, person) for person in range(latents.people))
+
+
+def _origin(latents: Latents, person: int) -> Origin:
+    nearest = latents.medoid(person)
+    camera = int(latents.cameras[nearest])
+    return Origin(
+        name=latents.names[person],
+        path=latents.paths[nearest],
+        camera=None if camera == UNKNOWN_CAMERA else camera,
+        pictures=len(latents.pictures_of(person)),
+    )
+
+
+def real_codes(latents: Latents, configuration: Configuration, people: int) -> RealCodes:
+    """The codes for a run of so many people of the table that `configuration` names.
+
+    Raises InputError where all variants could not be different pictures, and where a delta is missing.
+    """
+    _check_partners(configuration, people)
+    _check_deltas(latents, people)
+    by_place = [latents.pictures_of(person).tolist() for person in range(latents.people)]
+    nearest = [
+        next(place for place in places if latents.paths[place] == origin.path)
+        for places, origin in zip(by_place, configuration.origins, strict=True)
+    ]
+    return RealCodes(
+        people=latents.person_codes(),
+        pictures=latents.codes[:0] if configuration.draws_codes else latents.codes,
+        persons=latents.persons,
+        nearest=np.array(nearest, np.int64),
+        table=dataclasses.replace(latents, codes=latents.codes[:0], paths=()),
+    )
+
+
+def _check_deltas(latents: Latents, people: int) -> None:
+    wanted = [latents.deltas[person][0] for person in range(people) if person in latents.deltas]
+    if not wanted:
+        return
+    folder = Output(latents.folder)
+    there = set(folder.list("deltas"))
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise InputError(
+            f"--latents: {len(missing):,} of {len(wanted):,} deltas that it names are not there, the first is "
+            f"{folder.address(missing[0])}: copy the folder again, whole, or invert again"
+        )
+
+
+def _check_partners(configuration: Configuration, people: int) -> None:
+    if configuration.draws_codes or configuration.variants == 1:
+        return
+    counts = [partner_count(configuration, person) for person in range(people)]
+    if configuration.partners == PICTURES and not any(counts):
+        raise InputError(
+            "--partners pictures: nobody in --latents has two pictures: take --partners random, or invert more of each"
+        )
+    fewest = min(counts)
+    if configuration.partners == PEOPLE and not fewest:
+        raise InputError("--partners people: --latents has nobody else: take --partners random")
+    if configuration.method == "mix" and fewest < configuration.variants - 1:
+        raise InputError(
+            f"--variants {configuration.variants}: --latents has only {fewest} pictures of other people to mix with, "
+            f"and every variant takes another one: ask for at most {fewest + 1}, or take --partners random"
+        )
+
+
+def partners_of(codes: RealCodes, configuration: Configuration, person: int) -> np.ndarray:
+    """The pictures [V - 1] that a person's variants from 1 on take styles from, as rows of `codes.pictures`.
+
+    Variant v takes the (mix seed modulo their number)-th of those that no earlier variant has taken, of other people's
+    pictures or of the person's others than the nearest one to the code; when none is left, all are there again. Empty
+    where there is none.
+    """
+    c = configuration
+    if c.partners == PEOPLE:
+        places = np.flatnonzero(codes.persons != person)
+    else:
+        places = np.flatnonzero(codes.persons == person)
+        places = places[places != codes.nearest[person]]
+    left, chosen = [], []
+    for variant in range(1, c.variants) if len(places) else ():
+        left = left or places.tolist()
+        chosen.append(left.pop(c.mix_seed(person, variant) % len(left)))
+    return np.array(chosen, np.int64)

@@ -1,0 +1,141 @@
+"""The pictures to invert: listed, ordered by person, and as the rows that workers get."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.latents.plan import InversionUnit
+from datasets.people.labelled_images import Listing
+from datasets.people.readers import address, read_split
+from datasets.people.splits import SPLITS, TRAIN, people_only
+from passersby.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """The pictures of people, person by person in the order of their identities: `listing` holds no junk and no
+    distractors.
+
+    splits[i] is the split of picture i, starts[p] the place of person p's first picture (one more entry than people).
+    fingerprint: of all listed pictures, also of those that `most` left out. name: of the data set.
+    """
+
+    name: str
+    listing: Listing
+    splits: tuple[str, ...]
+    starts: np.ndarray
+    fingerprint: str
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of pictures of each person."""
+        return tuple(np.diff(self.starts).tolist())
+
+    def names(self, people: int) -> list[str]:
+        """What the data set calls the first so many people, in order."""
+        return [self.listing.people[int(self.listing.identities[self.starts[p]])] for p in range(people)]
+
+    def row(self, unit: InversionUnit) -> dict:
+        """A unit as a Ray Data row: scalars, and lists with one entry a picture; `file` (absolute) or `content`."""
+        first, end = self.starts[unit.first_person], self.starts[unit.first_person + unit.people]
+        persons = np.repeat(np.arange(unit.people), np.diff(self.starts)[unit.first_person :][: unit.people])
+        listing, places = self.listing, range(first, end)
+        contents = [listing.contents[place] for place in places]
+        files = all(isinstance(content, Path) for content in contents)
+        identities = listing.identities[first:end].tolist()
+        return {
+            "unit": unit.unit,
+            "person": (persons + unit.first_person).tolist(),
+            "identity": identities,
+            "name": [listing.people[identity] for identity in identities],
+            "path": [listing.names[place] for place in places],
+            "camera": listing.cameras[first:end].tolist(),
+            "split": [self.splits[place] for place in places],
+            ("file" if files else "content"): [os.fspath(c) if files else c for c in contents],
+        }
+
+
+def list_pictures(
+    root: str | Path, splits: Sequence[str], allow_test_people: bool = False, most: int | None = None
+) -> Pictures:
+    """The pictures of people of some splits; opens none. most: of one person, evenly spread over all in the order of
+    their names (and so over cameras).
+
+    Raises InputError for data that cannot be read, for other splits than "train" without `allow_test_people`, and for
+    training and test people together: some data sets number both from 1, and a record says one of both.
+    """
+    check_splits(splits, allow_test_people)
+    parts = [people_only(read_split(root, split)) for split in splits]
+    where = address(root)
+    base = where.parent if isinstance(where, Path) and where.is_file() else where
+    contents = [_absolute(content) for part in parts for content in part.contents]
+    names = [name for part in parts for name in part.names]
+    paths = [_relative(content, base, name) for content, name in zip(contents, names, strict=True)]
+    _check_names(root, paths)
+    identities = np.concatenate([part.identities for part in parts])
+    everything = Listing(
+        name=" and ".join(part.name for part in parts),
+        contents=tuple(contents),
+        identities=identities,
+        cameras=np.concatenate([part.cameras for part in parts]),
+        names=tuple(paths),
+        people={identity: name for part in parts for identity, name in part.people.items()},
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+    said = [split for split, part in zip(splits, parts, strict=True) for _ in range(len(part))]
+    order = np.argsort(identities, kind="stable")
+    _, starts = np.unique(identities[order], return_index=True)
+    if most is not None:
+        order = np.concatenate([_spread(places, most) for places in np.split(order, starts[1:])])
+        _, starts = np.unique(identities[order], return_index=True)
+    listing = everything.take(order)
+    name = os.path.basename(os.path.abspath(where)) if isinstance(where, Path) else where.rstrip("/").rpartition("/")[2]
+    fingerprint = everything.fingerprint()
+    return Pictures(name, listing, tuple(said[i] for i in order), np.append(starts, len(order)), fingerprint)
+
+
+def check_splits(splits: Sequence[str], allow_test_people: bool) -> None:
+    """Raises InputError for splits that are none, are given twice, or are of people that may not be inverted."""
+    if not splits or len(set(splits)) != len(splits) or set(splits) - set(SPLITS):
+        raise InputError(f"--splits {' '.join(splits) or 'nothing'}: give some of {', '.join(SPLITS)}, each once")
+    others = [split for split in splits if split != TRAIN]
+    if others and not allow_test_people:
+        raise InputError(
+            f"--splits {' '.join(splits)}: {others[0]} shows people that re-ID networks are tested with, and pictures "
+            "made of them must not be trained on: leave it out, or add --allow-test-people, which the record will say"
+        )
+    if others and TRAIN in splits:
+        raise InputError(
+            f"--splits {' '.join(splits)}: training and test people stay apart: invert them into two --out folders"
+        )
+
+
+def _spread(places: np.ndarray, most: int) -> np.ndarray:
+    if len(places) <= most:
+        return places
+    return places[np.linspace(0, len(places) - 1, most).round().astype(np.int64)]
+
+
+def _absolute(content: Path | bytes) -> Path | bytes:
+    return Path(os.path.abspath(content)) if isinstance(content, Path) else content  # workers run in other folders
+
+
+def _relative(content: Path | bytes, base: str | Path, name: str) -> str:
+    """The path below the data set's folder, so that it is unique over splits; else what the reader calls it."""
+    if not isinstance(content, Path) or not isinstance(base, Path):
+        return name
+    base = Path(os.path.abspath(base))
+    return content.relative_to(base).as_posix() if content.is_relative_to(base) else name
+
+
+def _check_names(root: str | Path, paths: Sequence[str]) -> None:
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{root}: the name {path!r} is not UTF-8: rename the file") from error
+    if len(set(paths)) != len(paths):
+        raise InputError(f"{root}: the same picture is in two of the splits: give one of them")

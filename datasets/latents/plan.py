@@ -1,0 +1,224 @@
+"""The plan of an inversion: its frozen configuration, and the fixed units that the people of a data set are cut into.
+
+As of a run that makes people (datasets/runs/plan.py): a unit is the same pictures wherever and whenever it is computed,
+so a file that exists never has to be made again.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from datasets.runs.plan import MAX_UNITS, PLAN_FILE
+from datasets.storage.output import Output
+from passersby.errors import InputError
+
+JOB = "invert"  # tells this plan.json from that of jobs/generate.py
+REFINEMENTS = ("none", "w", "pivotal")
+UNITS_OF_A_SMALL_RUN = 8  # small runs are cut finer, so that pools share them and progress is seen
+MOST_STEPS = 100_000
+MOST_PICTURES = 4096  # of one person, who is never divided
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionConfiguration:
+    """Everything that changes the bytes of a shard, and nothing else; how many people is absent, as more people extend
+    a run. Raises InputError for a value out of range.
+    """
+
+    encoder: str  # sha256 of the file
+    network: str  # sha256 of the generator's file
+    identity: str | None  # sha256 of the identity network's file
+    perceptual: str  # sha256 of the perceptual network's file
+    data: str  # fingerprint of the listed pictures (datasets/latents/pictures.py)
+    splits: tuple[str, ...]
+    pictures: int | None  # most of one person
+    steps: int
+    refine: str
+    refine_steps: int | None
+    pivotal_steps: int | None
+    unit_images: int
+    recipe: int = 1  # raised whenever a change of this code changes bytes
+
+    def __post_init__(self) -> None:
+        _check("--steps", self.steps, 1 <= self.steps <= 100, "1 to 100")
+        _check("--refine", self.refine, self.refine in REFINEMENTS, " or ".join(REFINEMENTS))
+        for option, value in (("--refine-steps", self.refine_steps), ("--pivotal-steps", self.pivotal_steps)):
+            if value is not None:
+                _check(option, value, 1 <= value <= MOST_STEPS, f"1 to {MOST_STEPS}")
+        if self.pictures is not None:
+            _check("--pictures", self.pictures, 1 <= self.pictures <= MOST_PICTURES, f"1 to {MOST_PICTURES}")
+        _check("--unit-images", self.unit_images, 1 <= self.unit_images <= 100_000, "1 to 100000")
+
+    @property
+    def test_people(self) -> bool:
+        """Whether the people are those that re-ID networks are tested with."""
+        return self.splits != ("train",)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the configuration as canonical JSON; it stands in every shard."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check(option: str, value: object, good: bool, allowed: str) -> None:
+    if not good:
+        raise InputError(f"{option} {value}: must be {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionUnit:
+    """A fixed slice of the work: all pictures of `people` whole persons from `first_person` on, which become one
+    shard; `pictures` of them."""
+
+    unit: int
+    first_person: int
+    people: int
+    pictures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionPlan:
+    """A configuration, the number of pictures of each person of the data set, and how many people each extent of the
+    run has: people added at one time, whose units are never changed."""
+
+    configuration: InversionConfiguration
+    counts: tuple[int, ...]
+    extents: tuple[int, ...] = ()
+
+    @property
+    def people(self) -> int:
+        """Number of people in all."""
+        return sum(self.extents)
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures in all."""
+        return sum(self.counts[: self.people])
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units in all; units are 0 to unit_count - 1."""
+        return sum(1 for _ in self.units())
+
+    def units(self) -> Iterator[InversionUnit]:
+        """Every unit, in order: whole persons of at most `unit_images` pictures, or one with more; in a small extent
+        fewer, so that there are about UNITS_OF_A_SMALL_RUN."""
+        unit = first = 0
+        for extent in self.extents:
+            end = first + extent
+            most = max(1, min(self.configuration.unit_images, -(-sum(self.counts[first:end]) // UNITS_OF_A_SMALL_RUN)))
+            while first < end:
+                people, pictures = 1, self.counts[first]
+                while first + people < end and pictures + self.counts[first + people] <= most:
+                    pictures += self.counts[first + people]
+                    people += 1
+                yield InversionUnit(unit, first, people, pictures)
+                unit, first = unit + 1, first + people
+
+    def pending(self, finished: Iterable[int]) -> list[InversionUnit]:
+        """The units that are not among the finished ones, in order."""
+        done = set(finished)
+        return [unit for unit in self.units() if unit.unit not in done]
+
+    def extended(self, people: int | None) -> "InversionPlan":
+        """This plan with as many people in all, None for everybody; the same plan when it has that many or more.
+
+        Raises InputError for less than one person, more than the data set has, a person of more than MOST_PICTURES
+        pictures and more units than file names can count.
+        """
+        there = len(self.counts)
+        if people is not None and not 1 <= people <= there:
+            raise InputError(f"--people {people}: must be 1 to {there:,}, as many as there are")
+        people = people or there
+        if people <= self.people:
+            return self
+        most = max(self.counts[:people])
+        if most > MOST_PICTURES:
+            raise InputError(
+                f"--data: one person has {most:,} pictures, and a person is never divided: give --pictures, at most "
+                f"{MOST_PICTURES}"
+            )
+        extended = dataclasses.replace(self, extents=(*self.extents, people - self.people))
+        if extended.unit_count > MAX_UNITS:
+            raise InputError(f"--people {people}: {extended.unit_count} units, and one folder holds {MAX_UNITS}")
+        return extended
+
+    def describe(self, pending: int, asked: int | None) -> str:
+        """The plan in a line for people; `pending` units are to be made, `asked` people were asked for."""
+        units = f"{self.unit_count:,} units, {pending:,} to make" if pending else "every unit is there"
+        fewer = f" (the folder was begun with these people, more than --people {asked})"
+        fewer *= asked is not None and asked < self.people
+        return f"plan: {self.pictures:,} pictures of {self.people:,} people{fewer}; {units}"
+
+    def to_json(self) -> bytes:
+        """The text of plan.json."""
+        content = {
+            "job": JOB,
+            "hash": self.configuration.hash,
+            "configuration": dataclasses.asdict(self.configuration),
+            "test_people": self.configuration.test_people,
+            "people": self.people,
+            "pictures": self.pictures,
+            "units": self.unit_count,
+            "extents": list(self.extents),
+        }
+        return (json.dumps(content, indent=2) + "\n").encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPlan:
+    """What plan.json says; the pictures of each person stand in the data set, whose fingerprint is in it."""
+
+    configuration: InversionConfiguration
+    extents: tuple[int, ...]
+
+
+def read_inversion_plan(output: Output) -> StoredPlan | None:
+    """The plan that lies in `output`, or None. Raises InputError when plan.json is not one of this job, or was
+    edited."""
+    text = output.read(PLAN_FILE)
+    if text is None:
+        return None
+    address = output.address(PLAN_FILE)
+    try:
+        content = json.loads(text)
+        if content.get("job") != JOB:
+            raise InputError(f"{address} is the plan of another job than invert: choose another --out")
+        values = content["configuration"]
+        configuration = InversionConfiguration(**{**values, "splits": tuple(values["splits"])})
+        extents = tuple(content["extents"])
+        good = all(type(people) is int and people > 0 for people in extents)
+        intact = configuration.hash == content["hash"] and content["people"] == sum(extents)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{address} is not a plan of this program ({error}): choose another --out") from error
+    if not (good and intact):
+        raise InputError(f"{address} was edited: its hash differs; choose another --out")
+    return StoredPlan(configuration, extents)
+
+
+def agree(
+    stored: StoredPlan | None, configuration: InversionConfiguration, counts: Sequence[int], people: int | None
+) -> InversionPlan:
+    """The plan of this run: a new one, or the existing one, extended where more people are asked for.
+
+    counts: pictures of each person of the data set. Raises InputError that names every key in which the
+    configurations differ, with the old and the new value.
+    """
+    counts = tuple(counts)
+    if stored is None:
+        return InversionPlan(configuration, counts).extended(people)
+    old, new = dataclasses.asdict(stored.configuration), dataclasses.asdict(configuration)
+    different = [f"{key} is {_short(old[key])}, not {_short(new[key])}" for key in old if old[key] != new[key]]
+    if different:
+        raise InputError(
+            f"--out holds a run of another configuration: {'; '.join(different)}. "
+            "Choose another --out, or the options it was begun with"
+        )
+    return InversionPlan(configuration, counts, stored.extents).extended(people)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:13] + '..."'

@@ -1,0 +1,140 @@
+"""Zip files and folders as the reference StyleGAN3's data set tool leaves them: images and a dataset.json.
+
+`dataset.json` holds `{"labels": [[name, class number or list of numbers], ...]}` or null for labels. Archives are
+read in place, member by member: nothing is unpacked to disk, and what an archive promises is checked first.
+"""
+
+import json
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.people.gan_listing import BROKEN_ARCHIVE, LABELS_FILE, MOST_IMAGE_BYTES, Item, Label, Listing, is_image
+from datasets.people.listing import guard, list_images, market_names, without_junk
+from passersby.errors import InputError
+
+MOST_MEMBERS = 5_000_000
+MOST_LABELS_BYTES = 256 << 20
+MOST_CLASSES = 16_384  # each label becomes a row of as many float32
+# Pictures hardly shrink. Archives that promise more than this, as bombs do, are refused unread.
+MOST_TOTAL_BYTES, MOST_GROWTH = 1 << 30, 100
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def list_archive(path: Path) -> Listing:
+    """Every image of a zip file, in the order of the names, with its label. Decodes none.
+
+    Identities and cameras: those of the names where all of them read as Market-1501's do, else unknown: the
+    sub-folders of such files only keep folders small. Raises InputError for a file that is no zip file, is encrypted,
+    packed otherwise than stored or deflated, too large unpacked, holds a name twice or no image, for a damaged
+    dataset.json, and for what `guard` refuses.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.filename.endswith("/")]
+            fault = _fault(members, path.stat().st_size)
+            labelled = not fault and any(member.filename == LABELS_FILE for member in members)
+            text = archive.read(LABELS_FILE) if labelled else None
+    except BROKEN_ARCHIVE as error:
+        why = str(error) or type(error).__name__
+        raise InputError(f"cannot read {path} as a zip file ({why}): make it or fetch it again") from error
+    if fault:
+        raise InputError(f"{path}: {fault}")
+    sizes = {member.filename: member.file_size for member in members if is_image(member.filename)}
+    return _listing("zip", path, sizes, text)
+
+
+def list_labelled_folder(root: Path) -> Listing:
+    """Every image below a folder that holds a dataset.json, as `list_archive` lists a zip file."""
+    path = root / LABELS_FILE
+    try:
+        if path.stat().st_size > MOST_LABELS_BYTES:
+            raise InputError(f"{path} is larger than {MOST_LABELS_BYTES >> 20} MiB: shorten it")
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}: check the file") from error
+    return _listing("folder", root, list_images(root), text)
+
+
+def parse_labels(text: bytes, path: Path) -> dict[str, Label]:
+    """Names and labels of a dataset.json; {} where it says null. `path` is for messages.
+
+    Raises InputError where it is not of that form: class numbers of 0 to 16383 throughout, or finite vectors of one
+    length up to that many.
+    """
+    where = f"{LABELS_FILE} of {path}"
+    try:
+        labels = json.loads(text)["labels"]
+        pairs = [] if labels is None else [(name.replace("\\", "/"), label) for name, label in labels]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f'{where} is not {{"labels": [[name, label], ...]}} ({error}): make it again') from error
+    parsed: dict[str, Label] = {}
+    length = None
+    for name, label in pairs:
+        if name in parsed:
+            raise InputError(f"{where} names {name!r} twice: remove one of the lines")
+        parsed[name] = value = _label(label)
+        if value is None:
+            raise InputError(
+                f"{where} labels {name!r} {_short(label)}: give a class number below {MOST_CLASSES}, or a vector of "
+                "finite numbers"
+            )
+        previous, length = length, len(value) if isinstance(value, tuple) else 0
+        if previous not in (None, length):
+            raise InputError(f"{where} labels {name!r} {_short(label)}, unlike those before it: give all one form")
+    return parsed
+
+
+def _listing(kind: str, path: Path, sizes: dict[str, int], text: bytes | None) -> Listing:
+    if not sizes:
+        raise InputError(f"no images (jpg, png) in {path}")
+    names = sorted(sizes)
+    guard(path, names)
+    labels = parse_labels(text, path) if text is not None else {}
+    said = market_names(names)
+    items = []
+    for name in names:
+        identity, camera = (said[name].identity, said[name].camera) if said else (None, None)
+        items.append(Item(name, sizes[name], identity, camera, labels.get(name)))
+    return without_junk(kind, path, items)
+
+
+def _fault(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> str | None:
+    """What is wrong with an archive's list of members, and the way out; None where nothing is."""
+    if len(members) > MOST_MEMBERS:
+        return f"{len(members)} members, and at most {MOST_MEMBERS} are read: divide it"
+    seen = set()
+    for member in members:
+        name = member.filename
+        if name in seen:
+            return f"{name!r} stands in it twice: make it again"
+        seen.add(name)
+        most = MOST_LABELS_BYTES if name == LABELS_FILE else MOST_IMAGE_BYTES
+        if name != LABELS_FILE and not is_image(name):
+            continue  # never read
+        if member.flag_bits & 1:
+            return f"{name!r} is encrypted: make it again without a password"
+        if member.compress_type not in _METHODS:
+            return f"{name!r} is packed by method {member.compress_type}: make it again, stored or deflated"
+        if member.file_size > most:
+            return f"{name!r} is {member.file_size} bytes unpacked, and at most {most} are read: leave it out"
+    total = sum(member.file_size for member in members)
+    if total > max(MOST_TOTAL_BYTES, MOST_GROWTH * archive_bytes):
+        return f"{total} bytes unpacked from {archive_bytes}: pictures do not shrink so; make it again, stored"
+    return None
+
+
+def _label(value: object) -> Label | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if 0 <= value < MOST_CLASSES else None
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
+        return None
+    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
+    # An int beyond float's range fails the comparison's bound and never becomes a float.
+    return tuple(map(float, value)) if numbers and all(abs(n) <= 3e38 and math.isfinite(n) for n in value) else None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."

@@ -1,0 +1,112 @@
+"""CUHK03 by the new protocol: 767 people to train on, 700 to test.
+
+images_labeled or images_detected, as torchreid extracts them from cuhk-03.mat, and beside it
+cuhk03_new_protocol_config_labeled.mat or _detected.mat, which says who is where (Zhong et al., "Re-ranking Person
+Re-identification with k-reciprocal Encoding", CVPR 2017; images: Li et al., "DeepReID", CVPR 2014).
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from datasets.people.labelled_images import Listing
+from datasets.people.splits import GALLERY, QUERY, TRAIN, missing_note, published_note
+from passersby.errors import InputError
+
+BOXES = ("labeled", "detected")
+INDICES = {TRAIN: "train_idx", QUERY: "query_idx", GALLERY: "gallery_idx"}
+_CONFIG = "cuhk03_new_protocol_config_{}.mat"
+_RAW = "cuhk-03.mat"
+_MALFORMED = (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, AttributeError)
+EXTRACT = (
+    "extract its images once with torchreid, whose data folder holds cuhk03/cuhk03_release/cuhk-03.mat: python -c "
+    "\"import torchreid; torchreid.data.ImageDataManager('DATA', 'cuhk03')\", and give DATA/cuhk03"
+)
+
+
+def holds(root: Path) -> bool:
+    """Whether it is CUHK03: its folders of images, the folder above, or the file that they are extracted from."""
+    if root.name == _RAW:
+        return root.is_file()
+    return _chosen(root) is not None or any(path.is_file() for path in (root / _RAW, root / "cuhk03_release" / _RAW))
+
+
+def splits(root: Path) -> set[str]:
+    """All three where the images are extracted and the protocol's file lies beside them."""
+    chosen = _chosen(root)
+    return set(INDICES) if chosen is not None and _config(*chosen) is not None else set()
+
+
+def read(root: Path, split: str) -> Listing:
+    """One split of images_labeled, or, where only that is there or its folder is given, images_detected.
+
+    Raises InputError where the images are not extracted, the protocol's file is missing, damaged or not its own.
+    """
+    chosen = _chosen(root)
+    if chosen is None:
+        raise InputError(f"{root}: the images are still in {_RAW}: {EXTRACT}")
+    if split not in INDICES:
+        raise InputError(f"{root}: CUHK03 has no split {split}: it has {', '.join(INDICES)}")
+    folder, boxes = chosen
+    config = _config(folder, boxes)
+    if config is None:
+        raise InputError(
+            f"no {_CONFIG.format(boxes)} in {folder.parent}: it says who is in which split; take it from "
+            "github.com/zhunzhong07/person-re-ranking (CUHK03-NP)"
+        )
+    files, identities, cameras, places = _protocol(config, split)
+    names = tuple(files[place] for place in places)
+    paths = tuple(folder / name for name in names)
+    chosen_identities = identities[places]
+    name = f"CUHK03 {boxes} {split}"
+    listing = Listing(
+        name=name,
+        contents=paths,
+        identities=chosen_identities,
+        cameras=cameras[places],
+        names=names,
+        people={identity: str(identity) for identity in np.unique(chosen_identities).tolist()},
+    )
+    both = root != folder and all((root / f"images_{kind}").is_dir() for kind in BOXES)
+    return listing.with_notes(
+        published_note(listing, f"CUHK03-NP {boxes}", split),
+        missing_note(name, paths, names, folder),
+        f"{name}: the labeled boxes; for the detected ones give {root / 'images_detected'}" if both else "",
+    )
+
+
+def _chosen(root: Path) -> tuple[Path, str] | None:
+    """The folder of images and which boxes these are."""
+    for boxes in BOXES:
+        folder = root if root.name == f"images_{boxes}" else root / f"images_{boxes}"
+        if folder.is_dir():
+            return folder, boxes
+    return None
+
+
+def _config(folder: Path, boxes: str) -> Path | None:
+    return next((path for path in (p / _CONFIG.format(boxes) for p in (folder.parent, folder)) if path.is_file()), None)
+
+
+def _protocol(path: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """(file names, identities, cameras) of all images, and the places, from 0, of a split's."""
+    import scipy.io  # half a second, which only readers of this data set should wait for
+
+    try:
+        values = scipy.io.loadmat(path)
+        files = [str(np.asarray(entry).reshape(-1)[0]) for entry in values["filelist"].reshape(-1)]
+        identities, cameras, places = (
+            values[key].reshape(-1).astype(np.int64) for key in ("labels", "camId", INDICES[split])
+        )
+    except (scipy.io.matlab.MatReadError, zlib.error, *_MALFORMED) as error:
+        raise InputError(f"{path} is not the protocol of CUHK03 ({error}): download it again") from error
+    places = places - 1  # MATLAB counts from 1
+    fits = len(files) == len(identities) == len(cameras) and len(places) > 0
+    if not fits or places.min() < 0 or places.max() >= len(files) or (identities < 1).any():
+        raise InputError(f"{path}: its lists do not fit each other: download it again")
+    if any("/" in name or "\\" in name or name in ("", ".", "..") for name in files):
+        raise InputError(f"{path}: it names files outside its folder: download it again")
+    if len({files[place] for place in places}) < len(places):
+        raise InputError(f"{path}: it names an image of {split} twice: download it again")
+    return files, identities, cameras, places

@@ -1,0 +1,170 @@
+"""A folder of people: one sub-folder each, with an optional camera in the names of the files (_c3).
+
+Sub-folders `train`, `query`, `gallery` and `multi-query`, each with one sub-folder a person, are the splits, as in
+layumi's Person_reID_baseline_pytorch (`train_all` goes before `train`). Where there are none of these, everything is
+for training and `reid_splits.derived_split` makes query and gallery.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
+from datasets.people.market_tree import DISTRACTOR_IDENTITY, parse_name
+from datasets.people.splits import (
+    DERIVED,
+    GALLERY,
+    MULTI_QUERY,
+    QUERY,
+    TRAIN,
+    cameras_note,
+    derived_split,
+    is_image,
+    names_of,
+    numbered,
+)
+from passersby.errors import InputError
+
+SPLIT_NAMES = {
+    TRAIN: ("train_all", "train"),
+    QUERY: ("query",),
+    GALLERY: ("gallery",),
+    MULTI_QUERY: ("multi-query", "multi_query", "gt_bbox"),
+}
+_OTHER_SPLITS = {"val", "test"}  # known by name, so that they are not taken for people
+# _c3, c3_ or Market's _c3s1; what follows must not go on as a word would ("_c4ab", a hash).
+_CAMERA = re.compile(r"(?:^|_)c(\d{1,9})(?:s\d+)?(?=[_.\-]|$)", re.IGNORECASE)
+_OTHER_IMAGES = (".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif")
+
+
+def holds(root: Path) -> bool:
+    """Whether it is a folder: every folder that is nothing else is one of people."""
+    return root.is_dir()
+
+
+def splits(root: Path) -> set[str]:
+    """The splits that there are, or that are made."""
+    found = _split_folders(root)
+    if found is None:
+        return set(DERIVED)
+    return set(found) | ({TRAIN} if _beside(root) else set())
+
+
+def read(root: Path, split: str) -> Listing:
+    """One split. Links that leave the folder and links to folders are not followed; a note says how many.
+
+    identities: numbers of the sub-folders' names, the same in all splits. A sub-folder "-1" is junk, and "0000" with
+    files named as in Market-1501 are distractors. Raises InputError where there is no image of a person.
+    """
+    found = _split_folders(root)
+    if found is None:
+        return derived_split(_listing(root, _folders(root), f"{root.name}", ""), split)
+    if split == TRAIN and TRAIN not in found:
+        folders, prefix = _beside(root), ""
+    elif split in found:
+        prefix = found[split]
+        folders = _folders(root / prefix)
+    else:
+        folders, prefix = [], ""
+    if not folders:
+        raise InputError(
+            f"{root} has no people for {split}: it has {', '.join(sorted(found.values()))}; make a folder {split}/ "
+            "with one sub-folder a person"
+        )
+    return _listing(root, folders, f"{root.name} {split}", prefix)
+
+
+def _listing(root: Path, folders: list[str], name: str, prefix: str) -> Listing:
+    base = root / prefix
+    label_numbers = numbered(_all_people(root))
+    paths, labels, outside, others, empty = [], [], 0, 0, 0
+    for folder in folders:
+        before = len(paths)
+        for entry, leaves in _files(base / folder, root.resolve()):
+            if leaves:
+                outside += 1
+            elif is_image(entry.name):
+                paths.append(Path(entry.path))
+                labels.append(folder)
+            elif entry.name.lower().endswith(_OTHER_IMAGES):
+                others += 1
+        empty += len(paths) == before
+    loose = sum(is_image(entry.name) for entry in os.scandir(base))
+    if not paths:
+        where = f"{loose} images lie directly in it" if loose else "no images (jpg, png) in it"
+        raise InputError(f"{base}: {where}: make one sub-folder a person, or give a table with path and identity")
+    order = sorted(range(len(paths)), key=lambda place: (label_numbers[labels[place]], str(paths[place])))
+    paths, labels = [paths[place] for place in order], [labels[place] for place in order]
+    identities = [_special(path, label, label_numbers[label]) for path, label in zip(paths, labels, strict=True)]
+    listing = Listing(
+        name=name,
+        contents=tuple(paths),
+        identities=np.array(identities, np.int64),
+        cameras=np.array([_camera(path.name) for path in paths], np.int64),
+        names=tuple(path.relative_to(base).as_posix() for path in paths),
+        people=names_of(identities, labels),
+    )
+    counted = (
+        (empty, "sub-folders hold no images"),
+        (loose, "images lie in no sub-folder, so nobody knows who they show: left out"),
+        (others, "files are neither JPEG nor PNG: left out"),
+        (outside, "links to folders, or out of the folder, are not followed"),
+    )
+    odd = "; ".join(f"{count:,} {what}" for count, what in counted if count)
+    return listing.with_notes(f"{name}: {odd}" if odd else "", cameras_note(listing))
+
+
+def _special(path: Path, label: str, identity: int) -> int:
+    """Distractors as layumi's prepare.py copies them: 0000/0000_c1s1_000001_00.jpg. A "0000" of other data is a
+    person."""
+    image = parse_name(path) if label == "0000" else None
+    return DISTRACTOR_IDENTITY if image is not None and image.identity == DISTRACTOR_IDENTITY else identity
+
+
+def _camera(name: str) -> int:
+    match = _CAMERA.search(Path(name).stem)
+    return UNKNOWN_CAMERA if match is None else int(match[1])
+
+
+def _files(folder: Path, root: Path) -> Iterator[tuple[os.DirEntry, bool]]:
+    """Files below a folder, and links: (entry, whether it is a link that is not followed)."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                target = Path(entry.path).resolve()
+                yield entry, target.is_dir() or not target.is_relative_to(root)
+            elif entry.is_dir():
+                yield from _files(Path(entry.path), root)
+            else:
+                yield entry, False
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+
+
+def _split_folders(root: Path) -> dict[str, str] | None:
+    """split -> sub-folder, None where the sub-folders are people."""
+    names = set(_folders(root))
+    found = {split: next((n for n in known if n in names), None) for split, known in SPLIT_NAMES.items()}
+    found = {split: name for split, name in found.items() if name is not None}
+    if {QUERY, GALLERY} <= set(found) or (TRAIN in found and not _beside(root)):
+        return found
+    return None
+
+
+def _beside(root: Path) -> list[str]:
+    """Sub-folders that are no split by their names: people, where query and gallery lie beside them."""
+    known = {name for names in SPLIT_NAMES.values() for name in names} | _OTHER_SPLITS
+    return [name for name in _folders(root) if name not in known]
+
+
+def _all_people(root: Path) -> set[str]:
+    found = _split_folders(root)
+    if found is None:
+        return set(_folders(root))
+    return set(_beside(root)).union(*(_folders(root / name) for name in found.values()))

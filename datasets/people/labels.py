@@ -1,0 +1,155 @@
+"""Labels that condition a GAN: one row of float32 for each training image, and what its columns mean."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+from scipy.cluster.vq import ClusterError, kmeans2
+
+from datasets.people.gan_listing import Item
+from datasets.people.image_source import ImageSource
+from passersby.errors import InputError
+
+STRIPES, BINS = 3, (8, 8, 8)  # head, trunk, legs; L, a, b
+FEATURES = STRIPES * sum(BINS)
+_STARTS, _ATTEMPTS = 4, 20  # of k-means: good ones wanted, and tried at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """`rows` [N, c_dim] float32, in the order of the training images; `meaning` is for the network's record."""
+
+    rows: np.ndarray
+    meaning: dict
+
+
+def labels(
+    source: ImageSource,
+    kind: Literal["none", "camera", "cluster", "dataset"],
+    *,
+    features: np.ndarray | None = None,
+    clusters: int = 0,
+    seed: int = 0,
+) -> Labels:
+    """Labels of the training images.
+
+    "none": no columns. "camera": one column a camera, ascending. "dataset": those of dataset.json, class numbers as one
+    column a class up to the largest, vectors as they are. "cluster": people (images, where identities are unknown) of
+    alike colours get one of `clusters` columns; needs `features`, the `colour_features` of the training images.
+    Raises InputError where an image has no camera or label, and where there are fewer kinds of people than clusters.
+    """
+    items = source.training
+    if kind == "none":
+        return Labels(np.zeros((len(items), 0), np.float32), {"kind": "none"})
+    if kind == "camera":
+        return _camera_labels(source)
+    if kind == "dataset":
+        return _dataset_labels(source)
+    if features is None or len(features) != len(items):
+        raise ValueError("clusters need the features of every training image")
+    return _cluster_labels(items, features, clusters, seed)
+
+
+def colour_features(images: np.ndarray) -> np.ndarray:
+    """Colour histograms of three stripes, top to bottom: uint8 [N, H, W, 3] RGB -> float32 [N, 72].
+
+    Only the middle half of the columns counts: the rest of a person's picture is mostly background. Each stripe has 8
+    bins for each of L, a, b; bins hold the square root of their share of the stripe's pixels, so the Euclidean
+    distance of two images is the Hellinger distance of their histograms (times the root of 2).
+    """
+    features = np.empty((len(images), FEATURES), np.float32)
+    for index, image in enumerate(images):
+        margin = image.shape[1] // 4
+        lab = cv2.cvtColor(np.ascontiguousarray(image[:, margin : image.shape[1] - margin]), cv2.COLOR_RGB2LAB)
+        parts = [
+            cv2.calcHist([stripe], [channel], None, [bins], [0, 256]).ravel() / stripe[..., 0].size
+            for stripe in np.array_split(lab, STRIPES)
+            for channel, bins in enumerate(BINS)
+        ]
+        features[index] = np.sqrt(np.concatenate(parts))
+    return features
+
+
+def _camera_labels(source: ImageSource) -> Labels:
+    unknown = [item.name for item in source.training if item.camera is None]
+    if unknown:
+        raise InputError(
+            f'labels by "camera": {len(unknown)} of {len(source.training)} images of {source.root} say no camera, the '
+            f"first is {unknown[0]}: all names must read PPPP_cCsS_FFFFFF_BB.jpg; or choose other labels"
+        )
+    cameras, places = np.unique([item.camera for item in source.training], return_inverse=True)
+    counts = np.bincount(places)
+    meaning = {"kind": "camera", "cameras": cameras.tolist(), "images": counts.tolist()}
+    return Labels(_one_hot(places, len(cameras)), meaning)
+
+
+def _dataset_labels(source: ImageSource) -> Labels:
+    missing = [item.name for item in source.training if item.label is None]
+    if missing:
+        raise InputError(
+            f'labels by "dataset": {len(missing)} of {len(source.training)} images of {source.root} have no label in '
+            f"a dataset.json, the first is {missing[0]}: add them, or choose other labels"
+        )
+    if isinstance(source.training[0].label, tuple):
+        rows = np.array([item.label for item in source.training], np.float32)
+        return Labels(rows, {"kind": "dataset", "vectors": rows.shape[1]})
+    # People set aside count as well: how many columns there are must not depend on who is set aside.
+    everybody = [item.label for item in source.training + source.validation if item.label is not None]
+    classes = np.array([item.label for item in source.training])
+    count = max(everybody) + 1
+    meaning = {"kind": "dataset", "classes": count, "images": np.bincount(classes, minlength=count).tolist()}
+    return Labels(_one_hot(classes, count), meaning)
+
+
+def _cluster_labels(items: Sequence[Item], features: np.ndarray, clusters: int, seed: int) -> Labels:
+    known = all(item.identity is not None for item in items)
+    keys = [item.identity for item in items] if known else range(len(items))
+    people, person_of = np.unique(keys, return_inverse=True)
+    sums = np.zeros((len(people), features.shape[1]))
+    np.add.at(sums, person_of, features)  # in the listing's order, so equal bits come each time
+    means = sums / np.bincount(person_of)[:, None]
+    places = cluster(means, clusters, seed)
+    rows = _one_hot(places[person_of], clusters)
+    meaning = {
+        "kind": "cluster",
+        "of": "people" if known else "images",
+        "seed": seed,
+        "sizes": np.bincount(places, minlength=clusters).tolist(),
+        "images": np.bincount(places[person_of], minlength=clusters).tolist(),
+    }
+    return Labels(rows, meaning)
+
+
+def cluster(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """k-means (k-means++ start) of float [N, F]: int [N], numbered by first member; none of the clusters is empty.
+
+    The tightest of four starts; the same for the same points and seed. Raises InputError where there are fewer
+    distinct points than clusters.
+    """
+    distinct = len(np.unique(points, axis=0))
+    if not 1 <= clusters <= distinct:
+        raise InputError(f"{clusters} clusters of {distinct} people of distinct colours: give 1 to {distinct}")
+    found = []
+    for attempt in range(_ATTEMPTS):
+        random = np.random.default_rng([seed, attempt])
+        try:
+            centres, places = kmeans2(points, clusters, iter=50, minit="++", missing="raise", rng=random)
+        except ClusterError:
+            continue
+        if len(np.unique(places)) == clusters:
+            found.append((float(((points - centres[places]) ** 2).sum()), attempt, places))
+        if len(found) == _STARTS:
+            break
+    if not found:
+        raise InputError(f"{clusters} clusters: {_ATTEMPTS} starts left one empty each time; give fewer")
+    _, _, places = min(found, key=lambda result: result[:2])
+    _, first, numbers = np.unique(places, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[numbers]
+
+
+def _one_hot(places: np.ndarray, count: int) -> np.ndarray:
+    rows = np.zeros((len(places), count), np.float32)
+    rows[np.arange(len(places)), places] = 1
+    return rows

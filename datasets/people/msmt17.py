@@ -1,0 +1,89 @@
+"""MSMT17, V1 (train, test) and V2 (mask_train_v2, mask_test_v2): images by lists.
+
+list_train.txt, list_val.txt, list_query.txt and list_gallery.txt hold lines "0000/0000_000_01_0303morning_0008_0.jpg
+0": path and identity; the third part of the name is the camera (Wei et al., "Person Transfer GAN to Bridge Domain
+Gap for Person Re-Identification", CVPR 2018). Identities count from 0, which means a distractor elsewhere: here they
+count from 1, and `people` keeps the data set's own name. Those of train and test are different people.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from datasets.people.labelled_images import Listing
+from datasets.people.splits import GALLERY, QUERY, TRAIN, missing_note, published_note
+from passersby.errors import InputError
+
+LISTS = {TRAIN: ("list_train.txt", "list_val.txt"), QUERY: ("list_query.txt",), GALLERY: ("list_gallery.txt",)}
+FOLDERS = {TRAIN: ("mask_train_v2", "train"), QUERY: ("mask_test_v2", "test"), GALLERY: ("mask_test_v2", "test")}
+_LINE = re.compile(r"(\S.*?)\s+(\d{1,9})")
+_NAME = re.compile(r"(?:.*/)?\d+_\d+_(\d+)_[^/]+", re.ASCII)
+
+
+def holds(root: Path) -> bool:
+    """Whether a folder is MSMT17."""
+    return (root / LISTS[TRAIN][0]).is_file() or (root / LISTS[QUERY][0]).is_file()
+
+
+def splits(root: Path) -> set[str]:
+    """The splits whose lists and images are there."""
+    return {
+        split for split in LISTS
+        if (root / LISTS[split][0]).is_file() and any((root / name).is_dir() for name in FOLDERS[split])
+    }  # fmt: skip
+
+
+def read(root: Path, split: str) -> Listing:
+    """One split; "train" is train and val together, as the published 32,621 images of 1,041 people are.
+
+    Raises InputError for a missing list or folder, and for a line that is not of that form.
+    """
+    if split not in LISTS:
+        raise InputError(f"{root}: MSMT17 has no split {split}: it has {', '.join(LISTS)}")
+    folder = next((root / name for name in FOLDERS[split] if (root / name).is_dir()), None)
+    if folder is None:
+        raise InputError(f"{root} has no folder {' or '.join(FOLDERS[split])}: unpack MSMT17 whole")
+    listed = [entry for name in LISTS[split] for entry in _entries(root / name, name != "list_val.txt")]
+    if not listed:
+        raise InputError(f"{root / LISTS[split][0]} lists no image: unpack MSMT17 whole")
+    names = tuple(path for path, _, _ in listed)
+    if len(set(names)) < len(names):
+        raise InputError(f"{root}: the lists for {split} name an image twice: unpack MSMT17 whole")
+    paths = tuple(folder / name for name in names)
+    identities = [identity for _, identity, _ in listed]
+    name = f"{root.name} (MSMT17) {split}"
+    listing = Listing(
+        name=name,
+        contents=paths,
+        identities=np.array(identities, np.int64),
+        cameras=np.array([camera for _, _, camera in listed], np.int64),
+        names=names,
+        people={identity: f"{identity - 1:04d}" for identity in sorted(set(identities))},
+    )
+    return listing.with_notes(published_note(listing, "MSMT17", split), missing_note(name, paths, names, folder))
+
+
+def _entries(path: Path, needed: bool) -> list[tuple[str, int, int]]:
+    """(name, identity from 1, camera) of each line; a list that is not needed may be missing."""
+    if not path.is_file():
+        if needed:
+            raise InputError(f"no file {path}: MSMT17 lists its images there")
+        return []
+    entries = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}): unpack MSMT17 again") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        name = _NAME.fullmatch(match[1]) if match else None
+        if match is None or name is None or ".." in Path(match[1]).parts or Path(match[1]).is_absolute():
+            raise InputError(
+                f"{path}, line {number}: {line[:80]!r} is not '0000/0000_000_01_0303morning_0008_0.jpg 0': "
+                "unpack MSMT17 again"
+            )
+        entries.append((match[1], int(match[2]) + 1, int(name[1])))
+    return entries

@@ -1,0 +1,90 @@
+"""Any re-ID data by its path: which kind it is, and one split of it."""
+
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+
+from datasets.people import (
+    cuhk03 as reid_cuhk03,
+)
+from datasets.people import (
+    folders as reid_folders,
+)
+from datasets.people import (
+    market1501 as reid_market,
+)
+from datasets.people import (
+    msmt17 as reid_msmt17,
+)
+from datasets.people import (
+    tables as reid_tables,
+)
+from datasets.people.labelled_images import Listing
+from datasets.people.splits import GALLERY, QUERY, SPLITS, TRAIN, people_only, unmatched_note
+from datasets.reid import runs as reid_runs
+from passersby.errors import InputError
+
+# In this order, as every folder is one of people. Each has holds(root), splits(root) and read(root, split).
+_KINDS: tuple[ModuleType, ...] = (reid_tables, reid_market, reid_msmt17, reid_cuhk03, reid_folders)
+_COLLAPSED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")  # what pathlib makes of s3://bucket/run
+
+
+def read_split(root: str | Path, split: str) -> Listing:
+    """One split - "train", "query", "gallery" or "multi-query" - of any data that this program reads.
+
+    A Market-1501 or toy crowd tree, DukeMTMC-reID, CUHK03 (new protocol), MSMT17, a CSV or Parquet table, a run of
+    jobs/generate.py (also by URI) or a folder with one sub-folder a person. Opens no image but those of a run.
+    Train and query are without junk and distractors. Notes say what is missing or odd. Raises InputError where
+    there is no such split, or nobody in it.
+    """
+    if split not in SPLITS:
+        raise InputError(f"no split {split!r}: it is one of {', '.join(SPLITS)}")
+    where, kind = _kind(root)
+    listing = kind.read(where, split)
+    if split in (TRAIN, QUERY):
+        listing = people_only(listing)
+        if not len(listing):
+            raise InputError(f"{listing.name}: there is nobody, only junk (-1) and distractors: give images of people")
+    if split == QUERY and GALLERY in kind.splits(where):
+        listing = listing.with_notes(unmatched_note(listing, kind.read(where, GALLERY)))
+    return listing
+
+
+def has_split(root: str | Path, split: str) -> bool:
+    """Whether `read_split` has that split to give. Raises InputError where the path leads nowhere."""
+    where, kind = _kind(root)
+    return split in kind.splits(where)
+
+
+def address(root: str | Path) -> str | Path:
+    """A path as Path, a URI (also one that went through pathlib) as text."""
+    text = _COLLAPSED.sub(r"\1://", os.fspath(root))
+    return text if "://" in text else Path(text).expanduser()
+
+
+def _kind(root: str | Path) -> tuple[str | Path, ModuleType]:
+    where = address(root)
+    if reid_runs.holds(where):
+        return where, reid_runs
+    if isinstance(where, str):
+        raise InputError(f"{where}: no run of jobs/generate.py lies there: other data are read from folders only")
+    where = Path(os.path.abspath(where))  # "." has no name; links stay as they are
+    if not where.exists():
+        raise InputError(f"{root}: there is no such folder or table: check the path")
+    kind = next((kind for kind in _KINDS if kind.holds(where)), None)
+    if kind is None:
+        raise InputError(f"{root} is a file, and no table (.csv, .parquet): give one, or a folder")
+    if kind is reid_folders:
+        _refuse_one_level_off(where)
+    return where, kind
+
+
+def _refuse_one_level_off(root: Path) -> None:
+    """A data set in a sub-folder, or the folder above, would be read as people called bounding_box_train."""
+    if root.name in reid_market.FOLDERS.values() and reid_market.holds(root.parent):
+        raise InputError(f"{root} is one split of a data set: give {root.parent}")
+    for folder in sorted(root.iterdir()):
+        known = (kind for kind in (reid_runs, *_KINDS[1:-1]) if folder.is_dir() and kind.holds(folder))
+        if next(known, None) is not None:
+            raise InputError(f"{root} holds the data set {folder.name}: give {folder}")

@@ -1,0 +1,182 @@
+"""A CSV or Parquet table of images: columns path and identity, and where known camera and split."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
+from datasets.people.splits import (
+    DERIVED,
+    GALLERY,
+    MULTI_QUERY,
+    SPLITS,
+    cameras_note,
+    derived_split,
+    missing_note,
+    names_of,
+    numbered,
+)
+from passersby.errors import InputError
+
+CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
+NEEDED, OPTIONAL = ("path", "identity"), ("camera", "split")
+_ALIASES = {"test": GALLERY, "multi_query": MULTI_QUERY, "gt_bbox": MULTI_QUERY}
+
+
+def holds(root: Path) -> bool:
+    """Whether it is a table by its name."""
+    return root.suffix.lower() in (*CSV_SUFFIXES, *PARQUET_SUFFIXES) and not root.is_dir()
+
+
+def splits(root: Path) -> set[str]:
+    """The splits that the column `split` names, or that are made where there is none."""
+    columns = _columns(root)
+    return set(DERIVED) if "split" not in columns else {_split(value) for value in columns["split"]} & set(SPLITS)
+
+
+def read(root: Path, split: str) -> Listing:
+    """One split: the rows whose column `split` says so; without that column see `reid_splits.derived_split`.
+
+    Paths are taken relative to the table's folder, or absolute. identities: numbers of what the column holds, the
+    same in all splits; "-1" is junk. camera: a whole number, empty or -1 where not known. Equal rows count once.
+    Raises InputError, which names the row, for a missing identity or path, a camera that is no number, and an image
+    that is said to show two people.
+    """
+    columns = _columns(root)
+    count = len(columns["path"])
+    if not count:
+        raise InputError(f"{root} has no rows: one for each image is needed")
+    for column in NEEDED:
+        for row, value in enumerate(columns[column]):
+            if not value:
+                raise InputError(f"{root}, row {row + 1}: {column} is empty: fill it in, or remove the row")
+    cameras = [_camera(root, row, value) for row, value in enumerate(columns.get("camera", [None] * count))]
+    numbers = numbered(columns["identity"])
+    rows, notes = list(range(count)), []
+    if "split" in columns:
+        said = [_split(value) for value in columns["split"]]
+        rows = [row for row in rows if said[row] == split]
+        if not rows:
+            found = ", ".join(sorted(set(said))) or "nothing"
+            raise InputError(f"{root}: no row's split is {split!r}; the column split says {found}")
+        if unused := sorted(set(said) - set(SPLITS)):
+            odd = sum(value not in SPLITS for value in said)
+            notes.append(f"{root.name}: {odd:,} rows are not used, their split is {', '.join(map(repr, unused))}")
+    rows, repeated = _once(root, columns, cameras, rows)
+    if repeated:
+        notes.append(f"{root.name}: {repeated:,} rows repeat an earlier one and are left out")
+    names = tuple(columns["path"][row] for row in rows)
+    labels = [columns["identity"][row] for row in rows]
+    identities = [numbers[label] for label in labels]
+    paths = tuple(root.parent / name for name in names)
+    name = f"{root.name} {split}" if "split" in columns else root.name
+    listing = Listing(
+        name=name,
+        contents=paths,
+        identities=np.array(identities, np.int64),
+        cameras=np.array([cameras[row] for row in rows], np.int64),
+        names=names,
+        people=names_of(identities, labels),
+        notes=tuple(notes),
+    ).with_notes(missing_note(name, paths, names, root.parent))
+    listing = listing.with_notes(cameras_note(listing))
+    return listing if "split" in columns else derived_split(listing, split)
+
+
+def _once(root: Path, columns: dict[str, list], cameras: Sequence[int], rows: list[int]) -> tuple[list[int], int]:
+    """Rows without those that repeat an earlier one, and how many these are."""
+    first: dict[str, int] = {}
+    for row in rows:
+        path = columns["path"][row]
+        earlier = first.setdefault(path, row)
+        same = columns["identity"][earlier] == columns["identity"][row] and cameras[earlier] == cameras[row]
+        if not same:
+            raise InputError(
+                f"{root}: rows {earlier + 1} and {row + 1} say different things of {path!r}: keep the one that is right"
+            )
+    return sorted(first.values()), len(rows) - len(first)
+
+
+def _split(value: str | None) -> str:
+    text = (value or "").strip().lower()
+    return _ALIASES.get(text, text)
+
+
+def _camera(root: Path, row: int, value: str | None) -> int:
+    text = (value or "").strip()
+    if not text or text == str(UNKNOWN_CAMERA):
+        return UNKNOWN_CAMERA
+    whole = text.removesuffix(".0")  # a column of whole numbers with gaps, as pandas writes it
+    if not (whole.isascii() and whole.isdecimal() and len(whole) < 10):
+        raise InputError(f"{root}, row {row + 1}: camera {text!r} is no whole number: leave it empty where not known")
+    return int(whole)
+
+
+def _columns(root: Path) -> dict[str, list[str | None]]:
+    """The known columns by name, as text, None where empty."""
+    if not root.is_file():
+        raise InputError(f"no file {root}: check the path")
+    try:
+        parquet = root.suffix.lower() in PARQUET_SUFFIXES
+        table = _read_parquet(root) if parquet else _read_csv(root)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{root} is no table that can be read ({reason}): give CSV in UTF-8, or Parquet") from error
+    return {name: [_text(value) for value in table[name].to_pylist()] for name in table.column_names}
+
+
+def _text(value: str | None) -> str | None:
+    return None if value is None else value.strip() or None
+
+
+def _known(root: Path, header: Sequence[str]) -> dict[str, str]:
+    """Column as the table writes it -> as it is called here. Raises InputError where one is missing or double."""
+    names = [(name, name.strip().lower()) for name in header]
+    known = [(name, clean) for name, clean in names if clean in (*NEEDED, *OPTIONAL)]
+    found = [clean for _, clean in known]
+    for column in NEEDED:
+        if column not in found:
+            raise InputError(f"{root} has no column {column!r}, but {', '.join(header)}: rename one")
+    if len(found) > len(set(found)):
+        raise InputError(f"{root} has two columns of one name among {', '.join(header)}: remove one")
+    return dict(known)
+
+
+def _read_csv(root: Path) -> pa.Table:
+    with root.open(encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+    delimiter = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
+    header = next(csv.reader([first], delimiter=delimiter), [])
+    known = _known(root, header)
+    table = pyarrow.csv.read_csv(
+        root,
+        read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=1),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+        # As text: "0002" would become 2, and "007" and "7" one person.
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=list(known), column_types=dict.fromkeys(known, pa.string()), strings_can_be_null=True,
+            null_values=[""], quoted_strings_can_be_null=True,
+        ),
+    )  # fmt: skip
+    return table.rename_columns([known[name] for name in table.column_names])
+
+
+def _read_parquet(root: Path) -> pa.Table:
+    file = pq.ParquetFile(root)
+    known = _known(root, file.schema_arrow.names)
+    table = file.read(columns=list(known))
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_floating(column.type):  # whole numbers with gaps, as pandas writes them
+            column = pc.cast(pc.if_else(pc.is_nan(column), None, column), pa.int64())
+        columns[known[name]] = column.cast(pa.string())
+    return pa.table(columns)

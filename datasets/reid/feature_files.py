@@ -1,0 +1,284 @@
+"""Files of re-identification features: our own Parquet, layumi's pytorch_result.mat, torchreid's arrays.
+
+Nothing in a file is run: MAT-files are parsed by scipy, .npz without pickles, .pt with `weights_only`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from datasets.people.labelled_images import UNKNOWN_CAMERA
+from passersby.errors import InputError
+
+SPLITS = ("query", "gallery", "multi-query")
+METADATA_KEY = b"passersby_features"
+ROWS = 8192  # of a row group: so much is converted at a time
+LAYUMI = {"query": "query_{}", "gallery": "gallery_{}", "multi-query": "mquery_{}"}
+LAYUMI_PARTS, LAYUMI_MULTI = ("f", "label", "cam"), "multi_query.mat"
+TORCHREID = {"query": ("qf", "q_pids", "q_camids"), "gallery": ("gf", "g_pids", "g_camids")}
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """Features of the images of one split; entry i of every field is image i.
+
+    features [N, D] float32; identities [N] int64 (> 0 a person, 0 distractor, -1 junk); cameras [N] int64,
+    UNKNOWN_CAMERA where not known; names: of the images, empty where the file has none.
+    """
+
+    features: np.ndarray
+    identities: np.ndarray
+    cameras: np.ndarray
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def has_cameras(self) -> bool:
+        """Whether the camera of every image is known."""
+        return bool((self.cameras != UNKNOWN_CAMERA).all())
+
+    def without_junk(self) -> "FeatureSet":
+        """The same without the images of identity -1, which are in no ranking."""
+        kept = np.flatnonzero(self.identities >= 0)
+        return self if len(kept) == len(self) else self.take(kept)
+
+    def take(self, places: np.ndarray) -> "FeatureSet":
+        """The images at these places, in their order."""
+        names = tuple(self.names[place] for place in places) if self.names else ()
+        return FeatureSet(self.features[places], self.identities[places], self.cameras[places], names)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureFile:
+    """What a file of features holds. kind: "passersby" | "layumi" | "torchreid"; record: what it says of its making."""
+
+    kind: str
+    query: FeatureSet
+    gallery: FeatureSet
+    multi_query: FeatureSet | None = None
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def write_features(path: str | Path, sets: Mapping[str, FeatureSet], record: Mapping[str, Any]) -> None:
+    """Write sets by split ("query", "gallery", "multi-query") as one Parquet file; the caller renames it when whole.
+
+    Columns: split, name, identity int64, camera int64 (null: not known), feature list<float32>. The record is kept
+    as JSON in the schema's metadata.
+    """
+    schema = pa.schema(
+        [
+            ("split", pa.string()),
+            ("name", pa.string()),
+            ("identity", pa.int64()),
+            ("camera", pa.int64()),
+            ("feature", pa.list_(pa.float32())),
+        ],
+        {METADATA_KEY: json.dumps(record)},
+    )
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["split"]) as writer:
+        for split, images in sets.items():
+            for start in range(0, len(images), ROWS):
+                part = slice(start, start + ROWS)
+                features = np.ascontiguousarray(images.features[part], np.float32)
+                cameras, count = images.cameras[part], len(features)
+                names = images.names[part] or [None] * count
+                offsets = np.arange(count + 1, dtype=np.int32) * features.shape[1]
+                columns = [
+                    pa.array([split] * count),
+                    pa.array(names, pa.string()),
+                    pa.array(images.identities[part], pa.int64()),
+                    pa.array(cameras, pa.int64(), mask=cameras == UNKNOWN_CAMERA),
+                    pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.ravel())),
+                ]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def read_features(path: Path) -> FeatureFile:
+    """Read a file of one of the three kinds, told by its first bytes and its keys.
+
+    layumi's multi-query features are read from multi_query.mat beside the file where it does not hold them itself.
+    Raises InputError for a file that is missing, damaged, of another kind, or without queries or gallery.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(128)
+    except OSError as error:
+        raise InputError(f"features {path}: {error.strerror or error}: check the path") from error
+    try:
+        if head.startswith(b"PAR1"):
+            return _parquet(path)
+        if head.startswith(b"MATLAB"):
+            return _layumi(path)
+        if head.startswith(b"PK\x03\x04"):
+            return _torchreid(path)
+    except InputError as error:
+        raise InputError(f"features {path}: {error}") from error
+    raise InputError(
+        f"features {path}: neither Parquet, nor a MAT-file of layumi's test.py, nor .npz or .pt with qf, gf, q_pids, "
+        "g_pids: save it as one of these"
+    )
+
+
+def _parquet(path: Path) -> FeatureFile:
+    try:
+        have = set(pq.read_schema(path).names)
+        _require(have, ("split", "name", "identity", "feature"))
+        columns = ["split", "name", "identity", "feature", *({"camera"} & have)]
+        table = pq.read_table(path, columns=columns, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot be read ({error}): fetch it again") from error
+    record = _record((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    splits = np.array(table["split"].to_pylist(), object)
+    strange = sorted({str(split) for split in splits} - set(SPLITS))
+    if strange:
+        raise InputError(f"there is a split {strange[0]!r}: use {', '.join(SPLITS)}")
+    sets = {}
+    for split in SPLITS:
+        part = table.filter(pa.array(splits == split))
+        if len(part):
+            sets[split] = _of_table(split, part)
+    _require(sets)
+    return FeatureFile("passersby", sets["query"], sets["gallery"], sets.get("multi-query"), record)
+
+
+def _record(text: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"its record is no JSON ({error}): write the file again") from error
+    if not isinstance(record, dict) or not all(isinstance(record.get(part, {}), dict) for part in ("network", "data")):
+        raise InputError("its record is not what jobs/evaluate_reid.py writes: write the file again")
+    return record
+
+
+def _of_table(split: str, part: pa.Table) -> FeatureSet:
+    column = part["feature"]
+    lengths = set(pa.compute.list_value_length(column).unique().to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        raise InputError(f"the {split} features have lengths {sorted(map(str, lengths))[:3]}: all need the same")
+    values = np.asarray(column.combine_chunks().flatten(), np.float32).reshape(len(part), lengths.pop())
+    names = part["name"].to_pylist()
+    unknown = np.full(len(part), UNKNOWN_CAMERA)
+    cameras = pa.compute.fill_null(part["camera"], UNKNOWN_CAMERA) if "camera" in part.column_names else unknown
+    return _checked(split, values, part["identity"], cameras, () if None in names else tuple(map(str, names)))
+
+
+def _layumi(path: Path) -> FeatureFile:
+    from scipy.io import loadmat
+
+    wanted = [form.format(part) for form in LAYUMI.values() for part in LAYUMI_PARTS]
+
+    def load(file: Path) -> dict:
+        try:
+            return loadmat(file, variable_names=wanted)
+        except NotImplementedError as error:
+            raise InputError("a MAT-file of version 7.3: save it with scipy.io.savemat, or as .npz") from error
+        except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError) as error:
+            raise InputError(f"the MAT-file is damaged ({error}): fetch it again") from error
+
+    arrays = load(path)
+    beside = path.with_name(LAYUMI_MULTI)
+    if "mquery_f" not in arrays and beside != path and beside.is_file():
+        arrays |= load(beside)
+    sets = {}
+    for split, form in LAYUMI.items():
+        keys = [form.format(part) for part in LAYUMI_PARTS]
+        if keys[0] in arrays:
+            sets[split] = _of_arrays(split, arrays, keys)
+    _require(sets)
+    return FeatureFile("layumi", sets["query"], sets["gallery"], sets.get("multi-query"))
+
+
+def _torchreid(path: Path) -> FeatureFile:
+    """An .npz, or a .pt as torch.save writes it: both are ZIP files."""
+    arrays = _of_torch(path) if _is_torch(path) else _of_npz(path)
+    _require(arrays, [keys[0] for keys in TORCHREID.values()])
+    sets = {split: _of_arrays(split, arrays, keys) for split, keys in TORCHREID.items()}
+    return FeatureFile("torchreid", sets["query"], sets["gallery"])
+
+
+def _is_torch(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"the file is damaged ({error}): fetch it again") from error
+
+
+def _of_npz(path: Path) -> dict[str, np.ndarray]:
+    wanted = {key for keys in TORCHREID.values() for key in keys}
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files if key in wanted}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"the .npz cannot be read ({error}): save plain arrays of numbers") from error
+
+
+def _of_torch(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        with _numpy_arrays_allowed():
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the .pt holds more than arrays and numbers ({first}): save a dict of tensors") from error
+    if not isinstance(content, dict):
+        raise InputError(f"the .pt holds a {type(content).__name__}: save a dict of tensors")
+    return content
+
+
+@contextlib.contextmanager
+def _numpy_arrays_allowed() -> Iterator[None]:
+    """Lets `weights_only` rebuild plain NumPy arrays, as q_pids usually are; that calls nothing else."""
+    import torch
+    from numpy._core.multiarray import _reconstruct
+
+    kinds = {type(np.dtype(code)) for code in "bhilqBHILQefd?"}
+    with torch.serialization.safe_globals([_reconstruct, np.ndarray, np.dtype, *kinds]):
+        yield
+
+
+def _require(found: Collection, keys: Sequence[str] = ("query", "gallery")) -> None:
+    missing = [key for key in keys if key not in found]
+    if missing:
+        have = ", ".join(sorted(map(str, found)))[:80] or "nothing known"
+        raise InputError(f"there is no {' and no '.join(missing)} in it (found: {have}): add them")
+
+
+def _of_arrays(split: str, arrays: Mapping, keys: Sequence[str]) -> FeatureSet:
+    """From three arrays or tensors; without the third, cameras are not known."""
+    _require(arrays, keys[:2])
+    features, identities = (np.asarray(arrays[key]) for key in keys[:2])
+    if features.dtype.kind not in "fiu" or features.ndim != 2:
+        raise InputError(f"{keys[0]} is {features.dtype} {features.shape}: features are numbers [images, dimensions]")
+    cameras = np.asarray(arrays[keys[2]]) if keys[2] in arrays else np.full(len(features), UNKNOWN_CAMERA)
+    return _checked(split, features.astype(np.float32), identities, cameras, ())
+
+
+def _checked(split: str, features: np.ndarray, identities: Any, cameras: Any, names: tuple[str, ...]) -> FeatureSet:
+    columns = []
+    for name, values in (("identities", identities), ("cameras", cameras)):
+        values = np.asarray(values).reshape(-1)  # MAT-files know no vectors, only [1, N]
+        if values.dtype.kind not in "iuf" or not np.array_equal(values, np.round(values)):
+            raise InputError(f"the {split} {name} are not whole numbers ({values.dtype}): number them")
+        if len(values) != len(features):
+            raise InputError(f"{len(features)} {split} features, but {len(values)} {name}: give one for each")
+        columns.append(values.astype(np.int64))
+    if names and len(set(names)) != len(names):
+        raise InputError(f"names of the {split} are not unique: name each image differently")
+    return FeatureSet(features, *columns, names)

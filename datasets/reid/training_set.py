@@ -1,0 +1,191 @@
+"""The images that a re-ID network is trained on, decoded once into one array, with their classes."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.people.labelled_images import close_gaps, decode_into
+from datasets.reid.sources import PEOPLE, REAL, SOURCES, VARIANTS, Source, bytes_needed, list_sources
+from passersby.errors import InputError
+
+__all__ = ["PEOPLE", "REAL", "SOURCES", "VARIANTS", "TrainingImages", "bytes_needed", "load_training_images"]
+
+VALIDATION = ("none", "images")
+_SHOWN = 5  # names of unreadable images in a line; the record has all
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingImages:
+    """Images to train on, image i in every field, and those set aside.
+
+    images: [N, H, W, 3] uint8 RGB, may be read-only shared memory. classes: [N] int64, 0..len(class_names)-1.
+    sources: [N] int64 of REAL, PEOPLE, VARIANTS. cameras: [N] int64, -1 where not known. class_names: of real people
+    as the data set calls them, `real_classes` of them, then of artificial ones, "RUN/PERSON". record: what it was made
+    of, plain JSON values. fingerprint: sha256 hex; the same one, the same images in the same order. notes: lines for
+    the user. validation_images: [V, H, W, 3] uint8, of real people, never among `images`; validation_classes: [V].
+    """
+
+    images: np.ndarray
+    classes: np.ndarray
+    sources: np.ndarray
+    cameras: np.ndarray
+    class_names: tuple[str, ...]
+    real_classes: int
+    record: dict
+    fingerprint: str
+    notes: tuple[str, ...]
+    validation_images: np.ndarray
+    validation_classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def load_training_images(
+    real: str | Path,
+    people: Sequence[str | Path] = (),
+    variants: Sequence[str | Path] = (),
+    height: int = 256,
+    width: int = 128,
+    *,
+    validation: str = "images",
+    most_people: int | None = None,
+    most_variants: int | None = None,
+    draw_seed: int | None = None,
+    filters: Sequence[str] = (),
+    threads: int = 4,
+    check_memory: Callable[[int], None] | None = None,
+) -> TrainingImages:
+    """List the sources (`list_sources` says how) and decode them in parallel.
+
+    validation "images": the first readable image of every real person with two or more is set aside and never trained
+    on, as layumi's prepare.py does; "none": nothing is. check_memory: called with the bytes of the pixels before any
+    is decoded. Unreadable images are left out and listed in notes and record, and with them people who have no other.
+    Raises InputError where `list_sources` does, and where not one image of a source can be read.
+    """
+    if validation not in VALIDATION:
+        raise InputError(f"--validation {validation}: give one of {', '.join(VALIDATION)}")
+    if height < 1 or width < 1:
+        raise InputError(f"--height {height} --width {width}: both must be 1 or more")
+    sources = list_sources(real, people, variants, most_people, most_variants, draw_seed, filters)
+    counts = [len(source) for source in sources]
+    if check_memory is not None:
+        check_memory(bytes_needed(counts, height, width))
+    images = np.empty((sum(counts), height, width, 3), np.uint8)
+    readable = np.concatenate(_decode(sources, images, threads))
+    kinds = np.repeat([source.kind for source in sources], counts).astype(np.int64)
+    cameras = np.concatenate([source.listing.cameras for source in sources])
+    names = [person for source in sources for person in source.persons]
+    class_names, real_classes = _class_names(names, kinds, readable)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    classes = np.array([numbers.get(name, -1) for name in names], np.int64)
+
+    aside = _first_of_each(classes, readable & (kinds == REAL)) if validation == "images" else []
+    validation_images, validation_classes = images[aside], classes[aside]  # copies
+    # A variant of somebody without one readable real image has no class.
+    kept = readable & (classes >= 0)
+    kept[aside] = False
+    places = np.flatnonzero(kept)
+    close_gaps(images, places)
+    lost = _names_of_lost(sources, readable)
+    record = _record(sources, lost, kinds[places], validation, len(aside))
+    return TrainingImages(
+        images=images[: len(places)],
+        classes=classes[places],
+        sources=kinds[places],
+        cameras=cameras[places],
+        class_names=class_names,
+        real_classes=real_classes,
+        record=record,
+        fingerprint=_fingerprint(record, height, width, class_names),
+        notes=_notes(sources, lost, names, readable, classes),
+        validation_images=validation_images,
+        validation_classes=validation_classes,
+    )
+
+
+def _decode(sources: Sequence[Source], images: np.ndarray, threads: int) -> list[np.ndarray]:
+    """[N] bool for each source, whether images could be read. Raises InputError where not one of a source can."""
+    results, start = [], 0
+    for source in sources:
+        readable = decode_into(source.listing, images[start : start + len(source)], threads)
+        start += len(source)
+        if not readable.any():
+            raise InputError(
+                f"{source.listing.name}: none of its {len(source):,} images can be read, the first is "
+                f"{source.listing.names[0]!r}: give JPEG or PNG files"
+            )
+        results.append(readable)
+    return results
+
+
+def _class_names(names: Sequence[str], kinds: np.ndarray, readable: np.ndarray) -> tuple[tuple[str, ...], int]:
+    """Class names, the real people first, in the order of their images, and how many are real."""
+    of_kind = [
+        dict.fromkeys(names[place] for place in np.flatnonzero(readable & (kinds == kind))) for kind in (REAL, PEOPLE)
+    ]
+    return (*of_kind[0], *of_kind[1]), len(of_kind[0])
+
+
+def _first_of_each(classes: np.ndarray, candidates: np.ndarray) -> list[int]:
+    """Places of the first candidate of every class that has two or more, ascending."""
+    places = np.flatnonzero(candidates)
+    _, first, counts = np.unique(classes[places], return_index=True, return_counts=True)
+    return np.sort(places[first[counts > 1]]).tolist()
+
+
+def _names_of_lost(sources: Sequence[Source], readable: np.ndarray) -> list[list[str]]:
+    lost, start = [], 0
+    for source in sources:
+        good = readable[start : start + len(source)]
+        lost.append([source.listing.names[place] for place in np.flatnonzero(~good)])
+        start += len(source)
+    return lost
+
+
+def _record(
+    sources: Sequence[Source], lost: Sequence[Sequence[str]], kinds: np.ndarray, validation: str, aside: int
+) -> dict:
+    records = [source.record(names) for source, names in zip(sources, lost, strict=True)]
+    record = {
+        name: [entry for source, entry in zip(sources, records, strict=True) if source.kind == kind]
+        for kind, name in enumerate(SOURCES)
+    }
+    toy = {} if sources[0].toy_crowd is None else {"toy_crowd": dict(sources[0].toy_crowd)}
+    trained = {name: int((kinds == kind).sum()) for kind, name in enumerate(SOURCES)}
+    return record | {"trained": trained, "validation": {"kind": validation, "images": aside}} | toy
+
+
+def _fingerprint(record: dict, height: int, width: int, class_names: Sequence[str]) -> str:
+    content = [record, height, width, list(class_names)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _notes(
+    sources: Sequence[Source],
+    lost: Sequence[Sequence[str]],
+    names: Sequence[str],
+    readable: np.ndarray,
+    classes: np.ndarray,
+) -> tuple[str, ...]:
+    notes = [note for source in sources for note in source.listing.notes]
+    for source, unreadable in zip(sources, lost, strict=True):
+        if unreadable:
+            shown = ", ".join(map(repr, unreadable[:_SHOWN])) + ", ..." * (len(unreadable) > _SHOWN)
+            notes.append(
+                f"{source.listing.name}: {len(unreadable):,} of {len(source):,} images cannot be read and are left "
+                f"out: {shown}"
+            )
+    gone = dict.fromkeys(names[place] for place in np.flatnonzero(classes < 0))
+    if gone:
+        variants = int((readable & (classes < 0)).sum())
+        also = f", and {variants:,} variants of them" if variants else ""
+        notes.append(
+            f"{len(gone):,} people have no image that can be read and are left out{also}, the first is "
+            f"{next(iter(gone))!r}"
+        )
+    return tuple(dict.fromkeys(notes))

@@ -1,0 +1,1 @@
+"""Runs of generation: plan, rows, shards, verdicts, manifest, and whether they are whole. The pipeline makes them."""

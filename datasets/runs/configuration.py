@@ -1,0 +1,167 @@
+"""The frozen configuration of a run: all that changes the bytes of its shards."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import struct
+
+from passersby.errors import InputError
+
+METHODS = ("mix", "interpolate")
+RANDOM, PEOPLE, PICTURES = PARTNERS = ("random", "people", "pictures")
+FORMATS = ("jpeg", "png")
+PERSON_PIXEL_BYTES = 1_000_000_000  # a person is never divided, so this much must fit a worker
+# Keys that came later: at their default they stand neither in plan.json nor in the hash, so that runs of before
+# stay what they are.
+_LATER = ("latents", "partners", "origins", "identity", "real")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a real person's code comes from: what the data call the person, the picture nearest to the code, and of how
+    many pictures the code is the mean."""
+
+    name: str
+    path: str
+    camera: int | None
+    pictures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """Everything that changes the bytes of a shard, and nothing else.
+
+    The numbers of people and the verdict thresholds are absent: more people extend a run, other
+    thresholds are another manifest over the same shards. `reference_threshold` is the detector threshold
+    that a person's first passing variant had to reach to become its similarity reference: the run's
+    threshold when the folder was begun. Raises InputError for a value out of range.
+
+    People are those of seeds, or, with `latents`, those of a latents table, in its order: `origins` has one entry for
+    each of them. `partners` says whose codes variants take styles from: random people's, pictures of other real
+    people, or other pictures of the same person.
+    """
+
+    seed: int
+    variants: int
+    method: str
+    layers: tuple[int, ...]
+    amount: float | None
+    truncation_psi: float | None  # None where no code is drawn
+    network: str  # sha256 of the file
+    height: int
+    width: int
+    format: str
+    jpeg_quality: int | None
+    unit_images: int
+    detector: str  # sha256 of the weights
+    reference_threshold: float
+    ssim_data_range: float
+    recipe: int = 1  # raised whenever a change of this code changes bytes
+    latents: str | None = None  # sha256 of the table
+    partners: str = RANDOM
+    origins: tuple[Origin, ...] = ()
+    identity: str | None = None  # sha256 of the re-ID network that compares people
+    real: str | None = None  # fingerprint of the real pictures that it compares with
+
+    def __post_init__(self) -> None:
+        check("--seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
+        check("--variants", self.variants, self.variants >= 1, "1 or more (the base image is one of them)")
+        check("--method", self.method, self.method in METHODS, " or ".join(METHODS))
+        if self.amount is not None:
+            check("--amount", self.amount, 0 < self.amount <= 1, "above 0, at most 1")
+        self._check_people()
+        if self.draws_codes or self.truncation_psi is not None:
+            good = self.truncation_psi is not None and -2 <= self.truncation_psi <= 2
+            check("--truncation-psi", self.truncation_psi, good, "-2 to 2")
+        check("--height", self.height, 8 <= self.height <= 4096, "8 to 4096 pixels")
+        check("--width", self.width, 8 <= self.width <= 4096, "8 to 4096 pixels")
+        check("--format", self.format, self.format in FORMATS, " or ".join(FORMATS))
+        if self.jpeg_quality is not None:
+            check("--jpeg-quality", self.jpeg_quality, 1 <= self.jpeg_quality <= 100, "1 to 100")
+        check("--unit-images", self.unit_images, 1 <= self.unit_images <= 100_000, "1 to 100000")
+        check("--detector-threshold", self.reference_threshold, 0 <= self.reference_threshold <= 1, "0 to 1")
+        finite = math.isfinite(self.ssim_data_range) and self.ssim_data_range > 0
+        check("--ssim-data-range", self.ssim_data_range, finite, "a finite number above 0")
+        if self.person_pixel_bytes > PERSON_PIXEL_BYTES:
+            raise InputError(
+                f"--variants {self.variants} at {self.height} x {self.width}: one person is never divided and would "
+                f"take {self.person_pixel_bytes / 1e9:.1f} GB of raw pixels; at most "
+                f"{PERSON_PIXEL_BYTES // self.image_bytes} variants fit"
+            )
+
+    def _check_people(self) -> None:
+        check("--partners", self.partners, self.partners in PARTNERS, " or ".join(PARTNERS))
+        if self.latents is None and self.partners != RANDOM:
+            raise InputError(f"--partners {self.partners}: they are real people's, give them with --latents")
+        if bool(self.origins) != (self.latents is not None):
+            raise InputError("--latents: a table of people belongs to its origins")
+        if self.partners == PICTURES and self.method == "mix":
+            raise InputError(
+                "--partners pictures: it belongs to --method interpolate, which with --amount 1 takes the chosen "
+                "--layers wholly"
+            )
+
+    @property
+    def draws_codes(self) -> bool:
+        """Whether any code is drawn by a seed and mapped, with truncation."""
+        return self.latents is None or self.partners == RANDOM
+
+    @functools.cached_property
+    def pictures(self) -> int:
+        """Number of real people's pictures in the latents table."""
+        return sum(origin.pictures for origin in self.origins)
+
+    @property
+    def image_bytes(self) -> int:
+        """Raw bytes of one image."""
+        return self.height * self.width * 3
+
+    @property
+    def person_pixel_bytes(self) -> int:
+        """Raw bytes of all images of one person."""
+        return self.variants * self.image_bytes
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 of the configuration as canonical JSON; it stands in every shard."""
+        text = json.dumps(self.values(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def values(self) -> dict:
+        """Every key and its value as JSON has them, those of `_LATER` only where they are not at their default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in _LATER}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in defaults or getattr(self, name) != defaults[name]
+        }
+
+    def settings(self) -> dict:
+        """What people want to see of it, and scripts: `values` without the origins, which are as many as people."""
+        return {name: value for name, value in self.values().items() if name != "origins"}
+
+    def called(self, person: int) -> str:
+        """What people call a person: a real one by the data set's name, an artificial one by its number."""
+        return self.origins[person].name if self.origins else str(person)
+
+    def person_seed(self, person: int) -> int:
+        """Seed of an artificial person's z: the same person as in the reference StyleGAN3 tools, `--seeds=` this
+        number."""
+        return self.seed + person
+
+    def mix_seed(self, person: int, variant: int) -> int:
+        """Seed of the z that a variant is mixed with, below 2^32; of its choice where partners are not random.
+
+        The first four bytes (little-endian) of the sha256 of (seed, person, variant), each as an unsigned
+        64-bit little-endian integer.
+        """
+        digest = hashlib.sha256(struct.pack("<QQQ", self.seed, person, variant)).digest()
+        return int.from_bytes(digest[:4], "little")
+
+
+def check(option: str, value: object, good: bool, allowed: str) -> None:
+    """Raises InputError that names the option and its value, unless good."""
+    if not good:
+        raise InputError(f"{option} {value}: must be {allowed}")

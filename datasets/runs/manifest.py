@@ -1,0 +1,83 @@
+"""The manifest: every image's row without its pixels, with a verdict, derived from shards and thresholds."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.runs.plan import Plan, Unit
+from datasets.runs.shards import SCHEMA, SCHEMA_VERSION, read_shard, shard_name
+from datasets.runs.verdicts import VERDICTS, Thresholds, add_counts, count_verdicts, verdicts
+from datasets.storage.output import Output
+from passersby.errors import InputError
+
+COLUMNS = [name for name in SCHEMA.names if name != "image"]
+MANIFEST_SCHEMA = (
+    pa.schema([SCHEMA.field(name) for name in COLUMNS])
+    .append(pa.field("verdict", pa.string()))
+    .append(pa.field("shard", pa.string()))
+)
+SHARDS_AT_ONCE = 64  # also the row group: small enough for any memory, large enough to be read quickly
+READERS = 8  # object stores answer slowly and many at a time
+
+
+def manifest_name(name: str | None = None) -> str:
+    """File name of the run's manifest, or of another one over the same shards."""
+    return f"manifest-{name}.parquet" if name else "manifest.parquet"
+
+
+def write_manifest(
+    output: Output, plan: Plan, units: Iterable[Unit], thresholds: Thresholds, name: str | None = None
+) -> dict[str, int]:
+    """Derive a manifest from the shards of `units`, and return the number of images with each verdict.
+
+    Rows stand in the order of the plan; `shard` is the path below the output. Shards are read some at a
+    time, so memory does not grow with their number. Raises InputError for a shard that is damaged or does
+    not match the plan.
+    """
+    counts = dict.fromkeys(VERDICTS, 0)
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "plan_hash": plan.configuration.hash,
+        "thresholds": json.dumps(dataclasses.asdict(thresholds)),
+    }
+    with (
+        output.replacing(manifest_name(name)) as path,
+        pq.ParquetWriter(path, MANIFEST_SCHEMA.with_metadata(metadata), compression="zstd") as writer,
+    ):
+        for table in _groups(output, plan, iter(units)):
+            column = verdicts(table, thresholds)
+            counts = add_counts(counts, count_verdicts(column))
+            shards = pa.array([shard_name(unit) for unit in table["unit"].to_pylist()], pa.string())
+            columns = [*table.columns, column, shards]
+            writer.write_table(pa.table(columns, schema=MANIFEST_SCHEMA.with_metadata(metadata)))
+    return counts
+
+
+def thresholds_of(table: pa.Table) -> Thresholds:
+    """The thresholds that a manifest's verdicts follow from. Raises InputError where they are not written in it."""
+    try:
+        return Thresholds(**json.loads((table.schema.metadata or {})[b"thresholds"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError("the manifest does not say its thresholds: run the command that made it again") from error
+
+
+def _groups(output: Output, plan: Plan, units: Iterator[Unit]) -> Iterator[pa.Table]:
+    with ThreadPoolExecutor(READERS) as readers:
+        while group := list(itertools.islice(units, SHARDS_AT_ONCE)):
+            tables = readers.map(lambda unit: read_shard(output, plan, unit, COLUMNS), group)
+            yield pa.concat_tables(tables)
+
+
+def read_manifest(output: Output, name: str | None = None, columns: list[str] | None = None) -> pa.Table:
+    """A manifest's rows, all columns or the named ones. Raises InputError when it is missing or damaged."""
+    with output.open(manifest_name(name)) as file:
+        try:
+            return pq.read_table(file, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            address = output.address(manifest_name(name))
+            raise InputError(f"{address} is damaged: remove it and run the same command again") from error

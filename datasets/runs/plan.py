@@ -1,0 +1,210 @@
+"""The plan of a run: its frozen configuration, and the fixed units that its people are cut into.
+
+Nothing here is random and nothing depends on the cluster: a unit is the same slice of people wherever and
+whenever it is computed, so a file that exists never has to be made again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+
+from datasets.runs.configuration import Configuration, Origin, check
+from datasets.storage.output import Output
+from passersby.errors import InputError
+
+PLAN_FILE = "plan.json"
+NUM_WS = 16  # style inputs of a StyleGAN3 generator
+LAYER_GROUPS = {"coarse": (0, 5), "middle": (5, 11), "fine": (12, 15), "all": (0, NUM_WS - 1)}
+MAX_UNITS = 1_000_000  # shards/NNN/unit-NNNNNN.parquet has three and six digits
+UNIT_PIXEL_BYTES = 16_000_000  # raw pixels of a unit, whatever --unit-images allows
+UNITS_OF_A_SMALL_RUN = 32  # small runs are cut finer, so that pools share them and progress is seen
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """The w indices, ascending, of a group name (coarse, middle, fine, all) or a list such as "3,5-8".
+
+    The groups are the study's: coarse 0-5, middle 5-11, fine 12-15 (index 5 stands in two of them).
+    Raises InputError for anything else than indices 0 to 15, and for an empty list.
+    """
+    layers = set()
+    for part in (text if text not in LAYER_GROUPS else "{}-{}".format(*LAYER_GROUPS[text])).split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            names = ", ".join(LAYER_GROUPS)
+            raise InputError(f"--layers {text!r}: give {names}, or w indices such as 3,5-8")
+        low, high = int(first), int(last or first)
+        if not low <= high < NUM_WS:
+            raise InputError(f"--layers {text!r}: {part.strip()} is not within the w indices 0 to {NUM_WS - 1}")
+        layers.update(range(low, high + 1))
+    return tuple(sorted(layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A fixed slice of the work: `people` whole persons from `first_person` on, which become one shard."""
+
+    unit: int
+    first_person: int
+    people: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """People added at one time, cut into equal units (the last may be smaller). Extents are never changed."""
+
+    first_unit: int
+    first_person: int
+    people: int
+    people_per_unit: int
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return math.ceil(self.people / self.people_per_unit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A configuration and the extents of people made with it; a few hundred bytes for any number of units."""
+
+    configuration: Configuration
+    extents: tuple[Extent, ...] = ()
+
+    @property
+    def people(self) -> int:
+        """Number of people in all."""
+        return sum(extent.people for extent in self.extents)
+
+    @property
+    def images(self) -> int:
+        """Number of images in all."""
+        return self.people * self.configuration.variants
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units in all; units are 0 to unit_count - 1."""
+        return sum(extent.units for extent in self.extents)
+
+    def units(self) -> Iterator[Unit]:
+        """Every unit, in order."""
+        for extent in self.extents:
+            for index in range(extent.units):
+                first = index * extent.people_per_unit
+                people = min(extent.people_per_unit, extent.people - first)
+                yield Unit(extent.first_unit + index, extent.first_person + first, people)
+
+    def pending(self, finished: Iterable[int]) -> list[Unit]:
+        """The units that are not among the finished ones, in order."""
+        done = set(finished)
+        return [unit for unit in self.units() if unit.unit not in done]
+
+    def extended(self, people: int) -> "Plan":
+        """This plan with as many people in all; the same plan when it has that many or more.
+
+        Units that are already there stay as they are: new people become a new extent. Raises InputError
+        for less than one person, for a seed beyond 2^32, for more real people than the latents table has and for
+        more units than file names can count.
+        """
+        configuration = self.configuration
+        check("--people", people, people >= 1, "1 or more")
+        if configuration.latents is not None and people > len(configuration.origins):
+            raise InputError(f"--people {people}: --latents has {len(configuration.origins)} people")
+        if configuration.latents is None and configuration.seed + people > 2**32:
+            raise InputError(
+                f"--people {people}: seeds end at 4294967295, so --seed {configuration.seed} leaves room for "
+                f"{2**32 - configuration.seed} people"
+            )
+        added = people - self.people
+        if added <= 0:
+            return self
+        images = min(configuration.unit_images, UNIT_PIXEL_BYTES // configuration.image_bytes)
+        per_unit = max(1, min(images // configuration.variants, added // UNITS_OF_A_SMALL_RUN))
+        extended = Plan(configuration, (*self.extents, Extent(self.unit_count, self.people, added, per_unit)))
+        if extended.unit_count > MAX_UNITS:
+            raise InputError(
+                f"--people {people}: {extended.unit_count} units, and one folder holds {MAX_UNITS}; make several "
+                "folders with their own --seed, or raise --unit-images"
+            )
+        return extended
+
+    def describe(self, pending: int, asked: int) -> str:
+        """The plan in a line for people; `pending` units are to be made, `asked` people were asked for."""
+        variants = self.configuration.variants
+        units = f"{self.unit_count:,} units, {pending:,} to make" if pending else "every unit is there"
+        fewer = f" (the folder was begun with these people, more than --people {asked})" * (asked < self.people)
+        return f"plan: {self.people:,} people x {variants:,} variants = {self.images:,} images{fewer}; {units}"
+
+    def to_json(self) -> bytes:
+        """The text of plan.json."""
+        content = {
+            "hash": self.configuration.hash,
+            "configuration": self.configuration.values(),
+            "people": self.people,
+            "images": self.images,
+            "units": self.unit_count,
+            "extents": [dataclasses.asdict(extent) for extent in self.extents],
+        }
+        return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def file_sha256(path: str | os.PathLike, option: str) -> str:
+    """sha256 of a file given by `option`. Raises InputError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror or error}: check the path") from error
+    return digest.hexdigest()
+
+
+def read_plan(output: Output) -> Plan | None:
+    """The plan that lies in `output`, or None. Raises InputError when plan.json is not a plan, or was
+    edited."""
+    text = output.read(PLAN_FILE)
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+        values = {**content["configuration"], "layers": tuple(content["configuration"]["layers"])}
+        values["origins"] = tuple(Origin(**origin) for origin in values.get("origins", ()))
+        extents = tuple(Extent(**extent) for extent in content["extents"])
+        plan = Plan(Configuration(**values), extents)
+        intact = plan.configuration.hash == content["hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{output.address(PLAN_FILE)} is not a plan of this program ({error}): choose another --out"
+        ) from error
+    if not intact:
+        raise InputError(f"{output.address(PLAN_FILE)} was edited: its hash differs; choose another --out")
+    return plan
+
+
+def agree(existing: Plan | None, configuration: Configuration, people: int) -> Plan:
+    """The plan of this run: a new one, or the existing one, extended where more people are asked for.
+
+    An existing plan keeps the detector threshold that its similarity references were chosen with. Raises
+    InputError that names every key in which the configurations differ, with the old and the new value.
+    """
+    if existing is None:
+        return Plan(configuration).extended(people)
+    old = dataclasses.asdict(existing.configuration)
+    new = dataclasses.asdict(configuration) | {"reference_threshold": old["reference_threshold"]}
+    if old["latents"] != new["latents"]:  # then the origins differ as well
+        new["origins"] = old["origins"]
+    different = [f"{key} is {_short(old[key])}, not {_short(new[key])}" for key in old if old[key] != new[key]]
+    if different:
+        raise InputError(
+            f"--out holds a run of another configuration: {'; '.join(different)}. "
+            "Choose another --out, or the options it was begun with"
+        )
+    return existing.extended(people)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:13] + '..."'

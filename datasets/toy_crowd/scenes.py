@@ -1,0 +1,221 @@
+"""The toy crowd's six cameras: where they look, how they see, and what is around people.
+
+A camera has three positions of its own (panoramas, drawn when first needed and kept) and three sessions
+(times of day), so that its backgrounds vary; colours, light, sharpness and noise stay the camera's own.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from datasets.toy_crowd.people import stream
+from datasets.toy_crowd.render import COLUMNS, ROWS, Light, smooth_noise
+from datasets.toy_crowd.toy_props import draw_prop
+
+CAMERAS, POSITIONS, SESSIONS = 6, 3, 3
+PANORAMA_ROWS, PANORAMA_COLUMNS = ROWS * 5 // 4, COLUMNS * 6
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera. Colours are RGB 0..255; cast multiplies the channels; azimuth and height of the light in
+    radians.
+    """
+
+    name: str
+    pitch: float
+    horizon: float
+    ground: Colour
+    wall: Colour
+    paving: str  # tiles | asphalt | path | plain
+    facade: str  # windows | bricks | hedge | panels
+    props: tuple[str, ...]
+    azimuth: float
+    height: float
+    sun: float
+    sky: float
+    sun_tint: Colour
+    cast: Colour
+    gain: float
+    contrast: float
+    saturation: float
+    blur: float
+    noise: float
+    quality: int
+    occlusion: float
+    occluders: tuple[str, ...]
+
+
+# name, pitch, horizon; ground, wall, paving, facade, props; light: azimuth, height, sun, sky, tint; cast;
+# gain, contrast, saturation, blur, noise, JPEG quality, occlusion: how often and by what
+# fmt: off
+_CAMERAS = (
+    Camera("plaza", 0.22, 0.26,
+           (172, 170, 164), (150, 146, 138), "tiles", "windows", ("tree", "bench", "bike"),
+           -0.8, 0.8, 0.62, 0.52, (1.06, 1.0, 0.9), (1.04, 1.0, 0.95),
+           1.02, 1.05, 1.0, 0.5, 2.5, 88, 0.1, ("bollard", "planter")),
+    Camera("street", 0.14, 0.34,
+           (118, 120, 124), (142, 108, 90), "asphalt", "bricks", ("car", "pole", "tree"),
+           0.9, 0.6, 0.3, 0.78, (1.0, 1.0, 1.0), (0.93, 0.99, 1.08),
+           0.96, 0.95, 0.82, 0.65, 3.0, 80, 0.14, ("pole", "car")),
+    Camera("lobby", 0.1, 0.46,
+           (164, 140, 112), (204, 200, 188), "tiles", "panels", ("door", "pillar", "plant"),
+           0.1, 1.2, 0.34, 0.74, (1.04, 1.0, 0.92), (1.07, 1.0, 0.9),
+           1.0, 1.0, 0.95, 0.55, 3.5, 84, 0.08, ("planter", "pillar")),
+    Camera("park", 0.18, 0.36,
+           (126, 144, 96), (70, 102, 62), "path", "hedge", ("tree", "bench", "bush"),
+           -1.2, 0.5, 0.58, 0.52, (1.1, 1.0, 0.84), (0.97, 1.05, 0.92),
+           1.0, 1.06, 1.05, 0.7, 2.5, 84, 0.14, ("bush", "pole")),
+    Camera("gate", 0.3, 0.2,
+           (176, 178, 182), (96, 100, 108), "plain", "panels", ("rail", "pole", "bike"),
+           0.5, 1.0, 0.4, 0.6, (1.0, 1.0, 1.0), (0.97, 1.03, 1.02),
+           0.96, 0.92, 0.75, 0.7, 3.0, 78, 0.12, ("rail", "bollard")),
+    Camera("evening", 0.2, 0.3,
+           (96, 90, 88), (74, 66, 66), "asphalt", "windows", ("car", "lamp", "rail"),
+           -0.4, 0.9, 0.58, 0.62, (1.1, 0.98, 0.8), (1.08, 0.98, 0.88),
+           1.0, 1.0, 0.88, 0.6, 4.0, 78, 0.1, ("pole", "car")),
+)
+# fmt: on
+
+
+def camera_settings(camera: int) -> Camera:
+    """The settings of camera 0..5."""
+    return _CAMERAS[camera]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One time of day at one camera: its light, and how exposure and white balance sit then."""
+
+    light: Light
+    cast: Colour
+    gain: float
+
+
+@functools.lru_cache(maxsize=CAMERAS * SESSIONS)
+def session_settings(camera: int, session: int) -> Session:
+    """The settings of session 0..2 at camera 0..5."""
+    settings, random = _CAMERAS[camera], stream("session", camera, session)
+    azimuth = settings.azimuth + random.uniform(-0.7, 0.7)
+    height = settings.height + random.uniform(-0.15, 0.15)
+    level = math.cos(height)
+    light = Light(
+        direction=(level * math.sin(azimuth), -math.sin(height), level * math.cos(azimuth)),
+        sun=settings.sun * random.uniform(0.7, 1.2),
+        sky=settings.sky * 1.08 * random.uniform(0.94, 1.1),
+        sun_tint=settings.sun_tint,
+    )
+    cast = tuple(value * (1 + random.normal(0, 0.04)) for value in settings.cast)
+    return Session(light, cast, settings.gain * random.uniform(0.9, 1.08))
+
+
+@functools.lru_cache(maxsize=CAMERAS * POSITIONS)
+def panorama(camera: int, position: int) -> np.ndarray:
+    """The backdrop at position 0..2 of a camera: RGB uint8 [320, 768, 3], of which a picture shows a
+    window.
+    """
+    settings, random = _CAMERAS[camera], stream("panorama", camera, position)
+    image = np.empty((PANORAMA_ROWS, PANORAMA_COLUMNS, 3), np.float32)
+    horizon = int(PANORAMA_ROWS * (settings.horizon + random.uniform(-0.03, 0.03)))
+    tint = 1 + random.normal(0, 0.07) + random.normal(0, 0.03, 3)
+    _ground(image, settings, horizon, random, np.asarray(settings.ground) * tint)
+    _facade(
+        image,
+        settings,
+        horizon,
+        random,
+        np.asarray(settings.wall) * (1 + random.normal(0, 0.12) + random.normal(0, 0.04, 3)),
+    )
+    image[horizon : horizon + 4] *= 0.7  # the shade where wall and ground meet
+    image = np.ascontiguousarray(np.clip(image, 0, 255))
+    for _ in range(9):
+        kind = settings.props[random.integers(len(settings.props))]
+        base = horizon + int(random.uniform(0.01, 0.14) * ROWS)
+        draw_prop(
+            image,
+            kind,
+            int(random.uniform(0, PANORAMA_COLUMNS)),
+            base,
+            ROWS * random.uniform(0.2, 0.34),
+            random,
+        )
+    return np.clip(cv2.GaussianBlur(image, (0, 0), 1.6), 0, 255).astype(np.uint8)
+
+
+def _ground(image: np.ndarray, settings: Camera, horizon: int, random: np.random.Generator, colour: np.ndarray) -> None:
+    rows = np.arange(PANORAMA_ROWS - horizon, dtype=np.float32)[:, None]
+    columns = np.arange(PANORAMA_COLUMNS, dtype=np.float32)[None] - PANORAMA_COLUMNS / 2
+    far = 60.0 / (rows + 60.0)  # 1 at the horizon's foot, smaller near the camera
+    u, v = columns / 60.0 * far, 8.0 * far + 0 * columns
+    noise = smooth_noise(int(random.integers(4)) + 10, 512, 1024, 24, 40)[: len(rows), :PANORAMA_COLUMNS]
+    shade = 1 + 0.05 * noise + 0.12 * (rows / PANORAMA_ROWS - 0.3)
+    ground = colour.astype(np.float32) * shade[..., None]
+    if settings.paving == "tiles":
+        size = random.uniform(0.8, 1.3)
+        column, row = np.floor(u * 1.6 / size), np.floor(v * 3.0 / size)
+        ground *= (1 + 0.06 * np.sin(column * 12.9 + row * 78.2))[..., None]
+        joint = ((u * 1.6 / size) % 1.0 < 0.05) | ((v * 3.0 / size) % 1.0 < 0.08)
+        ground[joint] *= 0.84
+    elif settings.paving == "asphalt":
+        lines = np.abs((u + 0.35 * v * random.choice([-1, 1])) % 3.2 - 1.6) < 0.05
+        ground[lines] = 0.45 * ground[lines] + 0.55 * np.float32(200)
+    elif settings.paving == "path":
+        edge = (u + 0.5 * np.sin(v * 0.9 + random.uniform(0, 6))) % 4.6
+        path = edge < 2.6
+        ground[path] = ground[path] * 0.2 + 0.8 * np.array((176, 160, 132), np.float32) * shade[path][:, None]
+    else:
+        joint = ((v * 1.1) % 1.0 < 0.04) | (u % 2.6 < 0.04)
+        ground[joint] *= 0.86
+    image[horizon:] = ground
+
+
+def _facade(image: np.ndarray, settings: Camera, horizon: int, random: np.random.Generator, colour: np.ndarray) -> None:
+    noise = smooth_noise(int(random.integers(4)) + 20, 512, 1024, 20, 50)[:horizon, :PANORAMA_COLUMNS]
+    wall = np.ascontiguousarray(colour.astype(np.float32) * (1 + 0.06 * noise[..., None]))
+    if settings.facade == "hedge":
+        leaves = smooth_noise(int(random.integers(4)) + 30, 512, 1024, 70, 150)[:horizon, :PANORAMA_COLUMNS]
+        wall *= (1 + 0.2 * leaves)[..., None]
+    elif settings.facade == "bricks":
+        wall[(np.arange(horizon) % 8) == 0] *= 0.82
+    step = int(COLUMNS * random.uniform(0.55, 1.1))
+    if settings.facade in ("windows", "bricks", "panels"):
+        for left in range(int(random.integers(step)), PANORAMA_COLUMNS, step):
+            right, bottom = (
+                left + int(step * random.uniform(0.35, 0.6)),
+                int(horizon * random.uniform(0.7, 0.9)),
+            )
+            lit = settings.name == "evening" and random.random() < 0.5
+            pane = (216.0, 186.0, 128.0) if lit else tuple(float(c) for c in colour * random.uniform(0.55, 0.8) + 12)
+            if settings.facade == "panels":
+                cv2.rectangle(wall, (left, 0), (left + 3, horizon), tuple(float(c) for c in colour * 0.78), -1)
+            else:
+                cv2.rectangle(wall, (left, 0), (right, bottom), pane, -1)
+                cv2.rectangle(wall, (left, 0), (right, bottom), tuple(float(c) for c in colour * 1.2), 3)
+    image[:horizon] = wall
+
+
+def occlude(image: np.ndarray, settings: Camera, random: np.random.Generator) -> None:
+    """Maybe put something between camera and person (RGB float32 [256, 128, 3], in place): at a side, or
+    low in front.
+    """
+    if random.random() >= settings.occlusion:
+        return
+    kind = settings.occluders[random.integers(len(settings.occluders))]
+    low = ROWS + int(random.uniform(0.0, 0.1) * ROWS)
+    side = random.choice([-1, 1])
+    # Thin things may stand before the person; wide ones cover one side only.
+    reach = {
+        "pole": 0.30,
+        "bollard": 0.26,
+        "rail": 0.2,
+        "pillar": 0.46,
+        "bush": 0.46,
+        "planter": 0.5,
+        "car": 0.7,
+    }[kind]
+    x = int(COLUMNS * (0.5 + side * random.uniform(reach, reach + 0.14)))
+    draw_prop(image, kind, x, low, ROWS * random.uniform(0.26, 0.36), random)

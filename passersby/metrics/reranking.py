@@ -1,0 +1,175 @@
+"""Re-ranking by k-reciprocal neighbours, sparse: distances that also ask whether two images have the same neighbours.
+
+Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", 2017. Everything but the nearest
+neighbours is sparse: each image has some tens of neighbours among tens of thousands.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from passersby.errors import InputError
+from passersby.metrics.ranking_inputs import feature_pair
+from passersby.metrics.reciprocal import reciprocal_neighbours
+
+CHUNK_BYTES = 64 << 20  # of distances, or of pairs of features, held at a time; a few such arrays exist
+TERMS = 1 << 18  # of sums held at a time: they fit a processor's cache
+
+
+def k_reciprocal_distances(
+    query_features: np.ndarray | torch.Tensor,
+    gallery_features: np.ndarray | torch.Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    metric: str = "cosine",
+) -> Iterator[np.ndarray]:
+    """Re-ranked distances of queries [Q, D] to the gallery [G, D], as blocks [n, G] float32 for the queries in turn.
+
+    `rank_distances` takes them as they come; np.concatenate(list(...)) is the matrix. They are
+    (1 - lambda_value) (Jaccard distance of the encodings) + lambda_value (d / largest d of the query)^2, where d is
+    already a *squared* Euclidean distance, as in the authors' program and its descendants. metric "cosine": features
+    are brought to length 1 first. k1: neighbours that must be mutual; k2: neighbours whose encodings are averaged, 1
+    for none; both are cut to what there is. An image comes first among its own neighbours; other exact ties are in
+    no certain order.
+
+    Take junk (identity -1) out of the gallery first: left in, it becomes part of the neighbourhoods and changes the
+    result. Features are arrays or tensors, whose device computes distances; neighbourhoods are worked out on the CPU.
+    Memory: the features twice, some CHUNK_BYTES, and a few kilobytes an image. Raises InputError, before the first
+    block, as `feature_pair` does and for parameters out of range.
+    """
+    for name, value in (("k1", k1), ("k2", k2)):
+        if value < 1:
+            raise InputError(f"{name} {value}: give 1 neighbour or more")
+    if not 0 <= lambda_value <= 1:
+        raise InputError(f"lambda_value {lambda_value}: give the share of the old distance, 0 to 1")
+    query, gallery = feature_pair(query_features, gallery_features, metric)
+    queries, features = len(query), torch.cat([query, gallery])
+    del query, gallery
+    squares = features.square().sum(1)
+    neighbours, furthest = _nearest(features, squares, max(k1 + 1, k2))
+    encoding = _encoded(features, furthest, neighbours, k1)
+    encoding = _averaged(encoding, neighbours[:, :k2])
+    return _blocks(features, squares, furthest[:queries], encoding, lambda_value)
+
+
+def _nearest(features: torch.Tensor, squares: torch.Tensor, count: int) -> tuple[np.ndarray, torch.Tensor]:
+    """The nearest `count` images [N, count] int32 of every image, itself first; the largest squared distance [N].
+
+    Of two sets of images each pair's product is made once, and looked at from both sides.
+    """
+    count = min(count, len(features))
+    size = max(1, math.isqrt(CHUNK_BYTES // 4))
+    # x y - |y|^2 / 2 = (|x|^2 - d) / 2: ordered as the distances, without a pass to make them
+    half = squares * -0.5
+    closest = torch.full((len(features), count), -torch.inf, device=features.device)
+    neighbours = torch.zeros((len(features), count), dtype=torch.int32, device=features.device)
+    farthest = torch.full_like(squares, torch.inf)  # the least closeness
+
+    def look(one: slice, closeness: torch.Tensor, first: int) -> None:
+        farthest[one] = torch.minimum(farthest[one], closeness.amin(1))
+        if one.start == first:
+            closeness.fill_diagonal_(torch.inf)  # rounding must not put another image before itself
+        found = closeness.topk(min(count, closeness.shape[1]), dim=1)
+        best = torch.cat([closest[one], found.values], 1).topk(count, dim=1)
+        places = torch.cat([neighbours[one], found.indices.int() + first], 1)
+        closest[one], neighbours[one] = best.values, places.gather(1, best.indices)
+
+    for start in range(0, len(features), size):
+        one = slice(start, min(start + size, len(features)))
+        for begin in range(start, len(features), size):
+            other = slice(begin, min(begin + size, len(features)))
+            products = features[one] @ features[other].T  # [n, m] float32
+            if begin > start:
+                look(other, products.T + half[one], start)
+            look(one, products.add_(half[other]), begin)
+    furthest = squares - 2 * farthest
+    # Of identical images all distances are rounding errors around 0: their ratios would be anything, or infinite.
+    least = (squares * 1e-6).clamp_min_(torch.finfo(torch.float32).tiny)
+    return neighbours.cpu().numpy(), torch.maximum(furthest, least)
+
+
+def _encoded(features: torch.Tensor, furthest: torch.Tensor, neighbours: np.ndarray, k1: int) -> sparse.csr_array:
+    """[N, N] float32, rows of sum 1: how near each image is to its k-reciprocal neighbours."""
+    columns, counts, values = [], [], []
+    pairs = max(1, CHUNK_BYTES // (4 * features.shape[1]))
+    for rows, found in reciprocal_neighbours(neighbours, k1):
+        rows_on_device, found_on_device = (torch.from_numpy(part).to(features.device) for part in (rows, found))
+        near = torch.empty(len(rows), device=features.device)
+        for start in range(0, len(rows), pairs):
+            part = slice(start, start + pairs)
+            difference = features[rows_on_device[part]].sub_(features[found_on_device[part]])
+            near[part] = torch.linalg.vector_norm(difference, dim=1).square_()
+        near = (near / furthest[rows_on_device]).square_().neg_().exp_().cpu().numpy()
+        per_row = np.unique(rows, return_counts=True)[1]  # every image is its own neighbour: no row is missing
+        starts = np.cumsum(per_row) - per_row
+        values.append(near / np.add.reduceat(near, starts).repeat(per_row))
+        columns.append(found.astype(np.int32))
+        counts.append(per_row)
+    ends = np.concatenate([[0], *counts]).cumsum()
+    shape = (len(neighbours), len(neighbours))
+    return sparse.csr_array((np.concatenate(values), np.concatenate(columns), ends), shape=shape)
+
+
+def _averaged(encoding: sparse.csr_array, neighbours: np.ndarray) -> sparse.csr_array:
+    """The mean of the encodings of each image's neighbours [N, k2], which include itself."""
+    count = neighbours.shape[1]
+    if count == 1:
+        return encoding
+    shares = np.full(neighbours.size, 1 / count, np.float32)
+    ends = np.arange(len(neighbours) + 1) * count
+    return sparse.csr_array((shares, neighbours.ravel(), ends), shape=encoding.shape) @ encoding
+
+
+def _blocks(
+    features: torch.Tensor,
+    squares: torch.Tensor,
+    furthest: torch.Tensor,
+    encoding: sparse.csr_array,
+    lambda_value: float,
+) -> Iterator[np.ndarray]:
+    """The distances of the queries, which come first in features [Q + G, D] and are as many as `furthest` [Q]."""
+    queries = len(furthest)
+    ours, theirs = encoding[:queries], encoding[queries:].tocsc()
+    del encoding
+    rows = _rows(theirs.shape[0])
+    for start in range(0, queries, rows):
+        part = slice(start, min(start + rows, queries))
+        d = torch.addmm(squares[queries:], features[part], features[queries:].T, alpha=-2)
+        d.add_(squares[part, None]).clamp_min_(0).div_(furthest[part, None]).square_().mul_(lambda_value)
+        shared = _shared(ours[part], theirs)  # s; Jaccard distance = 1 - s / (2 - s)
+        shared /= 2 - shared
+        np.subtract(1, shared, out=shared)
+        shared *= 1 - lambda_value
+        shared += d.cpu().numpy()
+        yield shared
+
+
+def _shared(ours: sparse.csr_array, theirs: sparse.csc_array) -> np.ndarray:
+    """[n, G] float32: sums of the lesser of both entries, of encodings [n, N] by rows and [G, N] by columns."""
+    size = theirs.shape[0]
+    total = np.zeros(ours.shape[0] * size, np.float32)
+    row = np.repeat(np.arange(ours.shape[0]), np.diff(ours.indptr))
+    first = theirs.indptr[ours.indices].astype(np.int64)
+    length = theirs.indptr[ours.indices + 1] - first
+    terms = np.cumsum(length)  # of all entries up to each: cut where there are TERMS
+    place = 0
+    while place < len(length):
+        done = terms[place - 1] if place else 0
+        stop = max(place + 1, int(np.searchsorted(terms, done + TERMS, "right")))
+        part = slice(place, stop)
+        count = length[part]
+        # All entries of each column in turn: first, first + 1, ..., first + count - 1.
+        entries = np.arange(count.sum()) + np.repeat(first[part] - (np.cumsum(count) - count), count)
+        lesser = np.minimum(theirs.data[entries], np.repeat(ours.data[part], count))
+        np.add.at(total, theirs.indices[entries] + np.repeat(row[part] * size, count), lesser)
+        place = stop
+    return total.reshape(-1, size)
+
+
+def _rows(columns: int) -> int:
+    return max(1, CHUNK_BYTES // (4 * columns))

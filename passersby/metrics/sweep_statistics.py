@@ -1,0 +1,282 @@
+"""Does augmentation help? What the scores of a sweep over levels and seeds can tell, and what they cannot.
+
+Every score is its level's mean + noise of the seed, with the same deviation at all levels, estimated from all of them
+together. Each level is compared with level 0 by Dunnett's intervals, which hold for all comparisons at once
+(passersby/metrics/dunnett.py). The trend is the slope over the *rank* of the level, tested against the same deviation:
+over ranks the study's two published curves are nearest to straight (r = 0.96 and -0.97; over log(1 + level) 0.82 and
+-0.97, over the level itself 0.95 and -0.86), and one measure has to be chosen before the scores are seen.
+
+Trials of one seed are *not* paired. A seed also draws which people are generated, and nested levels share them while
+level 0 has none: subtracting a seed's mean then takes away noise that the difference to level 0 keeps, and "better" or
+"worse" is said of some level in 16% of simulated sweeps of 17 levels without any effect, instead of 5%. Unpaired it is
+6% there, and 2% where seeds have a part in common at all levels ("better" alone: under 4%). benchmarks/sweep_power.py
+shows both ways, and how many seeds see which gain.
+
+Intervals and verdicts are about seeds, for the test set as it is. `query_interval` is about the test set.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import stats
+
+from passersby.errors import InputError
+from passersby.metrics.dunnett import critical_value, loadings, shown_with_probability, simultaneous_p_value
+
+BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell"
+BASELINE = "baseline"  # stands for level 0's verdict
+MOST_SEEDS = 10_000
+_DRAWN_AT_A_TIME = 1 << 22  # numbers of identities: 32 MiB
+_NO_NOISE = 1e-12  # of a score 0..1: less between seeds is rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Finished trials: entry t of each is trial t. level [T] int, 0 or more; seed [T] int; score [T] float, 0..1.
+
+    Levels may have different numbers of seeds. Raises InputError for lengths that differ, scores that are not within
+    0..1, a (level, seed) that occurs twice, and where level 0 is missing.
+    """
+
+    level: np.ndarray
+    seed: np.ndarray
+    score: np.ndarray
+
+    def __post_init__(self):
+        for name, kind in (("level", np.int64), ("seed", np.int64), ("score", np.float64)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), kind))
+        if not self.level.shape == self.seed.shape == self.score.shape == (len(self.level),):
+            shapes = f"{self.level.shape}, {self.seed.shape} and {self.score.shape}"
+            raise InputError(f"levels, seeds and scores of trials have shapes {shapes}: give one of each for a trial")
+        bad = np.flatnonzero(~((self.score >= 0) & (self.score <= 1)))  # nan as well
+        if len(bad):
+            where = f"level {self.level[bad[0]]}, seed {self.seed[bad[0]]}"
+            raise InputError(f"the score {self.score[bad[0]]} of {where} is not within 0..1: leave the trial out")
+        pairs, counts = np.unique(np.stack([self.level, self.seed]), axis=1, return_counts=True)
+        if (counts > 1).any():
+            level, seed = pairs[:, counts > 1][:, 0]
+            raise InputError(f"level {level}, seed {seed} occurs twice: give the trials of one arm, each once")
+        if not (self.level == 0).any() or (self.level < 0).any():
+            found = ", ".join(str(level) for level in np.unique(self.level)) or "none"
+            raise InputError(f"levels {found}: level 0, with which all others are compared, must be there and be least")
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelResult:
+    """One level. mean: of its `seeds` scores, with the interval low..high (of this level alone).
+
+    difference: to the mean of level 0; difference_low..difference_high hold for all levels at once, and p_value (0..1)
+    is corrected likewise. verdict: BETTER, WORSE or CANNOT_TELL; of level 0 BASELINE, with nan for the interval of
+    the difference and the p value. All intervals are nan where the noise is not known.
+    """
+
+    level: int
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    p_value: float
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trend:
+    """slope: score a step from one level to the next, with its interval low..high; rise: slope x steps, over them all.
+
+    p_value: two-sided. It tells of a general direction, not that each step helps. All nan where it cannot be tested.
+    """
+
+    slope: float
+    low: float
+    high: float
+    rise: float
+    p_value: float
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What a sweep tells. levels: ascending, level 0 first.
+
+    seed_deviation: of scores over seeds, pooled over levels, in the unit of the scores, nan where no level has two
+    seeds; deviation_low..deviation_high its interval (chi squared); freedom: its degrees of freedom. note: why nothing
+    can be told, else empty.
+    """
+
+    levels: tuple[LevelResult, ...]
+    trend: Trend
+    seed_deviation: float
+    deviation_low: float
+    deviation_high: float
+    freedom: int
+    confidence: float
+    note: str
+
+    def seeds_needed(self, gain: float = 0.005, power: float = 0.8) -> int | None:
+        """Seeds at every level (level 0 too) so that one level better by `gain` is called better with that power.
+
+        With this sweep's levels, correction and seed deviation, by the noncentral t. It grows with the square of the
+        deviation, which few seeds tell badly: after three at four levels the truth may lie between half of it and
+        nearly four times as many. None where the deviation is not known, no level is compared, or more than
+        MOST_SEEDS would be needed. Raises InputError for a gain or power out of range.
+        """
+        if not (gain > 0 and 0 < power < 1):
+            raise InputError(f"a gain of {gain} with power {power}: the gain must be above 0, the power within 0..1")
+        compared = len(self.levels) - 1
+        if not self.seed_deviation > 0 or not compared:
+            return None
+
+        def enough(seeds: int) -> bool:
+            return shown_with_probability(gain, self.seed_deviation, seeds, compared, self.confidence) >= power
+
+        low, high = 1, 2  # one seed tells nothing
+        while not enough(high):
+            low, high = high, 2 * high
+            if low >= MOST_SEEDS:
+                return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high if high <= MOST_SEEDS else None
+
+
+def analyse(trials: Trials, confidence: float = 0.95) -> Analysis:
+    """Means, comparisons with level 0 and trend, at this confidence (two-sided). Raises InputError out of 0..1."""
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence {confidence}: give a probability between 0 and 1, such as 0.95")
+    levels, which = np.unique(trials.level, return_inverse=True)  # [L], [T]
+    seeds = np.bincount(which)
+    means = np.bincount(which, trials.score) / seeds
+    freedom = int((seeds - 1).sum())
+    squares = float(((trials.score - means[which]) ** 2).sum())
+    deviation = math.sqrt(squares / freedom) if freedom else math.nan
+    noise = deviation if deviation > _NO_NOISE else math.nan
+    tail = (1 - confidence) / 2
+    margin = stats.t.isf(tail, freedom) * noise / np.sqrt(seeds) if freedom else np.full(len(levels), math.nan)
+    return Analysis(
+        levels=tuple(
+            LevelResult(int(level), int(count), float(mean), float(mean - half), float(mean + half), *compared)
+            for level, count, mean, half, compared in zip(
+                levels, seeds, means, margin, _compared(means, seeds, noise, freedom, confidence), strict=True
+            )
+        ),
+        trend=_trend(which, trials.score, noise, freedom, tail),
+        seed_deviation=deviation,
+        deviation_low=math.sqrt(squares / stats.chi2.isf(tail, freedom)) if freedom else math.nan,
+        deviation_high=math.sqrt(squares / stats.chi2.ppf(tail, freedom)) if freedom else math.nan,
+        freedom=freedom,
+        confidence=confidence,
+        note=_note(freedom, noise, len(levels)),
+    )
+
+
+def _note(freedom: int, noise: float, levels: int) -> str:
+    if not freedom:
+        return "cannot tell: every level has one seed, so nobody knows what chance does; run more seeds"
+    if math.isnan(noise):
+        return "cannot tell: all seeds of a level score the same, so they do not vary the training"
+    if levels == 1:
+        return "cannot tell: only level 0 has finished"
+    return ""
+
+
+def _compared(
+    means: np.ndarray, seeds: np.ndarray, noise: float, freedom: int, confidence: float
+) -> list[tuple[float, float, float, float, str]]:
+    """Of each level: difference to level 0, its interval's ends, p value, verdict. noise: nan where not known."""
+    found = [(0.0, math.nan, math.nan, math.nan, BASELINE)]
+    differences = means - means[0]
+    loads = loadings(seeds[1:].tolist(), int(seeds[0]))
+    for difference, count in zip(differences[1:].tolist(), seeds[1:].tolist(), strict=True):
+        if math.isnan(noise):
+            found.append((difference, math.nan, math.nan, math.nan, CANNOT_TELL))
+            continue
+        error = noise * math.sqrt(1 / count + 1 / seeds[0])
+        half = critical_value(confidence, loads, freedom) * error
+        low, high = difference - half, difference + half
+        found.append(
+            (difference, low, high, simultaneous_p_value(difference / error, loads, freedom), _verdict(low, high))
+        )
+    return found
+
+
+def _trend(rank: np.ndarray, score: np.ndarray, noise: float, freedom: int, tail: float) -> Trend:
+    """The slope of scores [T] over the ranks [T] of their levels."""
+    steps = int(rank.max())
+    if not steps:
+        return Trend(*(math.nan,) * 5, CANNOT_TELL)
+    centred = rank - rank.mean()
+    spread = float(centred @ centred)
+    slope = float(centred @ score) / spread
+    if math.isnan(noise):
+        return Trend(slope, math.nan, math.nan, slope * steps, math.nan, CANNOT_TELL)
+    error = noise / math.sqrt(spread)
+    half = float(stats.t.isf(tail, freedom)) * error
+    p_value = float(2 * stats.t.sf(abs(slope) / error, freedom))
+    return Trend(slope, slope - half, slope + half, slope * steps, p_value, _verdict(slope - half, slope + half))
+
+
+def _verdict(low: float, high: float) -> str:
+    """By an interval of a difference."""
+    return BETTER if low > 0 else WORSE if high < 0 else CANNOT_TELL
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryInterval:
+    """difference: of mAP, level - baseline, over `queries` of `identities` people; low..high: its interval.
+
+    nan where there are fewer than two people with a query that has a match.
+    """
+
+    difference: float
+    low: float
+    high: float
+    queries: int
+    identities: int
+
+
+def query_interval(
+    query_ap_baseline: np.ndarray,
+    query_ap_level: np.ndarray,
+    identity: np.ndarray,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> QueryInterval:
+    """How much of a difference of mAP may come from the choice of test people: average precisions [S, Q] of both.
+
+    The cluster bootstrap (A. C. Davison and D. V. Hinkley, Bootstrap methods and their application, 1997, 3.8): people
+    are drawn again with all their queries, as a person's queries succeed or fail together; of each query its mean over
+    seeds counts, so that the interval holds these seeds fixed. S may differ between the two. A query is left out where
+    any entry is nan: it has no match. identity: [Q] int, who is asked for. Percentiles of `draws`; the same input gives
+    the same interval. Raises InputError for shapes that do not fit.
+    """
+    before, after = np.asarray(query_ap_baseline, np.float64), np.asarray(query_ap_level, np.float64)
+    identity = np.asarray(identity)
+    if before.ndim != 2 or after.ndim != 2 or not before.shape[1] == after.shape[1] == len(identity):
+        raise InputError(
+            f"average precisions {before.shape} and {after.shape} of {identity.shape} queries do not fit: "
+            "give [seeds, queries] of one test set"
+        )
+    if not len(before) or not len(after) or not 0 < confidence < 1:
+        raise InputError(f"{len(before)} and {len(after)} seeds at confidence {confidence}: give 1 or more, and 0..1")
+    gain = after.mean(0) - before.mean(0)  # [Q]
+    matched = np.isfinite(gain)
+    gain, people = gain[matched], np.unique(identity[matched], return_inverse=True)[1]
+    count = int(people.max()) + 1 if len(gain) else 0
+    difference = float(gain.mean()) if len(gain) else math.nan
+    if count < 2:
+        return QueryInterval(difference, math.nan, math.nan, len(gain), count)
+    sums, sizes = np.bincount(people, gain), np.bincount(people)
+    random, drawn = np.random.default_rng(seed), np.empty(draws)
+    step = max(1, _DRAWN_AT_A_TIME // count)
+    for start in range(0, draws, step):
+        chosen = random.integers(0, count, (min(step, draws - start), count))
+        drawn[start : start + step] = sums[chosen].sum(1) / sizes[chosen].sum(1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return QueryInterval(difference, float(low), float(high), len(gain), count)

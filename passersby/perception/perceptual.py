@@ -1,0 +1,149 @@
+"""How different two images look: LPIPS, and its shift-tolerant kin, as frozen networks that gradients go through.
+
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), and Ghildyal and Liu,
+"Shift-tolerant Perceptual Similarity Metric" (2022). Both compare, at every place of five layers of an AlexNet, the
+features divided by their length, weigh the squared differences of the channels and average over the places. LPIPS
+needs torchvision's ImageNet AlexNet; the shift-tolerant network is complete in a wheel (passersby/weights.py,
+"st-lpips-alex"), and its distances are others: results say which network measured them.
+"""
+
+import importlib.util
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from passersby import weights
+from passersby.errors import InputError
+from passersby.perception.shift_tolerant_alexnet import convolution, shift_tolerant_stages
+from passersby.reid.checkpoint import file_sha256
+from passersby.reid.formats import read_tensors
+
+LEAST_SIDE = 64  # [pixels]; smaller images are enlarged: the last layers would see next to nothing
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's colours, of values -1..1
+_SHAPES = ((64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3))
+_EPSILON = 1e-10  # added to a feature's length, as published
+
+
+class Perceptual(nn.Module):
+    """Distances of images [N, 3, H, W] float, -1..1, RGB; frozen, on any device, and it can be pickled.
+
+    `name` says which network it is, and belongs into every result; `short` is "lpips" or "st-lpips".
+    `channel_weights` are the five layers' [C], 0 or more.
+    """
+
+    def __init__(self, name: str, short: str, stages: list[nn.Module], channel_weights: list[torch.Tensor]):
+        super().__init__()
+        self.name, self.short = name, short
+        self.stages = nn.ModuleList(stages)
+        # The square roots, so that a distance is the plain squared one between features.
+        for place, weight in enumerate(channel_weights):
+            self.register_buffer(f"root_{place}", weight.float().sqrt().view(1, -1, 1, 1))
+        for name, values in (("shift", _SHIFT), ("scale", _SCALE)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+        self.to(memory_format=torch.channels_last)  # on a CPU its maxima are twenty times as fast
+
+    def features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[N, 3, H, W] float, -1..1 -> what distances are taken between: five layers [N, C, h, w] float32.
+
+        Images whose shorter side is below 64 pixels are first enlarged by the least whole factor that reaches 64.
+        """
+        x = (_enlarged(images).float() - self.shift) / self.scale
+        x = x.contiguous(memory_format=torch.channels_last)
+        layers = []
+        for place, stage in enumerate(self.stages):
+            x = stage(x)
+            # The least value keeps the gradient of a place without any feature at 0, where the root's is not finite.
+            length = x.square().sum(1, keepdim=True).clamp_min(1e-30).sqrt() + _EPSILON  # [N, 1, h, w]
+            layers.append(x * (getattr(self, f"root_{place}") / length))
+        return tuple(layers)
+
+    def distance(self, features_a: tuple[torch.Tensor, ...], features_b: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """[N] float32, 0 or more, of two tuples from `features`; images of one size."""
+        pairs = zip(features_a, features_b, strict=True)
+        return sum((a - b).square().sum((1, 2, 3)) / (a.shape[2] * a.shape[3]) for a, b in pairs)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """[N] float32, 0 or more: the distances of the images a from the images b."""
+        return self.distance(self.features(a), self.features(b))
+
+
+def load_perceptual(alexnet: str | os.PathLike | None = None) -> Perceptual:
+    """LPIPS 0.1 with torchvision's AlexNet out of a file; without one the shift-tolerant network, fetched once.
+
+    The file is a state dict with torchvision's names (alexnet-owt-7be5be79.pth), whose sha256 the name begins to tell,
+    or the shift-tolerant network's own (alex_shift_tolerant.pth), told by its contents. Raises InputError, one line
+    with the path, for any other.
+    """
+    if alexnet is None:
+        return _shift_tolerant(read_tensors(weights.get("st-lpips-alex")))
+    path = Path(alexnet)
+    try:
+        sha256 = file_sha256(path)
+        tensors = read_tensors(path)
+        if "features.0.weight" in tensors:
+            return _lpips(tensors, sha256)
+    except OSError as error:
+        raise InputError(f"perceptual network {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"perceptual network {path}: {error}") from error
+    if "net.slice1.0.weight" in tensors:
+        return _shift_tolerant(read_tensors(weights.get("st-lpips-alex", path)))  # none but the wheel's
+    listed = ", ".join(name[:40] for name in list(tensors)[:3])
+    raise InputError(
+        f"perceptual network {path}: no AlexNet of torchvision ({listed}, ...): give alexnet-owt-7be5be79.pth, or none"
+    )
+
+
+def _enlarged(images: torch.Tensor) -> torch.Tensor:
+    factor = math.ceil(LEAST_SIDE / min(images.shape[2:]))
+    return images if factor <= 1 else nn.functional.interpolate(images, scale_factor=factor, mode="nearest")
+
+
+def _lpips(tensors: dict[str, torch.Tensor], sha256: str) -> Perceptual:
+    package = importlib.util.find_spec("lpips")  # its linear layers lie beside its code, which is not run
+    if package is None or package.origin is None:
+        raise InputError("LPIPS needs the package lpips: pip install lpips")
+    linear = read_tensors(Path(package.origin).parent / "weights" / "v0.1" / "alex.pth")
+    layers = _convolutions(tensors, [f"features.{number}" for number in (0, 3, 6, 8, 10)])
+    stages = []
+    for place, (weight, bias) in enumerate(layers):
+        stride, padding = (4, 2) if place == 0 else (1, weight.shape[2] // 2)
+        pool = [nn.MaxPool2d(3, 2)] if place in (1, 2) else []
+        stages.append(nn.Sequential(*pool, convolution(weight, bias, stride, padding), nn.ReLU(inplace=True)))
+    return Perceptual(f"LPIPS 0.1 alex (AlexNet {sha256[:8]})", "lpips", stages, _linear(linear))
+
+
+def _shift_tolerant(tensors: dict[str, torch.Tensor]) -> Perceptual:
+    names = ["net.slice1.0", "net.slice2.5", "net.slice3.9", "net.slice4.11", "net.slice5.13"]
+    stages = shift_tolerant_stages(_convolutions(tensors, names))
+    return Perceptual("ST-LPIPS alex (stlpips-pytorch 0.0.2)", "st-lpips", stages, _linear(tensors))
+
+
+def _convolutions(tensors: dict[str, torch.Tensor], names: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias of each, float32."""
+    return [
+        (_tensor(tensors, f"{name}.weight", shape), _tensor(tensors, f"{name}.bias", shape[:1]))
+        for name, shape in zip(names, _SHAPES, strict=True)
+    ]
+
+
+def _linear(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    found = [_tensor(tensors, f"lin{place}.model.1.weight", (1, shape[0], 1, 1)) for place, shape in enumerate(_SHAPES)]
+    if any((weight < 0).any() for weight in found):
+        raise InputError("weights of channels below 0, which no such network has: another's file")
+    return [weight.flatten() for weight in found]
+
+
+def _tensor(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    value = tensors.get(name)
+    if value is None or value.shape != shape:
+        found = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(shape)}"
+        raise InputError(f"tensor {name} {found}: another network's file")
+    if not value.is_floating_point() or not torch.isfinite(value).all():
+        raise InputError(f"tensor {name} holds values that are no finite numbers: fetch the file again")
+    return value.float().contiguous()

@@ -1,0 +1,1 @@
+"""Re-identification networks and their files. How they are trained stands in training/reid."""

@@ -1,0 +1,207 @@
+"""Re-identification networks in files: `save_reid`, `load_reid`, and `load_imagenet` for a backbone's start."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import urllib.error
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.hub
+from torchvision.models import get_model_weights
+
+from passersby.errors import InputError
+from passersby.reid.formats import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    Contents,
+    Tensors,
+    check_activation,
+    is_safetensors,
+    read_foreign,
+    read_passersby,
+    read_tensors,
+)
+from passersby.reid.network import ReidNetwork
+from passersby.stylegan3.checkpoint import write_atomically
+
+_COUNTER = "num_batches_tracked"  # of batch normalisation; older files lack it, and nothing here needs it
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedReid:
+    """What a file holds: the network in eval mode, float32 on the CPU, and what is known about it.
+
+    `class_names` are empty where the file does not say them (layumi, torchreid). `notes` are lines for the user: what
+    was assumed, because the file does not say it. `sha256` is that of the file.
+    """
+
+    network: ReidNetwork
+    class_names: tuple[str, ...]
+    record: dict[str, Any]
+    sha256: str
+    kind: str  # "passersby" | "layumi" | "torchreid"
+    notes: tuple[str, ...]
+
+
+def save_reid(
+    path: str | os.PathLike, network: ReidNetwork, *, class_names: Sequence[str], record: dict[str, Any]
+) -> None:
+    """Write network, configuration, the classes' names and `record` (plain JSON data) as `.safetensors`, atomically.
+
+    Raises InputError when the names are not one for each class, or when the file cannot be written.
+    """
+    if len(class_names) != network.config.classes:
+        raise InputError(f"{len(class_names)} class names for a network of {network.config.classes} classes")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": dataclasses.asdict(network.config),
+        "class_names": list(class_names),
+        "record": record,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
+    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: text}))
+
+
+def load_reid(
+    path: str | os.PathLike,
+    activation: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    last_stride: int | None = None,
+) -> LoadedReid:
+    """Read a network of ours, of layumi's baseline or of torchreid (passersby/reid/formats.py), told by its contents.
+
+    Others' files do not say all: `activation` ("relu" as in the study, "none" as in layumi's own code) and
+    `last_stride` (1 | 2) say it; for a file that does say it they must agree. `height` and `width` [pixels] are the
+    images' size where it is not the file's, or not 256 x 128. Raises InputError, one line that names the path and
+    what was found there, for a file that is missing, damaged, hostile or of another kind.
+    """
+    path = Path(path)
+    try:
+        check_activation(activation)
+        sha256 = file_sha256(path)
+        contents = read_passersby(path) if is_safetensors(path) else read_foreign(path, activation, last_stride)
+        config, notes = contents.config, list(contents.notes)
+        has = {"activation": config.activation if config.neck == "embedding" else "none"}
+        has["last_stride"] = config.last_stride
+        for name, asked in (("activation", activation), ("last_stride", last_stride)):
+            if asked not in (None, has[name]):
+                raise InputError(f"{name} {asked} was asked for, but the file's is {has[name]}")
+        size = (height or config.height, width or config.width)
+        if contents.kind == "passersby" and size != (config.height, config.width):
+            notes.append(f"images of {size[0]} x {size[1]}: it was made for {config.height} x {config.width}")
+        contents = dataclasses.replace(contents, config=dataclasses.replace(config, height=size[0], width=size[1]))
+        network = _build(contents)
+    except OSError as error:
+        raise InputError(f"network {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"network {path}: {error}") from error
+    return LoadedReid(network, contents.class_names, contents.record, sha256, contents.kind, tuple(notes))
+
+
+def check_classes(loaded: LoadedReid, class_names: Sequence[str]) -> None:
+    """InputError unless the network's classes are `class_names`: as many, and by the same names where it has names."""
+    classes = loaded.network.config.classes
+    if classes != len(class_names):
+        raise InputError(
+            f"the network was trained on {classes} people, the images have {len(class_names)}: give the images that "
+            "it was trained on, or start from its backbone alone"
+        )
+    for place, (its, given) in enumerate(zip(loaded.class_names, class_names, strict=False)):
+        if its != given:
+            raise InputError(f"class {place} of the network is {its!r}, that of the images {given!r}: other people")
+
+
+def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -> tuple[str, ...]:
+    """Fill the backbone, in place, with torchvision's ImageNet weights (IMAGENET1K_V1); returns notes for the user.
+
+    Without `path`, the file in PyTorch's cache, fetched when it is not there. With it, a state dict with torchvision's
+    names (`.pth` or `.safetensors`), checked by shape. Its classifier is not used. With two domains both get the same
+    batch normalisation. Raises InputError for a network that they do not fit, a file that is another's, and offline.
+    """
+    name = network.config.backbone
+    if network.config.stem != "imagenet":
+        raise InputError(f"stem {network.config.stem}: there are no ImageNet weights for it; take the stem imagenet")
+    if name == "resnet10":
+        raise InputError("resnet10: there are no ImageNet weights for it; take resnet18, or random weights")
+    path = Path(path) if path is not None else _fetched(name)
+    try:
+        sha256 = file_sha256(path)
+        found = {key: value for key, value in read_tensors(path).items() if not key.startswith("fc.")}
+        wanted = network.backbone.state_dict()
+        # A domain's module is named after torchvision's: bn1.norms.0.weight is bn1.weight.
+        sources = {key: key.replace(".norms.0.", ".").replace(".norms.1.", ".") for key in wanted}
+        tensors = {key: found[source] for key, source in sources.items() if source in found}
+        unknown = sorted(found.keys() - set(sources.values()))
+        if unknown:
+            raise InputError(f"tensor {unknown[0][:80]} is not one of torchvision's {name}")
+        network.backbone.load_state_dict(_checked(tensors, wanted, f"torchvision's {name}"))
+    except OSError as error:
+        raise InputError(f"ImageNet weights {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"ImageNet weights {path}: {error}") from error
+    return (f"backbone {name} starts from ImageNet weights: {path.name}, sha256 {sha256}; their classifier is unused",)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The hash of a file's contents, in hexadecimal digits. Raises OSError."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetched(name: str) -> Path:
+    url = get_model_weights(name).IMAGENET1K_V1.url
+    file = url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if path.is_file():
+        return path
+    print(f"fetching {url} to {path}", file=sys.stderr)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = file.removesuffix(".pth").rpartition("-")[2]  # the first digits of its sha256
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
+    except (OSError, RuntimeError, urllib.error.URLError) as error:
+        raise InputError(
+            f"cannot fetch the ImageNet weights {file} ({' '.join(str(error).split())[:100]}): fetch {url} elsewhere "
+            "and give it: --weights PATH"
+        ) from error
+    return path
+
+
+def _build(contents: Contents) -> ReidNetwork:
+    with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
+        network = ReidNetwork(contents.config)
+    wanted = network.state_dict()
+    unknown = sorted(contents.tensors.keys() - wanted.keys())
+    if unknown:
+        raise InputError(f"tensor {unknown[0][:80]} is not one of such a network: another structure")
+    network.load_state_dict(_checked(contents.tensors, wanted, "such a network"), strict=True, assign=True)
+    return network.eval()
+
+
+def _checked(tensors: Tensors, wanted: Tensors, what: str) -> Tensors:
+    """`tensors` as float32, contiguous, one for each of `wanted`; InputError where one lacks or does not fit."""
+    checked = {}
+    for name, shaped in wanted.items():
+        if name not in tensors and name.endswith(_COUNTER):
+            checked[name] = torch.zeros((), dtype=torch.int64)
+            continue
+        if name not in tensors:
+            raise InputError(f"tensor {name} is missing, which {what} has")
+        tensor = tensors[name]
+        if tensor.shape != shaped.shape:
+            raise InputError(f"tensor {name} has shape {tuple(tensor.shape)}, that of {what} {tuple(shaped.shape)}")
+        if shaped.dtype != torch.int64:
+            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                raise InputError(f"tensor {name} holds values that are no finite numbers: did the training diverge?")
+            tensor = tensor.float()
+        checked[name] = tensor.contiguous().to(shaped.dtype)
+    return checked

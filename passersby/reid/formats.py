@@ -1,0 +1,262 @@
+"""Files of re-identification networks: what each kind holds, as a configuration and tensors, nothing built yet.
+
+Three kinds: our own `.safetensors`; the state dicts (`net_last.pth`) of Zheng's Person_reID_baseline_pytorch, here
+"layumi", with ResNet backbones; the checkpoints (`model.pth.tar-60`) of Zhou's deep-person-reid, here "torchreid":
+resnet18, resnet34, resnet50 and resnet50_fc512. Nothing that a file contains is ever executed.
+"""
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from passersby.checkpoints import file_kind
+from passersby.errors import InputError
+from passersby.reid.network import ACTIVATIONS, BLOCKS, Bottleneck, ReidConfig
+
+FORMAT_VERSION = 1
+METADATA_KEY = "passersby-reid"  # of our metadata in a .safetensors file
+
+Tensors = dict[str, torch.Tensor]
+
+# What torch.load raises on damaged files: its reader is partly Python without checks of its own.
+_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+_DAMAGE += (AttributeError, IndexError, AssertionError)
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and AveragedModel, and of torch.compile
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a file says, before any network is built; `tensors` have ReidNetwork's names."""
+
+    kind: str  # "passersby" | "layumi" | "torchreid"
+    config: ReidConfig
+    tensors: Tensors
+    class_names: tuple[str, ...]  # empty where the file does not say them
+    record: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class _IgnoredType:
+    """Stands for numpy.dtype in a checkpoint: its scores are NumPy numbers, which nothing here reads."""
+
+    def __init__(self, *arguments: Any):
+        del arguments
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+def _ignored_number(*arguments: Any) -> None:
+    del arguments
+
+
+# Allowing NumPy's own constructors would let a file hand them whatever it likes.
+_STANDINS = [(_IgnoredType, "numpy.dtype")]
+_STANDINS += [(_ignored_number, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
+
+
+def is_safetensors(path: Path) -> bool:
+    """Which reader a file is for, from its contents. Raises InputError for a file that is no network."""
+    try:
+        with path.open("rb") as file:
+            kind = file_kind(file)
+    except InputError as error:
+        found = str(error).partition(", not a network")[0]  # the kinds that follow are those of the generator
+        raise InputError(f"{found}: .pth, .pth.tar and .safetensors are read") from error
+    if kind == "pickle":
+        raise InputError("a plain pickle, whose code could do anything, is not read: save its state dict with PyTorch")
+    return kind == "safetensors"
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The state dict of a `.pth` or `.safetensors`, without wrappers: plain names and tensors.
+
+    A dict with "state_dict" in it is taken for that; DataParallel's, AveragedModel's and torch.compile's prefixes go.
+    Raises InputError for a file that holds anything else than plain data, or more tensors than bytes.
+    """
+    try:
+        if is_safetensors(path):
+            with safetensors.safe_open(path, framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        else:
+            with torch.serialization.safe_globals(_STANDINS):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:  # which is a ValueError
+        raise
+    except safetensors.SafetensorError as error:
+        raise InputError(f"damaged .safetensors file ({str(error)[:100]}): fetch it again") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        if "GLOBAL" in reason:  # PyTorch's own refusal is a page long: the name is what matters
+            reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
+        raise InputError(f"no plain state dict, nothing of it was run ({reason[:120]}): save it anew") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(name, str) for name in state):
+        raise InputError(f"it holds a {type(state).__name__}, not a state dict")
+    state = {name: value for name, value in state.items() if name != "n_averaged"}  # of AveragedModel
+    for wrapper in _WRAPPERS * 2:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: not a state dict")
+    claimed = sum(tensor.nbytes for tensor in state.values())  # strides of 0 make a tensor larger than its file
+    if claimed > path.stat().st_size:
+        raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
+    return state
+
+
+def read_passersby(path: Path) -> Contents:
+    """Our own file. Raises InputError for another's, a damaged one, and one of a newer version."""
+    tensors = read_tensors(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        listed = ", ".join(name[:40] for name in sorted(tensors)[:3])
+        raise InputError(f"a .safetensors file that is no re-identification network of this program ({listed})")
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"its metadata is no JSON ({str(error)[:80]}): the file is damaged") from error
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"format version {str(version)[:20]}; this program reads version {FORMAT_VERSION}")
+    config, names, record = (metadata.get(key) for key in ("config", "class_names", "record"))
+    if not isinstance(config, dict) or not isinstance(record, dict) or not isinstance(names, list):
+        raise InputError("its metadata lacks the configuration, the classes or the record: the file is damaged")
+    if not all(isinstance(name, str) for name in names) or len(names) != config.get("classes"):
+        raise InputError(f"its {len(names)} class names are not those of {str(config.get('classes'))[:20]} classes")
+    return Contents("passersby", _config(config), tensors, tuple(names), record, ())
+
+
+def read_foreign(path: Path, activation: str | None, last_stride: int | None) -> Contents:
+    """layumi's or torchreid's file, told by its names; `activation` and `last_stride` as for `load_reid`."""
+    tensors = read_tensors(path)
+    if "model.conv1.weight" in tensors and "classifier.classifier.0.weight" in tensors:
+        return _layumi(tensors, path, activation, last_stride)
+    if "conv1.weight" in tensors and "classifier.weight" in tensors:
+        return _torchreid(tensors, activation, last_stride)
+    if "conv1.weight" in tensors and "fc.weight" in tensors:
+        raise InputError("ImageNet weights, no re-identification network: training takes them with --weights")
+    listed = ", ".join(name[:40] for name in list(tensors)[:3])
+    raise InputError(f"neither layumi's ResNet-50 nor torchreid's resnet ({listed}, ...): those are read, and our own")
+
+
+def _layumi(tensors: Tensors, path: Path, activation: str | None, last_stride: int | None) -> Contents:
+    options, notes = _options(path.with_name("opts.yaml"))
+    # The ImageNet classifier stays in their files, unused.
+    kept = {name: value for name, value in tensors.items() if not name.startswith("model.fc.")}
+    prefixes = {
+        "model.": "backbone.",
+        "classifier.add_block.0.": "embed.",
+        "classifier.add_block.1.": "norm.",
+        "classifier.classifier.0.": "classifier.",
+    }
+    if kept.get("classifier.add_block.0.weight", torch.empty(0)).ndim != 2:
+        raise InputError("it was trained without its linear layer (linear_num 0), which is not read")
+    if activation is None:
+        notes.append("no activation after its batch normalisation, as in its published code: the file does not say it")
+    if last_stride is None:
+        last_stride = options.get("stride", 2)
+        if "stride" not in options:
+            notes.append("last stride 2, its default: the file does not say it")
+    renamed = _renamed(kept, prefixes)
+    config = ReidConfig(
+        classes=_rows(renamed, "classifier.weight"),
+        backbone=_backbone_name(renamed),
+        embedding=_rows(renamed, "embed.weight"),
+        activation=activation or "none",
+        last_stride=last_stride,
+        dropout=options.get("droprate", 0.5),
+    )
+    return Contents("layumi", config, renamed, (), {"trained_on": "unknown"}, tuple(notes))
+
+
+def _torchreid(tensors: Tensors, activation: str | None, last_stride: int | None) -> Contents:
+    prefixes = {"classifier.": "classifier.", "fc.0.": "embed.", "fc.1.": "norm.", "": "backbone."}
+    renamed = _renamed(tensors, prefixes)
+    embedding = "embed.weight" in renamed
+    if embedding and activation not in (None, "relu"):
+        raise InputError(f"activation {activation}: torchreid's resnet50_fc512 has relu")
+    stride = (1 if embedding else 2) if last_stride is None else last_stride
+    config = ReidConfig(
+        classes=_rows(renamed, "classifier.weight"),
+        backbone=_backbone_name(renamed),
+        neck="embedding" if embedding else "none",
+        embedding=_rows(renamed, "embed.weight") if embedding else ReidConfig.embedding,
+        last_stride=stride,
+        dropout=0.0,
+    )
+    model = f"{config.backbone}_fc{config.embedding}" if embedding else config.backbone
+    notes = (f"taken for torchreid's {model}, whose last stride is {stride}: the file does not say it",)
+    return Contents("torchreid", config, renamed, (), {"trained_on": "unknown"}, notes if last_stride is None else ())
+
+
+def _renamed(tensors: Tensors, prefixes: Mapping[str, str]) -> Tensors:
+    # The first prefix that fits; a name that none fits is kept, and refused when the network is built.
+    renamed = {}
+    for name, value in tensors.items():
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        renamed[name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)] = value
+    return renamed
+
+
+def _rows(tensors: Tensors, name: str) -> int:
+    if name not in tensors or tensors[name].ndim != 2:
+        raise InputError(f"tensor {name} is missing or no matrix: the file is damaged")
+    return tensors[name].shape[0]
+
+
+def _backbone_name(tensors: Tensors) -> str:
+    counts = [len({n.split(".")[2] for n in tensors if n.startswith(f"backbone.layer{i}.")}) for i in range(1, 5)]
+    bottleneck = "backbone.layer1.0.conv3.weight" in tensors
+    for name, (block, layers) in BLOCKS.items():
+        if layers == counts and (block is Bottleneck) == bottleneck:
+            return name
+    kind = "bottleneck" if bottleneck else "basic"
+    raise InputError(f"its backbone has {counts} {kind} blocks: those of {', '.join(BLOCKS)} are read")
+
+
+def _options(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What layumi's opts.yaml says of the structure, and notes."""
+    if not path.is_file():
+        return {}, []
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        return {}, [f"{path.name} beside it was not read: pip install pyyaml"]
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{path.name} beside it cannot be read ({reason}): mend it or move it away") from error
+    found = found if isinstance(found, dict) else {}
+    options = {name: found[name] for name in ("stride", "droprate") if name in found}
+    if any(type(value) not in (int, float) for value in options.values()):
+        raise InputError(f"{path.name} beside it says {str(options)[:80]}, where numbers are needed")
+    return options, [f"{path.name} beside it says {', '.join(f'{k} {v}' for k, v in options.items()) or 'nothing'}"]
+
+
+def _config(values: dict[str, Any]) -> ReidConfig:
+    fields = {field.name: field.type for field in dataclasses.fields(ReidConfig)}
+    for name, value in values.items():
+        if name not in fields:
+            raise InputError(f"its configuration has {name[:40]!r}, which this version does not know")
+        if type(value) is not fields[name] and not (fields[name] is float and type(value) is int):
+            raise InputError(f"its configuration's {name} is {str(value)[:40]!r}, no {fields[name].__name__}")
+    if "classes" not in values:
+        raise InputError("its configuration lacks the classes: the file is damaged")
+    return ReidConfig(**values)
+
+
+def check_activation(activation: str | None) -> None:
+    """InputError for an activation that no network has."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise InputError(f"activation {activation!r}: take one of {', '.join(ACTIVATIONS)}")

@@ -1,0 +1,104 @@
+"""Whether two images show the same person, as a loss: features of a frozen network that gradients go through.
+
+Two kinds of network: a re-identification network (passersby/reid/network.py), the better one for people, and MoCo-v2
+(He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020; Chen et al., "Improved Baselines
+with Momentum Contrastive Learning", 2020), whose ResNet-50 the published ReStyle tool takes for all but faces.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import resnet50
+
+from passersby.errors import InputError
+from passersby.reid.checkpoint import file_sha256, load_reid
+from passersby.reid.formats import is_safetensors, read_tensors
+from passersby.reid.network import ReidNetwork
+
+MOCO_SIZE = 224  # [pixels], both sides
+_MOCO_PREFIX, _MOCO_HEAD = "encoder_q.", "encoder_q.fc."
+_COUNTER = "num_batches_tracked"  # of batch normalisation; nothing here needs it
+
+
+class IdentityFeatures(nn.Module):
+    """Features of images [N, 3, H, W] float, -1..1, RGB -> [N, D] float32 of length 1; frozen, and always in eval mode.
+
+    Images are stretched to the network's `size` (height, width), bilinear, averaging where they are reduced. A
+    re-identification network sees their colours as in its training; MoCo-v2 sees -1..1, without ImageNet's mean and
+    deviation taken off, which is how the published ReStyle tool shows them (it takes the nearest pixels, though, so
+    that some had no gradient). `name` says what it is, `sha256` is that of its file. It can be pickled.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int], name: str, sha256: str):
+        super().__init__()
+        self.network, self.size, self.name, self.sha256 = network, size, name, sha256
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "IdentityFeatures":
+        """Stays in eval mode: a frozen network's batch normalisation must not follow the batches."""
+        del mode
+        return super().train(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, 3, H, W] float, -1..1 -> [N, D] float32 of length 1."""
+        x = images.float()
+        if tuple(x.shape[2:]) != self.size:
+            x = nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
+        if isinstance(self.network, ReidNetwork):
+            features = self.network.feature((x + 1) / 2)
+        else:
+            features = self.network(x).float()
+        return nn.functional.normalize(features, dim=1)
+
+
+def load_identity(path: str | os.PathLike) -> IdentityFeatures:
+    """Read a network that tells people apart: a re-identification network, or MoCo-v2, told by the contents.
+
+    Re-identification networks are those of `passersby.reid.checkpoint.load_reid`; MoCo-v2 is the published checkpoint
+    of a ResNet-50 (`module.encoder_q.*`). Raises InputError, one line with the path, for any other file.
+    """
+    path = Path(path)
+    try:
+        tensors = {} if is_safetensors(path) else read_tensors(path)
+        if any(name.startswith(_MOCO_PREFIX) for name in tensors):
+            return IdentityFeatures(_moco(tensors), (MOCO_SIZE, MOCO_SIZE), "MoCo-v2 resnet50", file_sha256(path))
+    except OSError as error:
+        raise InputError(f"identity network {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"identity network {path}: {error}") from error
+    loaded = load_reid(path)
+    config = loaded.network.config
+    name = f"re-ID {config.backbone} {config.neck} {config.height}x{config.width} ({loaded.kind})"
+    return IdentityFeatures(loaded.network, (config.height, config.width), name, loaded.sha256)
+
+
+def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The query encoder without its head, whose two linear layers only served its training."""
+    with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
+        network = resnet50()
+        network.fc = nn.Identity()
+    found = {
+        name.removeprefix(_MOCO_PREFIX): value
+        for name, value in tensors.items()
+        if name.startswith(_MOCO_PREFIX) and not name.startswith(_MOCO_HEAD)
+    }
+    filled = {}
+    for name, wanted in network.state_dict().items():
+        if name.endswith(_COUNTER):
+            found.pop(name, None)
+            filled[name] = torch.zeros((), dtype=torch.int64)
+            continue
+        value = found.pop(name, None)
+        if value is None or value.shape != wanted.shape:
+            what = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(wanted.shape)}"
+            raise InputError(f"tensor {_MOCO_PREFIX}{name} {what}: a MoCo-v2 checkpoint of a ResNet-50 is read")
+        if not value.is_floating_point() or not torch.isfinite(value).all():
+            raise InputError(f"tensor {_MOCO_PREFIX}{name} holds values that are no finite numbers: fetch it again")
+        filled[name] = value.float().contiguous()
+    if found:
+        raise InputError(f"tensor {_MOCO_PREFIX}{min(found)[:80]} is not one of a ResNet-50: another structure")
+    network.load_state_dict(filled, strict=True, assign=True)
+    return network.eval()

@@ -1,0 +1,239 @@
+"""The re-identification network: a ResNet, a neck and a classifier of the training's people.
+
+Three necks, each as its source has it: "embedding", the baseline of Zheng et al. (2019) with 512 values before the
+classifier, which torchreid calls fc512; "bnneck", the one of Luo et al., "Bag of Tricks and a Strong Baseline for Deep
+Person Re-identification" (2019); "none", the classifier right on the pooled features. Backbones are torchvision's
+(He et al., 2016), so its ImageNet weights fit. Files: passersby/reid/checkpoint.py.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from passersby.errors import InputError
+
+BLOCKS = {
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),  # not torchvision's: for CPUs, and without ImageNet weights
+}
+BACKBONES = tuple(BLOCKS)
+NECKS = ("embedding", "bnneck", "none")
+ACTIVATIONS = ("relu", "none")
+STEMS = ("imagenet", "small")
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of values 0..1
+BATCH_IMAGES = {"cpu": 32, "cuda": 256}
+MOST_CLASSES, MOST_PIXELS, MOST_EMBEDDING = 10_000_000, 4096, 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class ReidConfig:
+    """What a network is built from. Raises InputError for a value that no network has."""
+
+    classes: int  # people of the training
+    backbone: str = "resnet50"  # of BACKBONES
+    neck: str = "embedding"  # of NECKS
+    height: int = 256  # of the images it was made for [pixels]; any size runs
+    width: int = 128
+    last_stride: int = 2  # 1: the last stage keeps the size, four times its values (Luo et al. 2019)
+    embedding: int = 512  # values, of the neck "embedding" alone; so are the two below
+    activation: str = "relu"  # of ACTIVATIONS
+    dropout: float = 0.5  # before the classifier
+    domains: int = 1  # 2: generated images (domain 1) have batch normalisation of their own
+    stem: str = "imagenet"  # "small": 3 x 3 at stride 2 without maximum, for small images and without ImageNet weights
+
+    def __post_init__(self):
+        choices = {"backbone": BACKBONES, "neck": NECKS, "last_stride": (1, 2), "activation": ACTIVATIONS}
+        for name, allowed in (choices | {"domains": (1, 2), "stem": STEMS}).items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} {getattr(self, name)!r}: take one of {', '.join(map(str, allowed))}")
+        limits = {"classes": MOST_CLASSES, "height": MOST_PIXELS, "width": MOST_PIXELS, "embedding": MOST_EMBEDDING}
+        for name, most in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise InputError(f"{name} {value!r}: a whole number from 1 to {most} is needed")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout {self.dropout!r}: a share from 0 to below 1 is needed")
+
+    @property
+    def pooled_width(self) -> int:
+        """Values of the backbone's pooled features."""
+        return 512 * BLOCKS[self.backbone][0].expansion
+
+    @property
+    def feature_width(self) -> int:
+        """Values of a feature, D."""
+        return self.embedding if self.neck == "embedding" else self.pooled_width
+
+
+class Outputs(NamedTuple):
+    """What training needs of a batch, both float32."""
+
+    embedding: torch.Tensor  # [N, D], what a metric loss sees: before the batch normalisation of a bnneck
+    logits: torch.Tensor  # [N, classes]
+
+
+class DomainBatchNorm(nn.Module):
+    """Batch normalisation with statistics, scale and shift for each domain; `current` says which one is meant.
+
+    Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation" (2019). ReidNetwork.forward
+    sets `current` for a whole batch, which is of one domain; that keeps torchvision's forward as it is.
+    """
+
+    def __init__(self, kind: type[nn.Module], features: int, domains: int):
+        super().__init__()
+        self.norms = nn.ModuleList(kind(features) for _ in range(domains))
+        self.current = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norms[self.current](x)
+
+
+class ReidNetwork(nn.Module):
+    """Images of people -> embeddings and logits; a new one has random weights, drawn as the sources draw them."""
+
+    def __init__(self, config: ReidConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = _backbone(config)
+        pooled, wide = config.pooled_width, config.feature_width
+        self.classifier = nn.Linear(wide, config.classes, bias=config.neck != "bnneck")
+        deviation = 0.01 if config.neck == "none" else 0.001
+        nn.init.normal_(self.classifier.weight, std=deviation)
+        if self.classifier.bias is not None:
+            nn.init.zeros_(self.classifier.bias)
+        if config.neck == "embedding":
+            self.embed = nn.Linear(pooled, wide)
+            nn.init.kaiming_normal_(self.embed.weight, mode="fan_out")
+            nn.init.zeros_(self.embed.bias)
+        if config.neck != "none":
+            self.norm = _norm(nn.BatchNorm1d, wide, config.domains)
+            for norm in self.norm.modules():
+                if not isinstance(norm, nn.BatchNorm1d):
+                    continue
+                if config.neck == "embedding":
+                    nn.init.normal_(norm.weight, 1.0, 0.02)
+                else:  # the shift stays 0, so that the classes' planes go through the origin: cosine fits
+                    norm.bias.requires_grad_(False)
+        self.dropout = nn.Dropout(config.dropout)
+        # Their device is said, so that they are there when the rest is built on the device "meta".
+        for name, values in (("mean", IMAGENET_MEAN), ("deviation", IMAGENET_DEVIATION)):
+            self.register_buffer(name, torch.tensor(values, device="cpu").view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor, domain: int = 0) -> Outputs:
+        """`images` [N, 3, H, W] float, 0..1, RGB, all of one domain: 0 real ones, 1 generated ones.
+
+        Raises ValueError for a domain that the configuration does not have.
+        """
+        pooled = self._pooled(images, domain)
+        embedding = self._embedded(pooled) if self.config.neck == "embedding" else pooled
+        if self.config.neck == "bnneck":
+            logits = self.classifier(self.norm(pooled))
+        elif self.config.neck == "embedding":
+            logits = self.classifier(self.dropout(embedding))
+        else:
+            logits = self.classifier(embedding)
+        return Outputs(embedding.float(), logits.float())
+
+    def feature(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32: what images are compared by, not normalised.
+
+        That is the embedding, or the bnneck's values after batch normalisation. Meant for eval mode; always domain 0.
+        """
+        pooled = self._pooled(images, domain=0)
+        if self.config.neck == "embedding":
+            return self._embedded(pooled).float()
+        return (self.norm(pooled) if self.config.neck == "bnneck" else pooled).float()
+
+    def flip_averaged(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32 of length 1: the features of image and mirror image added."""
+        return nn.functional.normalize(self.feature(images) + self.feature(images.flip(3)), dim=1)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Those that ImageNet weights can fill."""
+        return list(self.backbone.parameters())
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """All others: neck and classifier."""
+        return [value for name, value in self.named_parameters() if not name.startswith("backbone.")]
+
+    def _pooled(self, images: torch.Tensor, domain: int) -> torch.Tensor:
+        if not 0 <= domain < self.config.domains:
+            raise ValueError(f"domain {domain}: the network was built for {self.config.domains}")
+        if self.config.domains > 1:
+            for module in self.modules():
+                if isinstance(module, DomainBatchNorm):
+                    module.current = domain
+        return self.backbone((images - self.mean) / self.deviation)  # [N, pooled_width]
+
+    def _embedded(self, pooled: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.embed(pooled))
+        return nn.functional.relu(x) if self.config.activation == "relu" else x
+
+
+class FeatureNetwork:
+    """Features of images: a call takes uint8 [N, H, W, 3] RGB and gives float32 [N, D] of length 1, NumPy arrays.
+
+    Flip-averaged, for eval mode whatever mode the network is in. `width` is D, `height` and `width_pixels` those of the
+    images it takes, `sha256` that of the network's file. It can be pickled, and sent to workers.
+    """
+
+    def __init__(self, network: ReidNetwork, sha256: str, device: str | torch.device | None = None):
+        self.network = network
+        self.sha256 = sha256
+        self.width = network.config.feature_width
+        self.height, self.width_pixels = network.config.height, network.config.width
+        self.to(network.mean.device if device is None else device)
+
+    def to(self, device: str | torch.device) -> "FeatureNetwork":
+        """Move to a device, in place; returns itself."""
+        self.device = torch.device(device)
+        self.network.to(self.device, memory_format=torch.channels_last)
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Raises InputError for images of another shape or type."""
+        if images.dtype != np.uint8 or images.shape[1:] != (self.height, self.width_pixels, 3):
+            needed = f"[N, {self.height}, {self.width_pixels}, 3]"
+            raise InputError(f"re-identification: images {images.shape} {images.dtype} are not uint8 {needed}")
+        features = np.empty((len(images), self.width), np.float32)
+        step = BATCH_IMAGES.get(self.device.type, BATCH_IMAGES["cuda"])
+        training = self.network.training
+        self.network.eval()
+        try:
+            # The tensor cores' short format would change features by 1e-3 of their size.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                for start in range(0, len(images), step):
+                    chunk = torch.tensor(np.ascontiguousarray(images[start : start + step]), device=self.device)
+                    inputs = chunk.permute(0, 3, 1, 2).float() / 255  # [n, 3, H, W] float32, 0..1, channels last
+                    features[start : start + step] = self.network.flip_averaged(inputs).cpu()
+        finally:
+            self.network.train(training)
+        return features
+
+
+def _backbone(config: ReidConfig) -> ResNet:
+    block, layers = BLOCKS[config.backbone]
+    backbone = ResNet(block, layers, norm_layer=functools.partial(_norm, nn.BatchNorm2d, domains=config.domains))
+    backbone.fc = nn.Identity()
+    if config.stem == "small":
+        backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+    if config.last_stride == 1:
+        first = backbone.layer4[0]
+        strided = first.conv2 if block is Bottleneck else first.conv1
+        strided.stride = first.downsample[0].stride = (1, 1)
+    return backbone
+
+
+def _norm(kind: type[nn.Module], features: int, domains: int) -> nn.Module:
+    # With one domain torchvision's own module, whose names its weights have.
+    return kind(features) if domains == 1 else DomainBatchNorm(kind, features, domains)

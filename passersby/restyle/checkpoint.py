@@ -1,0 +1,223 @@
+"""ReStyle encoders in files: `save_encoder`, `load_encoder`, `check_pair`.
+
+Two kinds are read: our own `.safetensors`, which carry configuration, average code, the generator's hash and a record,
+and the `.pt` of stylegan3-editing (passersby/restyle/published.py). Nothing that a file contains is ever executed.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from passersby.checkpoints import file_kind
+from passersby.errors import InputError
+from passersby.reid.checkpoint import file_sha256
+from passersby.reid.formats import METADATA_KEY as REID_KEY
+from passersby.reid.formats import read_tensors
+from passersby.restyle.encoder import EncoderConfig, RestyleEncoder
+from passersby.restyle.published import Published, Tensors, read_published
+from passersby.stylegan3.checkpoint import write_atomically
+from passersby.stylegan3.checkpoint_formats import METADATA_KEY as GENERATOR_KEY
+from passersby.stylegan3.config_limits import weight_count
+from passersby.stylegan3.generator import Generator
+from passersby.stylegan3.schedule import GeneratorConfig
+
+FORMAT_VERSION = 1
+METADATA_KEY = "passersby-encoder"  # of our metadata in a .safetensors file
+AVERAGE = "average"  # the tensor beside those named encoder.*
+
+_OTHERS = {GENERATOR_KEY: "a generator network of this program", REID_KEY: "a re-identification network"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedEncoder:
+    """What a file holds: the encoder in eval mode without gradients, float32 on the CPU, and what is known about it.
+
+    `average` [num_ws, w_dim] float32 is where its codes start. `generator` names the generator's file and sha256; it is
+    empty where the file does not say them. `decoder` is the generator that a published file carries. `sha256` is that
+    of the file, `notes` are lines for the user: what was assumed, because the file does not say it.
+    """
+
+    encoder: RestyleEncoder
+    average: torch.Tensor
+    generator: dict[str, str]
+    record: dict[str, Any]
+    sha256: str
+    kind: str  # "passersby" | "stylegan3-editing"
+    decoder: Generator | None
+    notes: tuple[str, ...]
+
+
+def save_encoder(
+    path: str | os.PathLike,
+    encoder: RestyleEncoder,
+    average: torch.Tensor,
+    *,
+    generator: dict[str, str],
+    record: dict[str, Any],
+) -> None:
+    """Write encoder, average code [num_ws, w_dim], the generator's {file, sha256} and `record` (plain JSON data).
+
+    One `.safetensors` file, atomically. Raises InputError for an average of another shape or a file that cannot be
+    written.
+    """
+    config = encoder.config
+    if tuple(average.shape) != (config.num_ws, config.w_dim):
+        raise InputError(f"average of shape {tuple(average.shape)}: [{config.num_ws}, {config.w_dim}] is needed")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": dataclasses.asdict(config),
+        "generator": generator,
+        "record": record,
+    }
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors[AVERAGE] = average.float()
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
+    write_atomically(path, safetensors.torch.save(stored, {METADATA_KEY: text}))
+
+
+def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
+    """Read an encoder of ours or of stylegan3-editing, told by its contents.
+
+    Raises InputError, one line that names the path and what was found there, for a file that is missing, damaged,
+    hostile or of another kind, and for one whose tensors are not exactly such a network's.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            try:
+                kind = file_kind(file)
+            except InputError as error:
+                found = str(error).partition(", not a network")[0]  # the kinds that follow are the generator's
+                raise InputError(f"{found}: encoders are .safetensors, or .pt of stylegan3-editing") from error
+        if kind == "pickle":
+            raise InputError("a plain pickle, whose code could do anything: encoders are .safetensors, or .pt")
+        sha256 = file_sha256(path)
+        return _load_passersby(path, sha256) if kind == "safetensors" else _load_published(path, sha256)
+    except OSError as error:
+        raise InputError(f"encoder {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"encoder {path}: {error}") from error
+
+
+def check_pair(
+    loaded: LoadedEncoder,
+    generator_config: GeneratorConfig,
+    generator_sha256: str,
+    generator: Generator | None = None,
+) -> None:
+    """InputError unless the encoder belongs to the generator: by the hash of its file, where the encoder says it.
+
+    A published encoder says none, but carries its generator: that has to have the same structure and, where `generator`
+    is given, the same weights.
+    """
+    config = loaded.encoder.config
+    codes = [(c.num_ws, c.w_dim) for c in (config, generator_config)]
+    if codes[0] != codes[1]:
+        raise InputError(f"the encoder makes {codes[0]} codes (num_ws, w_dim), the generator takes {codes[1]}")
+    wanted = loaded.generator.get("sha256")
+    if wanted is not None and wanted != generator_sha256:
+        name = loaded.generator.get("file", "unknown")
+        raise InputError(
+            f"the encoder was trained for the generator {name} (sha256 {wanted}), not for sha256 {generator_sha256}: "
+            "give that one, or train an encoder for this one"
+        )
+    if wanted is not None or loaded.decoder is None:
+        return
+    own = loaded.decoder.state_dict()
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    with torch.device("meta"):
+        given = {name: tensor.shape for name, tensor in Generator(generator_config).state_dict().items()}
+    if shapes != given:
+        has, asked = loaded.decoder.config, generator_config
+        sizes = f"{has.height} x {has.width}, the one given {asked.height} x {asked.width}"
+        raise InputError(f"the encoder carries another generator ({sizes} and other layers): take its own")
+    if generator is not None:
+        for name, tensor in generator.state_dict().items():
+            # float16 files of the same network round weights by 2^-11 of their size.
+            if not torch.allclose(tensor.cpu(), own[name], rtol=2**-10, atol=1e-6):
+                raise InputError(f"the encoder carries a generator with other weights ({name}): take its own")
+
+
+def filled(network: nn.Module, tensors: Tensors, what: str) -> nn.Module:
+    """`network` in eval mode without gradients, with all of `tensors`; InputError unless they are exactly its own.
+
+    One built on the device "meta" gets memory on the CPU, only after the names and shapes are known to fit.
+    """
+    wanted = network.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors or name not in wanted:
+            state = "missing" if name in wanted else "not one of such a network"
+            raise InputError(f"{what}: tensor {name[:80]} is {state}: damaged, or another structure")
+        if tensors[name].shape != wanted[name].shape:
+            shapes = tuple(tensors[name].shape), tuple(wanted[name].shape)
+            raise InputError(f"{what}: tensor {name} has shape {shapes[0]}, such a network's is {shapes[1]}")
+        numbers = tensors[name].is_floating_point() and torch.isfinite(tensors[name]).all()
+        if wanted[name].is_floating_point() and not numbers:
+            raise InputError(f"{what}: tensor {name} holds values that are no finite numbers: the training diverged?")
+    if any(tensor.is_meta for tensor in wanted.values()):
+        network = network.to_empty(device="cpu")
+    network.load_state_dict(tensors, strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def _load_passersby(path: Path, sha256: str) -> LoadedEncoder:
+    tensors = read_tensors(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if METADATA_KEY not in metadata:
+        listed = ", ".join(name[:40] for name in sorted(tensors)[:3])
+        found = next((what for key, what in _OTHERS.items() if key in metadata), f"another program's ({listed})")
+        raise InputError(f"no encoder: {found}; jobs/train_encoder.py makes encoders")
+    try:
+        said = json.loads(metadata[METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"its metadata is no JSON ({str(error)[:80]}): the file is damaged") from error
+    version = said.get("format_version") if isinstance(said, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"format version {str(version)[:20]}; this program reads version {FORMAT_VERSION}")
+    values, generator, record = (said.get(key) for key in ("config", "generator", "record"))
+    if not all(isinstance(part, dict) for part in (values, generator, record)):
+        raise InputError("its metadata lacks the configuration, the generator or the record: the file is damaged")
+    if not all(isinstance(value, str) for value in generator.values()):
+        raise InputError("its metadata says of the generator what is no text: the file is damaged")
+    fields = {field.name for field in dataclasses.fields(EncoderConfig)}
+    if set(values) != fields:
+        wrong = sorted(set(values) ^ fields)[0]
+        raise InputError(f"its configuration and this version's differ in {wrong[:40]!r}: from another version?")
+    encoder = _encoder(EncoderConfig(**values), {k: v for k, v in tensors.items() if k != AVERAGE}, "encoder.")
+    average = tensors.get(AVERAGE)
+    config = encoder.config
+    if average is None or tuple(average.shape) != (config.num_ws, config.w_dim) or not average.is_floating_point():
+        raise InputError(f"its average code is missing or not [{config.num_ws}, {config.w_dim}]: the file is damaged")
+    if not torch.isfinite(average).all():
+        raise InputError("its average code holds values that are no finite numbers")
+    return LoadedEncoder(encoder, average.float(), generator, record, sha256, "passersby", None, ())
+
+
+def _load_published(path: Path, sha256: str) -> LoadedEncoder:
+    found = read_published(path)
+    encoder = _encoder(found.config, found.tensors, "")
+    decoder = _decoder(found, path.stat().st_size) if found.decoder_config is not None else None
+    return LoadedEncoder(encoder, found.average, {}, found.record, sha256, "stylegan3-editing", decoder, found.notes)
+
+
+def _encoder(config: EncoderConfig, tensors: Tensors, prefix: str) -> RestyleEncoder:
+    with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
+        network = RestyleEncoder(config)
+    return filled(network, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, "encoder")
+
+
+def _decoder(found: Published, file_size: int) -> Generator:
+    if 2 * weight_count(found.decoder_config) > file_size:
+        raise InputError("its generator claims more weights than the whole file holds")
+    with torch.random.fork_rng(devices=[]):  # as above: its filters are real numbers, so it is not built on "meta"
+        network = Generator(found.decoder_config)
+    return filled(network, found.decoder_tensors, "decoder")

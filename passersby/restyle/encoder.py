@@ -1,0 +1,251 @@
+"""The ReStyle encoder: a picture and what the generator makes of it so far -> a correction of the latent codes.
+
+Alaluf et al., "ReStyle: A Residual-Based StyleGAN Encoder via Iterative Refinement" (2021), with the encoder that
+Alaluf et al., "Third Time's the Charm? Image and Video Editing with StyleGAN3" (2022), publish as
+ResNetBackboneEncoder: a ResNet-34 (He et al. 2016) without its maximum pooling, whose last features go into one small
+head for each w input.
+Files: passersby/restyle/checkpoint.py.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from passersby.errors import InputError
+from passersby.reid.formats import read_tensors
+
+BLOCKS = {
+    "resnet34": (3, 4, 6, 3),
+    "resnet18": (2, 2, 2, 2),
+    "resnet10": (1, 1, 1, 1),  # not torchvision's: for CPUs, and without ImageNet weights
+}
+BACKBONES = tuple(BLOCKS)
+INPUT_CHANNELS = 6  # the picture's RGB, then the reconstruction's
+BACKBONE_STRIDE = 16  # pixels of the input for one place of the last features
+FEW_PLACES = 4  # of a head's map: up to here a matrix product is the faster convolution
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder is built from; the defaults are the published ones. Raises InputError for what none has."""
+
+    height: int = 256  # of its input [pixels]; tall or not, any size works
+    width: int = 256
+    num_ws: int = 16  # w inputs of the generator, one head for each
+    w_dim: int = 512
+    backbone: str = "resnet34"  # of BACKBONES
+    width_factor: float = 1.0  # of the backbone's 64, 128, 256 and 512 channels: below 1 for CPUs
+    head_channels: int = 512
+
+    def __post_init__(self):
+        if self.backbone not in BLOCKS:
+            raise InputError(f"encoder: backbone {self.backbone!r}: take one of {', '.join(BACKBONES)}")
+        limits = {"height": (16, 4096), "width": (16, 4096), "num_ws": (1, 64)}
+        for name, (least, most) in (limits | {"w_dim": (1, 8192), "head_channels": (1, 8192)}).items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise InputError(f"encoder: {name} {value!r}: a whole number from {least} to {most} is needed")
+        if type(self.width_factor) not in (int, float) or not 0.1 <= self.width_factor <= 4:
+            raise InputError(f"encoder: width_factor {self.width_factor!r}: a number from 0.1 to 4 is needed")
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the backbone's four stages, whole multiples of 8 (which the kernels of CPUs like)."""
+        return tuple(max(8, 8 * round(base * self.width_factor / 8)) for base in (64, 128, 256, 512))
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """Height and width of the backbone's last features."""
+        return -(-self.height // BACKBONE_STRIDE), -(-self.width // BACKBONE_STRIDE)
+
+    @property
+    def head_convolutions(self) -> int:
+        """Convolutions of a head: as many as bring the features to 1 x 1, halving them (rounded up) each time."""
+        return max(1, math.ceil(math.log2(max(self.feature_size))))
+
+
+class HeadConvolution(nn.Module):
+    """A 3 x 3 convolution of stride 2 and padding 1 for each of several heads.
+
+    [N, in, H, W], which all heads share, or [N, heads * in, H, W] -> [N, heads * out, ceil(H/2), ceil(W/2)]. `weight`
+    [heads * out, in, 3, 3] and `bias` [heads * out] hold the heads' own one after the other.
+    """
+
+    def __init__(self, heads: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.heads = heads
+        self.weight = nn.Parameter(torch.empty(heads * out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.empty(heads * out_channels))
+        bound = 1 / math.sqrt(in_channels * 9)  # PyTorch's own for a convolution, as published
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+        shared = x.shape[1] == self.weight.shape[1]
+        if math.prod(size) <= FEW_PLACES:
+            return self._product(x, 1 if shared else self.heads).unflatten(2, size)
+        convolution = functools.partial(nn.functional.conv2d, stride=2, padding=1)
+        if x.device.type != "cpu":
+            return convolution(x, self.weight, self.bias, groups=1 if shared else self.heads)
+        # All in one call, a CPU's kernels are up to three times slower: they rearrange 150 MB of weights at once.
+        inputs = [x] * self.heads if shared else x.chunk(self.heads, 1)
+        parts = zip(inputs, self.weight.chunk(self.heads), self.bias.chunk(self.heads), strict=True)
+        return torch.cat([convolution(*part) for part in parts], 1)
+
+    def _product(self, x: torch.Tensor, groups: int) -> torch.Tensor:
+        # Columns [groups, N * places, in * 9], times each head's weights. For so few places, rearranging the weights
+        # as convolution kernels do costs more than the arithmetic; a matrix product reads them where they lie.
+        columns = nn.functional.unfold(x, 3, padding=1, stride=2).unflatten(1, (groups, -1))
+        images, _, _, places = columns.shape
+        columns = columns.permute(1, 0, 3, 2).flatten(1, 2).expand(self.heads, -1, -1)
+        weight = self.weight.reshape(self.heads, -1, columns.shape[2]).transpose(1, 2)  # [heads, in * 9, out]
+        out = torch.baddbmm(self.bias.view(self.heads, 1, -1), columns, weight)  # [heads, N * places, out]
+        return out.unflatten(1, (images, places)).permute(1, 0, 3, 2).flatten(1, 2)  # [N, heads * out, places]
+
+
+class HeadLinear(nn.Module):
+    """A linear layer for each head, with equalised learning rate (Karras et al. 2018).
+
+    [N, heads * in] -> [N, heads, out]. `weight` [heads * out, in] and `bias` [heads * out], stacked as above, start as
+    N(0, 1) and 0; the weights are scaled by 1 / sqrt(in) at run time.
+    """
+
+    def __init__(self, heads: int, in_features: int, out_features: int):
+        super().__init__()
+        self.heads = heads
+        self.weight = nn.Parameter(torch.randn(heads * out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(heads * out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.weight.shape[1]
+        x = x.view(len(x), self.heads, features).transpose(0, 1) * (1 / math.sqrt(features))
+        weight = self.weight.reshape(self.heads, -1, features).transpose(1, 2)
+        return torch.baddbmm(self.bias.view(self.heads, 1, -1), x, weight).transpose(0, 1)
+
+
+class StyleHeads(nn.Module):
+    """All map-to-style heads: features [N, C, h, w] -> [N, num_ws, w_dim].
+
+    The published tool has a module for each head: the rows of its `styles.<i>.NAME` are the i-th part of `styles.NAME`
+    here.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        channels = [config.stage_channels[-1]] + [config.head_channels] * config.head_convolutions
+        layers = []
+        for before, after in zip(channels, channels[1:], strict=False):
+            layers += [HeadConvolution(config.num_ws, before, after), nn.LeakyReLU(0.01, inplace=True)]
+        self.convs = nn.Sequential(*layers)
+        self.linear = HeadLinear(config.num_ws, config.head_channels, config.w_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.convs(x.contiguous()).flatten(1))
+
+
+class RestyleEncoder(nn.Module):
+    """Picture and current reconstruction, both -1..1 RGB -> what is to be added to the codes.
+
+    x [N, 6, H, W] float, the picture's channels first, H x W as configured -> [N, num_ws, w_dim] float32. A new one has
+    random weights, drawn as published (the backbone's as torchvision draws them). In eval mode images are independent.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        channels = config.stage_channels
+        self.conv1 = nn.Conv2d(INPUT_CHANNELS, channels[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        self.relu = nn.PReLU(channels[0])
+        blocks, before = [], channels[0]
+        for stage, (count, after) in enumerate(zip(BLOCKS[config.backbone], channels, strict=True)):
+            for i in range(count):
+                blocks.append(_block(before, after, stride=2 if stage > 0 and i == 0 else 1))
+                before = after
+        self.body = nn.Sequential(*blocks)
+        self.styles = StyleHeads(config)
+        for part in (self.conv1, self.body):  # a tenth faster on CPUs
+            part.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Raises InputError for an input of another shape."""
+        wanted = (INPUT_CHANNELS, self.config.height, self.config.width)
+        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
+            raise InputError(f"encoder: input of shape {tuple(x.shape)}, expected [N, {', '.join(map(str, wanted))}]")
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.relu(self.bn1(self.conv1(x)))  # [N, 64, H/2, W/2]
+        return self.styles(self.body(x)).float()
+
+
+def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str, ...]:
+    """Fill the backbone's blocks, in place, with torchvision's ImageNet weights; returns notes for the user.
+
+    `path` is a state dict with torchvision's names (`.pth` or `.safetensors`) of the encoder's own backbone. Its first
+    convolution, for 3 channels, and the normalisation behind it are not used, as published, nor is its classifier.
+    Raises InputError for an encoder that no such weights fit, a file that is another's, and one that cannot be read.
+    """
+    config, path = encoder.config, Path(path)
+    try:
+        if config.backbone == "resnet10" or config.width_factor != 1:
+            raise InputError(
+                f"backbone {config.backbone} of width {config.width_factor}: there are no ImageNet weights for it; "
+                "take resnet34 or resnet18 at width 1, or random weights"
+            )
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = read_tensors(path)
+        names = {}  # torchvision's -> those of `body`, which counts the blocks of all stages
+        for stage, count in enumerate(BLOCKS[config.backbone]):
+            for i in range(count):
+                names[f"layer{stage + 1}.{i}."] = f"{sum(BLOCKS[config.backbone][:stage]) + i}."
+        taken, unused = {}, ("conv1.", "bn1.", "fc.")
+        for name, tensor in found.items():
+            prefix = ".".join(name.split(".")[:2]) + "."
+            if prefix in names:
+                taken[names[prefix] + name.removeprefix(prefix)] = tensor
+            elif not name.startswith(unused):
+                raise InputError(f"tensor {name[:80]} is not one of torchvision's {config.backbone}")
+        _check_fit(taken, encoder.body.state_dict(), config.backbone)
+        encoder.body.load_state_dict(taken, strict=False)  # without the counters of old files: all else is checked
+    except OSError as error:
+        raise InputError(f"ImageNet weights {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"ImageNet weights {path}: {error}") from error
+    return (
+        f"backbone {config.backbone} starts from ImageNet weights: {path.name}, sha256 {sha256}; its first convolution "
+        "starts from random ones, for it has 6 channels",
+    )
+
+
+def _check_fit(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], name: str) -> None:
+    for key, shaped in wanted.items():
+        if key not in tensors:
+            if key.endswith("num_batches_tracked"):  # older files lack it, and nothing here needs it
+                continue
+            raise InputError(f"it lacks block {key.partition('.')[0]}'s {key.partition('.')[2]}, which {name} has")
+        tensor = tensors[key]
+        if tensor.shape != shaped.shape:
+            raise InputError(f"block tensor {key} has shape {tuple(tensor.shape)}, {name}'s {tuple(shaped.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"block tensor {key} holds values that are no finite numbers")
+    unknown = sorted(tensors.keys() - wanted.keys())
+    if unknown:
+        raise InputError(f"block tensor {unknown[0][:80]} is not one of torchvision's {name}")
+
+
+def _block(before: int, after: int, stride: int) -> BasicBlock:
+    shortcut = None
+    if stride != 1 or before != after:
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
+    block = BasicBlock(before, after, stride, shortcut)
+    for module in block.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return block

@@ -1,0 +1,217 @@
+"""Checkpoints of stylegan3-editing, which publishes ReStyle-pSp on StyleGAN3: what is in them, nothing built yet.
+
+Such a `.pt` is a dict: `state_dict` with `encoder.*` and `decoder.*`, `latent_avg`, and `opts`, the options of its
+training, among which are paths. Nothing that a file contains is ever executed.
+"""
+
+import argparse
+import dataclasses
+import pickle
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+
+from passersby.errors import InputError
+from passersby.restyle.encoder import BLOCKS, INPUT_CHANNELS, EncoderConfig
+from passersby.stylegan3.schedule import GeneratorConfig
+from passersby.stylegan3.state_dict import find_networks, infer_generator_config
+
+ENCODER_TYPE = "ResNetBackboneEncoder"  # the tool's name of the one encoder that is read
+BASE_SIZE = 16  # features of this size are halved to 1 x 1 by the tool's four convolutions; its input is 256 x 256
+
+Tensors = dict[str, torch.Tensor]
+
+# What torch.load raises on damaged files: its reader is partly Python without checks of its own.
+_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+_DAMAGE += (AttributeError, IndexError, AssertionError)
+_HEAD = re.compile(r"styles\.(\d{1,3})\.(.+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What a file says; `tensors` have RestyleEncoder's names, `decoder_tensors` Generator's."""
+
+    config: EncoderConfig
+    tensors: Tensors
+    average: torch.Tensor  # [num_ws, w_dim] float32
+    decoder_config: GeneratorConfig | None
+    decoder_tensors: Tensors
+    record: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class _Options:
+    """Stands for argparse.Namespace in a checkpoint: takes its values and does nothing with them."""
+
+    values: Mapping[str, Any] = types.MappingProxyType({})  # a checkpoint may make one without calling __init__
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = dict(state) if isinstance(state, Mapping) else {}
+
+
+def _path_name(*parts: Any) -> str:
+    """Stands for a path in a checkpoint: its last part, not somebody's folders."""
+    return PureWindowsPath(str(parts[-1])).name if parts else ""
+
+
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
+_STANDINS = [(_path_name, f"pathlib.{kind}") for kind in _PATHS]
+_STANDINS += [(_path_name, f"pathlib._local.{kind}") for kind in _PATHS]  # of Python 3.13
+_STANDINS += [(_Options, f"{argparse.Namespace.__module__}.{argparse.Namespace.__name__}")]
+
+
+def read_published(path: Path) -> Published:
+    """The encoder of a stylegan3-editing checkpoint, its average code, and its generator where it has one.
+
+    Raises InputError for a file that is damaged, hostile, another encoder's, or holds names that nobody knows.
+    """
+    found = _load(path)
+    options = _options(found.get("opts"))
+    kind = options.get("encoder_type", ENCODER_TYPE)
+    notes = [] if "encoder_type" in options else [f"taken for the encoder {ENCODER_TYPE}: the file does not say it"]
+    if kind != ENCODER_TYPE:
+        raise InputError(f"its encoder is {str(kind)[:60]}: of stylegan3-editing's encoders {ENCODER_TYPE} is read")
+    parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
+    for name, tensor in found["state_dict"].items():
+        part, _, key = name.partition(".")
+        if part not in parts:
+            raise InputError(f"tensor {name[:80]} belongs to neither encoder nor decoder: not stylegan3-editing's")
+        parts[part][key] = tensor
+    tensors = _stacked(parts["encoder"])
+    config = _encoder_config(tensors, len({m[1] for m in map(_HEAD.fullmatch, parts["encoder"]) if m}))
+    decoder_config, decoder_tensors = None, {}
+    if parts["decoder"]:
+        decoder_tensors, more = _decoder(parts["decoder"])
+        decoder_config = infer_generator_config(decoder_tensors)
+        notes += more
+        sizes = [(c.num_ws, c.w_dim) for c in (config, decoder_config)]
+        if sizes[0] != sizes[1]:
+            raise InputError(f"its encoder is for {sizes[0]} codes (num_ws, w_dim), its generator has {sizes[1]}")
+    else:
+        notes.append("the file holds no generator")
+    average, more = _average(found.get("latent_avg"), decoder_tensors, config)
+    record = {"trained_on": "unknown", "options": options}
+    return Published(config, tensors, average, decoder_config, decoder_tensors, record, (*notes, *more))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_STANDINS):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        if "GLOBAL" in reason:  # PyTorch's own refusal is a page long: the name is what matters
+            reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
+        raise InputError(f"no plain checkpoint, nothing of it was run ({reason[:120]}): fetch it again") from error
+    state = found.get("state_dict") if isinstance(found, Mapping) else None
+    names = [name for name in state if isinstance(name, str)] if isinstance(state, Mapping) else []
+    if not any(name.startswith("encoder.") for name in names) or len(names) != len(state):
+        raise InputError("no stylegan3-editing checkpoint: it has no `state_dict` with tensors named encoder.*")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: the file is damaged")
+    claimed = sum(tensor.nbytes for tensor in state.values())  # strides of 0 make a tensor larger than its file
+    if claimed > path.stat().st_size:
+        raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
+    return dict(found)
+
+
+def _options(found: Any) -> dict[str, Any]:
+    # The options are a record for people: what is no plain value is left out.
+    values = found.values if isinstance(found, _Options) else found
+    values = values if isinstance(values, Mapping) else {}
+    plain = {
+        k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, (str, int, float, bool, type(None)))
+    }
+    named = {key: PurePosixPath(v).name if isinstance(v, str) and "/" in v else v for key, v in plain.items()}
+    finite = {k: v for k, v in named.items() if not isinstance(v, float) or abs(v) < float("inf")}
+    return dict(sorted(finite.items()))
+
+
+def _stacked(tensors: Tensors) -> Tensors:
+    """The tool's names as RestyleEncoder's: `styles.<i>.NAME` of all heads i, one after the other, is `styles.NAME`."""
+    if any(name.startswith("input_layer.") for name in tensors):
+        raise InputError(f"its encoder has an IR-SE-50 backbone, made for faces: {ENCODER_TYPE} is read")
+    stacked, heads = {}, {}
+    for name, tensor in tensors.items():
+        match = _HEAD.fullmatch(name)
+        if match is None:
+            stacked[name] = tensor
+        else:
+            heads.setdefault(match[2], {})[int(match[1])] = tensor
+    count = max((len(found) for found in heads.values()), default=0)
+    for name, found in heads.items():
+        lacking = sorted(set(range(count)) - set(found))
+        if lacking:
+            raise InputError(f"tensor encoder.styles.{lacking[0]}.{name[:60]} is missing: the file is damaged")
+        parts = [found[i] for i in range(count)]
+        if len({(part.shape, part.dtype) for part in parts}) != 1 or parts[0].ndim == 0:
+            raise InputError(f"tensors encoder.styles.<i>.{name[:60]} have different shapes: the file is damaged")
+        stacked[f"styles.{name}"] = torch.cat(parts)
+    return stacked
+
+
+def _encoder_config(tensors: Tensors, heads: int) -> EncoderConfig:
+    first = _shape(tensors, "conv1.weight", 4)
+    if first[1] != INPUT_CHANNELS:
+        raise InputError(f"its encoder takes {first[1]} channels, not picture and reconstruction ({INPUT_CHANNELS})")
+    blocks = len({name.split(".")[1] for name in tensors if name.startswith("body.") and name.count(".") > 1})
+    backbone = next((name for name, counts in BLOCKS.items() if sum(counts) == blocks), None)
+    if backbone is None or heads == 0:
+        raise InputError(
+            f"its encoder has {blocks} blocks and {heads} heads: a ResNet-34 (16 blocks) with heads is read"
+        )
+    convolutions = len([name for name in tensors if re.fullmatch(r"styles\.convs\.\d{1,3}\.weight", name)])
+    # A fully convolutional network does not say its input's size, but its heads end at 1 x 1.
+    size = BASE_SIZE * 2**convolutions
+    return EncoderConfig(
+        height=size,
+        width=size,
+        num_ws=heads,
+        w_dim=_shape(tensors, "styles.linear.weight", 2)[0] // heads,
+        backbone=backbone,
+        width_factor=first[0] / 64,
+        head_channels=_shape(tensors, "styles.linear.weight", 2)[1],
+    )
+
+
+def _decoder(tensors: Tensors) -> tuple[Tensors, list[str]]:
+    # The tool leaves the last batch's transform [N, 3, 3] in the buffer, and sets the identity before each picture.
+    notes = []
+    tensors = dict(find_networks(tensors)["G_ema"])
+    transform = tensors.get("synthesis.input.transform")
+    identity = torch.eye(3)
+    if transform is not None:
+        if not transform.is_floating_point() or transform.shape[-2:] != (3, 3):
+            raise InputError(f"tensor decoder.synthesis.input.transform has shape {tuple(transform.shape)}")
+        if not torch.allclose(transform.float(), identity.expand(transform.shape), rtol=0, atol=1e-6):
+            notes.append("its generator's own transform is left out, as the published tool does")
+    return tensors | {"synthesis.input.transform": identity}, notes
+
+
+def _average(found: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torch.Tensor, list[str]]:
+    notes = []
+    if found is None:
+        if "mapping.w_avg" not in decoder:
+            raise InputError("it has neither latent_avg nor a generator: where its codes start is not known")
+        found = decoder["mapping.w_avg"]
+        notes.append("no latent_avg in the file: the generator's average w is taken")
+    if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        raise InputError(f"its latent_avg is a {type(found).__name__}, not a float tensor")
+    if found.shape[-1:] != (config.w_dim,) or found.numel() not in (config.w_dim, config.w_dim * config.num_ws):
+        raise InputError(f"its latent_avg has shape {tuple(found.shape)}, not [{config.num_ws}, {config.w_dim}]")
+    average = found.float().reshape(-1, config.w_dim).expand(config.num_ws, -1)
+    if not torch.isfinite(average).all():
+        raise InputError("its latent_avg holds values that are no finite numbers")
+    return average.contiguous(), notes
+
+
+def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in tensors or tensors[name].ndim != dimensions:
+        found = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
+        raise InputError(f"tensor encoder.{name} is {found}: not {ENCODER_TYPE}, or damaged")
+    return tuple(tensors[name].shape)

@@ -1,0 +1,198 @@
+"""Network files: what `load_network` reads and `save_network` writes.
+
+Three kinds are read (`checkpoint_formats.py`): the reference's pickles, our own `.safetensors`, which carries
+its configuration and a record of its making, and plain `.pt` state dicts with the reference's names. Nothing
+that a file contains is ever executed, and no network is built that is larger than the file it comes from.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from passersby.checkpoints import file_kind
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint_formats import FORMAT_VERSION, METADATA_KEY, READERS, Contents
+from passersby.stylegan3.config_limits import weight_count
+from passersby.stylegan3.discriminator import Discriminator
+from passersby.stylegan3.generator import Generator
+from passersby.stylegan3.state_dict import Tensors
+
+
+@dataclasses.dataclass
+class LoadedNetwork:
+    """What a network file holds.
+
+    `generator` is the averaged one (G_ema), in eval mode, without gradients; `training_generator` (G) and
+    `discriminator` (D), where the file has them, are ready for training. All float32, on the CPU. `record`
+    says what is known about the training ("trained_on" among it), `sha256` is that of the file.
+    """
+
+    generator: Generator
+    training_generator: Generator | None
+    discriminator: Discriminator | None
+    record: dict[str, Any]
+    format: str  # "pickle" | "safetensors" | "state_dict"
+    sha256: str
+
+
+def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNetwork:
+    """Read the networks of a reference pickle, a `.safetensors` of ours or a plain `.pt` state dict.
+
+    The kind is told from the contents, not from the name. `width` [pixels] is needed for tall networks in a
+    plain state dict only, which does not say it. Raises `InputError`, one line that names the path and what
+    was found there, for a file that is missing, damaged, hostile or of another kind.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise InputError("the file is empty: fetch it again")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                kind = file_kind(data)
+                contents = READERS[kind](data, path, width)
+                if width is not None and width != contents.generator.width:
+                    size = f"{contents.generator.height} x {contents.generator.width}"
+                    raise InputError(f"width {width} was asked for, but the file says that the network is {size}")
+                return _assemble(contents, kind, hashlib.sha256(data).hexdigest(), len(data))
+    except OSError as error:
+        raise InputError(f"network {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"network {path}: {error}") from error
+
+
+def save_network(
+    path: str | os.PathLike,
+    generator: Generator,
+    *,
+    discriminator: Discriminator | None = None,
+    training_generator: Generator | None = None,
+    record: dict[str, Any],
+    half: bool = False,
+) -> None:
+    """Write networks, configurations and `record` (plain JSON data) as one `.safetensors` file, atomically.
+
+    `half` stores weight matrices and kernels as float16, half the bytes at a relative error of 2^-11; biases,
+    filters, frequencies and averages stay float32. Raises `InputError` when the file cannot be written.
+    """
+    networks: dict[str, nn.Module | None] = {"G_ema": generator, "G": training_generator, "D": discriminator}
+    tensors = {
+        f"{name}.{key}": tensor
+        for name, network in networks.items()
+        if network is not None
+        for key, tensor in stored_tensors(network, half).items()
+    }
+    if training_generator is not None and training_generator.config != generator.config:
+        raise InputError("the training generator and its average have different configurations")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "generator": dataclasses.asdict(generator.config),
+        "discriminator": None if discriminator is None else dataclasses.asdict(discriminator.config),
+        "record": record,
+        "half": half,
+    }
+    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
+    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: text}))
+
+
+def save_state_dict(path: str | os.PathLike, generator: Generator, half: bool = False) -> None:
+    """Write the generator alone as a plain `.pt` state dict with the reference's names, atomically.
+
+    Other programs load it with `strict=True`; it carries neither configuration nor record. `half` and errors
+    as for `save_network`.
+    """
+    buffer = io.BytesIO()
+    torch.save(stored_tensors(generator, half), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def stored_tensors(network: nn.Module, half: bool) -> Tensors:
+    """The network's state dict as it goes into a file, contiguous on the CPU; `half`: see `save_network`."""
+    matrices = {name for name, parameter in network.named_parameters() if parameter.ndim >= 2}
+    stored = {}
+    for name, tensor in network.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        fits = tensor.abs().max() < torch.finfo(torch.float16).max if tensor.numel() else False
+        stored[name] = tensor.half() if half and fits and name in matrices else tensor
+    return stored
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    path = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # temporary files are private to their owner
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+# ---- from tensors to networks
+
+
+def _assemble(contents: Contents, kind: str, sha256: str, file_size: int) -> LoadedNetwork:
+    networks = contents.networks
+    generator = _build(Generator, contents.generator, "G_ema", networks["G_ema"], file_size)
+    generator.eval().requires_grad_(False)
+    training = discriminator = None
+    if "G" in networks:
+        training = _build(Generator, contents.generator, "G", networks["G"], file_size)
+    if contents.discriminator is not None:
+        sizes = [(c.height, c.width) for c in (contents.generator, contents.discriminator)]
+        if sizes[0] != sizes[1]:
+            raise InputError(f"its generator is for size {sizes[0]}, its discriminator for {sizes[1]}")
+        discriminator = _build(Discriminator, contents.discriminator, "D", networks["D"], file_size)
+    return LoadedNetwork(generator, training, discriminator, contents.record, kind, sha256)
+
+
+def _build(network_class, config, name: str, tensors: Tensors, file_size: int):
+    # A tensor can pretend to be larger than its file (strides of 0), and so can a configuration: both are
+    # compared with the file before anything of the announced size is allocated.
+    try:
+        claimed = max(sum(tensor.nbytes for tensor in tensors.values()), 2 * weight_count(config))
+        if claimed > file_size:
+            raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
+        with _undisturbed_random_numbers():
+            network = network_class(config)
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: no such network can be built ({str(error)[:100]})") from error
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    for key in sorted(wanted.keys() | tensors.keys()):
+        if key not in tensors or key not in wanted:
+            state = "missing" if key in wanted else "not one of such a network"
+            raise InputError(f"{name}: tensor {key[:80]} is {state}: damaged, or not StyleGAN3")
+        if tuple(tensors[key].shape) != wanted[key]:
+            found = tuple(tensors[key].shape)
+            raise InputError(f"{name}: tensor {key} has shape {found}, its configuration says {wanted[key]}")
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise InputError(f"{name}: tensor {key} holds infinite or undefined values: the training diverged?")
+    network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True)
+    return network
+
+
+@contextlib.contextmanager
+def _undisturbed_random_numbers() -> Iterator[None]:
+    # Constructing a network draws its initial weights: loading one must not change what a seed gives.
+    with torch.random.fork_rng(devices=[]):
+        yield

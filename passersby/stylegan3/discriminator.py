@@ -1,0 +1,201 @@
+"""The StyleGAN2 residual discriminator that StyleGAN3 trains against, square and tall.
+
+Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 2020. Tall images: every block halves both
+sides until the shorter is 4; the epilogue works on (4 * height / width) x 4. Blocks are named by their height.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import nn
+
+from passersby.errors import InputError
+from passersby.stylegan3.mapping import FullyConnected, MappingNetwork
+from passersby.stylegan3.ops.activation import leaky_clamp_
+from passersby.stylegan3.ops.convolution import conv2d, filter2d
+from passersby.stylegan3.precision import Precision
+from passersby.stylegan3.schedule import check_size
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The whole configuration of a discriminator. `mbstd_group_size` images share one minibatch statistic."""
+
+    height: int
+    width: int
+    c_dim: int = 0
+    img_channels: int = 3
+    channel_base: int = 32768
+    channel_max: int = 512
+    num_fp16_res: int = 4
+    conv_clamp: float | None = 256.0
+    cmap_dim: int | None = None
+    mapping_layers: int = 8
+    mbstd_group_size: int | None = 4
+    mbstd_num_channels: int = 1
+
+    def __post_init__(self):
+        check_size(self.height, self.width)
+
+    @property
+    def heights(self) -> list[int]:
+        """Heights of the blocks, the epilogue's last; the shorter side of the epilogue is 4."""
+        last = 4 * self.height // self.width
+        return [self.height >> i for i in range(int(math.log2(self.height // last)) + 1)]
+
+    def channels(self, height: int) -> int:
+        """Channels at that height."""
+        return min(self.channel_base // height, self.channel_max)
+
+    def half_on_cuda(self, height: int) -> bool:
+        """Whether the block of that height runs in float16 on a GPU: the `num_fp16_res` highest ones."""
+        return height >= max(2 ** (int(math.log2(self.height)) + 1 - self.num_fp16_res), 8)
+
+
+class Conv(nn.Module):
+    """Equalised convolution, optionally with leaky ReLU (gain sqrt(2)) and 2x down-sampling by [1, 3, 3, 1]."""
+
+    def __init__(self, in_channels, out_channels, kernel, bias=True, activation=False, down=1, clamp=None):
+        super().__init__()
+        self.down, self.activation, self.clamp, self.padding = down, activation, clamp, kernel // 2
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("resample_filter", binomial_filter())
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        clamp = None if self.clamp is None else self.clamp * gain  # grows with the gain of the output
+        # A leaky ReLU is positively homogeneous: gains behind it may as well go into weight and bias.
+        gain = gain * math.sqrt(2) if self.activation else gain
+        weight = (self.weight * (self.weight_gain * gain)).to(x.dtype)
+        bias = None if self.bias is None else (self.bias * gain).to(x.dtype)
+        if self.down == 1:
+            x = conv2d(x, weight, bias, padding=self.padding)
+        elif self.padding:
+            x = conv2d(filter2d(x, self.resample_filter, padding=2), weight, bias, stride=self.down)
+        else:
+            x = conv2d(filter2d(x, self.resample_filter, self.down, padding=1), weight, bias)
+        return leaky_clamp_(x, 0.2, clamp) if self.activation else x
+
+
+def binomial_filter() -> torch.Tensor:
+    """The [1, 3, 3, 1] low-pass filter as [4, 4] float32 with sum 1."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    return torch.outer(taps, taps) / taps.sum() ** 2
+
+
+class ResidualBlock(nn.Module):
+    """x [N, C, h, w] -> [N, C', h/2, w/2]; the first block takes the image itself."""
+
+    def __init__(self, config: DiscriminatorConfig, height: int):
+        super().__init__()
+        channels, out = config.channels(height), config.channels(height // 2)
+        clamp = config.conv_clamp
+        self.reduced_precision = config.half_on_cuda(height)
+        self.precision = Precision.of_layer(self.reduced_precision)
+        self.register_buffer("resample_filter", binomial_filter())
+        if height == config.height:
+            self.fromrgb = Conv(config.img_channels, channels, 1, activation=True, clamp=clamp)
+        self.conv0 = Conv(channels, channels, 3, activation=True, clamp=clamp)
+        self.conv1 = Conv(channels, out, 3, activation=True, down=2, clamp=clamp)
+        self.skip = Conv(channels, out, 1, bias=False, down=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.precision.of(x))
+        if hasattr(self, "fromrgb"):
+            x = self.fromrgb(x)
+        skip = self.skip(x, gain=math.sqrt(0.5))
+        return self.conv1(self.conv0(x), gain=math.sqrt(0.5)) + skip
+
+
+def minibatch_std(x: torch.Tensor, group_size: int | None, num_channels: int) -> torch.Tensor:
+    """x [N, C, h, w] with `num_channels` maps appended: the mean standard deviation over a group of the batch.
+
+    Sample j is grouped with j + N/G, j + 2N/G, ... (Karras et al. 2018). N must be a multiple of the group size G.
+    """
+    n, c, h, w = x.shape
+    group = n if group_size is None else min(group_size, n)
+    if n % group:
+        raise InputError(f"discriminator: batch {n} is not a multiple of the minibatch-std group {group}")
+    y = x.reshape(group, -1, num_channels, c // num_channels, h, w)
+    y = (y - y.mean(0)).square().mean(0)
+    y = (y + 1e-8).sqrt().mean((2, 3, 4))  # [N/G, num_channels]
+    y = y[:, :, None, None].repeat(group, 1, h, w)
+    return torch.cat([x, y], dim=1)
+
+
+class Epilogue(nn.Module):
+    """x [N, C, h, 4] -> logits [N, 1], or [N, cmap_dim] features that the label is projected on."""
+
+    def __init__(self, config: DiscriminatorConfig, cmap_dim: int):
+        super().__init__()
+        height = config.heights[-1]
+        channels = config.channels(height)
+        self.group_size, self.num_channels = config.mbstd_group_size, config.mbstd_num_channels
+        extra = self.num_channels
+        self.conv = Conv(channels + extra, channels, 3, activation=True, clamp=config.conv_clamp)
+        self.fc = FullyConnected(channels * height * 4, channels, activation=True)
+        self.out = FullyConnected(channels, cmap_dim if cmap_dim > 0 else 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(torch.float32)
+        if self.num_channels > 0:
+            x = minibatch_std(x, self.group_size, self.num_channels)
+        x = self.conv(x).contiguous()  # flattened as [C, h, w], whatever the memory format
+        return self.out(self.fc(x.flatten(1)))
+
+
+class Discriminator(nn.Module):
+    """images [N, 3, height, width] float, -1..1 (and labels c [N, c_dim]) -> logits [N, 1], high = real."""
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__()
+        self.config = config
+        self.heights = config.heights
+        cmap_dim = config.cmap_dim
+        if cmap_dim is None:
+            cmap_dim = config.channels(self.heights[-1])
+        if config.c_dim == 0:
+            cmap_dim = 0
+        for height in self.heights[:-1]:
+            setattr(self, f"b{height}", ResidualBlock(config, height))
+        if config.c_dim > 0:
+            self.mapping = MappingNetwork(0, config.c_dim, cmap_dim, None, num_layers=config.mapping_layers)
+        setattr(self, f"b{self.heights[-1]}", Epilogue(config, cmap_dim))
+
+    @classmethod
+    def from_reference_kwargs(cls, **init_kwargs) -> "Discriminator":
+        """Build from the constructor keywords stored in the reference's network files."""
+        return cls(reference_discriminator_config(**init_kwargs))
+
+    def forward(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [N, 1] float32; with labels, the projection on the embedded label."""
+        if images.ndim != 4 or images.shape[2:] != (self.config.height, self.config.width):
+            raise InputError(
+                f"discriminator: images have shape {tuple(images.shape)}, "
+                f"expected [N, 3, {self.config.height}, {self.config.width}]"
+            )
+        x = images.contiguous(memory_format=torch.channels_last)
+        for height in self.heights:
+            x = getattr(self, f"b{height}")(x)
+        if self.config.c_dim == 0:
+            return x
+        label = self.mapping(None, c)
+        return (x * label).sum(1, keepdim=True) / math.sqrt(label.shape[1])
+
+
+def reference_discriminator_config(*, img_resolution: int, **keywords) -> DiscriminatorConfig:
+    """The `DiscriminatorConfig` of the reference's constructor keywords. Raises `InputError` on an unknown one."""
+    values = {"height": img_resolution, "width": img_resolution}
+    values["mapping_layers"] = dict(keywords.pop("mapping_kwargs", {})).pop("num_layers", 8)
+    for key, value in dict(keywords.pop("epilogue_kwargs", {})).items():
+        values[key] = value
+    keywords.pop("block_kwargs", None)  # freezing of layers: a matter of training, not of the network
+    if keywords.pop("architecture", "resnet") != "resnet":
+        raise InputError("discriminator: only the residual architecture of StyleGAN3 is known here")
+    values.update(keywords)
+    unknown = sorted(set(values) - set(DiscriminatorConfig.__dataclass_fields__))
+    if unknown:
+        raise InputError(f"discriminator keywords {unknown} are not known: is this a StyleGAN3 network?")
+    return DiscriminatorConfig(**values)

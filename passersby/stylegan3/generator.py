@@ -1,0 +1,200 @@
+"""The StyleGAN3 generator (Karras et al. 2021) in plain PyTorch, configs T and R, square and tall.
+
+For square networks names and shapes of the state dict are those of the reference implementation.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from passersby.errors import InputError
+from passersby.stylegan3.filters import lowpass_filter
+from passersby.stylegan3.mapping import FullyConnected, MappingNetwork
+from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
+from passersby.stylegan3.ops.modulated_convolution import modulated_conv2d
+from passersby.stylegan3.precision import Precision
+from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec
+
+
+class FourierInput(nn.Module):
+    """Fourier features, rotated and shifted by a transform that w decides (section 3.1 of the paper).
+
+    w [N, w_dim] -> [N, C, H, W] float32, channels last. One unit of the grid is the image height; `transform` [3, 3]
+    is the inverse of a user's transform, identity by default.
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        first = config.layers()[0]
+        self.size, self.rate, self.bandwidth = config.input_size, first.in_rate, first.in_cutoff
+        channels = first.in_channels
+        freqs = torch.randn(channels, 2)
+        radii = freqs.square().sum(1, keepdim=True).sqrt()
+        freqs = freqs / (radii * radii.square().exp().pow(0.25)) * self.bandwidth  # uniform in a disc
+        self.weight = nn.Parameter(torch.randn(channels, channels))
+        self.affine = FullyConnected(config.w_dim, 4, weight_init=0, bias_init=[1.0, 0.0, 0.0, 0.0])
+        self.register_buffer("transform", torch.eye(3))
+        self.register_buffer("freqs", freqs)
+        self.register_buffer("phases", torch.rand(channels) - 0.5)
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        t = self.affine(w)  # [N, 4] cos, sin, x, y
+        t = t / t[:, :2].norm(dim=1, keepdim=True)
+        zero, one = torch.zeros_like(t[:, 0]), torch.ones_like(t[:, 0])
+        rows = [t[:, 0], -t[:, 1], zero, t[:, 1], t[:, 0], zero, zero, zero, one]
+        rotation = torch.stack(rows, 1).view(-1, 3, 3)
+        rows = [one, zero, -t[:, 2], zero, one, -t[:, 3], zero, zero, one]
+        translation = torch.stack(rows, 1).view(-1, 3, 3)
+        transform = rotation @ translation @ self.transform
+        phases = self.phases + (self.freqs @ transform[:, :2, 2:]).squeeze(2)  # [N, C]
+        freqs = self.freqs @ transform[:, :2, :2]  # [N, C, 2]
+        # Frequencies that a scaling transform pushes beyond what the grid can carry fade out.
+        over = (freqs.norm(dim=2) - self.bandwidth) / (self.rate / 2 - self.bandwidth)
+        amplitudes = (1 - over).clamp(0, 1)
+        y, x = (self._axis(n, w) for n in self.size)
+        waves = y[:, None, None] * freqs[:, None, None, :, 1] + x[:, None] * freqs[:, None, None, :, 0]
+        waves = torch.sin((waves + phases[:, None, None]) * (2 * math.pi)) * amplitudes[:, None, None]
+        out = waves @ (self.weight / math.sqrt(self.weight.shape[0])).t()  # [N, H, W, C]
+        return out.permute(0, 3, 1, 2)
+
+    def _axis(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        return (torch.arange(n, device=like.device, dtype=torch.float32) + (0.5 - n / 2)) / self.rate
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated convolution, bias and filtered leaky ReLU: x [N, C, H, W], w [N, w_dim] -> [N, C', H', W'].
+
+    x may hold one sample while w holds N (the shared trunk of several styles), and the other way round.
+    """
+
+    def __init__(self, spec: LayerSpec, config: GeneratorConfig):
+        super().__init__()
+        self.spec = spec
+        self.plan = FilterPlan.of_layer(spec, config.conv_clamp)
+        self.magnitude_ema_beta = config.magnitude_ema_beta
+        # The last `num_fp16_res` octaves run in float16 on a GPU: that is where the work is.
+        self.reduced_precision = spec.rate_is_high(config.height, config.num_fp16_res)
+        self.precision = Precision.of_layer(self.reduced_precision)
+        self.affine = FullyConnected(config.w_dim, spec.in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(spec.out_channels, spec.in_channels, spec.kernel, spec.kernel))
+        self.bias = nn.Parameter(torch.zeros(spec.out_channels))
+        self.register_buffer("magnitude_ema", torch.ones([]))
+        self.register_buffer("up_filter", self._filter(spec.up_taps, spec.in_cutoff, spec.in_half_width, False))
+        radial = config.use_radial_filters and not spec.critically_sampled
+        self.register_buffer("down_filter", self._filter(spec.down_taps, spec.out_cutoff, spec.out_half_width, radial))
+
+    def _filter(self, taps, cutoff, half_width, radial):
+        kernel = lowpass_filter(taps, cutoff, half_width, self.spec.rate, radial)
+        return None if kernel is None else torch.from_numpy(kernel)
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, update_emas: bool = False) -> torch.Tensor:
+        if update_emas:
+            # Pixel by pixel: one pass over x without a copy, and sums that stay short.
+            norms = torch.linalg.vector_norm(x.detach().permute(0, 2, 3, 1), dim=-1, dtype=torch.float32)
+            magnitude = norms.square().mean() / x.shape[1]
+            self.magnitude_ema.copy_(magnitude.lerp(self.magnitude_ema, self.magnitude_ema_beta))
+        weight, style, demodulation = self._modulation(w)
+        x = modulated_conv2d(x.to(self.precision.of(x)), weight, style, demodulation, self.bias)
+        return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan)
+
+    def _modulation(self, w):
+        # Weights W, styles s [N, I] and output scales d [N, O]; the modulated, demodulated convolution is
+        # d * conv(s * x; W). Both factors are normalised first, which only keeps float16 in range (the demodulation
+        # cancels it); styles sample by sample, so that an image does not depend on its batch. (The reference
+        # normalises over the batch; the difference is its 1e-8.)
+        style = self.affine(w)
+        if self.spec.to_rgb:
+            style = style * (1 / math.sqrt(self.weight[0].numel()))
+            return (
+                self.weight,
+                style * self.magnitude_ema.rsqrt(),
+                style.new_ones(len(w), self.spec.out_channels),
+            )
+        weight = self.weight * self.weight.square().mean((1, 2, 3), keepdim=True).rsqrt()
+        style = style * style.square().mean(1, keepdim=True).rsqrt()
+        demodulation = (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+        return weight, style * self.magnitude_ema.rsqrt(), demodulation
+
+
+class SynthesisNetwork(nn.Module):
+    """ws [N, num_ws, w_dim] -> images [N, img_channels, height, width] float32, nominally -1..1 and not clamped."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.num_ws, self.w_dim, self.output_scale = config.num_ws, config.w_dim, config.output_scale
+        self.input = FourierInput(config)
+        self.layer_names = [spec.name for spec in config.layers()]
+        for spec in config.layers():
+            setattr(self, spec.name, SynthesisLayer(spec, config))
+
+    def forward(self, ws: torch.Tensor, update_emas: bool = False, shared: int = 0) -> torch.Tensor:
+        """Images of `ws`. `shared=k` promises that ws[:, :k] are equal in all samples: the layers that only they
+        drive are computed once (style mixing from index k on; the result is the same).
+        """
+        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise InputError(f"synthesis: ws has shape {tuple(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]")
+        ws = ws.to(torch.float32)
+        x = self.input(ws[:1, 0] if shared > 0 else ws[:, 0])
+        for i, name in enumerate(self.layer_names, start=1):
+            x = getattr(self, name)(x, ws[:1, i] if i < shared else ws[:, i], update_emas)
+        if len(x) != len(ws):
+            x = x.expand(len(ws), -1, -1, -1)
+        return x.to(torch.float32) * self.output_scale
+
+
+class Generator(nn.Module):
+    """z [N, z_dim] (and labels c [N, c_dim]) -> images [N, 3, height, width] float32, nominally -1..1.
+
+    `mapping(z, c, truncation_psi, truncation_cutoff)` gives ws [N, num_ws, w_dim], `synthesis(ws)` the images.
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = (
+            config.z_dim,
+            config.c_dim,
+            config.w_dim,
+            config.num_ws,
+        )
+        self.mapping = MappingNetwork(
+            config.z_dim, config.c_dim, config.w_dim, config.num_ws, num_layers=config.mapping_layers
+        )
+        self.synthesis = SynthesisNetwork(config)
+
+    @classmethod
+    def from_reference_kwargs(cls, **init_kwargs) -> "Generator":
+        """Build from the constructor keywords stored in the reference's network files."""
+        return cls(reference_generator_config(**init_kwargs))
+
+    def forward(self, z, c=None, truncation_psi=1.0, truncation_cutoff=None, update_emas=False) -> torch.Tensor:
+        """Mapping, truncation and synthesis in one call."""
+        ws = self.mapping(z, c, truncation_psi, truncation_cutoff, update_emas=update_emas)
+        return self.synthesis(ws, update_emas=update_emas)
+
+
+# Keywords of the reference that have no meaning here: they choose kernels or memory, never numbers.
+_IGNORED_KEYWORDS = {"channels_last"}
+
+
+def reference_generator_config(
+    *, img_resolution: int, mapping_kwargs: dict | None = None, **keywords
+) -> GeneratorConfig:
+    """The `GeneratorConfig` of the reference's constructor keywords. Raises `InputError` on an unknown keyword."""
+    mapping = dict(mapping_kwargs or {})
+    values = {
+        "height": img_resolution,
+        "width": img_resolution,
+        "mapping_layers": mapping.pop("num_layers", 2),
+    }
+    known = set(GeneratorConfig.__dataclass_fields__) - set(values)
+    unknown = sorted((set(keywords) - known - _IGNORED_KEYWORDS) | set(mapping))
+    if unknown:
+        raise InputError(f"generator keywords {unknown} are not StyleGAN3's: is this a StyleGAN2 network?")
+    return GeneratorConfig(**values, **{k: v for k, v in keywords.items() if k in known})
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images [N, C, H, W] float, -1..1 -> uint8 [N, H, W, C], truncated as the reference does when it generates."""
+    return (images.permute(0, 2, 3, 1) * 127.5 + 128).clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,101 @@
+"""The mapping network z -> w, and the equalised linear layer that all networks here share."""
+
+import math
+
+import torch
+from torch import nn
+
+from passersby.errors import InputError
+
+
+class FullyConnected(nn.Module):
+    """Linear layer with equalised learning rate (Karras et al. 2018): x [N, in] -> [N, out].
+
+    Stored weights are N(0, 1) / `lr_multiplier`; the runtime gain `lr_multiplier` / sqrt(in) undoes it. `activation`
+    is leaky ReLU 0.2 times sqrt(2).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation=False,
+        lr_multiplier=1.0,
+        weight_init=1.0,
+        bias_init=0.0,
+    ):
+        super().__init__()
+        self.activation = activation
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) * (weight_init / lr_multiplier))
+        bias = torch.as_tensor(bias_init, dtype=torch.float32).expand(out_features) / lr_multiplier
+        self.bias = nn.Parameter(bias.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.addmm(self.bias * self.bias_gain, x, (self.weight * self.weight_gain).t())
+        return nn.functional.leaky_relu(y, 0.2) * math.sqrt(2) if self.activation else y
+
+
+def normalize_second_moment(x: torch.Tensor) -> torch.Tensor:
+    """x [N, C] scaled so that the mean square of each row is 1."""
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+class MappingNetwork(nn.Module):
+    """z [N, z_dim] and, with `c_dim`, a label c [N, c_dim] -> ws [N, num_ws, w_dim] float32.
+
+    Without `num_ws` (inside a conditional discriminator, where z_dim is 0) the result is [N, w_dim].
+    """
+
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int, w_avg_beta=0.998):
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
+        self.num_layers, self.w_avg_beta = num_layers, w_avg_beta
+        if c_dim > 0:
+            self.embed = FullyConnected(c_dim, w_dim)
+        width = z_dim + (w_dim if c_dim > 0 else 0)
+        for i in range(num_layers):
+            layer = FullyConnected(width, w_dim, activation=True, lr_multiplier=0.01)
+            setattr(self, f"fc{i}", layer)
+            width = w_dim
+        if num_ws is not None:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(
+        self,
+        z: torch.Tensor | None,
+        c: torch.Tensor | None = None,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        update_emas: bool = False,
+    ) -> torch.Tensor:
+        """Map to w. `truncation_psi` moves the first `truncation_cutoff` (default: all) ws towards the average w."""
+        x = self._input(z, c)
+        for i in range(self.num_layers):
+            x = getattr(self, f"fc{i}")(x)
+        if self.num_ws is None:
+            return x
+        if update_emas:
+            self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
+        ws = x[:, None].repeat(1, self.num_ws, 1)
+        if truncation_psi != 1:
+            part = ws[:, :truncation_cutoff]
+            ws[:, :truncation_cutoff] = self.w_avg.lerp(part, truncation_psi)
+        return ws
+
+    def _input(self, z, c):
+        parts = []
+        if self.z_dim > 0:
+            if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
+                shape = None if z is None else tuple(z.shape)
+                raise InputError(f"mapping: z has shape {shape}, expected [N, {self.z_dim}]")
+            parts.append(normalize_second_moment(z.to(torch.float32)))
+        if self.c_dim > 0:
+            if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
+                shape = None if c is None else tuple(c.shape)
+                raise InputError(
+                    f"mapping: this network is conditional: label shape {shape}, expected [N, {self.c_dim}]"
+                )
+            parts.append(normalize_second_moment(self.embed(c.to(torch.float32))))
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,194 @@
+"""The filtered non-linearity of StyleGAN3: up-sample, leaky ReLU, clamp, down-sample.
+
+This is the one place for a faster kernel: everything else calls `filtered_lrelu` and knows nothing of how it is done.
+What made it fast on a CPU, each measured: polyphase filtering by depthwise transposed convolutions instead of
+zero-insertion (a quarter of the multiplications), channels-last memory, parts that fit into the cache, activation in
+place, and a backward pass that needs nothing but the activated map.
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from passersby.stylegan3.ops.activation import activate_, activation_gradient
+from passersby.stylegan3.schedule import LayerSpec
+
+TILE_BYTES = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterPlan:
+    """What `filtered_lrelu` needs beside the filters: integer factors, crops and the activation's constants."""
+
+    up: int
+    down: int
+    crop: tuple[int, int]  # samples cut off at the low side of the full up-sampled map (height, width)
+    size: tuple[int, int]  # height and width of the map between the filters
+    slope: float
+    gain: float
+    clamp: float | None
+
+    @classmethod
+    def of_layer(cls, layer: LayerSpec, clamp: float | None) -> "FilterPlan":
+        """The plan of one layer of the schedule. ToRGB has no filters, slope 1 and gain 1."""
+        crop, size = [], []
+        for (low, _), out in zip(layer.padding, layer.out_size, strict=True):
+            crop.append(layer.up_taps - 1 - low)
+            size.append((out - 1) * layer.down + layer.down_taps)
+        slope, gain = (1.0, 1.0) if layer.to_rgb else (0.2, math.sqrt(2))
+        return cls(layer.up, layer.down, tuple(crop), tuple(size), slope, gain, clamp)
+
+
+def filtered_lrelu(
+    x: torch.Tensor, up_filter: torch.Tensor | None, down_filter: torch.Tensor | None, plan: FilterPlan
+) -> torch.Tensor:
+    """Up-sample `x` by `plan.up`, apply leaky ReLU with gain, clamp, down-sample by `plan.down`.
+
+    x: [N, C, H, W] float32 or float16, the bias added already. `up_filter`: [taps]; `down_filter`: [taps] or, radial,
+    [taps, taps]; float32, symmetric, constants without gradient. Returns [N, C, H', W'] in x's dtype, channels last.
+    Differentiable once (StyleGAN3 trains its generator without path-length regularisation).
+    """
+    if up_filter is None:
+        y = x if plan.slope == 1 else F.leaky_relu(x, plan.slope) * plan.gain
+        return y if plan.clamp is None else y.clamp(-plan.clamp, plan.clamp)
+    return _FilteredLeakyReLU.apply(x, up_filter, down_filter, plan)
+
+
+class _FilteredLeakyReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, up_filter, down_filter, plan):
+        up_filter = up_filter * _up_gain(plan)
+        x = x.contiguous(memory_format=torch.channels_last)
+        save, limit = ctx.needs_input_grad[0], _unclamped(up_filter, plan)
+        activated, y, ctx.clamps = [], None, []
+        for tile in _tiles(x, plan, maps=2 if save else 1):
+            part = _take(x, tile)
+            clamp = None if _within(part, limit) else plan.clamp
+            z = _up(part, up_filter, plan.up, plan.crop, plan.size)
+            activate_(z, plan.slope, clamp)
+            y = _put(y, _down(z, down_filter, plan.down), tile, x.shape)
+            if save:
+                activated.append(z)
+                ctx.clamps.append(clamp)  # None where nothing was clamped
+        ctx.save_for_backward(up_filter, down_filter, *activated)
+        ctx.plan, ctx.shape = plan, x.shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        up_filter, down_filter, *activated = ctx.saved_tensors
+        plan, result = ctx.plan, None
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        for tile, z, clamp in zip(_tiles(grad, plan, maps=2), activated, ctx.clamps, strict=True):
+            # The transpose of a decimating filter is an interpolating one, and the other way round.
+            g = _up(_take(grad, tile), down_filter, plan.down, (0, 0), plan.size)
+            activation_gradient(g, z, plan.slope, clamp, out=g)
+            result = _put(result, _crop_down(g, up_filter, plan.up, plan.crop, ctx.shape[2:]), tile, ctx.shape)
+        return result, None, None, None
+
+
+def _tiles(x: torch.Tensor, plan: FilterPlan, maps: int) -> list[tuple[slice, slice]]:
+    """Parts (samples, channels) of `x` that are worked on one after the other.
+
+    The map between the filters is up to 16 times larger than what goes in and comes out. On a CPU the `maps` of
+    each part (a backward pass holds two: the gradient and the activated map) are kept within `TILE_BYTES`, so that
+    they stay in the cache; a GPU takes all at once.
+    """
+    n, c = x.shape[:2]
+    if x.is_cuda:
+        return [(slice(0, n), slice(0, c))]
+    plane = plan.size[0] * plan.size[1] * x.element_size() * maps
+    parts = max(1, math.ceil(plane * c / TILE_BYTES))
+    step = min(c, math.ceil(c / parts / 16) * 16)  # whole vectors of 16 floats
+    samples = max(1, TILE_BYTES // (plane * c))
+    return [
+        (slice(i, min(i + samples, n)), slice(k, min(k + step, c)))
+        for i in range(0, n, samples)
+        for k in range(0, c, step)
+    ]
+
+
+def _take(x, tile):
+    return x[tile].contiguous(memory_format=torch.channels_last)
+
+
+def _put(whole, part, tile, like):
+    if part.shape[:2] == like[:2]:
+        return part
+    if whole is None:
+        shape = (*like[:2], *part.shape[2:])
+        whole = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
+    whole[tile] = part
+    return whole
+
+
+def _up_gain(plan: FilterPlan) -> float:
+    # Factor of each of the two one-dimensional passes: `up` keeps the signal's level after zero-insertion, and the
+    # activation's gain is moved in front of it, which a leaky ReLU allows because it is positively homogeneous.
+    return plan.up * math.sqrt(plan.gain)
+
+
+def _unclamped(up_filter: torch.Tensor, plan: FilterPlan) -> float:
+    # Inputs up to this size are never clamped: what the filter at most makes of them, from its taps' absolute sum.
+    if plan.clamp is None:
+        return math.inf
+    if up_filter.is_cuda:
+        return 0.0  # looking would wait for the device
+    largest = up_filter.abs().view(-1, plan.up).sum(0).max().item()  # over the taps that meet in one sample
+    return 0.99 * plan.clamp / largest**2
+
+
+def _within(x: torch.Tensor, limit: float) -> bool:
+    # Looking at the small map twice is cheaper than two steps (and a third one backward) over the large one.
+    if limit in (0, math.inf):
+        return limit > 0
+    pixels = x.permute(0, 2, 3, 1)
+    return pixels.amax().item() < limit and pixels.amin().item() > -limit
+
+
+def _depthwise(taps: torch.Tensor, like: torch.Tensor, axis: int | None = None) -> torch.Tensor:
+    # taps [t] along `axis` (2 or 3), or [t, t] -> [C, 1, kh, kw] in the dtype of `like`
+    if taps.ndim == 1:
+        taps = taps[:, None] if axis == 2 else taps[None, :]
+    return taps.to(like.dtype).expand(like.shape[1], 1, *taps.shape)
+
+
+def _up(x, taps, factor, crop, size):
+    # Zero-insertion + FIR as a transposed convolution whose padding is the crop; [N, C, *size], channels last.
+    if taps.ndim == 2:
+        return _transposed(x, _depthwise(taps, x), (factor, factor), crop, size)
+    # Rows first, while there are few of them: along the columns the convolution is twice as fast.
+    x = _transposed(x, _depthwise(taps, x, 3), (1, factor), (0, crop[1]), (x.shape[2], size[1]))
+    return _transposed(x, _depthwise(taps, x, 2), (factor, 1), (crop[0], 0), size)
+
+
+def _transposed(x, weight, stride, crop, size):
+    # conv_transpose2d cuts `crop` at both sides; output_padding gives back what is missing at the high side.
+    full = [(n - 1) * s + k for n, s, k in zip(x.shape[2:], stride, weight.shape[2:], strict=True)]
+    lost = [f - 2 * c for f, c in zip(full, crop, strict=True)]
+    extra = [n - have for n, have in zip(size, lost, strict=True)]
+    if all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
+        return F.conv_transpose2d(x, weight, stride=stride, padding=crop, output_padding=extra, groups=x.shape[1])
+    y = F.conv_transpose2d(x, weight, stride=stride, groups=x.shape[1])
+    y = F.pad(y, [-crop[1], size[1] + crop[1] - full[1], -crop[0], size[0] + crop[0] - full[0]])
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _down(z, taps, factor):
+    if taps.ndim == 2:
+        return F.conv2d(z, _depthwise(taps, z), stride=factor, groups=z.shape[1])
+    z = F.conv2d(z, _depthwise(taps, z, 3), stride=(1, factor), groups=z.shape[1])
+    return F.conv2d(z, _depthwise(taps, z, 2), stride=(factor, 1), groups=z.shape[1])
+
+
+def _crop_down(grad, taps, factor, crop, size):
+    # The transpose of `_up`: pad back what was cropped, filter, keep every `factor`-th sample; [N, C, *size].
+    need = [(n - 1) * factor + len(taps) for n in size]
+    high = [n - c - have for n, c, have in zip(need, crop, grad.shape[2:], strict=True)]
+    if any(crop) or any(high):
+        grad = F.pad(grad, [crop[1], high[1], crop[0], high[0]])
+    return _down(grad.contiguous(memory_format=torch.channels_last), taps, factor)

@@ -1,0 +1,205 @@
+"""Plain state dicts with the reference's names: which networks they hold, and the configuration behind them.
+
+A state dict carries no configuration, but StyleGAN3's names and shapes tell nearly all of it: each layer's
+name has its size and channels, the weights give kernels and label sizes, the low-pass filters give the
+frequencies. What leaves no trace (conv_clamp, num_fp16_res, output_scale, magnitude_ema_beta) is taken as the
+reference trains by default.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from passersby.errors import InputError
+from passersby.stylegan3.config_limits import checked
+from passersby.stylegan3.discriminator import DiscriminatorConfig
+from passersby.stylegan3.filters import lowpass_filter
+from passersby.stylegan3.schedule import GeneratorConfig
+
+Tensors = dict[str, torch.Tensor]
+
+_GENERATOR = re.compile(r"(|.*\.)synthesis\.input\.freqs")
+_DISCRIMINATOR = re.compile(r"(|.*\.)b\d+\.out\.weight")
+_LAYER = re.compile(r"synthesis\.L(\d{1,2})_(\d{1,5})_(\d{1,5})\.weight")
+_BLOCK = re.compile(r"b(\d{1,5})\.conv0\.weight")
+_EPILOGUE = re.compile(r"b(\d{1,5})\.out\.weight")
+_AVERAGED, _TRAINING = {"G_ema", "g_ema", "generator_ema"}, {"G", "g", "generator"}
+_WAY_OUT = "convert from the .pkl or .safetensors it came from, which carry the configuration"
+
+
+def find_networks(state: Any) -> dict[str, Tensors]:
+    """The networks in a loaded `.pt` by name: "G_ema" always, "G" and "D" where it has them.
+
+    `state` is a generator's bare state dict, one whose names share a prefix, or dicts of such. The averaged
+    generator is the one called G_ema, or the only one. Raises `InputError` when there is no StyleGAN3
+    generator or no telling which one is meant.
+    """
+    flat: Tensors = {}
+    _flatten(state, "", 0, flat)
+    generators, discriminators = _prefixes(flat, _GENERATOR), _prefixes(flat, _DISCRIMINATOR)
+    if not generators:
+        names = ", ".join(name[:40] for name in list(flat)[:3]) or "none"
+        raise InputError(f"no StyleGAN3 generator (tensor synthesis.input.freqs) among its tensors: {names}")
+    called = {prefix: prefix.rstrip(".").rpartition(".")[2] for prefix in generators}
+    averaged = [prefix for prefix in generators if called[prefix] in _AVERAGED]
+    if len(generators) == 1:
+        averaged = generators
+    if len(averaged) != 1 or len(discriminators) > 1:
+        names = ", ".join(sorted(generators + discriminators))[:100]
+        raise InputError(f"several networks ({names}) and no telling which is the averaged generator: call it G_ema")
+    training = [prefix for prefix in generators if called[prefix] in _TRAINING and prefix not in averaged]
+    taken = generators + discriminators
+    found = {"G_ema": averaged, "G": training[:1], "D": discriminators}
+    return {name: _below(flat, prefix[0], taken) for name, prefix in found.items() if prefix}
+
+
+def _flatten(state: Any, prefix: str, depth: int, flat: Tensors) -> None:
+    if not isinstance(state, dict) or depth > 3:
+        return
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            flat[f"{prefix}{key}"] = value
+        else:
+            _flatten(value, f"{prefix}{key}.", depth + 1, flat)
+
+
+def _prefixes(flat: Tensors, mark: re.Pattern) -> list[str]:
+    return [match[1] for match in map(mark.fullmatch, flat) if match]
+
+
+def _below(flat: Tensors, prefix: str, taken: list[str]) -> Tensors:
+    # The bare prefix "" owns what no longer prefix of another network claims.
+    longer = tuple(other for other in taken if len(other) > len(prefix) and other.startswith(prefix))
+    names = [name for name in flat if name.startswith(prefix) and not (longer and name.startswith(longer))]
+    return {name[len(prefix) :]: flat[name] for name in names}
+
+
+def infer_generator_config(tensors: Tensors, width: int | None = None) -> GeneratorConfig:
+    """The configuration of a generator's state dict; `width` is that of a tall network, None means square.
+
+    Nothing in the tensors tells the width: it has to be given. Raises `InputError` when names, shapes or
+    filters do not fit StyleGAN3's schedule.
+    """
+    layers = {int(m[1]): (int(m[2]), int(m[3]), m[0]) for m in map(_LAYER.fullmatch, tensors) if m}
+    count = len(layers) - 1
+    if count < 3 or sorted(layers) != list(range(count + 1)):
+        raise InputError(f"{count + 1} layers named synthesis.L<i>_<size>_<channels>: expected 15 of them")
+    height, channels = layers[count][0], [layers[i][1] for i in range(count + 1)]
+    w_dim = _shape(tensors, "mapping.w_avg", 1)[0]
+    c_dim = _shape(tensors, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in tensors else 0
+    first = layers[0][2]
+
+    def build(base: int, limit: int) -> GeneratorConfig:
+        return GeneratorConfig(
+            height,
+            width or height,
+            z_dim=_shape(tensors, "mapping.fc0.weight", 2)[1] - (w_dim if c_dim else 0),
+            c_dim=c_dim,
+            w_dim=w_dim,
+            mapping_layers=_count(tensors, "mapping.fc{}.weight"),
+            img_channels=channels[-1],
+            channel_base=base,
+            channel_max=limit,
+            conv_kernel=_shape(tensors, first, 4)[3],
+            use_radial_filters=len(_shape(tensors, first.replace("weight", "down_filter"))) == 2,
+            num_layers=count,
+        )
+
+    cutoffs = [build(1, 1).cutoff(i) for i in range(count)]
+    bounds = [((n - 0.5) * 2 * fc, (n + 0.5) * 2 * fc) for n, fc in zip(channels, cutoffs, strict=False)]
+    names = [layers[i][2].split(".")[1] for i in range(count + 1)]
+    config = _with_channels(
+        build, channels[:-1], bounds, lambda candidate: [spec.name for spec in candidate.layers()] == names
+    )
+    _check_filters(config, tensors)
+    return config
+
+
+def infer_discriminator_config(tensors: Tensors) -> DiscriminatorConfig:
+    """The configuration of a discriminator's state dict, tall ones included. Raises `InputError` as above."""
+    heights = sorted((int(m[1]) for m in map(_BLOCK.fullmatch, tensors) if m), reverse=True)
+    last = [int(m[1]) for m in map(_EPILOGUE.fullmatch, tensors) if m]
+    if not heights or len(last) != 1:
+        raise InputError("its discriminator has no blocks named b<size>: not StyleGAN3's")
+    epilogue = f"b{last[0]}"
+    channels = [_shape(tensors, f"b{height}.conv0.weight", 4)[1] for height in heights]
+    channels.append(_shape(tensors, f"{epilogue}.fc.weight", 2)[0])
+    embed = _shape(tensors, "mapping.embed.weight", 2) if "mapping.embed.weight" in tensors else None
+
+    def build(base: int, limit: int) -> DiscriminatorConfig:
+        return DiscriminatorConfig(
+            heights[0],
+            4 * heights[0] // max(last[0], 1),
+            c_dim=embed[1] if embed else 0,
+            img_channels=_shape(tensors, f"b{heights[0]}.fromrgb.weight", 4)[1],
+            channel_base=base,
+            channel_max=limit,
+            cmap_dim=embed[0] if embed else None,
+            mapping_layers=_count(tensors, "mapping.fc{}.weight") if embed else 8,
+            mbstd_num_channels=_shape(tensors, f"{epilogue}.conv.weight", 4)[1] - channels[-1],
+        )
+
+    heights.append(last[0])
+    bounds = [(n * height, (n + 1) * height - 1) for n, height in zip(channels, heights, strict=True)]
+
+    def fits(candidate: DiscriminatorConfig) -> bool:
+        return candidate.heights == heights and [candidate.channels(height) for height in heights] == channels
+
+    return _with_channels(build, channels, bounds, fits)
+
+
+def _with_channels(build: Callable, channels: list[int], bounds: list[tuple[float, float]], fits: Callable):
+    """`build(channel_base, channel_max)` that has these channels: all such pairs are the same network.
+
+    `bounds` are the channel bases that lead to each number of channels below the maximum.
+    """
+    limit = max(channels)
+    low = max((bound[0] for bound in bounds), default=1)
+    high = min((bound[1] for n, bound in zip(channels, bounds, strict=True) if n < limit), default=math.inf)
+    for base in _round_numbers(max(low, 1), high):
+        config = checked(build(base, limit))
+        if fits(config):
+            return config
+    raise InputError(f"its layers' sizes and channels {channels[:20]} are not StyleGAN3's schedule: {_WAY_OUT}")
+
+
+def _round_numbers(low: float, high: float) -> Iterator[int]:
+    # Integers in [low, high], the roundest first: multiples of the next power of two, of its half, ...
+    step = 2 ** math.ceil(math.log2(low))
+    while step >= 1:
+        number = math.ceil(low / step) * step
+        if number <= high:
+            yield number
+        step //= 2
+
+
+def _check_filters(config: GeneratorConfig, tensors: Tensors) -> None:
+    for spec in config.layers():
+        radial = config.use_radial_filters and not spec.critically_sampled
+        wanted = {
+            "up_filter": lowpass_filter(spec.up_taps, spec.in_cutoff, spec.in_half_width, spec.rate),
+            "down_filter": lowpass_filter(spec.down_taps, spec.out_cutoff, spec.out_half_width, spec.rate, radial),
+        }
+        for kind, kernel in wanted.items():
+            found = tensors.get(f"synthesis.{spec.name}.{kind}")
+            if kernel is None and found is None:
+                continue
+            same = found is not None and kernel is not None and found.shape == kernel.shape
+            # float16 files round taps of at most 0.5 by 2.5e-4; other cutoffs change them by far more.
+            if not same or not torch.allclose(found.float().cpu(), torch.from_numpy(kernel), rtol=0, atol=1e-3):
+                raise InputError(f"{spec.name}.{kind} is not the reference's filter at these sizes: {_WAY_OUT}")
+
+
+def _shape(tensors: Tensors, name: str, dimensions: int | None = None) -> tuple[int, ...]:
+    shape = tuple(tensors[name].shape) if name in tensors else None
+    if shape is None or (dimensions is not None and len(shape) != dimensions):
+        found = "missing" if shape is None else f"of shape {shape}"
+        raise InputError(f"its tensor {name} is {found}: not a StyleGAN3 state dict, or incomplete")
+    return shape
+
+
+def _count(tensors: Tensors, pattern: str) -> int:
+    return next(i for i in range(len(tensors) + 1) if pattern.format(i) not in tensors)

@@ -1,0 +1,82 @@
+"""Fitting tensors of one width and depth into another: which channels, which layers, what becomes of the rest."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from passersby.stylegan3.transfer.report import Ledger
+
+Keep = torch.Tensor  # int64 indices into the source's channels, ascending: the k-th feeds the target's channel k
+
+
+class Channels:
+    """Which channels of the source's maps stay, one answer for a map and a width, whoever asks.
+
+    Whatever writes to a map and whatever reads from it must agree, so both ask here. `importance` is called
+    only when something has to go; it gives a number for every channel of every map.
+    """
+
+    def __init__(self, widths: dict, importance: Callable[[], dict]):
+        self.widths = widths
+        self._importance = importance
+        self._values = None
+
+    def keep(self, place, count: int) -> Keep:
+        """The `count` most important channels of the map at `place`; all of them when there are no more."""
+        width = self.widths[place]
+        if count >= width:
+            return torch.arange(width)
+        if self._values is None:
+            self._values = self._importance()
+        return self._values[place].cpu().topk(count).indices.sort().values
+
+
+def place(target: torch.Tensor, own: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """`own` [o, i, ...] in the low corner of a tensor like `target` [O, I, ...].
+
+    Outputs beyond o keep the target's initial values. The o outputs take nothing from inputs beyond i at first:
+    they go on computing what they did, also through a demodulation, and learn from there (as in Net2Net, Chen et
+    al. 2016, where a wider network starts as the same function).
+    """
+    value = target.to(source.device, copy=True)
+    value[: len(own)] = 0
+    value[tuple(slice(0, n) for n in own.shape)] = own
+    return value
+
+
+def put_rows(ledger: Ledger, name: str, source: torch.Tensor, keep: Keep, scale: float | torch.Tensor = 1.0) -> None:
+    """Rows `keep` of `source`, a matrix of styles or a vector with one value a channel; new channels start new."""
+    own = source[keep.to(source.device)] * scale
+    value = ledger.tensor(name).to(source.device, copy=True)
+    value[: len(own)] = own
+    ledger.put(name, value, source, changes(len(source), len(value), "channels") or "rescaled", own.numel())
+
+
+def changes(old: int, new: int, what: str) -> str:
+    """A change of width in words, empty for none."""
+    if new == old:
+        return ""
+    return f"{new} of {old} {what}" if new < old else f"{new - old} {what} more than {old}"
+
+
+def joined(*texts: str) -> str:
+    """The texts that are not empty, as one."""
+    return ", ".join(text for text in texts if text)
+
+
+def match_layers(source: int, target: int) -> list[int | None]:
+    """The source's layer for each of `target` layers, by relative position, the ends on the ends.
+
+    A deeper target uses every layer once; None is a layer in between, which has to pass on what it gets.
+    """
+    if target > source:
+        step = (target - 1) / max(source - 1, 1)
+        positions = {round(j * step): j for j in range(source)}
+        return [positions.get(i) for i in range(target)]
+    return [round(i * (source - 1) / max(target - 1, 1)) for i in range(target)]
+
+
+def fan_in_gain(old: int, new: int) -> float:
+    """The factor of stored weights that undoes the change of their run-time gain 1 / sqrt(fan_in)."""
+    return math.sqrt(new / old)

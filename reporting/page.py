@@ -1,0 +1,236 @@
+"""The report of a run: one HTML page that needs nothing beside itself, for a browser on any machine."""
+
+import base64
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datasets.runs.verdicts import KEPT
+from reporting.gan.fid_table import HEADINGS, STUDY, WARNING, fid_rows
+from reporting.gan.report_page_training import Training
+from reporting.progress import duration
+from reporting.report_page import rendered
+from reporting.run.histograms import PLOT_HEIGHT, PLOT_WIDTH, Plot, histogram
+from reporting.run.identity import identity_figures, identity_plots
+from reporting.tables import FILTERS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
+
+STAGES = {
+    "generate": "making the images",
+    "detect": "pedestrian filter",
+    "similarity": "similarity",
+    "identity": "identity",
+    "write": "writing shards",
+}
+# The score that each histogram is of, and what the steps of the funnel are called.
+PLOT_SCORES = {
+    "pedestrian scores": "detector",
+    "SSIM": "ssim",
+    "identity cosine": "cosine",
+    "identity margin": "margin",
+    "likeness to real pictures": "real",
+}
+STEPS = {
+    "error": "making",
+    "detector": "pedestrian filter",
+    "ssim_floor": "SSIM floor",
+    "ssim_ceiling": "SSIM ceiling",
+    "identity_floor": "identity floor",
+    "identity_margin": "identity margin",
+    "identity_ceiling": "identity ceiling",
+}
+
+
+def is_toy(record: Any) -> bool:
+    """Whether a network's record says, in a key or text, that it was trained on the drawn toy crowd."""
+    if isinstance(record, Mapping):
+        return any(is_toy(key) or is_toy(value) for key, value in record.items())
+    if isinstance(record, list | tuple):
+        return any(map(is_toy, record))
+    return isinstance(record, str) and re.search(r"toy[ _-]?crowd", record, re.IGNORECASE) is not None
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as (dotted key, value as text) in its own order; None reads "none"."""
+    pairs = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            pairs += flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            pairs.append((f"{prefix}{key}", ", ".join(map(str, value)) or "none"))
+        else:
+            pairs.append((f"{prefix}{key}", "none" if value is None else str(value)))
+    return pairs
+
+
+def render_report(
+    *,
+    title: str,
+    summary: Mapping[str, Any],
+    manifest: pa.Table,
+    sheet_png: bytes | None = None,
+    configuration: Mapping[str, Any],
+    network: Mapping[str, Any],
+    check_commands: Sequence[tuple[str, str]] = (),
+    privacy: Mapping[str, Any] | None = None,
+    privacy_png: bytes | None = None,
+    explorer: Mapping[str, Any] | None = None,
+    trainings: Sequence[Training] = (),
+) -> str:
+    """The report of one run as the text of a self-contained HTML page.
+
+    summary: thresholds {detector, ssim_floor, ssim_ceiling, and as optional ones identity_floor, identity_margin,
+        identity_ceiling: float or None}; optional are seconds (wall clock of the last run), images_per_second,
+        run_images (images made by the last run), stage_seconds {name in STAGES or other: seconds, summed over all
+        workers}. Other keys are ignored.
+    manifest: every image's row; columns person, variant, reference_variant, detector_score, ssim, verdict; of runs that
+        compared identities also source, identity_cosine, identity_margin.
+    sheet_png: the contact sheet, as the bytes of a PNG file; explorer: what reporting/run/run_page.py gathers for
+    sliders,
+        galleries and strips, in place of it. A page without an explorer has no script.
+    configuration: the frozen configuration; network: its record (what it was trained on). Both may be nested.
+    check_commands: (what it does, command) to check the run again.
+    trainings: of the generator, for curves and the table of FIDs.
+    privacy: what pipeline.copies found, with the kept ones counted (reporting/run/copies.py); privacy_png: its
+    pictures. Every text is escaped: none can bring markup into the page. Raises ValueError for unknown verdicts and
+    KeyError for missing thresholds or columns.
+    """
+    verdicts = manifest["verdict"].value_counts()
+    counts = {str(item["values"]): item["counts"].as_py() for item in verdicts}
+    shown = {*filters_set(summary["thresholds"]), *(explorer["filters"] if explorer else ())}
+    rows = discard_rows(counts, shown)
+    unset = {
+        row.key for row in rows if row.key in set(OPTIONAL) - set(filters_set(summary["thresholds"])) and not row.count
+    }
+    plots = _plots(manifest, summary["thresholds"])
+    fid = [training.fid for training in trainings if training.fid]
+    return rendered(
+        "report.html.j2",
+        script_file="report_run.js" if explorer else None,
+        title=title,
+        toy=is_toy(network),
+        rows=rows,
+        filters=FILTERS,
+        unset=unset,
+        headline=_headline(summary, rows, manifest, privacy),
+        plots=plots,
+        plot_width=PLOT_WIDTH,
+        plot_height=PLOT_HEIGHT,
+        explorer=explorer and explorer | {"cards": _cards(plots, explorer["controls"]), "funnel": _funnel(rows)},
+        sheet=base64.b64encode(sheet_png).decode() if sheet_png else None,
+        identity=identity_figures(manifest),
+        privacy=privacy,
+        privacy_sheet=base64.b64encode(privacy_png).decode() if privacy_png else None,
+        people=_kept_per_person(manifest),
+        trainings=trainings,
+        fid_rows=[{"own": row in fid, "cells": row.cells} for row in fid_rows(fid)],
+        fid_headings=HEADINGS,
+        fid_warning=WARNING,
+        fid_study=STUDY,
+        stages=_stages(summary),
+        configuration=flatten(configuration),
+        network=flatten(network),
+        check_commands=check_commands,
+    )
+
+
+def _cards(plots: Sequence[Plot], controls: Sequence[Any]) -> list[dict[str, Any]]:
+    """Each plot with the thresholds that are its lines."""
+    cards = [{"score": PLOT_SCORES[plot.name], "plot": plot} for plot in plots]
+    return [card | {"controls": [one for one in controls if one.score == card["score"]]} for card in cards]
+
+
+def _funnel(rows: Sequence[DiscardRow]) -> list[dict[str, Any]]:
+    """What each filter leaves; left, gone: percent of all images."""
+    steps, left, made = [], rows[0].count, max(1, rows[0].count)
+    for row in rows[1:-2]:
+        left -= row.count
+        share = {"left": round(100 * left / made, 2), "gone": round(100 * row.count / made, 2)}
+        steps.append({"key": row.key, "name": STEPS[row.key], "count": left} | share)
+    return steps
+
+
+def _kept(manifest: pa.Table) -> np.ndarray:
+    return pc.equal(manifest["verdict"], KEPT).to_numpy()  # [N] bool
+
+
+def _plots(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list[Plot]:
+    kept = _kept(manifest)
+    detector, ssim = (manifest[name].cast(pa.float64()).to_numpy() for name in ("detector_score", "ssim"))
+    others = pc.not_equal(manifest["variant"], manifest["reference_variant"]).fill_null(True).to_numpy()
+    ends = [("floor", thresholds["ssim_floor"]), ("ceiling", thresholds["ssim_ceiling"])]
+    return [
+        Plot(
+            histogram(detector, kept, [("threshold", thresholds["detector"])], low=0.0),
+            "pedestrian scores",
+            "Pedestrian score: how sure the detector is of a person in the picture. Below the line a picture is "
+            "discarded.",
+        ),
+        Plot(
+            histogram(ssim[others], kept[others], ends),
+            "SSIM",
+            "SSIM to the person's reference picture: the higher, the more alike. Kept lies above the floor and, where "
+            "one is set, below the ceiling. The references themselves are left out.",
+        ),
+        *identity_plots(manifest, kept, thresholds),
+    ]
+
+
+def _headline(
+    summary: Mapping[str, Any], rows: Sequence[DiscardRow], manifest: pa.Table, privacy: Mapping[str, Any] | None
+) -> list[tuple[str, str]]:
+    made, kept = rows[0], rows[-1]
+    people = len(manifest["person"].unique())
+    figures = [
+        (f"{people:,}", "people" if people != 1 else "person"),
+        (f"{made.count:,}", "images made"),
+        (f"{kept.count:,}", f"kept, {percent(kept.of_all)}" if made.count else "kept"),
+    ]
+    if privacy and privacy["near_copies"] and privacy["near_copies"]["scored"]:
+        figures.append((percent(privacy["near_copies"]["share"]), "near-copies of real pictures"))
+    if summary.get("images_per_second"):
+        figures.append((f"{summary['images_per_second']:,.1f}", "images/s"))
+    if summary.get("seconds") is not None:
+        figures.append((duration(summary["seconds"]), "in all"))
+    return figures
+
+
+def _kept_per_person(manifest: pa.Table) -> dict[str, Any] | None:
+    """How many people kept how many images, in at most ten steps of equal width."""
+    if not manifest.num_rows:
+        return None
+    _, person = np.unique(manifest["person"].to_numpy(), return_inverse=True)
+    each = np.bincount(person, weights=_kept(manifest)).astype(np.int64)
+    variants = int(np.bincount(person).max())
+    width = math.ceil(variants / 10)
+    # None kept at all stands alone: such people are lost to training.
+    steps = [(0, 0)] + [(first, min(first + width - 1, variants)) for first in range(1, variants + 1, width)]
+    bars = [(first, last, int(((each >= first) & (each <= last)).sum())) for first, last in steps]
+    return {
+        "bars": bars,
+        "most": max(count for *_, count in bars),
+        "people": len(each),
+        "none": int((each == 0).sum()),
+        "median": f"{np.median(each):g}",
+        "least": int(each.min()),
+        "best": int(each.max()),
+    }
+
+
+def _stages(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    seconds = summary.get("stage_seconds") or {}
+    total = sum(seconds.values())
+    images = summary.get("run_images")
+    return [
+        {
+            "name": STAGES.get(name, name),
+            "time": f"{value:.1f} s" if value < 60 else duration(value),
+            "share": value / total if total else None,
+            "rate": f"{images / value:,.1f}" if images and value > 0 else "",
+        }
+        for name, value in seconds.items()
+    ]

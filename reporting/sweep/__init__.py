@@ -1,0 +1,1 @@
+"""The page of a sweep. Its statistics stand in passersby/metrics."""

@@ -1,0 +1,231 @@
+"""The page of a sweep: what augmentation did at each level, how sure that is, and what the study had found."""
+
+import base64
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from passersby.errors import InputError
+from passersby.metrics.sweep_statistics import BETTER, WORSE, Analysis, Trials, analyse, query_interval
+from reporting.page import flatten, is_toy
+from reporting.report_page import rendered
+from reporting.sweep.report_page_plot import HEIGHT, WIDTH, Chart, Series
+from reporting.sweep.report_page_study import CAVEAT, study_curve
+
+SCORES = {"mAP": "mAP", "rank1": "Rank-1"}
+MEANING = {
+    "artificial-people": "artificial people added to the training set",
+    "variants-of-real-people": "generated pictures added to each real person",
+}
+GAIN = 0.005  # of mAP: how many seeds would show it
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed:
+    """Queries whose average precision rose and fell most between level 0 and another: places [n] int64 in the query
+    list, the largest change first; before, after: [Q] means over seeds, nan where a query has no match."""
+
+    level: int
+    better: np.ndarray
+    worse: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def sweep_page(
+    sweep: Mapping[str, Any],
+    trials: pa.Table,
+    pictures: bytes | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as HTML. sweep: sweep.json; trials: trials.parquet; pictures: a PNG of changed queries;
+    notes: for the reader. Raises InputError where no level 0 has finished, and as `Trials`.
+    """
+    arms = compared_arms(trials, sweep)
+    name = str(sweep.get("sweep", trials["sweep"][0].as_py()))
+    waiting = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in arms]
+    notes = [*notes, *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in waiting)]
+    tables = {arm: trials.filter(pc.equal(trials["arm"], arm)) for arm in arms}
+    found = {score: {arm: analyse(trials_of(tables[arm], score)) for arm in arms} for score in SCORES}
+    leak = sweep.get("leak") or {}
+    return rendered(
+        "sweep.html.j2",
+        title=f"Sweep: {name.replace('-', ' ')}",
+        toy=is_toy(sweep),
+        leak=leak if leak.get("verdict") == "leak" else None,
+        unknown=[one for one in leak.get("findings", []) if one.get("verdict") == "unknown"],
+        headline=_headline(trials, sweep),
+        answers=[_answer(arm, found["mAP"][arm], MEANING.get(name, "levels")) for arm in arms],
+        charts=[_charts(score, found[score], tables, name) for score in SCORES],
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        caveat=CAVEAT,
+        meaning=MEANING.get(name, "level of augmentation"),
+        arms=[_arm(arm, tables[arm], {score: found[score][arm] for score in SCORES}) for arm in arms],
+        one_generator=bool(sweep.get("one_generator", True)),
+        equal=sweep.get("equal", "steps"),
+        gain=GAIN,
+        pictures=base64.b64encode(pictures).decode() if pictures else None,
+        notes=notes,
+        configuration=settings_of(sweep.get("configuration", {})),
+        command=sweep.get("command"),
+    )
+
+
+def settings_of(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A sweep's configuration as (dotted key, text): what the trainings of all arms share once, what differs by arm."""
+    trainings = configuration.get("training")
+    if not isinstance(trainings, Mapping) or not all(isinstance(one, Mapping) for one in trainings.values()):
+        return flatten(configuration)
+    trainings = {arm: dict(flatten(training)) for arm, training in trainings.items()}
+    pairs = [pair for training in trainings.values() for pair in training.items()]
+    shared = {key: text for key, text in pairs if pairs.count((key, text)) == len(trainings)}
+    arms = {
+        arm: {key: text for key, text in training.items() if key not in shared} for arm, training in trainings.items()
+    }
+    return flatten(
+        dict(configuration) | {"training": shared} | {f"training of {arm}": arms[arm] for arm in arms if arms[arm]}
+    )
+
+
+def trials_of(table: pa.Table, score: str) -> Trials:
+    """The trials of one arm as arrays."""
+    return Trials(*(table[name].to_numpy() for name in ("level", "seed", score)))
+
+
+def compared_arms(trials: pa.Table, sweep: Mapping[str, Any]) -> list[str]:
+    """The arms whose level 0 has finished, in the sweep's order. Raises InputError where there is none."""
+    pairs = zip(trials["arm"].to_pylist(), trials["level"].to_pylist(), strict=True)
+    found = dict.fromkeys(arm for arm, level in pairs if level == 0)
+    arms = list(dict.fromkeys([*(arm for arm in sweep.get("arms") or () if arm in found), *found]))
+    if not arms:
+        raise InputError(
+            "trials.parquet has no finished trial of level 0 yet, with which all others are compared: wait"
+        )
+    return arms
+
+
+def best_level(analysis: Analysis) -> int | None:
+    """The level above 0 with the highest mean; None where there is none."""
+    above = [one for one in analysis.levels if one.level]
+    return max(above, key=lambda one: one.mean).level if above else None
+
+
+def changed_queries(table: pa.Table, level: int, each: int) -> Changed | None:
+    """Queries of one arm between level 0 and `level`; None where trials ranked different queries."""
+    before, after = (_precisions(table, one) for one in (0, level))
+    if before is None or after is None or before.shape[1] != after.shape[1]:
+        return None
+    first, second = before.mean(0), after.mean(0)
+    change = np.where(np.isfinite(second - first), second - first, 0.0)
+    order = np.argsort(-change, kind="stable")
+    better = order[change[order] > 0][:each]
+    worse = order[::-1][change[order[::-1]] < 0][:each]
+    return Changed(level, better, worse, first, second)
+
+
+def _precisions(table: pa.Table, level: int) -> np.ndarray | None:
+    """Average precisions [S, Q] of a level's trials; None where there are none, or of unlike queries."""
+    rows = table.filter(pc.equal(table["level"], level))
+    lists = list(zip(rows["query_identity"].to_pylist(), rows["query_ap"].to_pylist(), strict=True))
+    if not lists or any(identity != lists[0][0] for identity, _ in lists) or not lists[0][0]:
+        return None
+    return np.array([[math.nan if ap is None else ap for ap in precisions] for _, precisions in lists])
+
+
+def _headline(trials: pa.Table, sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
+    levels, seeds = (len(trials[name].unique()) for name in ("level", "seed"))
+    planned = sweep.get("trials")
+    once = trials.group_by("trial").aggregate([("minutes", "max")])  # arms may share those of level 0
+    of = f" of {planned:,} trials" if planned and planned > once.num_rows else " trials"
+    hours = sum(once["minutes_max"].to_pylist()) / 60
+    figures = [(f"{once.num_rows:,}", f"finished{of}"), (str(levels), "levels"), (str(seeds), "seeds")]
+    return [*figures, (f"{hours:,.1f}", "hours of training")]
+
+
+def _answer(arm: str, analysis: Analysis, meaning: str) -> dict[str, str]:
+    better = [str(one.level) for one in analysis.levels if one.verdict == BETTER]
+    worse = [str(one.level) for one in analysis.levels if one.verdict == WORSE]
+    if analysis.note:
+        text = analysis.note
+    elif better and worse:
+        text = f"better at {_list(better)}, worse at {_list(worse)}"
+    elif better or worse:
+        text = f"better at {_list(better)}" if better else f"worse at {_list(worse)}"
+    else:
+        text = "cannot tell: no level differs from level 0 by more than seeds do"
+    verdict = analysis.trend.verdict
+    trend = "The trend over all levels cannot be told from chance"
+    if verdict in (BETTER, WORSE):
+        trend = f"With more, mAP gets {verdict} by {100 * abs(analysis.trend.rise):.1f} points over all levels"
+    return {"arm": arm, "text": f"{text[0].upper()}{text[1:]}.", "trend": f"{trend}."}
+
+
+def _list(words: Sequence[str]) -> str:
+    return f"level{'s' * (len(words) > 1)} {', '.join(words)}"
+
+
+def _charts(score: str, found: Mapping[str, Analysis], tables: Mapping[str, pa.Table], sweep: str) -> dict[str, Any]:
+    title = SCORES[score]
+    ours = [_series(number, arm, analysis, tables[arm], score) for number, (arm, analysis) in enumerate(found.items())]
+    said = "; ".join(f"{one.name}: " + ", ".join(text for *_, text in one.points) for one in ours)
+    published = study_curve(sweep, score)
+    study = None
+    if published:
+        points = [(level, 100 * value, f"level {level}: {100 * value:.1f}") for level, value in published]
+        line = Series("the study", "series-study", points)
+        study = Chart(f"{title}, the study's curve", ", ".join(text for *_, text in points), "%", [line])
+    return {"title": title, "ours": Chart(f"{title}, this sweep", said, "%", ours), "study": study}
+
+
+def _series(number: int, arm: str, analysis: Analysis, table: pa.Table, score: str) -> Series:
+    points = [(one.level, 100 * one.mean, f"level {one.level}: {_interval(one.mean, one.low, one.high)}") for one in
+              analysis.levels]  # fmt: skip
+    band = [(one.level, 100 * one.low, 100 * one.high) for one in analysis.levels if math.isfinite(one.low)]
+    dots = [
+        (level, 100 * value) for level, value in zip(table["level"].to_pylist(), table[score].to_pylist(), strict=True)
+    ]
+    return Series(arm or "this sweep", f"series-{min(number, 5)}", points, band, dots)
+
+
+def _arm(arm: str, table: pa.Table, found: Mapping[str, Analysis]) -> dict[str, Any]:
+    analysis, rank1 = found["mAP"], found["rank1"]
+    steps = table.group_by("level").aggregate([("steps", "mean"), ("generated_images", "mean")]).to_pylist()
+    by_level = {row["level"]: row for row in steps}
+    rows = []
+    for one, other in zip(analysis.levels, rank1.levels, strict=True):
+        queries = None
+        if one.level:
+            before, after = _precisions(table, 0), _precisions(table, one.level)
+            if before is not None and after is not None and before.shape[1] == after.shape[1]:
+                identity = table["query_identity"][0].as_py()
+                queries = query_interval(before, after, np.array(identity))
+        rows.append({
+            "level": one.level, "images": round(by_level[one.level]["generated_images_mean"]),
+            "steps": round(by_level[one.level]["steps_mean"]), "seeds": one.seeds, "rank1": f"{100 * other.mean:.1f}",
+            "mAP": _interval(one.mean, one.low, one.high), "p": _p_value(one.p_value), "verdict": one.verdict,
+            "difference": _interval(one.difference, one.difference_low, one.difference_high, "+") if one.level else "",
+            "queries": "" if queries is None else _interval(queries.difference, queries.low, queries.high, "+"),
+        })  # fmt: skip
+    trend, needed = analysis.trend, analysis.seeds_needed(GAIN)
+    return {
+        "name": arm, "rows": rows, "note": analysis.note, "confidence": analysis.confidence, "needed": needed,
+        "deviation": None if math.isnan(analysis.seed_deviation) else f"{100 * analysis.seed_deviation:.2f}",
+        "trend": None if math.isnan(trend.p_value) else f"{100 * trend.rise:+.1f}", "trend_verdict": trend.verdict,
+        "trend_p": _p_value(trend.p_value),
+    }  # fmt: skip
+
+
+def _p_value(p: float) -> str:
+    return "" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """Points of 100: "61.2 (60.1 to 62.3)"; without ends where they are not known."""
+    text = f"{100 * value:{sign}.1f}"
+    return text if not math.isfinite(low) else f"{text} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"

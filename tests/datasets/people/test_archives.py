@@ -1,0 +1,158 @@
+"""Archives in the reference's form: labels, limits, nothing unpacked."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.people import archives as gan_archive
+from datasets.people.archives import parse_labels
+from datasets.people.decoding import Target, load_images
+from datasets.people.gan_listing import Reader
+from datasets.people.image_source import open_images
+from passersby.errors import InputError
+
+
+def png(value: int) -> bytes:
+    return cv2.imencode(".png", np.full((16, 8, 3), value, np.uint8))[1].tobytes()
+
+
+def archive(path: Path, members: dict[str, bytes], method=zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return path
+
+
+def reference_style(labels) -> dict[str, bytes]:
+    images = {f"{n // 2:05d}/img{n:08d}.png": png(n) for n in range(4)}
+    return images | {"dataset.json": json.dumps({"labels": labels}).encode(), "notes.txt": b"not read"}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_is_read_in_place_with_its_labels(tmp_path, method):
+    names = [f"{n // 2:05d}/img{n:08d}.png" for n in range(4)]
+    members = reference_style([[name, n % 3] for n, name in enumerate(names)])
+    source = open_images(archive(tmp_path / "set.zip", members, method), validation_people=1)
+    assert source.kind == "zip"
+    assert [item.name for item in source.training] == names[:3]
+    assert [item.label for item in source.training] == [0, 1, 2]
+    assert {(item.identity, item.camera) for item in source.training} == {(None, None)}  # folders say nothing here
+    loaded = load_images(source, Target(16, 8), threads=2)
+    assert loaded.training[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert loaded.validation[:, 0, 0, 0].tolist() == [3]
+    assert [path.name for path in tmp_path.iterdir()] == ["set.zip"]
+
+
+def test_a_folder_with_a_dataset_json_is_the_same(tmp_path):
+    members = reference_style([["00000\\img00000000.png", [0.5, 2]], ["00001/img00000003.png", [1, 0]]])
+    for name, data in members.items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(data)
+    folder = open_images(tmp_path / "set", 0)
+    packed = open_images(archive(tmp_path / "set.zip", members), 0)
+    assert folder.training == packed.training
+    assert [item.label for item in folder.training] == [(0.5, 2.0), None, None, (1.0, 0.0)]
+    assert folder.fingerprint == packed.fingerprint
+
+
+def test_names_of_market_1501_say_identity_and_camera_in_archives_too(tmp_path):
+    members = {f"{name}_c2s1_000001_00.png": png(1) for name in ("0004", "0005", "-1", "0000")}
+    source = open_images(archive(tmp_path / "a.zip", members), 0)
+    assert [(item.identity, item.camera) for item in source.training] == [(4, 2), (5, 2)]
+    assert source.record["left_out"] == {"distractors": 1, "junk": 1}
+    (tmp_path / "market/bounding_box_train").mkdir(parents=True)
+    (tmp_path / "market/query").mkdir()
+    (tmp_path / "market/query/0005_c1s1_000001_00.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="the first is 0005"):
+        open_images(tmp_path / "a.zip", 0)
+
+
+@pytest.mark.parametrize("folder", ["query", "m/bounding_box_test", "bounding_box_train"])
+def test_an_archive_of_a_tree_is_refused(tmp_path, folder):
+    with pytest.raises(InputError, match="give the tree's own folder"):
+        open_images(archive(tmp_path / "a.zip", {f"{folder}/0001_c1s1_000001_00.png": png(1)}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "is not"),
+        ("{", "is not"),
+        ("[" * 100_000, "is not"),
+        ('{"labels": [["a.png"]]}', "is not"),
+        ('{"labels": [[1, 2]]}', "is not"),
+        ('{"labels": [["a.png", 1], ["a.png", 2]]}', "'a.png' twice"),
+        ('{"labels": [["a.png", -1]]}', "'a.png' -1: give a class number"),
+        ('{"labels": [["a.png", 1000000000]]}', "'a.png' 1000000000: give a class number"),
+        ('{"labels": [["a.png", true]]}', "'a.png' True"),
+        ('{"labels": [["a.png", [1, NaN]]]}', "finite"),
+        ('{"labels": [["a.png", [1, 1e999]]]}', "finite"),
+        ('{"labels": [["a.png", []]]}', "'a.png'"),
+        ('{"labels": [["a.png", 1], ["b.png", [1]]]}', "'b.png'.*unlike those before it"),
+        ('{"labels": [["a.png", [1, 2]], ["b.png", [1]]]}', "'b.png'.*unlike those before it"),
+    ],
+)
+def test_damaged_labels_are_named(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_labels(text.encode(), Path("set.zip"))
+
+
+def test_null_means_no_labels():
+    assert parse_labels(b'{"labels": null}', Path("set.zip")) == {}
+
+
+def test_bombs_and_foreign_packing_are_refused_unread(tmp_path, monkeypatch):
+    many = archive(tmp_path / "total.zip", {"a.png": bytes(200_000), "b.png": png(1)}, zipfile.ZIP_DEFLATED)
+    assert len(open_images(many, 0).training) == 2
+    monkeypatch.setattr(gan_archive, "MOST_TOTAL_BYTES", 10_000)
+    with pytest.raises(InputError, match="pictures do not shrink so"):
+        open_images(many)
+    monkeypatch.setattr(gan_archive, "MOST_MEMBERS", 1)
+    with pytest.raises(InputError, match="2 members"):
+        open_images(many)
+    large = archive(tmp_path / "large.zip", {"a.png": bytes((64 << 20) + 1)}, zipfile.ZIP_DEFLATED)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="'a.png' is 67108865 bytes unpacked"):
+        open_images(large)
+    with pytest.raises(InputError, match="'a.png' is packed by method 14"):
+        open_images(archive(tmp_path / "lzma.zip", {"a.png": png(1)}, zipfile.ZIP_LZMA))
+    with pytest.raises(InputError, match="no images"):
+        open_images(archive(tmp_path / "none.zip", {"a.txt": b"", "__MACOSX/b.png": b""}))
+
+
+def test_names_that_stand_twice_are_refused(tmp_path):
+    path = archive(tmp_path / "a.zip", {"a.png": png(1), "b.png": png(2)})
+    path.write_bytes(path.read_bytes().replace(b"b.png", b"a.png"))
+    with pytest.raises(InputError, match="'a.png' stands in it twice"):
+        open_images(tmp_path / "a.zip")
+
+
+def test_a_member_that_lies_about_itself_is_unreadable(tmp_path):
+    path = archive(tmp_path / "a.zip", {"a.png": png(1), "b.png": png(2)})
+    data = bytearray(path.read_bytes())
+    data[40] ^= 255  # inside the first member: its checksum no longer holds
+    path.write_bytes(data)
+    read = Reader(path)
+    assert read("a.png") is None
+    assert read("b.png") == png(2)
+    assert read("c.png") is None
+
+
+def test_a_damaged_archive_is_an_input_error_or_unreadable_never_a_crash(tmp_path):
+    path = archive(tmp_path / "a.zip", reference_style([["00000/img00000000.png", 1]]), zipfile.ZIP_DEFLATED)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in random.integers(len(whole) // 2, len(whole), 3):  # where the list of members lies
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            source = open_images(path, 0)
+            for item in source.training:
+                Reader(path)(item.name)
+        except InputError:
+            pass

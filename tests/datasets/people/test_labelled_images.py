@@ -1,0 +1,108 @@
+"""Listings of images of people, and their pixels."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing, close_gaps, decode_bicubic, decode_listing
+from passersby.errors import InputError
+
+
+def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
+
+
+def listing_of(contents, identities=None, cameras=None) -> Listing:
+    count = len(contents)
+    identities = range(1, count + 1) if identities is None else identities
+    return Listing(
+        "some", tuple(contents), np.array(list(identities)), np.array(cameras or [1] * count),
+        tuple(f"{i}.png" for i in range(count)), {i: str(i) for i in identities if i > 0},
+    )  # fmt: skip
+
+
+def flat(value: int, height: int = 8, width: int = 4) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_corrupt_images_in_the_middle_are_listed_not_fatal(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 16, 3), np.uint8)
+    contents: list[Path | bytes] = [encoded(flat(10)), encoded(noise, ".jpg")[:40], b"", tmp_path / "missing.jpg"]
+    (tmp_path / "good.png").write_bytes(encoded(flat(200)))
+    contents += [tmp_path / "good.png", tmp_path, encoded(flat(30))]
+    images, places, unreadable = decode_listing(listing_of(contents), 8, 4, threads=3)
+    assert places.tolist() == [0, 4, 6]
+    assert unreadable == ("1.png", "2.png", "3.png", "5.png")
+    assert images[:, 0, 0, 0].tolist() == [10, 200, 30]
+    assert images.shape == (3, 8, 4, 3)
+    with pytest.raises(InputError, match="none of 2 images can be read, the first is '0.png'"):
+        decode_listing(listing_of([b"x", b"y"]), 8, 4)
+    with pytest.raises(InputError, match="none of 0 images"):
+        decode_listing(listing_of([]), 8, 4)
+
+
+def test_colours_are_rgb():
+    image = np.zeros((8, 4, 3), np.uint8)
+    image[:] = (200, 20, 90)
+    assert decode_listing(listing_of([encoded(image)]), 8, 4)[0][0, 0, 0].tolist() == [200, 20, 90]
+
+
+def test_an_image_that_promises_gigabytes_is_not_decoded():
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    _, places, unreadable = decode_listing(listing_of([bomb, encoded(flat(1))]), 8, 4)
+    assert (places.tolist(), unreadable) == ([1], ("0.png",))
+
+
+def test_enlarging_is_bicubic_and_shrinking_averages():
+    noise = np.random.default_rng(1).integers(0, 256, (128, 64, 3), np.uint8)
+    large = decode_bicubic(encoded(noise), 256, 128).astype(np.float32)
+    planes = torch.from_numpy(noise).permute(2, 0, 1)[None].float()
+    bicubic = torch.nn.functional.interpolate(planes, (256, 128), mode="bicubic").clamp(0, 255)[0].permute(1, 2, 0)
+    assert np.abs(large - bicubic.numpy()).max() <= 1  # rounded to whole values
+    stripes = np.zeros((64, 32, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert (decode_bicubic(encoded(stripes), 32, 16) == 100).all()
+    # Wide and low: averaged where it shrinks, although it grows in the other direction.
+    assert (decode_bicubic(encoded(stripes[:8]), 16, 16) == 100).all()
+
+
+def test_take_keeps_fields_together():
+    listing = listing_of([b"a", b"bb", b"ccc", b"d"], [5, -1, 0, 7], [1, 2, 3, UNKNOWN_CAMERA])
+    part = listing.take([3, 0])
+    assert (part.contents, part.names, part.people) == ((b"d", b"a"), ("3.png", "0.png"), {5: "5", 7: "7"})
+    assert part.identities.tolist() == [7, 5]
+    assert listing.take(listing.identities <= 0).contents == (b"bb", b"ccc")
+    assert len(listing.take([])) == 0
+    assert listing.take([0, 1]).has_cameras
+    assert not listing.has_cameras
+    with pytest.raises(ValueError, match="different lengths"):
+        Listing("x", (b"a",), np.array([1, 2]), np.array([1]), ("a",), {})
+
+
+def test_fingerprints_see_every_field_and_the_order(tmp_path):
+    path = tmp_path / "é.png"
+    path.write_bytes(b"12345")
+    listing = listing_of([path, b"bb"], [1, 2])
+    same = listing_of([b"54321", b"bb"], [1, 2])  # as long: bytes are not read
+    assert listing.fingerprint() == same.fingerprint()
+    others = [
+        listing_of([b"123456", b"bb"], [1, 2]), listing_of([path, b"bb"], [1, 3]),
+        listing_of([path, b"bb"], [1, 2], [1, 2]), listing.take([1, 0]), listing.take([0]),
+        listing_of([tmp_path / "missing.png", b"bb"], [1, 2]),
+    ]  # fmt: skip
+    assert len({other.fingerprint() for other in [*others, listing]}) == len(others) + 1
+
+
+def test_gaps_are_closed_in_place():
+    images = np.arange(6)[:, None]
+    close_gaps(images, np.array([0, 2, 5]))
+    assert images[:3, 0].tolist() == [0, 2, 5]

@@ -1,0 +1,123 @@
+"""Tiny networks, and files of them in the byte format of the reference's network pickles (fixture `tiny`)."""
+
+import contextlib
+import functools
+import io
+import pickle
+import sys
+import types
+
+import numpy as np
+import torch
+
+from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+
+# As small as the formats allow: files of 100 kB, images in milliseconds.
+GENERATOR = {"height": 16, "width": 16, "z_dim": 8, "w_dim": 12, "channel_base": 64, "channel_max": 6}
+DISCRIMINATOR = {"height": 16, "width": 16, "channel_base": 64, "channel_max": 6}
+
+
+def generator(seed: int = 0, **options) -> Generator:
+    """A generator with fixed random weights, 16 x 16 unless `options` say otherwise, its averages moved."""
+    torch.manual_seed(seed)
+    network = Generator(GeneratorConfig(**{**GENERATOR, **options}))
+    network.mapping.w_avg.normal_()
+    for name, buffer in network.named_buffers():
+        if name.endswith("magnitude_ema"):
+            buffer.uniform_(0.5, 2)
+    return network.eval().requires_grad_(False)
+
+
+def discriminator(**options) -> Discriminator:
+    """A discriminator to go with `generator`."""
+    torch.manual_seed(1)
+    return Discriminator(DiscriminatorConfig(**{**DISCRIMINATOR, **options}))
+
+
+@functools.cache
+def networks() -> tuple[Generator, Generator, Discriminator]:
+    """G_ema, G and D of one tiny config T."""
+    return generator(0), generator(1), discriminator()
+
+
+@functools.cache
+def reference_file() -> bytes:
+    """The bytes of a reference network file with all three networks."""
+    return reference_bytes(*networks())
+
+
+def reference_bytes(averaged, training=None, critic=None, source="raise SystemExit", keywords=None) -> bytes:
+    """A reference network file with these networks.
+
+    `source` is the text that the reference would execute, `keywords` replace those of the generators.
+    """
+    with _reference_modules() as easy_dict:
+        content = {"G": None, "D": None}
+        for name, network in (("G", training), ("G_ema", averaged)):
+            if network is not None:
+                given = _generator_keywords(network.config, easy_dict) | (keywords or {})
+                content[name] = _as_reference(network, source, _init_args=(), _init_kwargs=given)
+        if critic is not None:
+            given = _discriminator_keywords(critic.config, easy_dict)
+            content["D"] = _as_reference(critic, source, _init_args=(), _init_kwargs=given)
+        content["augment_pipe"] = _Module("AugmentPipe", {"_buffers": {}, "p": np.float32(0.5)}, source)
+        content["training_set_kwargs"] = easy_dict(path="/home/somebody/people.zip", resolution=16)
+        buffer = io.BytesIO()
+        pickle.dump(content, buffer, 4)
+        return buffer.getvalue()
+
+
+class _Module:
+    """Pickles like a module of the reference: the name of a function, a dict with source text and state."""
+
+    def __init__(self, class_name: str, state: dict, source: str):
+        self.meta = {"type": "class", "version": 6, "module_src": source}
+        self.meta |= {"class_name": class_name, "state": state}
+
+    def __reduce__(self):
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.meta,)
+
+
+@contextlib.contextmanager
+def _reference_modules():
+    # The modules that the reference's names live in, present only while a file is pickled.
+    persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
+
+    def _reconstruct_persistent_obj(meta):
+        raise AssertionError("a network object was constructed by the function that its file names")
+
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    _reconstruct_persistent_obj.__module__ = persistence.__name__
+    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    util.EasyDict = type("EasyDict", (dict,), {"__module__": util.__name__})
+    modules = {module.__name__: module for module in (persistence, util)}
+    modules |= {name: types.ModuleType(name) for name in ("torch_utils", "dnnlib")}
+    sys.modules.update(modules)
+    try:
+        yield util.EasyDict
+    finally:
+        for name in modules:
+            del sys.modules[name]
+
+
+def _as_reference(module: torch.nn.Module, source: str, **extra) -> _Module:
+    state = {"training": False, "_parameters": dict(module._parameters), "_buffers": dict(module._buffers)}
+    state["_non_persistent_buffers_set"] = set()
+    state["_modules"] = {name: _as_reference(child, source) for name, child in module._modules.items()}
+    # The reference keeps numpy values among its attributes: arrays and numbers.
+    state |= {"size": np.array([4, 4]), "bandwidth": np.float64(2.0), "eye": np.asfortranarray(np.eye(2))}
+    return _Module(type(module).__name__, state | extra, source)
+
+
+def _generator_keywords(config: GeneratorConfig, easy_dict: type) -> dict:
+    names = ("z_dim", "c_dim", "w_dim", "channel_base", "channel_max", "img_channels", "conv_kernel")
+    keywords = {name: getattr(config, name) for name in (*names, "use_radial_filters")}
+    keywords["mapping_kwargs"] = easy_dict(num_layers=config.mapping_layers)
+    return keywords | {"img_resolution": config.height}
+
+
+def _discriminator_keywords(config: DiscriminatorConfig, easy_dict: type) -> dict:
+    keywords = {name: getattr(config, name) for name in ("c_dim", "img_channels", "channel_base", "channel_max")}
+    keywords |= {"block_kwargs": easy_dict(freeze_layers=0), "mapping_kwargs": easy_dict()}
+    keywords["epilogue_kwargs"] = easy_dict(mbstd_group_size=4)
+    return keywords | {"img_resolution": config.height}

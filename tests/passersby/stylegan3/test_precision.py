@@ -1,0 +1,74 @@
+"""The number format of the highest resolutions: what it reaches, and bfloat16 against float32 on a CPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from passersby.errors import InputError
+from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from passersby.stylegan3.precision import set_precision
+
+
+def networks(name="r", **config):
+    torch.manual_seed(0)
+    generator = Generator(getattr(GeneratorConfig, f"config_{name}")(32, 16, 256, 16, **config))
+    return generator, Discriminator(DiscriminatorConfig(32, 16, channel_base=256, channel_max=16, **config))
+
+
+def one_pass(generator, discriminator):
+    """Images, logits and the gradients of all parameters of both networks, R1's of the discriminator last."""
+    z = torch.randn(4, 512, generator=torch.Generator().manual_seed(1))
+    images = generator(z)
+    logits = discriminator(images)
+    F.softplus(-logits).mean().backward()
+    results = [images.detach(), logits.detach()]
+    for network in (generator, discriminator):
+        results.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+        network.zero_grad(set_to_none=True)
+    reals = images.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(reals).sum(), reals, create_graph=True)
+    gradient.square().sum().backward()
+    results.append(torch.cat([p.grad.flatten() for p in discriminator.parameters() if p.grad is not None]))
+    discriminator.zero_grad(set_to_none=True)
+    return results
+
+
+@pytest.mark.parametrize("name", ["r", "t"])
+def test_bfloat16_stays_near_float32(name):
+    both = networks(name)
+    exact = one_pass(*both)
+    for network in both:
+        set_precision(network, torch.bfloat16, on_cpu=True)
+    # bfloat16 rounds to 2^-9: images differ by 1% of their norm after some 15 layers. Logits of random weights are
+    # small sums of large terms, and backward, rounding moves leaky ReLUs over their kink: 2 to 10% seen.
+    for got, expected, tolerance in zip(one_pass(*both), exact, [0.03, 0.2, 0.2, 0.2, 0.2], strict=True):
+        assert got.dtype == torch.float32
+        assert 0 < (got - expected).norm() / expected.norm() < tolerance
+
+
+def test_only_the_highest_resolutions_change():
+    generator, discriminator = networks(num_fp16_res=1)
+    for network in (generator, discriminator):
+        set_precision(network, torch.bfloat16, on_cpu=True)
+    x = torch.zeros(1)
+    formats = {name: getattr(generator.synthesis, name).precision.of(x) for name in generator.synthesis.layer_names}
+    low = [name for name, dtype in formats.items() if dtype == torch.bfloat16]
+    assert 0 < len(low) < len(formats)
+    assert low == generator.synthesis.layer_names[-len(low) :]
+    assert discriminator.b32.precision.of(x) == torch.bfloat16
+    assert discriminator.b16.precision.of(x) == torch.float32
+
+
+def test_a_cpu_is_exact_unless_told_otherwise():
+    generator, _ = networks()
+    last = getattr(generator.synthesis, generator.synthesis.layer_names[-1])
+    assert last.precision.dtype == torch.float16  # what a GPU would use
+    assert last.precision.of(torch.zeros(1)) == torch.float32
+
+
+def test_impossible_formats_are_named():
+    generator, _ = networks()
+    with pytest.raises(InputError, match="float64.*float16 or bfloat16 or float32"):
+        set_precision(generator, torch.float64)
+    with pytest.raises(InputError, match="float16 cannot be used on a CPU"):
+        set_precision(generator, torch.float16, on_cpu=True)

@@ -1,0 +1,313 @@
+"""The encoder loop: the step against plain PyTorch, going on exactly, what it refuses. Tiny real networks."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from passersby.errors import InputError
+from passersby.reid.checkpoint import save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
+from passersby.restyle.checkpoint import load_encoder
+from passersby.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3.checkpoint import save_network
+from reporting.curves import read_history
+from training import trainer as stepped_run
+from training.encoder import run as encoder_loop
+from training.encoder.config import EncoderTraining
+from training.encoder.encoder_data import Feeder
+from training.encoder.encoder_presets import PRESETS, preset
+from training.encoder.encoder_snapshot import BEST, ENCODER, STATE, claim_folder, last_checkpoint
+from training.encoder.run import VALIDATION_PICTURE, train
+from training.encoder.start import load_data, load_generator, load_networks, start
+from training.encoder.step import Batch, train_step
+from training.log import HISTORY
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+HEIGHT, WIDTH = 32, 16
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A Market tree of 6 people with 4 pictures each, a tiny generator and a tiny re-ID network."""
+    root, random = tmp_path_factory.mktemp("encoder"), np.random.default_rng(0)
+    tree = root / "market/bounding_box_train"
+    tree.mkdir(parents=True)
+    for identity in range(1, 7):
+        colour = np.random.default_rng(identity).integers(0, 256, 3)
+        for index in range(4):
+            image = np.clip(colour + random.integers(-40, 40, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(tree / f"{identity:04d}_c{index % 2 + 1}s1_{index:06d}_00.png"), image)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = Generator(GeneratorConfig.config_t(HEIGHT, WIDTH, channel_base=128, channel_max=8))
+        reid = ReidNetwork(ReidConfig(6, backbone="resnet10", stem="small", height=HEIGHT, width=WIDTH))
+    save_network(root / "generator.safetensors", generator, record={"trained_on": {"name": "toys"}})
+    save_reid(root / "reid.safetensors", reid, class_names=tuple("abcdef"), record={})
+    return root
+
+
+def tiny(files: Path, out: Path, **changes) -> EncoderTraining:
+    values = PRESETS["tiny"] | {"width_factor": 0.1, "head_channels": 16, "height": HEIGHT, "width": WIDTH}
+    values |= {"steps": 6, "batch": 4, "refinements": 2, "validation_steps": 3, "validation_images": 4}
+    values |= {"validation_refinements": 2, "shown_refine_steps": 2, "status_seconds": 0.001, "lpips_weight": 0.0}
+    values |= {"network": files / "generator.safetensors", "identity_network": files / "reid.safetensors"}
+    return EncoderTraining(data=files / "market", out=out, preset="tiny", **values | changes)
+
+
+def run(config: EncoderTraining) -> Path | None:
+    config.check()
+    claim_folder(config)
+    return train(config, CPU)
+
+
+def check_equal(one: Path, two: Path) -> None:
+    """Encoders, optimiser, counters and history: bit for bit."""
+    for name in (ENCODER, f"{last_checkpoint(one).relative_to(one)}/{ENCODER}"):
+        networks = [load_encoder(out / name).encoder.state_dict() for out in (one, two)]
+        assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
+    states = [torch.load(last_checkpoint(out) / STATE, weights_only=True) for out in (one, two)]
+    assert [state["step"] for state in states] == [6, 6]
+    assert states[0]["best"] == states[1]["best"]
+    moments = [state["optimizer"]["state"] for state in states]
+    assert all(
+        torch.equal(value, moments[1][key][name]) for key in moments[0] for name, value in moments[0][key].items()
+    )
+    assert read_history(one / HISTORY) == read_history(two / HISTORY)
+
+
+@pytest.fixture(scope="module")
+def straight(files, tmp_path_factory):
+    """A quarter of the images generated, in one go."""
+    out = tmp_path_factory.mktemp("straight")
+    run(tiny(files, out, generated_share=0.25))
+    return out
+
+
+def test_encoder_knows_its_generator_and_what_it_was_trained_on(files, straight):
+    loaded = load_encoder(straight / ENCODER)
+    generator = load_generator(tiny(files, straight))
+    assert loaded.generator == {"file": "generator.safetensors", "sha256": generator.sha256}
+    assert torch.equal(loaded.average, generator.generator.mapping.w_avg.expand(16, -1))
+    record = loaded.record
+    assert record["trained_on"]["real"][0]["people"] == 6
+    assert record["generator"]["trained_on"] == {"name": "toys"}
+    assert record["perceptual"].startswith("ST-LPIPS")
+    assert len(record["identity"]["sha256"]) == 64
+    assert record["configuration"]["generated_share"] == 0.25
+    assert str(straight.parent) not in str(record)  # folders of this machine are nobody's business
+    log = (straight / "log.txt").read_text()
+    for word in (
+        "images/s",
+        "ETA",
+        "LPIPS",
+        "identity",
+        " w ",
+        "of them generated",
+        "the best so far",
+        "finished after",
+    ):
+        assert word in log, word
+    history = read_history(straight / HISTORY)
+    assert len(history) == 2
+    assert {"loss/l2", "loss/codes", "validation/lpips", "validation/lpips_1", "validation/identity"} <= history[
+        1
+    ].keys()
+    picture = cv2.imread(str(straight / VALIDATION_PICTURE))
+    assert min(picture.shape[:2]) > 200
+    assert cv2.imread(str(straight / "curves.png")) is not None
+
+
+def test_the_encoder_that_is_kept_is_the_best_on_validation_pictures(files, tmp_path):
+    values = {"steps": 4, "validation_steps": 1, "lr": 0.02, "final_lr": 1.0, "identity_weight": 0.0}
+    run(tiny(files, tmp_path, shown_refine_steps=0, validation_images=2, **values))
+    history = read_history(tmp_path / HISTORY)
+    lpips = [record["validation/lpips"] for record in history]
+    assert len(set(lpips)) == 4
+    best = load_encoder(tmp_path / ENCODER).record
+    assert best["steps"] == 1 + int(np.argmin(lpips))
+    assert not (tmp_path / BEST).exists()
+
+
+def test_it_learns(files, tmp_path):
+    """One batch of images that the generator makes: an answer there is, unlike for pictures by a random network."""
+    config = tiny(files, tmp_path, batch=8, generated_share=1.0, identity_weight=0.0, codes_weight=0.0)
+    frozen = load_networks(config, CPU).frozen
+    state, _ = start(config, frozen.generator.config, CPU)
+    batch = Feeder(load_data(config, frozen.generator.config), config, frozen.generator, CPU).batch(0)
+    errors = [train_step(state, frozen, batch, 2, 0.0, 0.003)["loss/l2"].mean().item() for _ in range(15)]
+    assert max(errors[-3:]) < errors[0] / 3, errors
+
+
+def test_stopped_and_started_again_it_is_the_same_training(files, straight, tmp_path, monkeypatch):
+    step = encoder_loop.train_step
+    monkeypatch.setattr(stepped_run, "ASK_EVERY", 1)
+
+    def stop_at(state, *others):
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return step(state, *others)
+
+    monkeypatch.setattr(encoder_loop, "train_step", stop_at)
+    config = tiny(files, tmp_path, generated_share=0.25, checkpoint_minutes=1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    monkeypatch.setattr(encoder_loop, "train_step", step)
+    assert last_checkpoint(tmp_path).name == "000000004"
+    run(tiny(files, tmp_path, generated_share=0.25))
+    check_equal(straight, tmp_path)
+
+
+KILLED = """
+import json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from training import trainer as stepped_run
+from training.encoder import run as encoder_loop, encoder_snapshot
+from training.encoder.config import EncoderTraining
+config = EncoderTraining.from_json(json.loads(sys.argv[1]))
+stepped_run.ASK_EVERY = 1
+write = encoder_snapshot.write_synced
+def half(path, content):
+    if path.parent.name.startswith(".000000005"):
+        path.write_bytes(bytes(content)[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+encoder_snapshot.write_synced = half
+encoder_snapshot.claim_folder(config)
+encoder_loop.train(config, torch.device("cpu"))
+"""
+
+
+def test_killed_while_a_checkpoint_is_half_written_it_goes_on_exactly(files, straight, tmp_path):
+    config = tiny(files, tmp_path, generated_share=0.25, checkpoint_minutes=1e-9)
+    command = [sys.executable, "-c", KILLED, json.dumps(config.as_json())]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert last_checkpoint(tmp_path).name == "000000004"
+    run(tiny(files, tmp_path, generated_share=0.25))
+    check_equal(straight, tmp_path)
+
+
+def test_a_step_is_restyle_written_out(files, tmp_path):
+    """Gradients of one step, against the published loop in a few lines: L2 and the known w, two refinements."""
+    config = tiny(files, tmp_path, generated_share=0.5, identity_weight=0.0)
+    frozen = load_networks(config, CPU).frozen
+    state, _ = start(config, frozen.generator.config, CPU)
+    data = load_data(config, frozen.generator.config)
+    batch = Feeder(data, config, frozen.generator, CPU).batch(0)
+    assert batch.images.shape == (4, 3, HEIGHT, WIDTH)
+    assert batch.codes.shape == (2, 16, 512)
+    again = frozen.generator.synthesis(batch.codes).clamp(-1, 1)
+    torch.testing.assert_close(batch.images[2:], again)
+
+    other, _ = start(config, frozen.generator.config, CPU)
+    encoder = other.encoder.train()
+    codes, current = frozen.average.expand(4, -1, -1), frozen.average_image.expand(4, -1, -1, -1)
+    for _ in range(2):
+        codes = codes.detach() + encoder(torch.cat((batch.images, current.detach()), 1))
+        current = frozen.generator.synthesis(codes)
+        loss = (current - batch.images).square().mean()
+        loss = loss + 3.0 * ((codes[2:] - batch.codes) / frozen.spread).square().mean((1, 2)).sum() / 4
+        loss.backward()
+    wanted = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+    moved = []
+    state.optimizer.step = lambda: moved.append({n: p.grad.clone() for n, p in state.encoder.named_parameters()})
+    scalars = train_step(state, frozen, batch, 2, 3.0, 0.001)
+    for name, gradient in moved[0].items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert scalars["loss/l2"].shape == (4,)
+    assert scalars["loss/codes"].shape == (2,)
+
+
+def test_workers_share_what_one_would_see(files, tmp_path):
+    config = tiny(files, tmp_path, generated_share=0.5, batch=8)
+    generator = load_generator(config).generator
+    data = load_data(config, generator.config)
+    whole = Feeder(data, config, generator, CPU).batch(3)
+    parts = [Feeder(data, config, generator, CPU, rank, 2).batch(3) for rank in range(2)]
+    torch.testing.assert_close(torch.cat([part.images for part in parts]), whole.images)
+    torch.testing.assert_close(torch.cat([part.codes for part in parts if part.codes is not None]), whole.codes)
+
+
+TWO_WORKERS = """
+import json, sys, torch, torch.distributed
+from training.encoder.config import EncoderTraining
+from training.encoder.run import train
+torch.set_num_threads(1)
+rank = int(sys.argv[2])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=2)
+train(EncoderTraining.from_json(json.loads(sys.argv[1])), torch.device("cpu"), rank=rank)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_workers_train_one_encoder(files, tmp_path):
+    """Each worker's batch norm sees its own half, so the encoder differs from one worker's; both workers' are equal."""
+    config = tiny(files, tmp_path / "out", batch=4, steps=2, validation_images=1, shown_refine_steps=0)
+    claim_folder(config)
+    command = [sys.executable, "-c", TWO_WORKERS, json.dumps(config.as_json())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], cwd=ROOT, env=environment, stderr=-1)
+        for rank in range(2)
+    ]
+    for worker in both:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors.decode()
+    assert load_encoder(tmp_path / "out" / ENCODER).record["steps"] == 2
+    assert "2 workers on the CPU" in (tmp_path / "out/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identity_network": None}, "--identity-weight 0.1 needs --identity-network FILE"),
+        ({"batch": 1}, "batch norm needs two"),
+        ({"generated_share": 1.5}, "--generated-share is 1.5"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"weights": Path("resnet34.pth")}, "--weights: ImageNet weights are of"),
+    ],
+)
+def test_impossible_values_are_named(files, tmp_path, changes, message):
+    with pytest.raises(InputError) as caught:
+        tiny(files, tmp_path, **changes).check()
+    assert message in str(caught.value)
+
+
+def test_other_networks_and_other_pictures_are_refused(files, straight, tmp_path):
+    config = tiny(files, straight, generated_share=0.25)
+    with pytest.raises(InputError, match="holds a training with --lr 0.001, not 0.01"):
+        claim_folder(dataclasses.replace(config, lr=0.01))
+    loaded = load_generator(config)
+    save_network(tmp_path / "other.safetensors", loaded.generator, record={"trained_on": "others"})
+    with pytest.raises(InputError, match="the generator or the networks of the losses are others"):
+        train(dataclasses.replace(config, network=tmp_path / "other.safetensors"), CPU)
+
+
+def test_a_training_that_diverges_ends_with_advice(files, tmp_path):
+    with pytest.raises(InputError, match=r"the loss is .* the training has diverged; take a lower --lr than 1e\+18"):
+        run(tiny(files, tmp_path, lr=1e18, identity_weight=0.0))
+
+
+def test_presets_are_complete():
+    for name in PRESETS:
+        dataclasses.replace(preset(name), data=Path("data"), out=Path("out"), identity_network=Path("reid")).check()
+
+
+def test_batches_without_generated_images_have_no_codes(files, tmp_path):
+    config = tiny(files, tmp_path)
+    generator = load_generator(config).generator
+    batch = Feeder(load_data(config, generator.config), config, generator, CPU).batch(0)
+    assert isinstance(batch, Batch)
+    assert batch.codes is None
+    assert batch.images.abs().max() <= 1

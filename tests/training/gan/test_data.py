@@ -1,0 +1,102 @@
+"""Order, shares, mirroring, codes and augmentation: functions of the seed and the images seen."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.gan.config import GanConfig
+from training.gan.data import Batches, InMemory, Order, to_float
+from training.gan.gan_inputs import AUGMENTED
+
+CPU = torch.device("cpu")
+
+
+def config(**changes) -> GanConfig:
+    values = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "workers": 0}
+    return GanConfig(data=Path("data"), out=Path("out"), **values | changes)
+
+
+def batches(images: np.ndarray, rank: int = 0, world_size: int = 1, labels=None, **changes) -> Batches:
+    settings = config(**changes)
+    order = Order(len(images), settings.seed)
+    return Batches(InMemory(images), order, settings, rank, world_size, labels)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 255, (20, 16, 8, 3), np.uint8)
+
+
+def test_every_epoch_shows_every_image_once_in_another_order():
+    order = Order(20, seed=0)
+    stream = np.concatenate([order.indices(start, 8) for start in range(0, 120, 8)])
+    epochs = stream.reshape(6, 20)
+    assert (np.sort(epochs) == np.arange(20)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert (Order(20, seed=0).indices(37, 30) == stream[37:67]).all()  # from anywhere, across two ends
+    assert (Order(20, seed=1).indices(0, 20) != stream[:20]).any()
+
+
+def test_workers_share_one_batch(images):
+    labels = np.eye(3, dtype=np.float32)[np.arange(20) % 3]
+    make = lambda *share: batches(images, *share, labels=labels).inputs(40, 0.7, 512, 16, CPU)  # noqa: E731
+    whole, parts = make(), [make(rank, 2) for rank in range(2)]
+    assert set(whole.draws) == set(AUGMENTED)
+    for rank, part in enumerate(parts):
+        expected = whole.part(rank, 2)
+        assert torch.equal(part.reals, expected.reals)
+        assert torch.equal(part.labels, expected.labels)
+        for phase in range(2):
+            for field in dataclasses.fields(expected.latents[phase]):
+                assert torch.equal(
+                    getattr(part.latents[phase], field.name), getattr(expected.latents[phase], field.name)
+                )
+        for name in AUGMENTED:
+            assert torch.equal(part.draws[name].theta, expected.draws[name].theta)
+            assert torch.equal(part.draws[name].colour, expected.draws[name].colour)
+
+
+def test_nothing_random_is_shared_between_phases_or_iterations(images):
+    one, next_ = (batches(images).inputs(seen, 0.7, 512, 16, CPU) for seen in (40, 48))
+    assert not torch.equal(one.latents[0].z, one.latents[1].z)
+    assert not torch.equal(next_.latents[0].z, one.latents[0].z)
+    thetas = [draws.theta for inputs in (one, next_) for draws in inputs.draws.values()]
+    assert len({theta.numpy().tobytes() for theta in thetas}) == 8
+    assert batches(images).inputs(40, 0.0, 512, 16, CPU).draws == {}
+
+
+def test_mirroring_turns_about_half_of_the_images(images):
+    index = np.arange(8)
+    reals = {mirror: batches(images, mirror=mirror).reals(0, index) for mirror in (True, False)}
+    same = [torch.equal(one, two) for one, two in zip(reals[True], reals[False], strict=True)]
+    turned = [torch.equal(one.flip(2), two) for one, two in zip(reals[True], reals[False], strict=True)]
+    assert [a != b for a, b in zip(same, turned, strict=True)] == [True] * 8
+    assert 1 <= sum(turned) <= 7
+    floats = to_float(reals[False], CPU)
+    assert floats.dtype == torch.float32
+    assert torch.allclose(floats, reals[False].float() / 127.5 - 1, atol=1e-6)
+
+
+def test_images_shared_by_workers_are_never_written_to(images):
+    frozen = images.copy()
+    frozen.flags.writeable = False
+    batches(frozen, mirror=True).inputs(0, 0.0, 512, 16, CPU)
+    assert (frozen == images).all()
+
+
+def test_style_mixing_crosses_within_the_layers(images):
+    mixing = batches(images, style_mixing_probability=0.5)
+    points = np.concatenate([mixing.latents(start, 4, 16)[0].mix_from for start in range(0, 8000, 8)])
+    assert set(points) == set(range(1, 17))
+    assert abs((points == 16).mean() - 0.5) < 0.06  # 1000 draws: 4 standard deviations
+    assert batches(images, style_mixing_probability=0.0).latents(0, 4, 16)[0].mix_z is None
+
+
+def test_labels_of_fakes_are_as_frequent_as_those_of_real_images(images):
+    labels = np.eye(2, dtype=np.float32)[(np.arange(20) >= 15).astype(int)]  # three to one
+    drawn = [batches(images, labels=labels).latents(start, 4, 16)[0].labels for start in range(0, 4000, 8)]
+    share = torch.cat(drawn)[:, 1].mean().item()
+    assert abs(share - 0.25) < 0.03  # 4000 draws: 4 standard deviations

@@ -1,0 +1,389 @@
+"""The training loop in this process: snapshots, checkpoints, going on exactly, what it notices. Tiny real networks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import load_network
+from reporting.curves import read_history
+from training.gan import run as gan_loop
+from training.gan import start as gan_snapshot
+from training.gan.config import GanConfig
+from training.gan.gan_start import start
+from training.gan.run import pick_device, train
+from training.gan.start import CHECKPOINTS_KEPT, NETWORK, STATE, claim_folder, last_checkpoint, last_snapshot
+from training.gan.validation import Validation
+from training.log import HISTORY
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def make_tree(root: Path) -> Path:
+    """20 training images of 5 people and 4 of a sixth, set aside; a query image that must never be read."""
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (root / folder).mkdir()
+    random = np.random.default_rng(0)
+    for index in range(24):
+        identity = index % 5 + 1 if index < 20 else 6
+        image = random.integers(0, 255, (32, 16, 3), np.uint8)
+        cv2.imwrite(str(root / f"bounding_box_train/{identity:04d}_c{index % 2 + 1}s1_{index:06d}_00.png"), image)
+    (root / "query/0009_c1s1_000001_00.jpg").write_bytes(b"opening this one is the mistake")
+    (root / "toy_crowd.json").write_text('{"version": "1", "content_hash": "abc", "options": {"people": 5}}')
+    return root
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("market"))
+
+
+def tiny(tree: Path, out: Path, **changes) -> GanConfig:
+    values = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "kimg": 0.048, "gamma": 1.0}
+    # ADA that moves by a fifth every four iterations, so that p and its counts matter within these few.
+    values |= {"snapshot_kimg": 0.024, "validation_kimg": 0.016, "validation_people": 1, "ada_kimg": 0.16, "workers": 0}
+    values |= {"augment_p": 0.4, "status_seconds": 0.001, "fid_images": 0}
+    return GanConfig(data=tree, out=out, **values | changes)
+
+
+def run(config: GanConfig) -> Path:
+    config.check()
+    claim_folder(config)
+    return train(config, CPU)
+
+
+@pytest.fixture(scope="module")
+def straight(tree, tmp_path_factory):
+    """A training of six iterations in one go; its last snapshot."""
+    out = tmp_path_factory.mktemp("straight")
+    return run(tiny(tree, out))
+
+
+def check_equal_trainings(one: Path, two: Path, histories: bool = True) -> None:
+    """Networks, optimisers, adaptation, counters, histories: bit for bit."""
+    assert one.name == two.name
+    networks = [load_network(folder / NETWORK) for folder in (one, two)]
+    for part in ("generator", "training_generator", "discriminator"):
+        state = getattr(networks[1], part).state_dict()
+        for name, value in getattr(networks[0], part).state_dict().items():
+            assert torch.equal(value, state[name]), (part, name)
+    outs = [folder.parent.parent for folder in (one, two)]
+    states = [torch.load(last_checkpoint(out) / STATE, weights_only=True) for out in outs]
+    for key in ("iteration", "images_seen", "ada", "real_signs", "generator_optimizer", "discriminator_optimizer"):
+        assert same(states[0][key], states[1][key]), key
+    if histories:
+        assert same(states[0]["extra"]["means"], states[1]["extra"]["means"])
+        assert read_history(outs[0] / HISTORY) == read_history(outs[1] / HISTORY)
+
+
+def same(one, two) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
+def test_snapshots_hold_networks_and_record(straight, tree):
+    assert [path.name for path in sorted(straight.parent.iterdir())] == ["000000024", "000000048"]
+    loaded = load_network(straight / NETWORK)
+    assert (loaded.generator.config.height, loaded.generator.config.width) == (16, 8)
+    assert loaded.discriminator is not None
+    record = loaded.record
+    assert record["kimg"] == 0.048
+    data = record["trained_on"]
+    assert (data["name"], data["split"], data["images"]) == (tree.name, "train", 20)
+    assert data["identities"]["count"] == 5
+    assert data["validation"]["identities"]["count"] == 1
+    assert data["toy_crowd"] == {"version": "1", "content_hash": "abc"}
+    assert record["configuration"]["gamma"] == 1.0
+    assert str(tree.parent) not in str(record)  # folders of this machine are nobody's business
+    assert record["figures"]["G/loss"] > 0
+    out = straight.parent.parent
+    names = {path.name for path in (out / "grids").iterdir()}
+    assert names == {"reals.png", *(f"{kind}-0000000{n}.png" for kind in ("people", "mixes") for n in (24, 48))}
+    assert cv2.imread(str(out / "grids/mixes-000000048.png")).shape == (7 * 18 - 2, 7 * 10 - 2, 3)
+    assert list((out / "tensorboard").glob("events*"))
+    log = (out / "log.txt").read_text()
+    for word in ("s/kimg", "ETA", "augment 0.", "memory", "20 images of 5 people", "4 images of 1 person"):
+        assert word in log, word
+    assert cv2.imread(str(out / "curves.png")) is not None
+
+
+def test_the_history_has_training_and_validation_losses(straight):
+    history = read_history(straight.parent.parent / HISTORY)
+    assert [record["kimg"] for record in history] == [0.016, 0.032, 0.048]
+    for record in history:
+        assert {"G/loss", "D/loss", "scores/real", "validation/D_loss", "validation/G_loss", "diversity"} < set(record)
+        assert 0 <= record["augment/p"] <= 1
+    assert len({record["augment/p"] for record in history}) > 1  # it adapts
+
+
+def test_training_moves_every_weight_and_the_average_follows(straight):
+    first = load_network(straight.parent / "000000024" / NETWORK)
+    last = load_network(straight / NETWORK)
+    for one, two in [
+        (first.training_generator, last.training_generator),
+        (first.discriminator, last.discriminator),
+        (first.generator, last.generator),
+    ]:
+        after = dict(two.named_parameters())
+        for name, before in one.named_parameters():
+            assert not torch.equal(before, after[name]), name
+    assert not torch.equal(last.generator.mapping.fc0.weight, last.training_generator.mapping.fc0.weight)
+    assert torch.equal(last.generator.mapping.w_avg, last.training_generator.mapping.w_avg)
+
+
+@pytest.mark.parametrize("images", [8, 24, 40])
+def test_stopped_and_continued_equals_never_stopped(straight, tree, tmp_path, images):
+    # 8 and 40: in the middle of an adaptation's interval, between validations, and beside R1's. The shorter training
+    # has a record of its own end in its history, so the histories differ.
+    run(tiny(tree, tmp_path, kimg=images / 1000))
+    folder = run(tiny(tree, tmp_path))
+    assert f"going on at kimg {images / 1000:.1f}" in (tmp_path / "log.txt").read_text()
+    check_equal_trainings(straight, folder, histories=False)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from tests_gan_loop import tiny
+from training.gan import run as gan_loop, start as gan_snapshot
+from training.gan.start import claim_folder
+
+config, moment = tiny(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_minutes=1e-6), sys.argv[3]
+gan_loop._ASK_EVERY = 1  # a checkpoint after every iteration
+claim_folder(config)
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if moment.startswith("iteration"):
+    step = gan_loop.train_iteration
+    def counted(state, *others):
+        if state.iteration == int(moment.split()[1]):
+            kill()
+        return step(state, *others)
+    gan_loop.train_iteration = counted
+elif moment == "writing":  # the state is half on the disk
+    write = gan_snapshot._write_state
+    def half(path, state, extra):
+        write(path, state, extra)
+        if state.iteration == 4:
+            os.truncate(path, path.stat().st_size // 2)
+            kill()
+    gan_snapshot._write_state = half
+elif moment == "snapshot":  # between the snapshot and the checkpoint of the same moment
+    save = gan_loop.save_snapshot
+    def then(out, state, record):
+        folder = save(out, state, record)
+        kill()
+    gan_loop.save_snapshot = then
+gan_loop.train(config, torch.device("cpu"))
+"""
+
+
+@pytest.mark.parametrize("moment", ["iteration 3", "writing", "snapshot"])
+def test_killed_at_any_moment_and_continued_equals_never_killed(straight, tree, tmp_path, moment):
+    # Under another name, so that pytest's modules are not needed in the process that dies.
+    (tmp_path / "tests_gan_loop.py").write_bytes(Path(__file__).read_bytes())
+    (tmp_path / "killed.py").write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    out = tmp_path / "out"
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tree), str(out), moment]
+    died = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert last_checkpoint(out) is not None
+    folder = run(tiny(tree, out))
+    assert "going on" in (out / "log.txt").read_text()
+    check_equal_trainings(straight, folder)
+    assert not list(out.glob("*/.*.tmp"))  # what the dead process left is gone
+
+
+def test_a_finished_training_does_nothing_when_started_again(straight, tree):
+    out = straight.parent.parent
+    before = (straight / NETWORK).stat().st_mtime_ns
+    assert train(tiny(tree, out), CPU) is None
+    assert last_snapshot(out) == straight
+    assert (straight / NETWORK).stat().st_mtime_ns == before
+
+
+def test_max_minutes_stops_with_a_checkpoint(tree, tmp_path):
+    folder = run(tiny(tree, tmp_path, kimg=1000.0, snapshot_kimg=1000.0, max_minutes=0.01))
+    assert 8 <= int(folder.name) < 1_000_000
+    assert last_snapshot(tmp_path) == folder
+    assert last_checkpoint(tmp_path).name == folder.name
+
+
+def test_the_last_two_checkpoints_and_all_snapshots_are_kept(tree, tmp_path):
+    run(tiny(tree, tmp_path, snapshot_kimg=0.008, kimg=0.04))
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == ["000000032", "000000040"]
+    assert CHECKPOINTS_KEPT == 2
+    assert len(list(tmp_path.glob(f"snapshots/*/{NETWORK}"))) == 5
+    # A checkpoint and a snapshot of the same moment share one file.
+    files = [tmp_path / kind / "000000040" / NETWORK for kind in ("snapshots", "checkpoints")]
+    assert files[0].samefile(files[1])
+
+
+def test_a_folder_of_another_training_is_refused(straight, tree):
+    out = straight.parent.parent
+    with pytest.raises(InputError, match="--gamma 1.0, not 3.0"):
+        claim_folder(tiny(tree, out, gamma=3.0))
+    claim_folder(tiny(tree, out, snapshot_kimg=5.0, max_minutes=1.0))
+
+
+def test_other_data_are_refused(straight, tree, tmp_path):
+    other = make_tree(tmp_path)
+    next((other / "bounding_box_train").iterdir()).unlink()
+    with pytest.raises(InputError, match="other images than this training began with"):
+        train(tiny(other, straight.parent.parent, kimg=1.0), CPU)
+
+
+def test_a_damaged_checkpoint_and_one_of_another_shape_are_named(straight, tree, tmp_path):
+    folder = run(tiny(tree, tmp_path, kimg=0.008))
+    state = last_checkpoint(tmp_path) / STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match="000000008"):
+        train(tiny(tree, tmp_path), CPU)
+    with pytest.raises(InputError, match="holds another network .16 x 8. than this training's .32 x 16."):
+        train(tiny(tree, tmp_path, height=32, width=16), CPU)
+    assert folder.exists()
+
+
+def test_a_full_disk_costs_no_training(tree, tmp_path, monkeypatch):
+    """A checkpoint that cannot be written is said; the next one is; only the last one must be."""
+    full, write = [True], gan_snapshot._write_state
+
+    def sometimes(path, state, extra):
+        if full[0]:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, state, extra)
+
+    monkeypatch.setattr(gan_snapshot, "_write_state", sometimes)
+    step = gan_loop.train_iteration
+
+    def freed(state, *others):
+        full[0] = state.iteration < 4
+        return step(state, *others)
+
+    monkeypatch.setattr(gan_loop, "train_iteration", freed)
+    run(tiny(tree, tmp_path))
+    log = (tmp_path / "log.txt").read_text()
+    assert "warning: cannot write" in log
+    assert "No space left on device; training goes on" in log
+    assert last_checkpoint(tmp_path).name == "000000048"
+    full[0] = True
+    monkeypatch.setattr(gan_loop, "train_iteration", step)
+    with pytest.raises(InputError, match="No space left on device"):
+        train(tiny(tree, tmp_path, kimg=0.056), CPU)
+    assert last_checkpoint(tmp_path).name == "000000048"  # what was there still is
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write to a file until its disk is full."""
+    with open(path, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        write_without_end(file)
+
+
+def write_without_end(file) -> None:
+    while True:
+        file.write(bytes(1 << 12))
+
+
+def test_a_disk_that_is_really_full_for_a_while_changes_nothing(straight, tree, small_disk, monkeypatch, capsys):
+    """Log, TensorBoard, history, curves, snapshot and checkpoint all meet it; from iteration 4 on there is room."""
+    ballast, step = small_disk / "ballast", gan_loop.train_iteration
+
+    def while_full(state, *others):
+        if state.iteration == 1:
+            fill(ballast)
+        if state.iteration == 4:
+            ballast.unlink()
+        return step(state, *others)
+
+    monkeypatch.setattr(gan_loop, "train_iteration", while_full)
+    folder = run(tiny(tree, small_disk / "out"))
+    said = capsys.readouterr().out
+    assert "the history is kept in memory until there is room" in said
+    assert "training goes on, the last checkpoint is None" in said
+    check_equal_trainings(straight, folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["000000048"]  # that of iteration 3 had no room
+    assert list((small_disk / "out/tensorboard").glob("events*"))
+
+
+def test_a_first_command_that_failed_can_be_mended(tree, tmp_path):
+    with pytest.raises(InputError, match="40 discriminator layers"):
+        run(tiny(tree, tmp_path, freeze_d=40, kimg=0.008))
+    run(tiny(tree, tmp_path, freeze_d=1, kimg=0.008))
+    with pytest.raises(InputError, match="--freeze-d 1, not 2"):
+        claim_folder(tiny(tree, tmp_path, freeze_d=2))
+
+
+def test_people_set_aside_may_be_one_picture(tree, tmp_path):
+    validation = Validation(np.zeros((1, 16, 8, 3), np.uint8), None, 512, CPU)
+    figures = validation.measure(start(tiny(tree, tmp_path), CPU).state)
+    assert "diversity" not in figures  # of one picture there is none, and NaN could not be stored
+    assert all(np.isfinite(value) for value in figures.values())
+
+
+def test_divergence_stops_and_collapse_is_said(tree, tmp_path, monkeypatch):
+    step = gan_loop.train_iteration
+
+    def poisoned(state, *others):
+        if state.iteration == 4:
+            with torch.no_grad():
+                state.generator.synthesis.input.weight.fill_(float("nan"))
+        return step(state, *others)
+
+    monkeypatch.setattr(gan_loop, "train_iteration", poisoned)
+    with pytest.raises(InputError, match="diverged before kimg 0.0 .*--gamma"):
+        run(tiny(tree, tmp_path, status_seconds=1000.0, validation_kimg=1000.0))  # noticed before anything is saved
+    assert last_checkpoint(tmp_path).name == "000000024"  # of a network that is still sound
+
+    def flat(state, *others):
+        with torch.no_grad():
+            for name, value in state.generator.named_parameters():
+                if name.endswith("_3.weight"):  # ToRGB: every image is the same grey
+                    value.zero_()
+        return step(state, *others)
+
+    monkeypatch.setattr(gan_loop, "train_iteration", flat)
+    run(tiny(tree, tmp_path / "flat", generator_lr=1e-9))
+    assert "warning: the generator seems to collapse" in (tmp_path / "flat/log.txt").read_text()
+
+
+def test_conditional_training_on_cameras(tree, tmp_path):
+    folder = run(tiny(tree, tmp_path, condition="camera", kimg=0.016))
+    loaded = load_network(folder / NETWORK)
+    assert (loaded.generator.c_dim, loaded.discriminator.config.c_dim) == (2, 2)
+    assert loaded.record["trained_on"]["labels"]["kind"] == "camera"
+
+
+def test_no_silent_fallback_to_the_cpu():
+    if torch.cuda.is_available():
+        assert pick_device(None).type == "cuda"
+    else:
+        with pytest.raises(InputError, match="--gpus 1"):
+            pick_device(1)
+    assert pick_device(0).type == "cpu"

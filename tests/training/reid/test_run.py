@@ -1,0 +1,406 @@
+"""The re-ID loop: the step against plain PyTorch, going on exactly, what it refuses. Tiny real networks."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datasets.reid.training_set import PEOPLE, REAL, VARIANTS
+from passersby.errors import InputError
+from passersby.reid.checkpoint import load_reid, save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
+from reporting.curves import read_history
+from training import memory as gan_memory
+from training import trainer as stepped_run
+from training.log import HISTORY
+from training.reid import run as reid_loop
+from training.reid.augment import AugmentConfig, draw, unchanged
+from training.reid.config import ReidTraining
+from training.reid.labels import Labelling
+from training.reid.reid_presets import PRESETS, preset
+from training.reid.run import load_data, train
+from training.reid.start import NETWORK, STATE, claim_folder, last_checkpoint
+from training.reid.step import Batch, ReidState, StepSettings, make_optimizer, train_step
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+HEIGHT, WIDTH = 32, 16
+
+
+def write_person(folder: Path, identity: int, count: int, random: np.random.Generator) -> None:
+    """Pictures of one colour with noise: easy to tell apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    colour = np.random.default_rng(identity).integers(0, 256, 3)
+    for index in range(count):
+        noise = random.integers(-40, 40, (HEIGHT, WIDTH, 3))
+        image = np.clip(colour + noise, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{identity:04d}_c{index % 2 + 1}s1_{index:06d}_00.png"), image)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A Market tree of 6 people with 7 pictures each, and a folder of 3 artificial people."""
+    root, random = tmp_path_factory.mktemp("reid"), np.random.default_rng(0)
+    for identity in range(1, 7):
+        write_person(root / "market/bounding_box_train", identity, 7, random)
+    for identity in range(11, 14):
+        write_person(root / f"people/{identity}", identity, 4, random)
+    for identity in range(1, 7):
+        write_person(root / f"variants/{identity}", identity, 3, random)
+    return root
+
+
+def tiny(data: Path, out: Path, **changes) -> ReidTraining:
+    values = PRESETS["tiny"] | {"batch": 8, "epochs": 4.0, "milestones": (3.0,), "status_seconds": 0.001}
+    return ReidTraining(data=data / "market", out=out, preset="tiny", **values | changes)
+
+
+def strong(data: Path, out: Path, **changes) -> ReidTraining:
+    values = PRESETS["strong-small"] | {"height": HEIGHT, "width": WIDTH, "batch": 16, "epochs": 3.0}
+    values |= {"people": (data / "people",), "variants": (data / "variants",), "warmup_epochs": 1.0}
+    values |= {"milestones": (2.0,), "status_seconds": 0.001, "generated_share": 0.5}
+    return ReidTraining(data=data / "market", out=out, preset="strong-small", **values | changes)
+
+
+def run(config: ReidTraining) -> Path | None:
+    config.check()
+    claim_folder(config)
+    return train(config, CPU)
+
+
+def check_equal(one: Path, two: Path) -> None:
+    """Network, optimiser, counters and history: bit for bit."""
+    networks = [load_reid(out / NETWORK).network.state_dict() for out in (one, two)]
+    assert networks[0].keys() == networks[1].keys()
+    for name, value in networks[0].items():
+        assert torch.equal(value, networks[1][name]), name
+    states = [torch.load(last_checkpoint(out) / STATE, weights_only=True) for out in (one, two)]
+    assert states[0]["step"] == states[1]["step"]
+    moments = [state["optimizer"]["state"] for state in states]
+    assert all(
+        torch.equal(value, moments[1][key][name]) for key in moments[0] for name, value in moments[0][key].items()
+    )
+    assert read_history(one / HISTORY) == read_history(two / HISTORY)
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """The strong preset with generated images of both kinds, in one go."""
+    out = tmp_path_factory.mktemp("straight")
+    run(strong(data, out))
+    return out
+
+
+def test_network_knows_its_classes_and_what_it_was_trained_on(straight):
+    loaded = load_reid(straight / NETWORK)
+    assert len(loaded.class_names) == 9
+    assert len(set(loaded.class_names)) == 9
+    record = loaded.record
+    assert record["trained_on"]["real"][0]["people"] == 6
+    assert record["trained_on"]["people"][0]["images"] == 12
+    assert record["configuration"]["label_smoothing"] == 0.1
+    assert record["steps"] > 0
+    assert str(straight.parent) not in str(record)  # folders of this machine are nobody's business
+    assert cv2.imread(str(straight / "curves.png")) is not None
+    log = (straight / "log.txt").read_text()
+    for word in ("images/s", "ETA", "waiting for data", "triplet", "generated", "Rank-1 error", "finished after"):
+        assert word in log, word
+    history = read_history(straight / HISTORY)
+    assert len(history) == 3
+    assert {"loss/real", "loss/generated", "error/real", "validation/loss", "validation/error"} <= history[-1].keys()
+
+
+def test_it_learns(data, tmp_path):
+    run(tiny(data, tmp_path, epochs=12.0, milestones=(10.0,), dropout=0.0, pad=1))
+    history = read_history(tmp_path / HISTORY)
+    assert history[-1]["validation/error"] <= 1 / 6  # chance is 5 / 6
+    assert history[-1]["loss/real"] < history[0]["loss/real"] / 2
+
+
+@pytest.mark.parametrize("name", ["tiny", "strong"])
+def test_stopped_and_started_again_it_is_the_same_training(data, straight, tmp_path, monkeypatch, name):
+    make = {"tiny": tiny, "strong": strong}[name]
+    if name == "tiny":
+        straight = tmp_path / "straight"
+        run(make(data, straight))
+    out, step = tmp_path / "out", reid_loop.train_step
+    monkeypatch.setattr(stepped_run, "ASK_EVERY", 1)
+
+    def stop_at(state, *others):
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return step(state, *others)
+
+    monkeypatch.setattr(reid_loop, "train_step", stop_at)
+    config = make(data, out, checkpoint_minutes=1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    monkeypatch.setattr(reid_loop, "train_step", step)
+    assert last_checkpoint(out).name == "000000003"
+    run(make(data, out))
+    check_equal(straight, out)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from training import trainer as stepped_run
+from training.reid import run as reid_loop, start as reid_snapshot
+from training.reid.config import ReidTraining
+import json
+config = ReidTraining.from_json(json.loads(sys.argv[1]))
+stepped_run.ASK_EVERY = 1
+write = reid_snapshot.write_synced
+def half(path, content):
+    if path.parent.name.startswith(".000000004"):
+        path.write_bytes(bytes(content)[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+reid_snapshot.write_synced = half
+reid_snapshot.claim_folder(config)
+reid_loop.train(config, torch.device("cpu"))
+"""
+
+
+def test_killed_while_a_checkpoint_is_half_written_it_goes_on_exactly(data, straight, tmp_path):
+    config = strong(data, tmp_path, checkpoint_minutes=1e-9)
+    command = [sys.executable, "-c", KILLED, json.dumps(config.as_json())]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert last_checkpoint(tmp_path).name == "000000003"
+    run(strong(data, tmp_path))
+    check_equal(straight, tmp_path)
+
+
+def test_a_step_is_that_of_plain_pytorch():
+    """Study's recipe: SGD with Nesterov momentum, two rates, cross-entropy with hard labels, no dropout."""
+    config = tiny(Path(), Path(), dropout=0.0, lr=0.05, backbone_lr_factor=0.1)
+    torch.manual_seed(0)
+    ours = ReidNetwork(config.network(5))
+    theirs = ReidNetwork(config.network(5))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer, rates = make_optimizer(config, ours)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = ReidState(ours, optimizer, scaler, rates)
+    plain = torch.optim.SGD(
+        [{"params": theirs.backbone_parameters(), "lr": 0.005}, {"params": theirs.head_parameters(), "lr": 0.05}],
+        momentum=0.9, nesterov=True, weight_decay=5e-4,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        images = torch.from_numpy(random.integers(0, 256, (8, HEIGHT, WIDTH, 3), np.uint8))
+        classes = torch.from_numpy(random.integers(0, 5, 8))
+        draws = draw(AugmentConfig(flip=0.0, pad=0), 8, HEIGHT, WIDTH, random)
+        settings = StepSettings(Labelling(), 0.0, None, False, False, 1.0)
+        scalars = train_step(state, settings, Batch(images, classes, torch.zeros(8, dtype=torch.int64), draws), 1.0)
+        theirs.train()
+        loss = nn.functional.cross_entropy(theirs(unchanged(images)).logits, classes)
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+        assert scalars["loss/real"].mean() == pytest.approx(loss.item(), rel=1e-5)
+    for (name, one), two in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def one_step(labelling: Labelling, sources, separate=False, weight=0.0, teacher=None, generated_triplet=False):
+    torch.manual_seed(1)
+    config = ReidTraining(data=Path(), out=Path(), **PRESETS["tiny"] | {"dropout": 0.0, "separate_batchnorm": separate})
+    network = ReidNetwork(config.network(4))
+    optimizer, rates = make_optimizer(config, network)
+    state = ReidState(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), rates)
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (8, HEIGHT, WIDTH, 3), np.uint8))
+    draws = draw(AugmentConfig(flip=0.0, pad=0), 8, HEIGHT, WIDTH, random)
+    batch = Batch(images, torch.arange(8) % 4, torch.tensor(sources), draws)
+    settings = StepSettings(labelling, weight, 0.3, generated_triplet, separate, 1.0)
+    return train_step(state, settings, batch, 1.0, teacher), state
+
+
+def test_generated_images_of_no_weight_leave_only_their_batch_statistics():
+    sources = [REAL] * 4 + [VARIANTS] * 4
+    _, none = one_step(Labelling(generated_weight=0.0), sources, separate=True)
+    _, other = one_step(Labelling(generated_weight=0.0, variants="lsro"), sources, separate=True)
+    _, full = one_step(Labelling(generated_weight=1.0), sources, separate=True)
+    weights = [state.network.classifier.weight for state in (none, other, full)]
+    assert torch.equal(weights[0], weights[1])  # whatever the label says
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_separate_statistics_of_real_images_do_not_see_generated_ones():
+    sources = [REAL] * 4 + [PEOPLE] * 4
+    _, state = one_step(Labelling(), sources, separate=True)
+    norms = state.network.backbone.bn1.norms
+    assert not torch.allclose(norms[0].running_mean, norms[1].running_mean)
+    _, mixed = one_step(Labelling(), sources, separate=False)
+    both = (norms[0].running_mean + norms[1].running_mean) / 2  # of equally many images
+    torch.testing.assert_close(mixed.network.backbone.bn1.running_mean, both)
+
+
+def test_generated_images_stay_out_of_the_triplet_loss_unless_asked_in():
+    sources = [REAL] * 6 + [VARIANTS] * 2  # classes 0 1 2 3 0 1 | 2 3: 2 and 3 have no real partner
+    scalars, _ = one_step(Labelling(), sources, weight=1.0)
+    assert len(scalars["loss/triplet"]) == 4
+    scalars, _ = one_step(Labelling(), sources, weight=1.0, generated_triplet=True)
+    assert len(scalars["loss/triplet"]) == 8
+
+
+WORKERS = """
+import sys
+from pathlib import Path
+import torch, torch.distributed
+torch.set_num_threads(1)
+sys.path.insert(0, "tests/training")
+import test_reid_loop as here
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/meeting", rank=rank, world_size=2)
+torch.save(here.step_on_half(rank, 2), f"{sys.argv[2]}/{rank}.pt")
+"""
+
+
+def step_on_half(rank: int, workers: int) -> dict[str, torch.Tensor]:
+    """One step; both halves of the batch hold the same images, so that batch norms see the same in halves and whole."""
+    torch.manual_seed(1)
+    config = ReidTraining(data=Path(), out=Path(), **PRESETS["tiny"] | {"dropout": 0.0})
+    network = ReidNetwork(config.network(4))
+    optimizer, rates = make_optimizer(config, network)
+    state = ReidState(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), rates)
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (6, HEIGHT, WIDTH, 3), np.uint8)).repeat(2, 1, 1, 1)
+    classes = torch.tensor([0, 0, 1, 1, 2, 2] + [3, 1, 2, 0, 0, 3])  # the labels of the halves differ
+    draws = draw(AugmentConfig(flip=0.0, pad=0), 12, HEIGHT, WIDTH, random)
+    part = slice(rank * 12 // workers, (rank + 1) * 12 // workers)
+    batch = Batch(images[part], classes[part], torch.zeros(12, dtype=torch.int64)[part], draws.share(part))
+    train_step(state, StepSettings(Labelling(), 0.0, None, False, False, 1.0), batch, 1.0)
+    return network.state_dict()
+
+
+def test_two_workers_make_the_step_that_one_makes(tmp_path):
+    command = [sys.executable, "-c", WORKERS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=ROOT, env=environment) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    whole = step_on_half(0, 1)
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, value in whole.items():
+        assert torch.equal(halves[0][name], halves[1][name]), name
+        # Running variances are unbiased: n / (n - 1) differs between 6 and 12 images where a map is one pixel.
+        loose = name.endswith("running_var")
+        torch.testing.assert_close(halves[0][name], value, rtol=0.1 if loose else 1e-4, atol=1e-6, msg=name)
+
+
+def test_teacher_labels_and_lsro_train_end_to_end(data, straight, tmp_path):
+    run(strong(data, tmp_path / "teacher", people=(), variants=(), steps=2))
+    out = tmp_path / "student"
+    run(
+        strong(
+            data, out, variants_labels="teacher", teacher=tmp_path / "teacher" / NETWORK, people_labels="lsro",
+            steps=4, ramp_epochs=1.0, real_only_epochs=1.5, separate_batchnorm=True,
+        )
+    )  # fmt: skip
+    loaded = load_reid(out / NETWORK)
+    assert len(loaded.class_names) == 6  # nobody's images are no class
+    wrong = strong(data, tmp_path / "wrong", variants_labels="teacher", teacher=straight / NETWORK)
+    with pytest.raises(InputError, match=r"--teacher .* knows 9 people"):
+        run(wrong)
+
+
+def test_steps_can_be_fixed_and_schedules_stretch(data, tmp_path):
+    run(strong(data, tmp_path, steps=5))
+    assert load_reid(tmp_path / NETWORK).record["steps"] == 5
+    config = preset("study")
+    factors = [config.rate_factor(step, 600) for step in (0, 399, 400, 599)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1])
+    strong_factors = [preset("strong").rate_factor(step, 1200) for step in (0, 50, 100, 399, 400, 700)]
+    assert strong_factors == pytest.approx([0.01, 0.505, 1, 1, 0.1, 0.01])
+
+
+def test_other_options_or_other_images_in_the_same_folder_are_refused(data, tmp_path):
+    config = tiny(data, tmp_path, steps=2)
+    run(config)
+    with pytest.raises(InputError, match="holds a training with --lr 0.05, not 0.5"):
+        claim_folder(dataclasses.replace(config, lr=0.5))
+    (tmp_path / NETWORK).unlink()
+    others = dataclasses.replace(load_data(config), fingerprint="other")
+    with pytest.raises(InputError, match="other images than this training began with"):
+        train(config, CPU, data=others)
+    fewer = dataclasses.replace(others, class_names=others.class_names[:-1], classes=others.classes.clip(0, 4))
+    with pytest.raises(InputError, match="knows 6 classes, this training has 5"):
+        train(config, CPU, data=dataclasses.replace(fewer, real_classes=5))
+
+
+def test_divergence_ends_the_training_and_is_never_saved(data, tmp_path):
+    with pytest.raises(InputError, match="diverged"):
+        run(tiny(data, tmp_path, lr=1e18, backbone_lr_factor=1.0))
+    assert last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": float("nan")}, "--lr is nan: it must be finite"),
+        ({"batch": 9, "workers": 2}, "--batch 9 cannot be split over --workers 2"),
+        ({"generated_share": 1.5}, "--generated-share is 1.5: it must lie between 0 and 1"),
+        ({"variants_labels": "teacher", "variants": (Path("x"),)}, "--variants-labels teacher: give --teacher FILE"),
+        ({"real_only_epochs": 9.0}, "--real-only-epochs 9 leaves none"),
+        ({"pretrained": True}, "--backbone resnet10 has no ImageNet weights"),
+        ({"gpus": 3}, "--gpus 3 with --workers 0"),
+    ],
+)
+def test_bad_options_are_one_clear_line(changes, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        tiny(Path("data"), Path("out"), **changes).check()
+
+
+def test_presets_are_what_their_sources_say():
+    study = preset("study")
+    assert (study.backbone, study.batch, study.lr, study.backbone_lr_factor, study.epochs) == (
+        "resnet50",
+        16,
+        0.05,
+        0.1,
+        60,
+    )
+    assert study.network(751) == ReidConfig(751, "resnet50", "embedding", 256, 128, 2, 512, "relu", 0.5)
+    bag = preset("strong")
+    assert (bag.batch // bag.instances, bag.instances, bag.margin, bag.last_stride) == (16, 4, 0.3, 1)
+    for name in PRESETS:
+        config = preset(name)
+        config = ReidTraining(
+            **{**{f: getattr(config, f) for f in config.as_json()}, "data": Path("d"), "out": Path("o")}
+        )
+        config.check()
+        assert ReidTraining.from_json(config.as_json()) == config
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_it_learns_on_a_gpu(data, tmp_path, precision):
+    config = strong(data, tmp_path, epochs=8.0, milestones=(7.0,), precision=precision)
+    claim_folder(config)
+    train(config, torch.device("cuda", 0))
+    history = read_history(tmp_path / HISTORY)
+    assert history[-1]["loss/real"] < history[0]["loss/real"]
+
+
+def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(gan_memory, "available_memory", lambda: 4 * 10**4)
+    with pytest.raises(InputError, match="the images take 0.0 GB decoded, and 0.0 GB may be used: give --most-people"):
+        run(tiny(data, tmp_path))
+
+
+def test_save_reid_is_what_load_reid_reads(tmp_path):
+    network = ReidNetwork(ReidConfig(3, "resnet10", "bnneck", HEIGHT, WIDTH))
+    save_reid(tmp_path / NETWORK, network, class_names=("a", "b", "c"), record={"steps": 1})
+    assert load_reid(tmp_path / NETWORK).class_names == ("a", "b", "c")

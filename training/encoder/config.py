@@ -1,0 +1,184 @@
+"""The configuration of an encoder training: one frozen dataclass, from which the command line is made."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+from passersby.restyle.encoder import EncoderConfig
+from passersby.restyle.losses import LossWeights
+from passersby.stylegan3 import GeneratorConfig
+from training.option_checks import flag, require
+
+# What may change when a training goes on: how often, where, on what; never what is learned from what.
+FREE_TO_CHANGE = frozenset(
+    ["preset", "data", "network", "out", "weights", "identity_network", "alexnet", "max_minutes", "checkpoint_minutes"]
+    + ["status_seconds", "workers", "gpus", "threads", "restarts"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderTraining:
+    """Train a ReStyle-pSp encoder: pictures of people to codes of a generator. The same command again goes on.
+
+    Example: python jobs/train_encoder.py --preset person-128x64 --data MARKET --network G.safetensors
+    --identity-network REID/network.safetensors --out ENCODER
+    """
+
+    data: Path
+    """People: Market-1501, DukeMTMC-reID, CUHK03, MSMT17, a folder with one folder a person, or a table; their
+    training images, the first of each person kept for validation."""
+    out: Path
+    """Folder for the encoder, checkpoints, curves and logs; with several machines, one that all of them see."""
+    network: Path | None = None
+    """The generator whose codes are learned: a reference .pkl, a .safetensors of ours, a .pt; default: the demo
+    network. It is not changed."""
+    preset: Literal["person-128x64", "study", "tiny"] = "person-128x64"
+    """Defaults of everything below. person-128x64: tall networks; study: the original study's (256x256, 240,000 steps
+    of 2 images: 75 hours on a Titan RTX, as it says); tiny: 64x32 with a small backbone, an hour on one CPU core."""
+
+    # ---- the encoder
+    backbone: Literal["resnet34", "resnet18", "resnet10"] = "resnet34"
+    """torchvision's layers after a first convolution of 6 channels; resnet10 has one block a stage."""
+    width_factor: float = 1.0
+    """Multiplies the backbone's channels; ImageNet weights fit 1 alone."""
+    head_channels: int = 512
+    """Channels of the heads, one for each style input."""
+    height: int = 256
+    """Size at which the encoder sees images; smaller pictures are enlarged to it."""
+    width: int = 128
+    weights: Path | None = None
+    """torchvision's ImageNet weights of a ResNet-34 or -18; without, the backbone starts from random ones."""
+
+    # ---- losses
+    l2_weight: float = 1.0
+    lpips_weight: float = 0.8
+    identity_weight: float = 0.1
+    """Of 1 - cosine between the identity network's features of picture and reconstruction."""
+    identity_network: Path | None = None
+    """A re-ID network (jobs/train_reid.py), the better choice for people, or a MoCo-v2 checkpoint, the study's."""
+    alexnet: Path | None = None
+    """torchvision's ImageNet AlexNet: then LPIPS itself is used. Without: shift-tolerant LPIPS, which is complete."""
+    codes_weight: float = 1.0
+    """Of the squared error of w, 1 being the variance of w, for generated images, whose w is known."""
+
+    # ---- learning
+    refinements: int = 3
+    """ReStyle steps of a batch, each with gradients of its own."""
+    generated_share: float = 0.0
+    """Share of a batch that the generator makes, with known w: endless data with exact supervision."""
+    generated_psi: float = 0.8
+    """Truncation of these."""
+    steps: int = 100_000
+    batch: int = 8
+    """Images of one step, over all workers."""
+    lr: float = 0.0001
+    """Of Ranger (rectified Adam, lookahead)."""
+    final_lr: float = 1.0
+    """The rate falls to this share of --lr over the last half of the steps (a cosine); 1: it stays, as published."""
+    mirror: bool = True
+    """Mirror every second image, left to right."""
+    seed: int = 0
+    """Fixes initial weights, the order of the images and all that is done to them."""
+
+    # ---- where it runs
+    workers: int = 1
+    """Ray Train workers; 0 trains in this process, without Ray."""
+    gpus: int | None = None
+    """GPUs in all: 0 or one a worker. Not given: one a worker where there are that many, else the CPU."""
+    threads: int | None = None
+    """CPU threads of a worker. Not given: PyTorch's choice in this process, 2 in a Ray Train worker."""
+    restarts: int = 3
+    """Times that Ray Train starts the workers again after one died, from the last checkpoint."""
+
+    # ---- what is kept and said
+    validation_images: int = 64
+    """Pictures kept from training that LPIPS is measured on; the encoder that is kept is the best on them."""
+    validation_steps: int = 2_500
+    """Steps between two validations, each a record in history.jsonl."""
+    validation_refinements: int = 5
+    """ReStyle steps of a validation."""
+    shown_refine_steps: int = 100
+    """Steps by which the codes of the pictures in validation.png are refined for its last column."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint to go on from after so many minutes; the last two are kept."""
+    max_minutes: float | None = None
+    """Stop with a checkpoint after so many minutes; the same command goes on from there."""
+    status_seconds: float = 15.0
+    """Time between status lines."""
+
+    def check(self) -> None:
+        """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float):
+                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
+        require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
+        share = self.generated_share
+        require(0 <= share <= 1, f"--generated-share is {share}: it must lie between 0 and 1")
+        require(0 < self.final_lr <= 1, f"--final-lr is {self.final_lr}: give a share of --lr, above 0 and at most 1")
+        require(
+            self.identity_network is not None or self.identity_weight == 0,
+            f"--identity-weight {self.identity_weight:g} needs --identity-network FILE (a re-ID or MoCo-v2 network); "
+            "give one, or --identity-weight 0",
+        )
+        part, rest = divmod(self.batch, max(self.workers, 1))
+        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        require(part >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
+        require(
+            self.gpus in (None, 0, max(self.workers, 1)),
+            f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
+        )
+        require(
+            self.weights is None or (self.width_factor == 1 and self.backbone != "resnet10"),
+            "--weights: ImageNet weights are of resnet18 and resnet34 with --width-factor 1; leave them out",
+        )
+
+    def encoder(self, generator: GeneratorConfig) -> EncoderConfig:
+        """The encoder's configuration for a generator."""
+        return EncoderConfig(
+            height=self.height,
+            width=self.width,
+            num_ws=generator.num_ws,
+            w_dim=generator.w_dim,
+            backbone=self.backbone,
+            width_factor=self.width_factor,
+            head_channels=self.head_channels,
+        )
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """Weights of the losses between pictures and reconstructions."""
+        return LossWeights(self.l2_weight, self.lpips_weight, self.identity_weight)
+
+    @property
+    def generated(self) -> int:
+        """Generated images of a batch."""
+        return round(self.generated_share * self.batch)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        late = max(2 * step / self.steps - 1, 0.0)
+        return self.lr * (self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * late)) / 2)
+
+    def as_json(self) -> dict:
+        """Plain values for JSON and for Ray Train; `from_json` reads them back."""
+        values = dataclasses.asdict(self)
+        return values | {name: None if values[name] is None else str(values[name]) for name in PATHS}
+
+    @classmethod
+    def from_json(cls, values: dict) -> "EncoderTraining":
+        """The configuration that `as_json` wrote."""
+        return cls(**values | {name: Path(values[name]) for name in PATHS if values[name] is not None})
+
+
+PATHS = ("data", "out", "network", "weights", "identity_network", "alexnet")
+_POSITIVE = ("width_factor", "head_channels", "refinements", "steps", "batch", "lr", "validation_images", "threads")
+_POSITIVE += ("validation_steps", "validation_refinements", "checkpoint_minutes", "status_seconds")
+_NOT_NEGATIVE = ("l2_weight", "lpips_weight", "identity_weight", "codes_weight", "seed", "workers", "gpus", "restarts")
+_NOT_NEGATIVE += ("max_minutes", "shown_refine_steps", "generated_psi")

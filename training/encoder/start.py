@@ -1,0 +1,96 @@
+"""What an encoder training starts from: its generator, losses, encoder and optimiser, and the pictures."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from datasets.reid.training_set import TrainingImages, load_training_images
+from passersby import weights
+from passersby.errors import InputError
+from passersby.perception.perceptual import load_perceptual
+from passersby.reid.identity_features import load_identity
+from passersby.restyle.encoder import RestyleEncoder, load_backbone
+from passersby.restyle.losses import InversionLoss
+from passersby.restyle.refinement import w_statistics
+from passersby.restyle.restyle import working_size
+from passersby.stylegan3 import GeneratorConfig
+from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
+from training.encoder.config import EncoderTraining
+from training.encoder.encoder_snapshot import last_checkpoint
+from training.encoder.ranger import Ranger
+from training.encoder.step import EncoderState, Frozen
+from training.memory import check_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The frozen networks, and what the record says of them."""
+
+    frozen: Frozen
+    generator: dict  # file, sha256
+    record: dict
+
+
+def generator_file(config: EncoderTraining) -> Path:
+    """The file of the generator."""
+    return config.network or weights.DEMO_NETWORK
+
+
+def load_generator(config: EncoderTraining) -> LoadedNetwork:
+    """The generator. Raises InputError for one that has labels or other than three channels."""
+    loaded = load_network(generator_file(config))
+    about = loaded.generator.config
+    if about.c_dim or about.img_channels != 3:
+        raise InputError(
+            f"--network {generator_file(config).name} has {about.c_dim} labels and {about.img_channels} channels: give "
+            "one without labels and with 3 channels"
+        )
+    return loaded
+
+
+def load_networks(config: EncoderTraining, device: torch.device) -> Networks:
+    """Generator and losses on the device. Raises InputError for files that cannot be used."""
+    loaded = load_generator(config)
+    generator = loaded.generator.eval().requires_grad_(False).to(device)
+    used = config.loss_weights
+    perceptual = load_perceptual(config.alexnet)  # validation needs it, whatever its weight
+    identity = load_identity(config.identity_network) if config.identity_network else None
+    measured = InversionLoss(used, perceptual, identity).to(device)
+    loss = InversionLoss(used, perceptual if used.lpips else None, identity if used.identity else None)
+    about = {"file": generator_file(config).name, "sha256": loaded.sha256}
+    record = {
+        "generator": about | {"trained_on": loaded.record.get("trained_on", "unknown")},
+        "perceptual": perceptual.name,
+        "identity": None if identity is None else {"name": identity.name, "sha256": identity.sha256},
+    }
+    with torch.no_grad():
+        average = generator.mapping.w_avg.expand(generator.num_ws, -1)
+        image = generator.synthesis(average[None])[0]
+    return Networks(
+        Frozen(generator, loss, measured, average.contiguous(), w_statistics(generator).spread, image), about, record
+    )
+
+
+def load_data(config: EncoderTraining, generator: GeneratorConfig) -> TrainingImages:
+    """List and decode the training images, the first of each person set aside. Raises InputError."""
+    height, width = working_size(config.encoder(generator), generator)
+    data = load_training_images(config.data, height=height, width=width, validation="images", check_memory=check_memory)
+    if not len(data.validation_images):
+        raise InputError(
+            f"--data {config.data}: no person has two pictures, so none can be kept for validation: give a data set "
+            "with several pictures of a person"
+        )
+    return data
+
+
+def start(config: EncoderTraining, generator: GeneratorConfig, device: torch.device):
+    """(state, notes): encoder and optimiser at step 0, and what there is to say about its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = RestyleEncoder(config.encoder(generator))
+    notes: tuple[str, ...] = ("the backbone starts from random weights: --weights FILE gives it ImageNet's",)
+    if config.weights is not None:
+        notes = tuple(load_backbone(encoder, config.weights)) if last_checkpoint(config.out) is None else ()
+    encoder = encoder.to(device)
+    return EncoderState(encoder, Ranger(encoder.parameters(), lr=config.lr)), notes

@@ -1,0 +1,89 @@
+"""One step of encoder training (ReStyle, Alaluf et al. 2021): a few refinements of a batch, one move of the weights."""
+
+import dataclasses
+
+import torch
+
+from passersby.restyle.encoder import RestyleEncoder
+from passersby.restyle.losses import InversionLoss
+from passersby.restyle.restyle import pooled, restyle_steps
+from passersby.stylegan3 import Generator
+from training.encoder.ranger import Ranger
+from training.reid.step import running_statistics
+from training.workers import average_over_workers, workers
+
+Scalars = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass
+class EncoderState:
+    """All that a step changes. best: the least LPIPS of a validation so far."""
+
+    encoder: RestyleEncoder
+    optimizer: Ranger
+    step: int = 0
+    images_seen: int = 0
+    best: float = float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What a step uses and never changes, on the device.
+
+    average: [num_ws, w_dim]; spread: of a coordinate of w (`w_statistics`); average_image: [3, h, w]; loss: at the size
+    of the pictures, with the networks that have a weight; measured: with all there are.
+    """
+
+    generator: Generator
+    loss: InversionLoss
+    measured: InversionLoss
+    average: torch.Tensor
+    spread: float
+    average_image: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """This worker's part of a step's images: float32 [n, 3, h, w], -1..1; codes [n, num_ws, w_dim] of those from
+    `generated` on, which the generator made."""
+
+    images: torch.Tensor
+    codes: torch.Tensor | None
+    generated: int
+
+
+def train_step(state: EncoderState, frozen: Frozen, batch: Batch, refinements: int, codes_weight: float, rate: float):
+    """One step; returns this worker's scalars [n] or fewer values each: of the last refinement.
+
+    The gradients are the sum over the refinements of those of the mean loss over the images; codes and reconstructions
+    are constants for the next refinement, as published. Where w is known, its mean squared error in spreads is added.
+    """
+    state.encoder.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    target = frozen.loss.target(batch.images)
+    scalars: Scalars = {}
+    steps = restyle_steps(
+        state.encoder, frozen.generator.synthesis, batch.images, frozen.average, refinements, frozen.average_image
+    )
+    for codes, reconstructions in steps:
+        losses = frozen.loss.measure(pooled(reconstructions, *batch.images.shape[2:]), target)
+        total = frozen.loss.total(losses)
+        scalars = {"loss/l2": losses.l2.detach()}
+        if frozen.loss.perceptual is not None:
+            scalars["loss/lpips"] = losses.lpips.detach()
+        if frozen.loss.identity is not None:
+            scalars["identity/cosine"] = losses.identity_cosine.detach()
+        if batch.codes is not None:
+            errors = ((codes[batch.generated :] - batch.codes) / frozen.spread).square().mean((1, 2))
+            total = torch.cat((total[: batch.generated], total[batch.generated :] + codes_weight * errors))
+            scalars["loss/codes"] = errors.detach()
+        scalars["loss/total"] = total.detach()
+        total.mean().backward()
+    gradients = [parameter.grad for parameter in state.encoder.parameters() if parameter.grad is not None]
+    # The running statistics too: they are the means over all workers' parts, and the same after a restart.
+    average_over_workers([*gradients, *running_statistics(state.encoder)] if workers() > 1 else [])
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.step += 1
+    return scalars

@@ -1,0 +1,271 @@
+"""What an augmentation does to the images of a batch: all its random numbers, drawn on the CPU for the whole batch.
+
+The transforms, their order and their distributions are those of StyleGAN2-ADA and StyleGAN3 (Karras et al. 2020,
+"Training Generative Adversarial Networks with Limited Data", appendix B). Every transform happens to a sample with
+probability p. The numbers behind a transform depend neither on p nor on the set, so that a larger p makes
+more of the same.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import scipy.special
+import torch
+
+from passersby.errors import InputError
+from training.gan.augment_wavelets import GEOMETRY_PAD
+
+_BLIT = ("xflip", "rotate90", "xint")
+_GEOM = ("scale", "rotate", "aniso", "xfrac")
+_COLOR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
+
+# The names of the ADA paper. `upright` is for people who stand: 'bgc' without what the generator would learn to
+# imitate, as no photograph shows it: turned people, and hues and negatives that skin and sky do not have.
+AUGMENTATIONS: dict[str, tuple[str, ...]] = {
+    "upright": ("xflip", "xint", "scale", "aniso", "xfrac", "brightness", "contrast", "saturation"),
+    "blit": _BLIT,
+    "geom": _GEOM,
+    "color": _COLOR,
+    "filter": ("imgfilter",),
+    "noise": ("noise",),
+    "cutout": ("cutout",),
+    "bg": _BLIT + _GEOM,
+    "bgc": _BLIT + _GEOM + _COLOR,
+    "bgcf": _BLIT + _GEOM + _COLOR + ("imgfilter",),
+    "bgcfn": _BLIT + _GEOM + _COLOR + ("imgfilter", "noise"),
+    "bgcfnc": _BLIT + _GEOM + _COLOR + ("imgfilter", "noise", "cutout"),
+}
+
+_BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural images (1 / f), lowest band first
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How each sample of a batch is augmented. None = nothing of the kind happens to any sample of the batch.
+
+    `margins`, `separable` and what is None belong to the whole batch, also in a share of it: so a sample comes out
+    the same whoever augments it.
+    """
+
+    height: int
+    width: int
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, top, right, bottom: pixels of reflection needed
+    separable: bool = True  # no sample is turned: rows and columns can be worked on one after the other
+    theta: torch.Tensor | None = None  # [N, 2, 3] float32: from the output to the input as `affine_grid` takes it
+    colour: torch.Tensor | None = None  # [N, 3, 4] float32: (r, g, b, 1) -> (r, g, b)
+    gains: torch.Tensor | None = None  # [N, 4] float32: of the frequency bands, lowest first
+    noise: torch.Tensor | None = None  # [N, 3, H, W] float32, to be added
+    cut_rows: torch.Tensor | None = None  # [N, H] bool; blackened is where row and column are both cut
+    cut_columns: torch.Tensor | None = None  # [N, W] bool
+
+    def share(self, index: slice) -> "Draws":
+        """The draws of some samples."""
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> "Draws":
+        """The same draws on the device. The device is not waited for."""
+        device = torch.device(device)
+        if device.type != "cuda":
+            return self._map(lambda tensor: tensor.to(device))
+        # A copy from memory that is not pinned may wait for all work before it.
+        return self._map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+
+    def _map(self, change) -> "Draws":
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Draws(**{name: change(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()})
+
+
+class _Dice:
+    """Random values [..., N] of a batch and whether they are used.
+
+    With a percentile every value is that percentile of its distribution and every gate is open: the reference's
+    way to compare implementations. Its normal percentiles lack a factor of sqrt(2), here as well.
+    """
+
+    def __init__(self, names: tuple[str, ...], p: float, count: int, random: np.random.Generator, percentile):
+        self.names, self.p, self.count, self.random, self.percentile = names, p, count, random, percentile
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        """0..1."""
+        values = self.random.random((*shape, self.count))
+        return values if self.percentile is None else np.full_like(values, self.percentile)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard normal."""
+        values = self.random.standard_normal((*shape, self.count))
+        return values if self.percentile is None else np.full_like(values, _erfinv(2 * self.percentile - 1))
+
+    def gated(self, name: str, values: np.ndarray, identity: float, p: float | None = None) -> np.ndarray:
+        """The values of samples to which the transform happens, `identity` for the others."""
+        happens = self.random.random(self.count) < (self.p if p is None else p)
+        if name not in self.names:
+            happens = np.zeros_like(happens)
+        elif self.percentile is not None:
+            happens = np.ones_like(happens)
+        return np.where(happens, values, identity)
+
+
+def draw(
+    augmentation: str,
+    p: float,
+    count: int,
+    height: int,
+    width: int,
+    random: np.random.Generator,
+    percentile: float | None = None,
+) -> Draws:
+    """Draw how `count` images are augmented: one of AUGMENTATIONS, each of its transforms with probability p.
+
+    `percentile` replaces every draw by that percentile of its distribution, for comparisons. Raises InputError for an
+    unknown set and for p outside 0..1.
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise InputError(f"no augmentation {augmentation!r}: choose one of {', '.join(AUGMENTATIONS)}")
+    if not 0 <= p <= 1:
+        raise InputError(f"augmentation probability {p} is outside 0..1")
+    if p == 0 and percentile is None:
+        return Draws(height, width)
+    names = AUGMENTATIONS[augmentation]
+    dice = _Dice(names, p, count, random, percentile)
+    # All are drawn whatever the set is; the noise, which takes long, comes last.
+    inverse = _inverse_affine(dice, height, width)
+    colour = _colour(dice)
+    gains = _band_gains(dice)
+    cut_rows, cut_columns = _cutout(dice, height, width)
+    parts = {
+        "colour": None if (colour == np.eye(3, 4)).all() else _tensor(colour),
+        "gains": None if (gains == 1).all() else _tensor(gains),
+        "noise": _noise(dice, height, width) if "noise" in names else None,
+    }
+    if cut_rows.any():
+        parts |= {"cut_rows": torch.from_numpy(cut_rows), "cut_columns": torch.from_numpy(cut_columns)}
+    if (inverse != np.eye(3)).any():
+        margins = _margins(inverse, height, width)
+        separable = not (inverse[:, [0, 1], [1, 0]] != 0).any()
+        theta = _tensor(_theta(inverse, height, width, margins))
+        parts |= {"margins": margins, "separable": separable, "theta": theta}
+    return Draws(height, width, **parts)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _erfinv(value: float) -> float:
+    return float(scipy.special.erfinv(value))
+
+
+def _inverse_affine(dice: _Dice, height: int, width: int) -> np.ndarray:
+    """[N, 3, 3]: pixels of the output -> pixels of the input, both counted from the image's centre."""
+    flip = dice.gated("xflip", np.floor(dice.uniform() * 2), 0)
+    quarter_turns = dice.gated("rotate90", np.floor(dice.uniform() * 4), 0)
+    shift = dice.gated("xint", (dice.uniform(2) * 2 - 1) * 0.125, 0)
+    scale = dice.gated("scale", np.exp2(dice.normal() * 0.2), 1)
+    one_of_two = 1 - math.sqrt(1 - dice.p)  # P(turned before or after the anisotropic scaling) = p
+    before = dice.gated("rotate", (dice.uniform() * 2 - 1) * np.pi, 0, one_of_two)
+    stretch = dice.gated("aniso", np.exp2(dice.normal() * 0.2), 1)
+    after = dice.gated("rotate", (dice.uniform() * 2 - 1) * np.pi, 0, one_of_two)
+    if dice.percentile is not None:
+        after = np.zeros_like(after)
+    slide = dice.gated("xfrac", dice.normal(2) * 0.125, 0)
+    inverse = _scaling(1 - 2 * flip, np.ones_like(flip))
+    inverse = inverse @ _rotation(np.pi / 2 * quarter_turns)
+    inverse = inverse @ _translation(-np.round(shift[0] * width), -np.round(shift[1] * height))
+    inverse = inverse @ _scaling(1 / scale, 1 / scale)
+    inverse = inverse @ _rotation(before)
+    inverse = inverse @ _scaling(1 / stretch, stretch)
+    inverse = inverse @ _rotation(after)
+    return inverse @ _translation(-slide[0] * width, -slide[1] * height)
+
+
+def _matrices(count: int, size: int = 3) -> np.ndarray:
+    return np.tile(np.eye(size), (count, 1, 1))
+
+
+def _scaling(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    matrices = _matrices(len(x))
+    matrices[:, 0, 0], matrices[:, 1, 1] = x, y
+    return matrices
+
+
+def _translation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    matrices = _matrices(len(x))
+    matrices[:, 0, 2], matrices[:, 1, 2] = x, y
+    return matrices
+
+
+def _rotation(angle: np.ndarray) -> np.ndarray:
+    matrices = _matrices(len(angle))
+    matrices[:, 0, 0] = matrices[:, 1, 1] = np.cos(angle)
+    matrices[:, 0, 1], matrices[:, 1, 0] = -np.sin(angle), np.sin(angle)
+    return matrices
+
+
+def _margins(inverse: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """Pixels of reflection that the whole batch needs on the left, top, right and bottom."""
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    corners = np.array([[-1, 1, 1, -1], [-1, -1, 1, 1]]) * centre[:, None]
+    corners = inverse[:, :2, :2] @ corners + inverse[:, :2, 2:]  # [N, xy, corner]
+    reach = np.stack([-corners.min(axis=(0, 2)), corners.max(axis=(0, 2))]) + 2 * GEOMETRY_PAD - centre
+    # One reflection cannot be wider than the image. The small number keeps rounding from asking for another pixel.
+    return tuple(int(side) for side in np.ceil(np.clip(reach, 0, 2 * centre) - 1e-6).ravel())
+
+
+def _theta(inverse: np.ndarray, height: int, width: int, margins: tuple[int, int, int, int]) -> np.ndarray:
+    """[N, 2, 3]: from the doubled output with its pads to the doubled padded image, in units of half their sides."""
+    left, top, right, bottom = margins
+    matrices = inverse.copy()
+    matrices[:, 0, 2] += (left - right) / 2
+    matrices[:, 1, 2] += (top - bottom) / 2
+    double, half_pixel = np.diag([2.0, 2, 1]), np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
+    grow = half_pixel @ double
+    matrices = grow @ matrices @ np.linalg.inv(grow)
+    source = np.array([width + left + right, height + top + bottom, 1.0])
+    target = np.array([2 * (width + 2 * GEOMETRY_PAD), 2 * (height + 2 * GEOMETRY_PAD), 2]) / 2
+    return (matrices / source[:, None] * target)[:, :2]
+
+
+def _colour(dice: _Dice) -> np.ndarray:
+    """[N, 3, 4]: the colour transforms as one matrix on (r, g, b, 1)."""
+    brightness = dice.gated("brightness", dice.normal() * 0.2, 0)
+    contrast = dice.gated("contrast", np.exp2(dice.normal() * 0.5), 1)
+    luma_flip = dice.gated("lumaflip", np.floor(dice.uniform() * 2), 0)
+    hue = dice.gated("hue", (dice.uniform() * 2 - 1) * np.pi, 0)
+    saturation = dice.gated("saturation", np.exp2(dice.normal()), 1)
+    eye, grey = np.eye(3), np.full((3, 3), 1 / 3)  # `grey` projects onto the luma axis
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # product with the luma axis
+    hue, saturation = hue[:, None, None], saturation[:, None, None]
+    linear = contrast[:, None, None] * (eye - 2 * grey * luma_flip[:, None, None])
+    turn = np.cos(hue) * (eye - grey) + grey + np.sin(hue) * cross
+    turn = np.where(hue == 0, eye, turn)  # exactly, so that it shows when nothing happens
+    linear = np.where(saturation == 1, eye, grey + (eye - grey) * saturation) @ turn @ linear
+    return np.concatenate([linear, linear @ np.tile(brightness[:, None, None], (1, 3, 1))], axis=2)
+
+
+def _band_gains(dice: _Dice) -> np.ndarray:
+    """[N, 4]: amplification of each frequency band; natural images keep their power."""
+    gains = np.ones((dice.count, 4))
+    for band in range(4):
+        amplified = dice.gated("imgfilter", np.exp2(dice.normal()), 1)
+        power = 1 + _BAND_POWER[band] * (amplified**2 - 1)
+        gains[:, band] *= amplified
+        gains /= np.sqrt(power)[:, None]
+    return gains
+
+
+def _cutout(dice: _Dice, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [N, H] and columns [N, W] of a rectangle of half the image's sides, both bool."""
+    size = dice.gated("cutout", np.full(dice.count, 0.5), 0)[:, None]
+    x, y = dice.uniform(2)[:, :, None]
+    columns = np.abs((np.arange(width) + 0.5) / width - x) < size / 2
+    rows = np.abs((np.arange(height) + 0.5) / height - y) < size / 2
+    return rows, columns
+
+
+def _noise(dice: _Dice, height: int, width: int) -> torch.Tensor:
+    """[N, 3, H, W]: white noise whose strength is half-normal."""
+    strength = np.abs(dice.normal()) if dice.percentile is None else np.full(dice.count, _erfinv(dice.percentile))
+    strength = _tensor(dice.gated("noise", strength * 0.1, 0))
+    values = torch.from_numpy(dice.random.standard_normal((dice.count, 3, height, width), np.float32))
+    return values * strength[:, None, None, None]

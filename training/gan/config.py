@@ -1,0 +1,251 @@
+"""The configuration of a GAN training: one frozen dataclass, from which the command line is made."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
+from training.gan.augment import AUGMENTATIONS
+from training.gan.gan_ada import AdaController
+from training.gan.step import StepSettings
+from training.option_checks import flag, require
+
+MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discriminator
+
+# What may change when a training goes on: how long, how often, where, on what; never what is learned from what.
+FREE_TO_CHANGE = frozenset(
+    ["preset", "data", "out", "kimg", "max_minutes", "snapshot_kimg", "checkpoint_minutes", "status_seconds", "workers"]
+    + ["gpus", "threads", "batch_gpu", "restarts", "validation_kimg", "fid_images", "fid_reference", "inception"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GanConfig:
+    """Train a StyleGAN3 on people. The same command again goes on where it stopped, whatever stopped it.
+
+    Example: python jobs/train_gan.py --preset person-128x64-t --data MARKET --out OUT --workers 2
+    """
+
+    data: Path
+    """Market-1501 tree (only bounding_box_train is ever trained on), folder of images, or zip with dataset.json."""
+    out: Path
+    """Folder for snapshots, grids, curves and logs; with several machines, one that all of them see."""
+    preset: Literal["person-128x64-t", "person-128x64-r", "study", "tiny"] = "person-128x64-t"
+    """Defaults of everything below. person-128x64-*: people on GPUs; study: the study's settings (config R,
+    64 x 64, batch 16, gamma 2, stretched); tiny: config T at 64 x 32 for two CPU cores."""
+
+    # ---- the networks
+    height: int = 128
+    """Image height: a power of two, at least 16."""
+    width: int = 64
+    """Image width: the height, or the height divided by a power of two."""
+    config: Literal["t", "r"] = "t"
+    """StyleGAN3-T (3x3 convolutions) or -R (1x1, radial filters, twice the generator's channels)."""
+    channel_base: int = 32768
+    """Channels of a layer are about this divided by its resolution ..."""
+    channel_max: int = 512
+    """... and at most this."""
+    margin_size: int = 10
+    """Samples that layers compute beyond the image's edges. Fewer are faster (4: a third less work at 64x32), at
+    the price of edges that the image can see: fit for small demonstrations."""
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Of the highest four octaves' layers on a GPU; auto: float16, as the reference has it. CPUs use float32."""
+
+    # ---- where it starts
+    transfer: Path | None = None
+    """Start from this network's weights: any file that load_network reads, of any size, width and config."""
+    freeze_d: int = 0
+    """Keep the discriminator's first so many layers, from the image side, as they are (Freeze-D)."""
+
+    # ---- data
+    fit: Literal["exact", "crop", "pad", "stretch"] = "exact"
+    """Images of another shape than height : width: refuse them, cut them, repeat their edges, or stretch them."""
+    enlarge: bool = False
+    """Enlarge images that are smaller than height x width instead of refusing them."""
+    mirror: bool = True
+    """Mirror every second real image, left to right."""
+    validation_people: int | None = None
+    """People set aside: never trained on, for validation losses and FID. Not given: one in twenty, 50 at most."""
+    condition: Literal["none", "camera", "cluster", "dataset"] = "none"
+    """Train with labels: the camera, one of --clusters groups of like-looking identities, or dataset.json's."""
+    clusters: int = 16
+    """Groups of --condition cluster."""
+
+    # ---- learning
+    batch: int = 32
+    """Images of one iteration, over all workers."""
+    batch_gpu: int | None = None
+    """Images a worker works on at a time, adding up gradients. Not given: its whole share of the batch."""
+    kimg: float = 5000.0
+    """Thousands of real images to train on in all."""
+    gamma: float = 0.25
+    """Weight of R1: more is stabler and blurrier. It grows with the number of pixels; try a quarter and four times."""
+    generator_lr: float = 0.0025
+    """Adam's rate for the generator."""
+    discriminator_lr: float = 0.002
+    """Adam's rate for the discriminator (before its correction for lazy R1)."""
+    style_mixing_probability: float = 0.5
+    """Share of training images made from two codes (the reference trains with 0: mixes are foreign to it)."""
+    augment: Literal["ada", "fixed", "none"] = "ada"
+    """Augment what the discriminator sees with a probability that adapts, with --augment-p, or never."""
+    augment_set: str = "upright"
+    """What is augmented. upright: all of bgc but turns, hue and luma flip, which would leak into upright people;
+    bgc: the reference's; blit, geom, color, bg: parts of it; bgcfnc: also bands, noise and cutouts."""
+    augment_p: float = 0.0
+    """Probability of each transform at the start (ada), or always (fixed)."""
+    augment_p_max: float = 1.0
+    """ADA never goes beyond this."""
+    ada_target: float = 0.6
+    """ADA keeps the mean sign of the discriminator's scores of real images here."""
+    ada_kimg: float | None = None
+    """Thousands of images in which p could go from 0 to 1. Not given: 500, with --transfer 100."""
+    seed: int = 0
+    """Fixes initial weights, order of the data, every latent code and augmentation, whatever the number of workers."""
+
+    # ---- where it runs
+    workers: int = 1
+    """Ray Train workers; 0 trains in this process, without Ray."""
+    gpus: int | None = None
+    """GPUs in all: 0 or one a worker. Not given: one a worker where there are that many, else the CPU."""
+    threads: int | None = None
+    """CPU threads of a worker. Not given: PyTorch's choice in this process, 2 in a Ray Train worker."""
+    restarts: int = 3
+    """Times that Ray Train starts the workers again after one died, from the last checkpoint."""
+
+    # ---- what is kept and said
+    snapshot_kimg: float = 100.0
+    """A snapshot (networks, grids, FID) after every so many thousand images, and at the end; all are kept."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint to go on from after so many minutes; the last two are kept."""
+    validation_kimg: float = 4.0
+    """Losses on validation people after every so many thousand images, and a record in history.jsonl."""
+    fid_images: int | None = None
+    """Generated images for the FID of a snapshot, 0 for none. Not given: 10,000 on a GPU, none on a CPU."""
+    fid_reference: Literal["auto", "validation", "training"] = "auto"
+    """Real images that FID compares with; auto: validation people's where there are 500 images of them."""
+    inception: Path | None = None
+    """The inception network's file, for machines without a package registry."""
+    max_minutes: float | None = None
+    """Stop with a checkpoint after so many minutes; the same command goes on from there."""
+    status_seconds: float = 30.0
+    """Time between status lines."""
+
+    def check(self) -> None:
+        """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
+        for name in ("style_mixing_probability", "augment_p", "augment_p_max"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float):
+                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
+        require(-1 < self.ada_target < 1, f"--ada-target is {self.ada_target}: it must lie between -1 and 1")
+        known = ", ".join(AUGMENTATIONS)
+        require(
+            self.augment_set in AUGMENTATIONS, f"--augment-set {self.augment_set} is not known: give one of {known}"
+        )
+        require(self.clusters >= 2, f"--clusters is {self.clusters}: give 2 or more, or --condition none")
+        self._check_sizes()
+        self._check_batch()
+
+    def _check_sizes(self) -> None:
+        sizes = f"--height {self.height} --width {self.width}"
+        require(
+            _is_power_of_two(self.height) and self.height >= 16,
+            f"{sizes}: the height must be 16, 32, 64, ...",
+        )
+        require(
+            _is_power_of_two(self.width) and 8 <= self.width <= self.height,
+            f"{sizes}: the width must be the height divided by 1, 2, 4, ... and at least 8",
+        )
+
+    def _check_batch(self) -> None:
+        share, rest = divmod(self.batch, max(self.workers, 1))
+        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        part = self.batch_gpu or share
+        require(
+            part <= share and share % part == 0,
+            f"--batch-gpu {self.batch_gpu} does not divide each worker's {share} images (--batch {self.batch})",
+        )
+        what = f"--batch-gpu {self.batch_gpu}" if self.batch_gpu else f"--batch {self.batch}"
+        require(
+            part % min(MINIBATCH_GROUP, part) == 0,
+            f"{what} gives each worker {part} images: take less than {MINIBATCH_GROUP} "
+            f"or a multiple of {MINIBATCH_GROUP}",
+        )
+        require(
+            self.gpus in (None, 0, max(self.workers, 1)),
+            f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
+        )
+
+    def generator(self, label_size: int = 0) -> GeneratorConfig:
+        """The generator's configuration; its magnitude average halves every 20,000 images."""
+        make = GeneratorConfig.config_r if self.config == "r" else GeneratorConfig.config_t
+        return make(
+            self.height,
+            self.width,
+            c_dim=label_size,
+            channel_base=self.channel_base,
+            channel_max=self.channel_max,
+            margin_size=self.margin_size,
+            magnitude_ema_beta=0.5 ** (self.batch / 20_000),
+        )
+
+    def discriminator(self, label_size: int = 0) -> DiscriminatorConfig:
+        """The discriminator's configuration: the channels as given, for T and R alike."""
+        return DiscriminatorConfig(
+            self.height,
+            self.width,
+            c_dim=label_size,
+            channel_base=self.channel_base,
+            channel_max=self.channel_max,
+            mbstd_group_size=MINIBATCH_GROUP,
+        )
+
+    def step_settings(self) -> StepSettings:
+        """The iteration's numbers: those that the reference derives from the batch are derived here.
+
+        After a transfer there is neither the blur nor the average's quick start (as the reference resumes).
+        """
+        share = self.batch // max(self.workers, 1)
+        return StepSettings(
+            gamma=self.gamma,
+            blur_start_sigma=10.0 if self.config == "r" and not self.transfer else 0.0,
+            blur_fade_images=self.batch * 200_000 / 32,
+            ema_half_life_images=self.batch * 10_000 / 32,
+            ema_ramp=None if self.transfer else 0.05,
+            rounds=share // (self.batch_gpu or share),
+        )
+
+    def ada(self) -> AdaController:
+        """The controller of the augmentation's probability, at its start."""
+        kimg = self.ada_kimg or (100.0 if self.transfer else 500.0)
+        return AdaController(self.augment, self.augment_p, target=self.ada_target, kimg=kimg, p_max=self.augment_p_max)
+
+    def as_json(self) -> dict:
+        """Plain values for JSON and for Ray Train; `from_json` reads them back."""
+        values = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict) -> "GanConfig":
+        """The configuration that `as_json` wrote."""
+        paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
+        return cls(**values | paths)
+
+
+_PATHS = ("data", "out", "transfer", "inception")
+_POSITIVE = ("channel_base", "channel_max", "batch", "batch_gpu", "kimg", "snapshot_kimg", "checkpoint_minutes")
+_POSITIVE += ("validation_kimg", "status_seconds", "generator_lr", "discriminator_lr", "threads", "ada_kimg")
+_NOT_NEGATIVE = ("gamma", "workers", "seed", "gpus", "max_minutes", "margin_size", "freeze_d", "restarts")
+_NOT_NEGATIVE += ("validation_people", "fid_images")
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0

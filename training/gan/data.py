@@ -1,0 +1,138 @@
+"""What goes into a GAN training: real images, codes, augmentation, as functions of the seed and the images seen.
+
+Every draw is made for the whole batch and then shared out: worker r of W takes samples r, r + W, r + 2W, ...
+With that stride the groups of the minibatch deviation hold the same samples whatever W is (where a worker's
+share is a multiple of the group), so a training does not depend on the number of its workers beyond rounding,
+and going on from a checkpoint needs no stored random state.
+"""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from training.gan.augment import Draws, draw
+from training.gan.config import GanConfig
+from training.gan.gan_inputs import AUGMENTED, Inputs, Latents
+
+# One independent stream for each use: no use sees the numbers of another.
+_ORDER, _MIRROR, _LATENTS, _AUGMENT = 0, 1, 2, 3  # _AUGMENT + k: the k-th name of AUGMENTED
+
+
+def command_line() -> str:
+    """The command that runs, with folders of this machine cut down to their last part."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    return shlex.join(words)
+
+
+class Order:
+    """Which images follow each other: every epoch is another permutation, decided by the seed and its number."""
+
+    def __init__(self, images: int, seed: int):
+        self.images, self.seed = images, seed
+        self._epoch = (-1, np.empty(0, np.int64))
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """The images that come after `start` images, [count] int64."""
+        epochs, places = np.divmod(np.arange(start, start + count), self.images)
+        return np.concatenate([self._permutation(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._epoch[0] != epoch:
+            shuffled = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.images)
+            self._epoch = (epoch, shuffled)
+        return self._epoch[1]
+
+
+class Reader(Protocol):
+    """Where real images come from: an array in memory, or a stream."""
+
+    def read(self, images_seen: int, indices: np.ndarray) -> np.ndarray:
+        """This worker's images `indices` of the batch after `images_seen` images, uint8 [n, H, W, 3]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """All images decoded in one array, uint8 [N, H, W, 3], which may be shared and read-only."""
+
+    images: np.ndarray
+
+    def read(self, images_seen: int, indices: np.ndarray) -> np.ndarray:
+        """A copy of some of the images, [n, H, W, 3]."""
+        return self.images[indices]
+
+
+class Batches:
+    """The inputs of every iteration, this worker's share of them. `labels`: [N, c_dim] float32 of all images."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        order: Order,
+        config: GanConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        labels: np.ndarray | None = None,
+    ):
+        self.reader, self.order, self.config, self.labels = reader, order, config, labels
+        self.share = slice(rank, None, world_size)
+
+    def inputs(self, images_seen: int, p: float, z_dim: int, num_ws: int, device: torch.device) -> Inputs:
+        """Everything random of the iteration after `images_seen` images, augmented with probability `p`."""
+        mine = self.order.indices(images_seen, self.config.batch)[self.share]
+        return Inputs(
+            to_float(self.reals(images_seen, mine), device),
+            tuple(latents.to(device) for latents in self.latents(images_seen, z_dim, num_ws)),
+            None if self.labels is None else torch.from_numpy(self.labels[mine]).to(device),
+            {name: draws.to(device) for name, draws in self.draws(images_seen, p).items()},
+        )
+
+    def reals(self, images_seen: int, indices: np.ndarray) -> torch.Tensor:
+        """This worker's real images, uint8 [n, 3, H, W], channels last; `to_float` makes floats of them."""
+        flips = np.random.default_rng([self.config.seed, _MIRROR, images_seen]).random(self.config.batch) < 0.5
+        batch = self.reader.read(images_seen, indices)
+        if self.config.mirror:
+            mine = flips[self.share]
+            batch[mine] = batch[mine, :, ::-1]
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    def latents(self, images_seen: int, z_dim: int, num_ws: int) -> tuple[Latents, Latents]:
+        """This worker's codes of the generator's and the discriminator's phase."""
+        stream = np.random.default_rng([self.config.seed, _LATENTS, images_seen])
+        return self._phase(stream, z_dim, num_ws), self._phase(stream, z_dim, num_ws)
+
+    def draws(self, images_seen: int, p: float) -> dict[str, Draws]:
+        """What is done to this worker's images in each place where the discriminator sees some."""
+        if p == 0:
+            return {}
+        config = self.config
+        streams = [
+            np.random.default_rng([config.seed, _AUGMENT + index, images_seen]) for index in range(len(AUGMENTED))
+        ]
+        return {
+            name: draw(config.augment_set, p, config.batch, config.height, config.width, stream).share(self.share)
+            for name, stream in zip(AUGMENTED, streams, strict=True)
+        }
+
+    def _phase(self, stream: np.random.Generator, z_dim: int, num_ws: int) -> Latents:
+        batch = self.config.batch
+        z = stream.standard_normal((batch, z_dim), np.float32)
+        mix_z = mix_from = labels = None
+        probability = self.config.style_mixing_probability
+        if probability > 0:
+            mix_z = stream.standard_normal((batch, z_dim), np.float32)
+            mixed = stream.random(batch) < probability
+            mix_from = np.where(mixed, stream.integers(1, num_ws, batch), num_ws)
+        if self.labels is not None:  # labels of fakes are as frequent as those of real images
+            labels = self.labels[stream.integers(len(self.labels), size=batch)]
+        parts = (None if part is None else torch.from_numpy(part) for part in (z, mix_z, mix_from, labels))
+        return Latents(*parts).share(self.share)
+
+
+def to_float(reals: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 [n, 3, H, W] -> float32 on the device, -1..1."""
+    return reals.to(device, non_blocking=True).to(torch.float32).div_(127.5).sub_(1)

@@ -1,0 +1,281 @@
+"""The loop around training iterations: what Ray Train runs in every worker, and what runs without Ray."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from passersby.errors import InputError
+from training.gan.config import GanConfig
+from training.gan.data import Batches, command_line
+from training.gan.gan_fid import SnapshotFid
+from training.gan.gan_pictures import save_grids, save_reals
+from training.gan.gan_progress import Progress
+from training.gan.gan_start import Start, start
+from training.gan.images import TrainingData, list_data, load_data
+from training.gan.start import is_best, keep_best, last_checkpoint, save_checkpoint, save_snapshot
+from training.gan.step import StepSettings, train_iteration
+from training.gan.validation import Validation, stop_if_diverged, warnings
+from training.log import REFUSAL
+from training.workers import decided_by_first, workers
+
+_ASK_EVERY = 16  # iterations between two looks at the clock that all workers share
+
+
+def train_loop(values: dict) -> None:
+    """Ray Train's entry point: `config` is `GanConfig.as_json()`, `shared` are references to the driver's
+    `TrainingData` and to the bytes of the inception network.
+
+    Ray Train starts workers again whatever they died of. Bad input does not get better by that: it is written down,
+    and workers that find it there end at once.
+    """
+    config = GanConfig.from_json(values["config"])
+    refusal = config.out / REFUSAL
+    if refusal.exists():
+        return
+    data, inception = (ray.get(reference) for reference in values["shared"])
+    try:
+        train(
+            config,
+            ray.train.torch.get_device(),
+            rank=ray.train.get_context().get_world_rank(),
+            data=data,
+            command=values["command"],
+            report=ray.train.report,
+            inception=inception,
+        )
+    except InputError as error:
+        refusal.write_text(str(error))
+        raise
+
+
+def train(
+    config: GanConfig,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    data: TrainingData | None = None,
+    command: str | None = None,
+    report: Callable[[dict], None] | None = None,
+    inception: bytes | None = None,
+) -> Path | None:
+    """Train until `config.kimg` or `config.max_minutes`; goes on from the last checkpoint in `config.out`.
+
+    Inside a `torch.distributed` group every worker calls it with its rank; the first one writes. `report`
+    gets the figures after every snapshot, equally often in all workers. Returns the last snapshot's folder
+    (None in other workers, and where there was nothing to do). Raises InputError for data or folders that cannot be
+    used, and when the training diverges. `inception`: the bytes of its network file, needed for FID.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = data or load_data(config, list_data(config))
+    begun = start(config, device, data.label_size, data.sample)
+    if begun.extra and begun.extra["fingerprint"] != data.source.fingerprint:
+        raise InputError(
+            f"--data {config.data} holds other images than this training began with: give those, or another --out"
+        )
+    run = Run(config, device, begun, data, rank, command or command_line(), report, inception)
+    try:
+        return run.to_the_end()
+    finally:
+        if run.progress:
+            run.progress.close()
+
+
+class Run:
+    """One worker's part of a training; the first one (`progress` is not None) also tells and writes."""
+
+    def __init__(self, config, device, begun: Start, data: TrainingData, rank, command, report, inception):
+        self.config, self.device, self.report = config, device, report
+        self.state, self.data, self.origin = begun.state, data, begun.origin
+        self.settings: StepSettings = config.step_settings()
+        reader = data.reader(config, rank, workers())
+        self.batches = Batches(reader, data.order(config), config, rank, workers(), data.labels)
+        self.fid = SnapshotFid(config, data, device, rank, inception)
+        self.started = self.checkpoint_clock = time.monotonic()
+        self.figures: dict[str, float] = {}
+        self.command = command
+        self.progress = None
+        if rank == 0:
+            z_dim = self.state.generator.z_dim
+            self.validation = (
+                Validation(data.validation, data.validation_labels, z_dim, device) if len(data.validation) else None
+            )
+            self.progress = Progress(config, device, self.state.images_seen)
+            if begun.extra:
+                self.progress.since_record.load_state_dict(begun.extra["means"], device)
+            self._introduce(begun)
+
+    def to_the_end(self) -> Path | None:
+        """Iterate until there is enough or no time left; returns the last snapshot's folder."""
+        state, config = self.state, self.config
+        begun_at, end, snapshot = state.images_seen, config.kimg * 1000, None
+        while state.images_seen < end and not self._out_of_time():
+            before = state.images_seen
+            generator = state.generator
+            inputs = self.batches.inputs(before, state.ada.p, generator.z_dim, generator.num_ws, self.device)
+            scalars = train_iteration(state, self.settings, inputs)
+            last = state.images_seen >= end
+            if self.progress:
+                self._tell(scalars)
+                if last or _crosses(before, state.images_seen, config.validation_kimg):
+                    self._validate()
+            if not last and _crosses(before, state.images_seen, config.snapshot_kimg):
+                snapshot = self._snapshot(must=False)
+                self._checkpoint(must=False)
+            elif not last and self._checkpoint_is_due():
+                self._checkpoint(must=False)
+        if state.images_seen > begun_at:
+            snapshot = self._snapshot(must=True)
+            self._checkpoint(must=True)
+        return snapshot
+
+    # ---- what the first worker says
+
+    def _introduce(self, begun: Start) -> None:
+        config, data, progress = self.config, self.data, self.progress
+        size = {
+            name: sum(parameter.numel() for parameter in getattr(self.state, name).parameters()) / 1e6
+            for name in ("generator", "discriminator")
+        }
+        on_gpu = self.device.type == "cuda"
+        where = torch.cuda.get_device_name(self.device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
+        progress.say(
+            f"{data.source} at {config.height}x{config.width}; StyleGAN3-{config.config.upper()}, "
+            f"{size['generator']:.2f} M parameters, discriminator {size['discriminator']:.2f} M; "
+            f"{workers()} worker{'s' * (workers() > 1)} on {where}"
+        )
+        for line in [*data.notes, *begun.lines]:
+            progress.say(line)
+        if begun.extra is None:
+            save_reals(config.out, data.sample)
+        progress.skip(self.state.images_seen)
+
+    def _tell(self, scalars: dict[str, torch.Tensor]) -> None:
+        self.progress.add(scalars)
+        if self.progress.due():
+            self._status()
+
+    def _status(self) -> None:
+        self.figures |= self.progress.tell(self.state.images_seen, self.state.ada.p)
+        stop_if_diverged(self.figures, self.state.images_seen / 1000)
+
+    def _validate(self) -> None:
+        state = self.state
+        measured = {"augment/p": state.ada.p}
+        clock = time.monotonic()
+        if self.validation:
+            measured |= self.validation.measure(state)
+        record = self.progress.record(state.images_seen, measured)
+        self.progress.clock += time.monotonic() - clock  # measuring and drawing are no training
+        self.figures |= {name: value for name, value in record.items() if name != "kimg"}
+        stop_if_diverged(record, state.images_seen / 1000)
+        for line in warnings(self.figures):
+            self.progress.say(f"warning: {line}")
+
+    # ---- what is kept
+
+    def _record(self) -> dict:
+        about = self.config.as_json()
+        about = about | {key: Path(about[key]).name for key in ("data", "out", "transfer", "inception") if about[key]}
+        return {
+            "trained_on": self.data.source.record | self.data.label_record,
+            "command": self.command,
+            "kimg": self.state.images_seen / 1000,
+            "iterations": self.state.iteration,
+            "figures": self.figures,
+            "configuration": about,
+            **self.origin,
+        }
+
+    def _snapshot(self, must: bool) -> Path | None:
+        self._status_before_saving()
+        fid = self.fid.measure(self.state.generator_ema)
+        folder = None
+        if self.progress:
+            if fid is not None:
+                self.figures["fid"] = fid
+            folder = self._attempt(must, lambda: self._write_snapshot(fid))
+            self.progress.skip(self.state.images_seen)
+        if self.report:
+            self.report(self.figures | {"images_seen": self.state.images_seen})
+        return folder
+
+    def _write_snapshot(self, fid: float | None) -> Path:
+        progress, state, out = self.progress, self.state, self.config.out
+        folder = save_snapshot(out, state, self._record())
+        save_grids(out, state.generator_ema, state.images_seen)
+        words = ""
+        if fid is not None:
+            best = is_best(progress.history, fid)
+            if best:
+                keep_best(out, folder)
+            progress.record(state.images_seen, {"fid": fid})
+            words = f"  FID {fid:.2f} against {self.fid.reference}{', the best so far' * best}"
+        progress.say(f"snapshot {folder}{words}")
+        return folder
+
+    def _checkpoint_is_due(self) -> bool:
+        if self.state.iteration % _ASK_EVERY:
+            return False
+        due = time.monotonic() - self.checkpoint_clock > self.config.checkpoint_minutes * 60
+        return decided_by_first(due, self.device)
+
+    def _checkpoint(self, must: bool) -> None:
+        self._status_before_saving()
+        self.checkpoint_clock = time.monotonic()
+        if not self.progress:
+            return
+        extra = {
+            "origin": self.origin,
+            "fingerprint": self.data.source.fingerprint,
+            "means": self.progress.since_record.state_dict(),
+        }
+
+        def write() -> Path:
+            self.progress.write_history()  # a checkpoint whose history is missing could not be gone on from exactly
+            return save_checkpoint(self.config.out, self.state, self._record(), extra)
+
+        self._attempt(must, write)
+        self.progress.clock += time.monotonic() - self.checkpoint_clock
+
+    def _status_before_saving(self) -> None:
+        # Networks that have diverged since the last status line must not replace the last good ones.
+        if self.progress and self.state.images_seen > self.progress.clock_images:
+            self._status()
+
+    def _attempt(self, must: bool, write: Callable[[], Path]) -> Path | None:
+        # A full disk in the middle of a training is no reason to lose what is in memory: there is a next time.
+        try:
+            return write()
+        except InputError as error:
+            if must:
+                raise
+            old = last_checkpoint(self.config.out)
+            self.progress.say(f"warning: {error}; training goes on, the last checkpoint is {old and old.name}")
+            return None
+
+    def _out_of_time(self) -> bool:
+        # Workers must leave the loop together, so the first one's clock decides for all.
+        if self.config.max_minutes is None or (workers() > 1 and self.state.iteration % _ASK_EVERY):
+            return False
+        over = time.monotonic() - self.started > self.config.max_minutes * 60
+        return decided_by_first(over, self.device)
+
+
+def _crosses(before: int, after: int, every_kimg: float) -> bool:
+    return after // (every_kimg * 1000) > before // (every_kimg * 1000)
+
+
+def pick_device(gpus: int | None) -> torch.device:
+    """The device of a training without Ray: the first GPU, or the CPU where there is none or `gpus` is 0.
+
+    Raises InputError where a GPU is asked for and there is none.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise InputError(f"--gpus {gpus}: this machine has no usable CUDA device; give --gpus 0 for the CPU")
+    return torch.device("cuda", 0) if gpus != 0 and torch.cuda.is_available() else torch.device("cpu")

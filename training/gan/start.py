@@ -1,0 +1,158 @@
+"""What a GAN training keeps: folders that are complete or not there at all, named by the real images seen.
+
+    OUT/snapshots/000100000/network.safetensors     averaged and training generator, discriminator, record; all kept
+    OUT/checkpoints/000104000/network.safetensors   the same, and ...
+    OUT/checkpoints/000104000/training_state.pt     ... optimisers, counters, adaptation; the last two are kept
+    OUT/best.safetensors                            the snapshot with the lowest FID so far
+
+A folder is written under another name and renamed: that commits it.
+"""
+
+import contextlib
+import io
+import math
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+
+from passersby.errors import InputError
+from passersby.stylegan3.checkpoint import load_network, save_network
+from training.checkpoints import claim, commit, keep_newest, newest, write_synced
+from training.gan.config import FREE_TO_CHANGE, GanConfig
+from training.gan.step import TrainingState
+
+NETWORK, STATE, BEST = "network.safetensors", "training_state.pt", "best.safetensors"
+CHECKPOINTS_KEPT = 2
+
+
+def claim_folder(config: GanConfig) -> None:
+    """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
+    begun = bool(last_snapshot(config.out) or last_checkpoint(config.out))
+    claim(config.out, config.as_json(), FREE_TO_CHANGE, begun)
+
+
+def last_snapshot(out: Path) -> Path | None:
+    """The newest snapshot's folder, None at the start."""
+    return newest(out, f"snapshots/[0-9]*/{NETWORK}")
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest folder that training can go on from, None at the start."""
+    return newest(out, f"checkpoints/[0-9]*/{STATE}")
+
+
+def save_snapshot(out: Path, state: TrainingState, record: dict) -> Path:
+    """Write a snapshot and return its folder; the networks are stored in float32. Raises InputError where it
+    cannot be written; earlier snapshots stay as they are.
+    """
+    return commit(_folder(out, "snapshots", state), lambda folder: _write_networks(folder / NETWORK, state, record))
+
+
+def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) -> Path:
+    """Write everything that training needs to go on; `extra`: values and tensors that `resume` gives back.
+
+    A snapshot of the same moment lends its network file. Of the checkpoints before, one is kept. Errors as for
+    `save_snapshot`.
+    """
+    snapshot = Path(out) / "snapshots" / f"{state.images_seen:09d}" / NETWORK
+
+    def write(folder: Path) -> None:
+        _write_state(folder / STATE, state, extra)
+        with contextlib.suppress(OSError):  # no such snapshot, or a file system without links
+            os.link(snapshot, folder / NETWORK)
+        if not (folder / NETWORK).exists():
+            _write_networks(folder / NETWORK, state, record)
+
+    folder = commit(_folder(out, "checkpoints", state), write)
+    keep_newest(folder.parent, CHECKPOINTS_KEPT)
+    return folder
+
+
+def keep_best(out: Path, snapshot: Path) -> None:
+    """Make `OUT/best.safetensors` the network of this snapshot."""
+    part = Path(out) / f".{BEST}.part"
+    try:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(snapshot / NETWORK, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(snapshot / NETWORK, part)
+        os.replace(part, Path(out) / BEST)
+    except OSError as error:
+        raise InputError(f"cannot write {Path(out) / BEST}: {error.strerror}") from error
+
+
+def is_best(history: list[dict], fid: float) -> bool:
+    """Whether a snapshot of this FID is better than all that the history knows."""
+    known = [record["fid"] for record in history if record.get("fid") is not None]
+    return math.isfinite(fid) and all(fid < other for other in known)
+
+
+def _folder(out: Path, kind: str, state: TrainingState) -> Path:
+    return Path(out) / kind / f"{state.images_seen:09d}"
+
+
+def _write_networks(path: Path, state: TrainingState, record: dict) -> None:
+    save_network(
+        path,
+        state.generator_ema,
+        discriminator=state.discriminator,
+        training_generator=state.generator,
+        record=record,
+    )
+
+
+def _write_state(path: Path, state: TrainingState, extra: dict) -> None:
+    # Through memory: torch.save reports a full disk as RuntimeError, a plain write as OSError.
+    buffer = io.BytesIO()
+    values = {
+        "iteration": state.iteration,
+        "images_seen": state.images_seen,
+        "generator_optimizer": state.generator_optimizer.state_dict(),
+        "discriminator_optimizer": state.discriminator_optimizer.state_dict(),
+        "ada": state.ada.state_dict(),
+        "real_signs": state.real_signs.cpu(),
+        "extra": extra,
+    }
+    torch.save(values, buffer)
+    write_synced(path, buffer.getbuffer())
+
+
+def _read_state(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path.name} is damaged") from error
+
+
+def resume(state: TrainingState, folder: Path) -> dict:
+    """Put a checkpoint's weights, optimisers and counters into `state`; returns its `extra`.
+
+    Raises InputError for a damaged one, and for one of networks of another shape.
+    """
+    loaded = load_network(folder / NETWORK)
+    if loaded.generator.config != state.generator.config:
+        ours, theirs = (f"{c.height} x {c.width}" for c in (state.generator.config, loaded.generator.config))
+        raise InputError(
+            f"the checkpoint {folder} holds another network ({theirs}) than this training's ({ours}): "
+            "give its settings, or another --out and this one as --transfer"
+        )
+    try:
+        values = _read_state(folder / STATE)
+        state.generator_ema.load_state_dict(loaded.generator.state_dict())
+        state.generator.load_state_dict(loaded.training_generator.state_dict())
+        state.discriminator.load_state_dict(loaded.discriminator.state_dict())
+        state.generator_optimizer.load_state_dict(values["generator_optimizer"])
+        state.discriminator_optimizer.load_state_dict(values["discriminator_optimizer"])
+        state.ada.load_state_dict(values["ada"])
+        state.real_signs.copy_(values["real_signs"])
+        state.iteration, state.images_seen = values["iteration"], values["images_seen"]
+        return values["extra"]
+    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"cannot go on from {folder} ({reason}): remove that folder to go on from the one before"
+        ) from error

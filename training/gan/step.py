@@ -1,0 +1,268 @@
+"""One training iteration of StyleGAN3: losses, phases, optimisers, the averaged generator. No Ray, no files.
+
+The loss is the non-saturating one (Goodfellow et al. 2014) with R1 (Mescheder et al. 2018) applied lazily
+(Karras et al. 2020, StyleGAN2); StyleGAN3-R blurs what the discriminator sees at the start (Karras et al.
+2021, appendix F); what it sees is augmented with a probability that adapts (Karras et al. 2020, ADA). Several
+workers call the same functions inside a `torch.distributed` group.
+"""
+
+import copy
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+
+from passersby.stylegan3 import Discriminator, Generator
+from training.gan.augment import Draws, apply
+from training.gan.gan_ada import AdaController
+from training.gan.gan_inputs import Inputs, Latents
+from training.gan.gan_losses import blur, discriminator_loss, generator_loss, r1_penalty
+from training.workers import average_over_workers, workers
+
+Scalars = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What an iteration needs to know besides networks and data. Counts are images, over all workers."""
+
+    gamma: float
+    r1_interval: int = 16
+    blur_start_sigma: float = 0.0  # pixels; 0 = no blur (config T)
+    blur_fade_images: float = 1.0
+    ema_half_life_images: float = 5000.0
+    ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen so far
+    rounds: int = 1  # parts that a worker's share is worked on in, their gradients added up
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that training changes. `images_seen` counts real images over all workers."""
+
+    generator: Generator
+    discriminator: Discriminator
+    generator_ema: Generator
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    ada: AdaController
+    real_signs: torch.Tensor  # [2]: sum of sign(D(real)) and count since p was last adapted, of this worker
+    frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay as they are (Freeze-D)
+    iteration: int = 0
+    images_seen: int = 0
+
+    def train(self, network: str, train: bool) -> None:
+        """Let gradients into one network's parameters, those of Freeze-D excepted; or into none."""
+        for name, parameter in getattr(self, network).named_parameters():
+            parameter.requires_grad_(train and not (network == "discriminator" and name in self.frozen))
+
+
+def new_state(
+    generator: Generator,
+    discriminator: Discriminator,
+    *,
+    generator_lr: float = 0.0025,
+    discriminator_lr: float = 0.002,
+    r1_interval: int = 16,
+    ada: AdaController | None = None,
+    frozen: frozenset[str] = frozenset(),
+) -> TrainingState:
+    """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented.
+
+    The discriminator takes 17 Adam steps where 16 are meant, so its rate and betas are adjusted (StyleGAN2,
+    appendix B: c = k / (k + 1), rate * c, betas ** c).
+    """
+    generator.train().requires_grad_(False)
+    discriminator.train().requires_grad_(False)
+    correction = r1_interval / (r1_interval + 1)
+    trained = [parameter for name, parameter in discriminator.named_parameters() if name not in frozen]
+    return TrainingState(
+        generator=generator,
+        discriminator=discriminator,
+        generator_ema=copy.deepcopy(generator).eval().requires_grad_(False),
+        generator_optimizer=torch.optim.Adam(generator.parameters(), lr=generator_lr, betas=(0.0, 0.99), eps=1e-8),
+        discriminator_optimizer=torch.optim.Adam(
+            trained,
+            lr=discriminator_lr * correction,
+            betas=(0.0, 0.99**correction),
+            eps=1e-8,
+        ),
+        ada=ada or AdaController(),
+        real_signs=torch.zeros(2, device=generator.mapping.w_avg.device),
+        frozen=frozen,
+    )
+
+
+def blur_sigma(settings: StepSettings, images_seen: int) -> float:
+    """Width in pixels of the blur before the discriminator: fades linearly from its start to 0."""
+    return settings.blur_start_sigma * max(1 - images_seen / settings.blur_fade_images, 0.0)
+
+
+def synthesize(generator: Generator, latents: Latents, update_emas: bool = False) -> torch.Tensor:
+    """Training images of one phase, [N, 3, H, W] float32, with style mixing where the latents ask for it.
+
+    Mixing is decided per sample, not per batch as in StyleGAN2: the same expectation, and every batch sees
+    several crossing points instead of one.
+    """
+    ws = generator.mapping(latents.z, latents.labels, update_emas=update_emas)  # [N, num_ws, w_dim]
+    if latents.mix_z is not None:
+        mix_ws = generator.mapping(latents.mix_z, latents.labels)
+        index = torch.arange(ws.shape[1], device=ws.device)
+        ws = torch.where((index[None, :] < latents.mix_from[:, None])[:, :, None], ws, mix_ws)
+    return generator.synthesis(ws, update_emas=update_emas)
+
+
+def judge(
+    state: TrainingState, images: torch.Tensor, labels: torch.Tensor | None, sigma: float, draws: Draws | None
+) -> torch.Tensor:
+    """Logits [N, 1] of images [N, 3, H, W] as the discriminator gets to see them: blurred, then augmented."""
+    images = blur(images, sigma)
+    return state.discriminator(images if draws is None else apply(images, draws), labels)
+
+
+def generator_phase(state: TrainingState, latents: Latents, sigma: float, draws: Draws | None = None) -> Scalars:
+    """Gradients of the generator's loss, added to those of its parameters. Returns per-image scalars."""
+    state.train("generator", True)
+    logits = judge(state, synthesize(state.generator, latents), latents.labels, sigma, draws)
+    loss = generator_loss(logits)
+    loss.mean().backward()
+    state.train("generator", False)
+    return {"G/loss": loss.detach()}
+
+
+def discriminator_phase(
+    state: TrainingState,
+    reals: torch.Tensor,
+    latents: Latents,
+    sigma: float,
+    labels: torch.Tensor | None = None,
+    draws: tuple[Draws | None, Draws | None] = (None, None),
+) -> Scalars:
+    """Gradients of the discriminator's loss on reals [N, 3, H, W]; moves the generator's own averages.
+
+    `draws` augment the fakes and the reals.
+    """
+    with torch.no_grad():
+        fakes = synthesize(state.generator, latents, update_emas=True)
+    state.train("discriminator", True)
+    # Two passes: the minibatch deviations of fakes and reals must not mix. Two backwards: the memory of one.
+    fake_logits = judge(state, fakes, latents.labels, sigma, draws[0])
+    F.softplus(fake_logits).mean().backward()
+    real_logits = judge(state, reals, labels, sigma, draws[1])
+    F.softplus(-real_logits).mean().backward()
+    state.train("discriminator", False)
+    fake_logits, real_logits = fake_logits.detach(), real_logits.detach()
+    return {
+        "D/loss": discriminator_loss(fake_logits, real_logits),
+        "scores/fake": fake_logits,
+        "scores/real": real_logits,
+    }
+
+
+def regularization_phase(
+    state: TrainingState,
+    reals: torch.Tensor,
+    sigma: float,
+    settings: StepSettings,
+    labels: torch.Tensor | None = None,
+    draws: Draws | None = None,
+) -> Scalars:
+    """Gradients of R1 on reals [N, 3, H, W], times the interval as the phase runs that much more seldom."""
+    state.train("discriminator", True)
+    reals = reals.detach().requires_grad_(True)
+    penalty = r1_penalty(judge(state, reals, labels, sigma, draws), reals, settings.gamma)
+    penalty.mean().mul(settings.r1_interval).backward()
+    state.train("discriminator", False)
+    return {"D/r1": penalty.detach()}
+
+
+@torch.no_grad()
+def apply_gradients(optimizer: torch.optim.Optimizer, rounds: int = 1) -> None:
+    """Average the gradients over rounds and workers, make them finite (nan -> 0, +-inf -> +-1e5), step, clear them."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if rounds > 1:
+        torch._foreach_div_(gradients, float(rounds))
+    average_over_workers(gradients)
+    for gradient in gradients:
+        torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def ema_beta(settings: StepSettings, images_seen: int, batch: int) -> float:
+    """The share that the averaged generator keeps in an iteration of `batch` images."""
+    half_life = settings.ema_half_life_images
+    if settings.ema_ramp is not None:
+        half_life = min(half_life, images_seen * settings.ema_ramp)
+    return 0.5 ** (batch / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(average: Generator, generator: Generator, beta: float) -> None:
+    """average <- beta * average + (1 - beta) * generator; buffers are copied (they are averages already)."""
+    for mean, value in zip(average.parameters(), generator.parameters(), strict=True):
+        mean.lerp_(value, 1 - beta)
+    for mean, value in zip(average.buffers(), generator.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs) -> Scalars:
+    """Generator, discriminator, R1 (every `r1_interval` iterations), a step each; then averages and adaptation.
+
+    Returns per-image scalars of this worker, still on the device.
+    """
+    sigma = blur_sigma(settings, state.images_seen)
+    rounds = [inputs.part(index, settings.rounds) for index in range(settings.rounds)]
+    parts = [generator_phase(state, part.latents[0], sigma, part.draws.get("generator")) for part in rounds]
+    scalars = _joined(parts)
+    apply_gradients(state.generator_optimizer, settings.rounds)
+    scalars |= _joined(_discriminator_rounds(state, rounds, sigma))
+    apply_gradients(state.discriminator_optimizer, settings.rounds)
+    if state.iteration % settings.r1_interval == 0:
+        parts = [
+            regularization_phase(state, part.reals, sigma, settings, part.labels, part.draws.get("r1"))
+            for part in rounds
+        ]
+        scalars |= _joined(parts)
+        apply_gradients(state.discriminator_optimizer, settings.rounds)
+    batch = len(inputs.reals) * workers()
+    update_ema(state.generator_ema, state.generator, ema_beta(settings, state.images_seen, batch))
+    state.iteration += 1
+    state.images_seen += batch
+    adapt(state, scalars["scores/real"], batch)
+    return scalars
+
+
+def _discriminator_rounds(state: TrainingState, rounds: list[Inputs], sigma: float) -> list[Scalars]:
+    # The averages inside the generator are linear in the samples: their mean over rounds and workers, each from
+    # the same start, is what one worker with the whole batch would have got, and all generators stay the same.
+    averages = [buffer for name, buffer in state.generator.named_buffers() if name.endswith(("_avg", "_ema"))]
+    start = [buffer.clone() for buffer in averages]
+    total = [torch.zeros_like(buffer) for buffer in averages]
+    scalars = []
+    for part in rounds:
+        torch._foreach_copy_(averages, start)
+        draws = part.draws.get("fakes"), part.draws.get("reals")
+        scalars.append(discriminator_phase(state, part.reals, part.latents[1], sigma, part.labels, draws))
+        torch._foreach_add_(total, averages, alpha=1 / len(rounds))
+    torch._foreach_copy_(averages, total)
+    average_over_workers(averages)
+    return scalars
+
+
+def _joined(parts: list[Scalars]) -> Scalars:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def adapt(state: TrainingState, real_scores: torch.Tensor, batch: int) -> None:
+    """Count the signs of D(real) and let the controller move p; the device is waited for only when p moves."""
+    if not state.ada.adapts:
+        return
+    signs = real_scores.sign()
+    state.real_signs += torch.stack([signs.sum(), torch.full_like(signs.sum(), signs.numel())])
+    if state.iteration % state.ada.interval == 0:
+        average_over_workers([state.real_signs])
+        total, count = state.real_signs.tolist()
+        state.ada.add(total * workers(), round(count * workers()))
+        state.ada.update(batch * state.ada.interval)
+        state.real_signs.zero_()

@@ -1,0 +1,194 @@
+"""Real images that do not fit in memory, decoded by Ray Data while the networks train.
+
+The order is the in-memory one: which images a batch holds is a function of the images seen (`Batches.indices`), and
+pipelines decode that sequence, one stretch after the other. So it makes no difference to a training where its images
+lie. Every worker runs pipelines of its own, over its share of each batch; their tasks run on any node, and all nodes
+must see the source under the same path. The tasks claim none of Ray's CPUs, which the training's workers may hold all
+of: how many run at once is bounded instead.
+"""
+
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import ray.data
+
+from datasets.people.decoding import Problem, Target, check_problems, decode_bytes, decode_items, require_training
+from datasets.people.gan_listing import Reader
+from datasets.people.image_source import ImageSource
+from datasets.people.labels import colour_features
+from passersby.errors import InputError
+
+STRETCH_IMAGES = 8192  # over all workers; fewer where they are large, because ...
+STRETCH_BYTES = 256 << 20  # ... all of a stretch can lie in the object store at once, and all of the next one
+TASKS = 2  # at once, for one worker
+_PIECE_IMAGES, _PIECE_BYTES = 128, 16 << 20  # of one task, at most: some 30 ms of work
+
+
+@dataclasses.dataclass(frozen=True)
+class SurveyedImages:
+    """A source without its unreadable images, as `LoadedImages`, but the training images are still undecoded.
+
+    features: `colour_features` of the training images, where asked for.
+    """
+
+    source: ImageSource
+    validation: np.ndarray
+    unreadable: tuple[str, ...]
+    features: np.ndarray | None
+
+
+def survey_images(source: ImageSource, target: Target, *, features: bool = False, tasks: int = 2) -> SurveyedImages:
+    """Decode every image once on the cluster, `tasks` pieces at a time, and keep only what cannot be used.
+
+    Unreadable images must be known before the first batch, or the order would change when one is met. Needs a
+    connected Ray. Raises InputError as `load_images` does.
+    """
+    names = [item.name for item in source.training]
+    examine = functools.partial(_examine, root=source.root, target=target, features=features)
+    data = _pipeline(names, examine, tasks, _piece(target))
+    parts = list(data.iter_batches(batch_size=None, batch_format="numpy"))
+    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    sizes = zip(found["kind"], found["height"], found["width"], strict=True)
+    problems = [Problem(str(kind), int(height), int(width)) if kind else None for kind, height, width in sizes]
+    validation, more_problems = decode_items(Reader(source.root), source.validation, target)
+    unreadable = check_problems(source.training + source.validation, problems + more_problems, target)
+    usable = source.without(unreadable)
+    require_training(usable)
+    readable = np.array([problem is None for problem in problems])
+    return SurveyedImages(usable, validation, unreadable, found["features"][readable] if features else None)
+
+
+class ImageStream:
+    """This worker's real images, batch after batch, as an array in memory would give them.
+
+    indices: the whole batch's places in `source.training` after a number of images seen, as `Batches.indices`;
+    worker `rank` of `world_size` takes places rank, rank + world_size, ... of each.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        target: Target,
+        indices: Callable[[int], np.ndarray],
+        batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        stretch_images: int = STRETCH_IMAGES,
+        tasks: int = TASKS,
+    ):
+        self._names = np.array([item.name for item in source.training], object)
+        decode = functools.partial(_decode, root=source.root, target=target)
+        self._pipeline = functools.partial(_pipeline, work=decode, tasks=tasks, piece=_piece(target))
+        self._root = source.root
+        self._indices = indices
+        self._batch = batch
+        self._share = slice(rank, None, world_size)
+        most = min(stretch_images, STRETCH_BYTES // (target.height * target.width * 3))
+        self._stretch = max(1, most // batch)  # batches
+
+    def batches(self, images_seen: int) -> Iterator[np.ndarray]:
+        """uint8 [n, H, W, 3] RGB of every batch from `images_seen` on, without end; each array is the caller's own.
+
+        Close the iterator to stop the pipelines. Raises InputError where an image can no longer be read.
+        """
+        # A pipeline takes a moment until its first batch: the next one is begun while this one is used up.
+        with ThreadPoolExecutor(1) as starter:
+            upcoming = self._begin(starter, images_seen)
+            try:
+                while True:
+                    stretch = upcoming.result()
+                    images_seen += self._stretch * self._batch
+                    upcoming = self._begin(starter, images_seen)
+                    yield from stretch
+            finally:
+                upcoming.result().close()
+
+    def _begin(self, starter: ThreadPoolExecutor, images_seen: int) -> "Future[_Stretch]":
+        # Called by the consumer's thread: `indices` may keep an epoch's order, and is nobody else's to call.
+        seen = range(images_seen, images_seen + self._stretch * self._batch, self._batch)
+        names = [self._names[self._indices(start)[self._share]] for start in seen]
+        return starter.submit(_Stretch, names, self._pipeline, self._root)
+
+
+class _Stretch:
+    """The batches of one pipeline, the first of them already there."""
+
+    def __init__(self, names: Sequence[np.ndarray], pipeline: Callable, root: Path):
+        self._names, self._root = names, root
+        data = pipeline(list(itertools.chain.from_iterable(names)))
+        batches = data.iter_batches(batch_size=len(names[0]), batch_format="numpy", prefetch_batches=2)
+        self._batches = iter(batches)
+        self._first = next(self._batches)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        try:
+            for number, part in enumerate(itertools.chain([self._first], self._batches)):
+                expected = self._names[number]
+                if list(part["name"]) != list(expected):
+                    raise RuntimeError("Ray Data changed the order of the images")
+                if not part["readable"].all():
+                    lost = expected[int(np.argmin(part["readable"]))]
+                    raise InputError(f"{lost} of {self._root} could be read at the start and no longer can: restore it")
+                yield np.array(part["image"])  # blocks are read-only
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the pipeline."""
+        self._batches.close()
+
+
+def _piece(target: Target) -> int:
+    return max(1, min(_PIECE_IMAGES, _PIECE_BYTES // (target.height * target.width * 3)))
+
+
+def _pipeline(names: Sequence[str], work: Callable[[dict], dict], tasks: int, piece: int) -> "ray.data.Dataset":
+    """`work` on pieces of these names, in order, not yet begun."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [{"name": name} for name in names]
+    pieces = -(-len(rows) // piece)
+    data = ray.data.from_items(rows, override_num_blocks=pieces)
+    data.context.enable_progress_bars = False
+    data.context.execution_options.preserve_order = True
+    compute = ray.data.TaskPoolStrategy(size=min(tasks, pieces))
+    return data.map_batches(work, batch_size=None, num_cpus=0, compute=compute)
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(root: Path) -> Reader:
+    # An archive's list of members takes seconds where it is long: once a process, not once a task.
+    return Reader(root)
+
+
+def _decode(rows: dict[str, np.ndarray], root: Path, target: Target) -> dict[str, np.ndarray]:
+    read = _reader(root)
+    images = np.zeros((len(rows["name"]), target.height, target.width, 3), np.uint8)
+    readable = np.zeros(len(images), bool)
+    for index, name in enumerate(rows["name"]):
+        image = decode_bytes(read(str(name)), target)
+        if not isinstance(image, Problem):
+            images[index], readable[index] = image, True
+    return {"name": rows["name"], "image": images, "readable": readable}
+
+
+def _examine(rows: dict[str, np.ndarray], root: Path, target: Target, features: bool) -> dict[str, np.ndarray]:
+    read = _reader(root)
+    results = [decode_bytes(read(str(name)), target) for name in rows["name"]]
+    problems = [result if isinstance(result, Problem) else Problem("", 0, 0) for result in results]
+    found = {
+        "kind": np.array([problem.kind for problem in problems]),
+        "height": np.array([problem.height for problem in problems]),
+        "width": np.array([problem.width for problem in problems]),
+    }
+    if features:
+        blank = np.zeros((target.height, target.width, 3), np.uint8)
+        images = [blank if isinstance(result, Problem) else result for result in results]
+        found["features"] = colour_features(np.stack(images))
+    return found

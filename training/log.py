@@ -1,0 +1,120 @@
+"""What every training writes while it runs: its log, TensorBoard's values, the history and its curves.
+
+A full disk costs lines of the log and values of TensorBoard, never the training. The history is complete again as
+soon as there is room.
+"""
+
+import contextlib
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from passersby.errors import InputError
+from reporting.curves import PANELS, Panel, append_history, rewind_history, save_curves
+from training.gan.step import Scalars
+
+LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
+REFUSAL = "refused.txt"  # why a worker would not go on: bad input does not get better by starting it again
+
+
+class Means:
+    """Means of per-image scalars; the sums stay on the device, so that a GPU need not be waited for."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, scalars: Scalars) -> None:
+        """Take in one iteration's scalars."""
+        for name, values in scalars.items():
+            self.sums[name] = self.sums.get(name, 0) + values.float().sum()
+            self.counts[name] = self.counts.get(name, 0) + values.numel()
+
+    def take(self) -> dict[str, float]:
+        """The means so far, of what had any value; starts new ones."""
+        means = {name: (self.sums[name] / self.counts[name]).item() for name in self.sums if self.counts[name]}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict:
+        """The sums and counts, on the CPU."""
+        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, values: dict, device: torch.device) -> None:
+        """Go on from the sums of a checkpoint."""
+        self.sums = {name: value.to(device) for name, value in values["sums"].items()}
+        self.counts = dict(values["counts"])
+
+
+class RunLog:
+    """The files of one training in its output folder; goes on in those that are there, from `images_seen` on."""
+
+    def __init__(self, out: Path, images_seen: int, panels: Sequence[Panel] = PANELS):
+        self.out, self.panels = Path(out), panels
+        self.log = open(self.out / LOG, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self.board: SummaryWriter | None = None
+        self.history = rewind_history(self.out / HISTORY, images_seen / 1000)
+        self.unwritten: list[dict] = []  # records that the disk had no room for
+
+    def say(self, line: str) -> None:
+        """One line to the terminal and to the log."""
+        print(line, flush=True)
+        with contextlib.suppress(OSError):
+            self.log.write(line + "\n")
+
+    def add_record(self, images_seen: int, record: dict[str, float]) -> dict[str, float]:
+        """Add `record` to the history, which is drawn and written; returns it with its "kimg"."""
+        record = {"kimg": images_seen / 1000} | record
+        self.history.append(record)
+        self.unwritten.append(record)
+        try:
+            self.write_history()
+            title = f"{self.out.name}: {images_seen / 1000:.1f} kimg"
+            save_curves(self.out / CURVES, self.history, title=title, panels=self.panels)
+        except InputError as error:
+            self.say(f"warning: {error}; training goes on, the history is kept in memory until there is room")
+        return record
+
+    def write_history(self) -> None:
+        """Put the records that are still in memory into the file. Raises InputError where it cannot be written."""
+        while self.unwritten:
+            append_history(self.out / HISTORY, self.unwritten[0])
+            del self.unwritten[0]
+
+    def show(self, values: dict[str, float], images_seen: int) -> None:
+        """Values for TensorBoard."""
+        try:
+            if self.board is None:
+                self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
+            for name, value in values.items():
+                self.board.add_scalar(name, value, images_seen)
+        except OSError:  # its thread has died of a full disk: the next values try a new file
+            self.board = None
+
+    def close(self) -> None:
+        """Flush and close the log and TensorBoard's file."""
+        with contextlib.suppress(OSError):
+            if self.board is not None:
+                self.board.close()
+        with contextlib.suppress(OSError):
+            self.log.close()
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory in use so far, GB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours and minutes; "?" while not known (nan)."""
+    if seconds != seconds:
+        return "?"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h{minutes % 60:02d}"

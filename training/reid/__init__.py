@@ -1,0 +1,1 @@
+"""Re-ID training: configuration, data, step, validation, run. The networks stand in passersby/reid."""

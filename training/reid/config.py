@@ -1,0 +1,275 @@
+"""The configuration of a re-ID training: one frozen dataclass, from which the command line is made."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+from datasets.runs.verdicts import Thresholds, with_filters
+from passersby.reid.network import BACKBONES, ReidConfig
+from training.option_checks import flag, require
+from training.reid.augment import AugmentConfig
+from training.reid.labels import Labelling
+
+# What may change when a training goes on: how often, where, on what; never what is learned from what.
+FREE_TO_CHANGE = frozenset(
+    ["preset", "data", "people", "variants", "out", "weights", "teacher", "max_minutes", "checkpoint_minutes"]
+    + ["status_seconds", "workers", "gpus", "threads", "restarts"]
+)
+# Options that are about generated images only: without any they change nothing that is worth a training of its own.
+ABOUT_GENERATED = frozenset(
+    ["people_labels", "variants_labels", "generated_smoothing", "teacher", "temperature", "generated_weight"]
+    + ["generated_share", "generated_triplet", "ramp_epochs", "real_only_epochs", "separate_batchnorm", "filters"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReidTraining:
+    """Train a re-identification network. The same command again goes on where it stopped, whatever stopped it.
+
+    Example: python jobs/train_reid.py --preset strong --data MARKET --people RUN --out OUT
+    """
+
+    data: Path
+    """Real people: Market-1501, DukeMTMC-reID, CUHK03, MSMT17, a folder with one folder a person, or a CSV or
+    Parquet table with the columns path, identity and, where known, camera."""
+    out: Path
+    """Folder for the network, checkpoints, curves and logs; with several machines, one that all of them see."""
+    preset: Literal["strong", "study", "strong-small", "study-small", "tiny"] = "strong"
+    """Defaults of everything below. strong: bag of tricks; study: the original study's; *-small: the same recipes
+    with a small backbone at 64x32, for CPUs; tiny: seconds, for tests."""
+    people: tuple[Path, ...] = ()
+    """Artificial people, as new classes: runs of jobs/generate.py, folders or tables."""
+    variants: tuple[Path, ...] = ()
+    """Generated pictures of people in --data, whose identities they bear."""
+    most_people: int | None = None
+    """Take only the first so many artificial people: more of them hold all of less."""
+    most_variants: int | None = None
+    """Take only the first so many generated pictures of each person in --variants."""
+    draw_seed: int | None = None
+    """Take not the first, but those that this seed draws; more of them hold all of less."""
+    filters: tuple[str, ...] = ()
+    """Thresholds that images of runs must pass here, in place of the run's own: detector_threshold=0.8
+    identity_margin=0 ssim_floor=None; as of jobs/refilter.py."""
+
+    # ---- the network
+    backbone: Literal["resnet50", "resnet34", "resnet18", "resnet10"] = "resnet50"
+    """torchvision's network; resnet10 has one basic block a stage and no ImageNet weights."""
+    neck: Literal["embedding", "bnneck", "none"] = "bnneck"
+    """Between pooling and classes. embedding: linear, batch norm, activation, dropout; bnneck: batch norm."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """small: 3x3 convolution of stride 2 without max-pool, for small images."""
+    height: int = 256
+    width: int = 128
+    last_stride: Literal[1, 2] = 1
+    """Stride of the last stage: 1 keeps twice the height and width."""
+    embedding: int = 512
+    """Size of the feature with --neck embedding."""
+    activation: Literal["relu", "none"] = "relu"
+    dropout: float = 0.5
+    """With --neck embedding."""
+    pretrained: bool = True
+    """Start from ImageNet weights."""
+    weights: Path | None = None
+    """File of these weights, for machines without internet."""
+
+    # ---- generated images
+    people_labels: Literal["hard", "lsro"] = "hard"
+    """hard: artificial people are classes of their own; lsro: no class, a uniform label over the real ones."""
+    variants_labels: Literal["hard", "smooth", "lsro", "teacher"] = "smooth"
+    """hard: the person; smooth: the person with --generated-smoothing; lsro: uniform; teacher: what --teacher says."""
+    generated_smoothing: float = 0.1
+    """Share of a smooth label that is spread over all classes (CamStyle: 0.1)."""
+    teacher: Path | None = None
+    """Re-ID network trained on the same real people: its probabilities are the variants' labels."""
+    temperature: float = 1.0
+    """Of the teacher's and, beside it, the student's probabilities."""
+    generated_weight: float = 1.0
+    """Weight of a generated image's loss."""
+    generated_share: float | None = 0.25
+    """At most this share of a batch is generated, from a list of its own; None: all images in one list."""
+    generated_triplet: bool = False
+    """Let generated images take part in the triplet loss."""
+    ramp_epochs: float = 0.0
+    """Their weight grows from 0 over so many epochs."""
+    real_only_epochs: float = 0.0
+    """The last so many epochs are on real images only."""
+    separate_batchnorm: bool = False
+    """Batch-norm statistics of their own for generated images; the real ones' are used for features."""
+
+    # ---- learning
+    epochs: float = 120.0
+    """Passes over the real images (with --generated-share None: over all images)."""
+    steps: int | None = None
+    """SGD steps in place of what the epochs give; schedules stretch with them. To compare training sets."""
+    batch: int = 64
+    """Images of one step, over all workers."""
+    sampler: Literal["shuffle", "pk"] = "pk"
+    """pk: batches of people with --instances images each, as the triplet loss wants them."""
+    instances: int = 4
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """sgd: Nesterov, momentum 0.9."""
+    lr: float = 0.00035
+    """Rate of the head, and of the backbone times --backbone-lr-factor."""
+    backbone_lr_factor: float = 1.0
+    weight_decay: float = 0.0005
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (40.0, 70.0)
+    """Epochs at which --schedule step divides the rate by ten."""
+    warmup_epochs: float = 10.0
+    """The rate grows from a hundredth over so many epochs."""
+    label_smoothing: float = 0.1
+    """Of real images."""
+    triplet_weight: float = 1.0
+    """Of the batch-hard triplet loss; 0 for cross-entropy alone."""
+    margin: float | None = 0.3
+    """Of the triplet loss; None: the soft margin."""
+    pad: int = 10
+    """Black pixels around an image before a random part of its size is cut out."""
+    mirror: bool = True
+    """Mirror every second image, left to right."""
+    erasing: float = 0.5
+    """Probability of random erasing."""
+    validation: Literal["images", "none"] = "images"
+    """Set the first image of each real person aside, for validation loss and Rank-1 error."""
+    seed: int = 0
+    """Fixes initial weights, the order of the images and all that is done to them."""
+
+    # ---- where it runs
+    workers: int = 1
+    """Ray Train workers; 0 trains in this process, without Ray."""
+    gpus: int | None = None
+    """GPUs in all: 0 or one a worker. Not given: one a worker where there are that many, else the CPU."""
+    threads: int | None = None
+    """CPU threads of a worker. Not given: PyTorch's choice in this process, 2 in a Ray Train worker."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the backbone; auto: bfloat16 on a GPU that has it, else float32."""
+    restarts: int = 3
+    """Times that Ray Train starts the workers again after one died, from the last checkpoint."""
+
+    # ---- what is kept and said
+    validation_epochs: float = 1.0
+    """Validation, and a record in history.jsonl, after every so many epochs."""
+    checkpoint_minutes: float = 5.0
+    """A checkpoint to go on from after so many minutes; the last two are kept."""
+    max_minutes: float | None = None
+    """Stop with a checkpoint after so many minutes; the same command goes on from there."""
+    status_seconds: float = 15.0
+    """Time between status lines."""
+
+    def check(self) -> None:
+        """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float):
+                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
+        for name in _SHARES:
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
+        require(self.dropout < 1, f"--dropout is {self.dropout}: nothing would be left; give less than 1")
+        require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
+        require(self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {BACKBONES}")
+        with_filters(Thresholds(), self.filters)
+        self._check_batch()
+        wants_teacher = self.variants_labels == "teacher" and bool(self.variants)
+        require(not wants_teacher or self.teacher is not None, "--variants-labels teacher: give --teacher FILE")
+        require(
+            self.real_only_epochs < self.epochs,
+            f"--real-only-epochs {self.real_only_epochs:g} leaves none of --epochs {self.epochs:g} for generated ones",
+        )
+        require(
+            not (self.pretrained and self.backbone == "resnet10"),
+            "--backbone resnet10 has no ImageNet weights: give --no-pretrained, or another backbone",
+        )
+
+    def _check_batch(self) -> None:
+        share, rest = divmod(self.batch, max(self.workers, 1))
+        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        require(share >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
+        require(
+            self.sampler != "pk" or self.triplet_weight == 0 or self.instances >= 2,
+            f"--instances {self.instances}: the triplet loss needs two images of a person or more",
+        )
+        require(
+            self.gpus in (None, 0, max(self.workers, 1)),
+            f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
+        )
+
+    def network(self, classes: int) -> ReidConfig:
+        """The network's configuration."""
+        return ReidConfig(
+            classes=classes,
+            backbone=self.backbone,
+            neck=self.neck,
+            stem=self.stem,
+            height=self.height,
+            width=self.width,
+            last_stride=self.last_stride,
+            embedding=self.embedding,
+            activation=self.activation,
+            dropout=self.dropout,
+            domains=2 if self.separate_batchnorm else 1,
+        )
+
+    def labelling(self, total_steps: int) -> Labelling:
+        """How images become targets and weights."""
+        return Labelling(
+            real_smoothing=self.label_smoothing,
+            people=self.people_labels,
+            variants=self.variants_labels,
+            generated_smoothing=self.generated_smoothing,
+            generated_weight=self.generated_weight,
+            ramp=self.step_of(self.ramp_epochs, total_steps),
+        )
+
+    def augmentation(self) -> AugmentConfig:
+        """What is done to the images."""
+        return AugmentConfig(flip=0.5 if self.mirror else 0.0, pad=self.pad, erase=self.erasing)
+
+    def step_of(self, epochs: float, total_steps: int) -> int:
+        """The step at which so many epochs are over: schedules stretch with `steps`."""
+        return round(min(epochs / self.epochs, 1.0) * total_steps)
+
+    def rate_factor(self, step: int, total_steps: int) -> float:
+        """What the learning rates are multiplied with in a step."""
+        epoch = step / total_steps * self.epochs
+        factor = 1.0
+        if epoch < self.warmup_epochs:
+            factor = 0.01 + 0.99 * epoch / self.warmup_epochs
+        if self.schedule == "step":
+            return factor * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+        rest = max(epoch - self.warmup_epochs, 0) / max(self.epochs - self.warmup_epochs, 1e-9)
+        return factor * (1 + math.cos(math.pi * min(rest, 1.0))) / 2
+
+    def as_json(self) -> dict:
+        """Plain values for JSON and for Ray Train; `from_json` reads them back."""
+        values = dataclasses.asdict(self)
+        for name in _PATHS:
+            values[name] = None if values[name] is None else str(values[name])
+        return (
+            values
+            | {name: [str(path) for path in values[name]] for name in _PATH_TUPLES}
+            | {"milestones": list(self.milestones), "filters": list(self.filters)}
+        )
+
+    @classmethod
+    def from_json(cls, values: dict) -> "ReidTraining":
+        """The configuration that `as_json` wrote."""
+        paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
+        tuples = {name: tuple(map(Path, values[name])) for name in _PATH_TUPLES}
+        tuples |= {name: tuple(values[name]) for name in ("milestones", "filters")}
+        return cls(**values | paths | tuples)
+
+
+_PATHS, _PATH_TUPLES = ("data", "out", "weights", "teacher"), ("people", "variants")
+_POSITIVE = ("epochs", "steps", "batch", "instances", "lr", "embedding", "temperature", "validation_epochs")
+_POSITIVE += ("checkpoint_minutes", "status_seconds", "threads", "most_people", "most_variants")
+_NOT_NEGATIVE = ("backbone_lr_factor", "weight_decay", "warmup_epochs", "triplet_weight", "margin", "pad", "seed")
+_NOT_NEGATIVE += ("workers", "gpus", "max_minutes", "restarts", "ramp_epochs", "real_only_epochs", "generated_weight")
+_NOT_NEGATIVE += ("draw_seed",)
+_SHARES = ("dropout", "generated_smoothing", "generated_share", "label_smoothing", "erasing")

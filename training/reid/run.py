@@ -1,0 +1,215 @@
+"""The loop around re-ID steps: what Ray Train runs in every worker, and what runs without Ray."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.reid.training_set import TrainingImages, load_training_images
+from passersby.errors import InputError
+from passersby.reid.checkpoint import save_reid
+from pipeline.ray_entry import enter
+from training.gan.data import command_line
+from training.memory import check_memory
+from training.reid.config import ReidTraining
+from training.reid.reid_data import Feeder
+from training.reid.reid_progress import Progress
+from training.reid.reid_start import autocast_type, load_teacher, make_batches, start
+from training.reid.reid_validation import Validation
+from training.reid.start import NETWORK, last_checkpoint, resume, save_checkpoint
+from training.reid.step import StepSettings, train_step
+from training.trainer import SteppedRun
+from training.workers import workers
+
+
+def load_data(config: ReidTraining) -> TrainingImages:
+    """List and decode all images of a training. Raises InputError for data that cannot be used."""
+    return load_training_images(
+        config.data,
+        config.people,
+        config.variants,
+        config.height,
+        config.width,
+        validation=config.validation,
+        most_people=config.most_people,
+        most_variants=config.most_variants,
+        draw_seed=config.draw_seed,
+        filters=config.filters,
+        check_memory=functools.partial(check_memory, way_out="--most-people, --most-variants, a smaller"),
+    )
+
+
+def train_loop(values: dict) -> None:
+    """Ray Train's entry point: `config` is `ReidTraining.as_json()`, the rest as `enter` says."""
+    enter(ReidTraining.from_json(values["config"]), train, values)
+
+
+def train(
+    config: ReidTraining,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    data: TrainingImages | None = None,
+    command: str | None = None,
+    report: Callable[[dict], None] | None = None,
+) -> Path | None:
+    """Train to the end, or for `config.max_minutes`; goes on from the last checkpoint in `config.out`.
+
+    Inside a `torch.distributed` group every worker calls it with its rank; the first one writes. `report` gets the
+    figures after every record, equally often in all workers. Returns the finished network's file, None where it is not
+    finished and in other workers. Raises InputError for data or folders that cannot be used, and where the loss is no
+    number any more.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    run = Run(config, device, data or load_data(config), rank, command or command_line(), report)
+    try:
+        return run.to_the_end(run.steps)
+    finally:
+        run.close()
+
+
+class Run(SteppedRun):
+    """One worker's part of a re-ID training."""
+
+    def __init__(self, config: ReidTraining, device, data: TrainingImages, rank, command, report):
+        super().__init__(config, device, report)
+        self.data, self.rank, self.command = data, rank, command
+        classes = config.labelling(1).class_count(data.real_classes, len(data.class_names))
+        self.class_names = data.class_names[:classes]
+        self.dtype = autocast_type(config.precision, device)
+        self.state, notes = start(config, classes, device, self.dtype)
+        self.teacher = load_teacher(config, data, device)
+        batches = make_batches(config, data)
+        self.steps = config.steps or math.ceil(config.epochs * batches.steps_per_epoch)
+        if config.real_only_epochs:
+            batches = make_batches(config, data, config.step_of(config.epochs - config.real_only_epochs, self.steps))
+        self.settings = StepSettings(
+            config.labelling(self.steps), config.triplet_weight, config.margin, config.generated_triplet,
+            config.separate_batchnorm, config.temperature, self.dtype,
+        )  # fmt: skip
+        extra = self._resume()
+        self.feeder = Feeder(data, config, batches, device, rank, workers())
+        self.seconds_before = extra["seconds"] if extra else 0.0
+        self.validation = None
+        if rank == 0:
+            if len(data.validation_images):
+                self.validation = Validation(data.validation_images, data.validation_classes, device, self.dtype)
+            self.progress = Progress(config, device, self.state.step, self.state.images_seen, self.steps)
+            if extra:
+                self.progress.since_record.load_state_dict(extra["means"], device)
+            self._introduce(notes, extra)
+
+    def close(self) -> None:
+        """End the thread that gathers images, and close the log."""
+        self.feeder.close()
+        super().close()
+
+    def _step(self, before: int) -> dict:
+        state, config = self.state, self.config
+        batch = self.feeder.batch(before)
+        # Dropout draws from PyTorch's own stream: begun anew for each step, it is the same after a restart.
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, before, self.rank]).generate_state(1)[0]))
+        scalars = train_step(state, self.settings, batch, config.rate_factor(before, self.steps), self.teacher)
+        state.images_seen += config.batch
+        return scalars
+
+    # ---- what the first worker says
+
+    def _introduce(self, notes: tuple[str, ...], extra: dict | None) -> None:
+        config, data, say = self.config, self.data, self.progress.say
+        size = sum(parameter.numel() for parameter in self.state.network.parameters()) / 1e6
+        on_gpu = self.device.type == "cuda"
+        where = torch.cuda.get_device_name(self.device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
+        counts = [(data.sources == source).sum() for source in range(3)]
+        say(
+            f"{counts[0]:,} real images of {data.real_classes:,} people, {counts[1]:,} of "
+            f"{len(data.class_names) - data.real_classes:,} artificial ones, {counts[2]:,} variants, "
+            f"{len(data.validation_images):,} for validation, at {config.height}x{config.width}; {config.backbone}, "
+            f"{size:.1f} M parameters, {len(self.class_names):,} classes; {self.steps:,} steps of {config.batch}; "
+            f"{workers()} worker{'s' * (workers() > 1)} on {where}, {self.dtype or torch.float32}".replace("torch.", "")
+        )
+        for line in [*data.notes, *notes]:
+            say(f"note: {line}")
+        if extra:
+            say(f"going on from step {self.state.step:,}")
+
+    def _status(self) -> None:
+        state = self.state
+        rate = state.optimizer.param_groups[-1]["lr"]
+        self.figures |= self.progress.tell(state.step, state.images_seen, rate, self.feeder.waited)
+        loss = self.figures.get("loss/real", 0.0)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {state.step:,}: the training has diverged; take a lower --lr than "
+                f"{self.config.lr:g}, in another --out"
+            )
+
+    def _validation_is_due(self, before: int) -> bool:
+        a_record = max(self.config.validation_epochs / self.config.epochs * self.steps, 1)
+        return self.state.step // a_record > before // a_record
+
+    def _validate(self) -> None:
+        if self.progress:
+            clock = time.monotonic()
+            measured = {"rate": self.state.optimizer.param_groups[-1]["lr"]}
+            if self.validation:
+                measured |= self.validation.measure(self.state.network)
+            record = self.progress.record(self.state.images_seen, measured)
+            self.figures |= {name: value for name, value in record.items() if name != "kimg"}
+            self.progress.clock += time.monotonic() - clock
+            if self.validation:
+                self.progress.say(
+                    f"validation at step {self.state.step:,}: loss {measured['validation/loss']:.3f}, "
+                    f"Rank-1 error {measured['validation/error']:.3f}"
+                )
+        if self.report:
+            self.report(self.figures | {"step": self.state.step})
+
+    # ---- what is kept
+
+    def _resume(self) -> dict | None:
+        folder = last_checkpoint(self.config.out)
+        if folder is None:
+            return None
+        extra = resume(self.state, folder, self.class_names)
+        if extra["fingerprint"] != self.data.fingerprint:
+            raise InputError(
+                f"--data {self.config.data}: these are other images than this training began with: give those, "
+                "or another --out"
+            )
+        return extra
+
+    def _record(self) -> dict:
+        about = self.config.as_json()
+        for key in ("data", "out", "weights", "teacher"):
+            about[key] = about[key] and Path(about[key]).name
+        for key in ("people", "variants"):
+            about[key] = [Path(path).name for path in about[key]]
+        return {
+            "trained_on": self.data.record,
+            "command": self.command,
+            "steps": self.state.step,
+            "minutes": self.seconds() / 60,
+            "figures": self.figures,
+            "configuration": about,
+        }
+
+    def _write_checkpoint(self) -> None:
+        extra = {
+            "fingerprint": self.data.fingerprint,
+            "means": self.progress.since_record.state_dict(),
+            "seconds": self.seconds(),
+        }
+        save_checkpoint(self.config.out, self.state, self.class_names, self._record(), extra)
+
+    def _write_finished(self) -> Path:
+        path = self.config.out / NETWORK
+        if not path.exists():
+            save_reid(path, self.state.network, class_names=self.class_names, record=self._record())
+            self.progress.say(f"finished after {self.seconds() / 60:.1f} minutes: {path}")
+        return path

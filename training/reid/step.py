@@ -1,0 +1,148 @@
+"""One step of re-ID training: images in, gradients averaged over the workers, weights moved."""
+
+import contextlib
+import dataclasses
+
+import torch
+from torch import nn
+
+from datasets.reid.training_set import REAL
+from passersby.reid.network import Outputs, ReidNetwork
+from training.reid.augment import Draws, augment
+from training.reid.config import ReidTraining
+from training.reid.labels import Labelling
+from training.reid.reid_losses import batch_hard_triplet, soft_cross_entropy
+from training.workers import average_over_workers, workers
+
+Scalars = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass
+class ReidState:
+    """All that a step changes. `rates`: the learning rate of each group of parameters at factor 1."""
+
+    network: ReidNetwork
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    rates: tuple[float, ...]
+    step: int = 0
+    images_seen: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What a step is told beside its images. `autocast`: dtype of the backbone's products, None for float32."""
+
+    labelling: Labelling
+    triplet_weight: float
+    margin: float | None
+    generated_triplet: bool
+    separate_batchnorm: bool
+    temperature: float
+    autocast: torch.dtype | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """This worker's part of a step's images, on the device: uint8 [n, H, W, 3]; classes and sources int64 [n]."""
+
+    images: torch.Tensor
+    classes: torch.Tensor
+    sources: torch.Tensor
+    draws: Draws
+
+
+def make_optimizer(config: ReidTraining, network: ReidNetwork) -> tuple[torch.optim.Optimizer, tuple[float, ...]]:
+    """The optimiser over the backbone's and the head's parameters, and both rates."""
+    rates = (config.lr * config.backbone_lr_factor, config.lr)
+    groups = [
+        {"params": parameters, "lr": rate}
+        for parameters, rate in zip((network.backbone_parameters(), network.head_parameters()), rates, strict=True)
+    ]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, weight_decay=config.weight_decay), rates
+    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay), rates
+
+
+def train_step(
+    state: ReidState, settings: StepSettings, batch: Batch, rate_factor: float, teacher: ReidNetwork | None = None
+) -> Scalars:
+    """One step; returns this worker's scalars: losses and Rank-1 errors, [n] or fewer values each, on the device.
+
+    The loss is the mean over the batch of weight x cross-entropy with the targets of `settings.labelling`, plus the
+    batch-hard triplet loss, the mean over the anchors that have both kinds of partner.
+    """
+    network = state.network
+    network.train()
+    images = augment(batch.images, batch.draws)
+    real = batch.sources == REAL
+    with autocast(settings.autocast, images.device):
+        outputs = _forward(network, images, real, settings.separate_batchnorm)
+    logits = outputs.logits.float()
+    teacher_logits = None
+    if teacher is not None:
+        with torch.no_grad(), autocast(settings.autocast, images.device):
+            teacher_logits = _widen(teacher(images).logits.float(), logits.shape[1])
+    labelling = settings.labelling
+    targets = labelling.targets(batch.classes, batch.sources, logits.shape[1], teacher_logits, settings.temperature)
+    weights = labelling.weights(batch.sources, state.step)
+    each = soft_cross_entropy(logits, targets)
+    loss = (each * weights).mean()
+    with torch.no_grad():
+        wrong = (logits.argmax(1) != batch.classes).float()
+        scalars = {
+            "loss/real": each.detach()[real],
+            "loss/generated": each.detach()[~real],
+            "error/real": wrong[real],
+        }
+    if settings.triplet_weight:
+        taking_part = real | settings.generated_triplet
+        anchors, valid = batch_hard_triplet(outputs.embedding.float(), batch.classes, settings.margin, taking_part)
+        triplet = anchors.sum() / valid.sum().clamp(min=1)
+        loss = loss + settings.triplet_weight * triplet
+        scalars["loss/triplet"] = anchors.detach()[valid]
+    _move(state, loss, rate_factor)
+    state.step += 1
+    return scalars
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device):
+    """Products in `dtype`, or as they are where it is None."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _forward(network: ReidNetwork, images: torch.Tensor, real: torch.Tensor, separate: bool) -> Outputs:
+    if not separate or bool(real.all()):
+        return network(images)
+    if not bool(real.any()):
+        return network(images, domain=1)
+    parts = network(images[real]), network(images[~real], domain=1)
+    back = torch.cat((real.nonzero(), (~real).nonzero())).flatten().argsort()
+    return Outputs(*(torch.cat(pair)[back] for pair in zip(*parts, strict=True)))
+
+
+def _widen(logits: torch.Tensor, count: int) -> torch.Tensor:
+    # The teacher knows the real people only: it gives artificial ones no probability.
+    missing = logits.new_full((len(logits), count - logits.shape[1]), -torch.inf)
+    return torch.cat((logits, missing), 1)
+
+
+def _move(state: ReidState, loss: torch.Tensor, rate_factor: float) -> None:
+    for group, rate in zip(state.optimizer.param_groups, state.rates, strict=True):
+        group["lr"] = rate * rate_factor
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss).backward()
+    if workers() > 1:  # batch norms of generated images may have seen some in another worker's part only
+        for parameter in state.network.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
+    # The running statistics too: they are the means over all workers' parts, and the same after a restart.
+    average_over_workers([*gradients, *running_statistics(state.network)])
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+
+
+def running_statistics(network: nn.Module) -> list[torch.Tensor]:
+    """Running means and variances of all batch norms."""
+    return [buffer for name, buffer in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
