@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from datasets.toy_crowd.render import Canvas, Material, View
 from passersby.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
+STORED = ROOT / "tests/data/toy_crowd_version_1.png"  # the pictures of `sample`, side by side
 SMALL = toy_tree.TreeOptions(3, 2, 2, 2, 3, 6, 6)
 ARGUMENTS = ["--train-people", "3", "--test-people", "2", "--images-per-camera", "2", "--cameras-min", "2",
              "--cameras-max", "3", "--distractors", "6", "--junk", "6"]  # fmt: skip
@@ -105,13 +107,43 @@ def test_a_tube_has_no_rings():
     assert np.abs(np.diff(middle, 2)).max() < 1e-2
 
 
-def test_content_hash_names_version_and_sources(monkeypatch):
-    first = toy_crowd.content_hash()
-    assert len(first) == 64
-    toy_crowd.content_hash.cache_clear()
+def test_content_hash_names_the_version(monkeypatch):
+    """The literal that stands in every data set, network and result that was made from the first version."""
+    assert toy_crowd.VERSION == "1"
+    assert toy_crowd.content_hash() == "275fce4fe1b4b1f2e9d066da5a6103088adf5d004e673367a796bd2ec878b395"
+    hashes = toy_crowd.CONTENT_HASHES
+    assert all(len(name) == 64 and set(name) <= set("0123456789abcdef") for name in hashes.values())
+    assert len(set(hashes.values())) == len(hashes)
     monkeypatch.setattr(toy_crowd, "VERSION", "0")
-    assert toy_crowd.content_hash() != first
-    toy_crowd.content_hash.cache_clear()
+    with pytest.raises(RuntimeError, match="version 0 of the toy crowd has no hash"):
+        toy_crowd.content_hash()
+
+
+def sample() -> np.ndarray:
+    """People, cameras and frames that differ, and one bad box of each kind: RGB uint8 [128, 512, 3]."""
+    people = [(0, 0, 0), (11, 1, 3), (38, 4, 30), (1007, 5, 12)]
+    boxes = [(5, 2, 9, "cut"), (23, 3, 17, "shifted"), (8, 1, 4, "tiny"), (2, 0, 40, "background")]
+    return np.hstack([toy_crowd.draw(*who) for who in people] + [toy_crowd.draw_bad_box(*box) for box in boxes])
+
+
+def test_pictures_are_those_of_the_version():
+    """Within 1 of 255, but for one value in a hundred, and none beyond 16.
+
+    Processors round the floats of single pixels differently, by 1, and JPEG, which every picture passes through,
+    spreads that over a block by some levels more: OpenCV without AVX2 moves some values by 2. A real change shows: a
+    JPEG quality that is higher by 1, and a gain, saturation or blur that is higher by 1 to 3 in a hundred, each move 3
+    in a hundred values of every picture, and mostly 10 and more.
+    """
+    stored = cv2.cvtColor(cv2.imread(str(STORED)), cv2.COLOR_BGR2RGB).astype(int)
+    different = np.abs(sample().astype(int) - stored)
+    pictures = different.reshape(128, 8, 64, 3).swapaxes(0, 1).reshape(8, -1)
+    beyond, worst = (pictures > 1).mean(1), pictures.max(1)
+    good = (beyond <= 0.01).all() and (worst <= 16).all()
+    assert good, (
+        f"the toy crowd draws other pictures than version {toy_crowd.VERSION} did (of each of eight pictures, the "
+        f"share of values that differ by more than 1: {beyond.round(3)}, and the largest difference: {worst}): raise "
+        f"VERSION and give it a new hash in CONTENT_HASHES, and store its pictures as {STORED.name} is stored"
+    )
 
 
 def test_importing_draws_nothing():
