@@ -19,6 +19,7 @@ from datasets.storage.output import Output
 from jobs.common import connect, run_job
 from passersby import weights
 from passersby.errors import InputError
+from passersby.options import flag
 from pipeline.cluster import wait_for_gpus
 from reporting.inversion.results import is_inversion_published, publish_inversion, summary_lines
 from reporting.run.results import read_summary
@@ -87,8 +88,7 @@ class Config:
         for name, goes in runs.items():
             if not goes and getattr(self, name) is not None:
                 needed = "pivotal" if name == "pivotal_steps" else "w or pivotal"
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} {getattr(self, name)}: it belongs to --refine {needed}")
+                raise InputError(f"--{flag(name)} {getattr(self, name)}: it belongs to --refine {needed}")
         given = {name: usual[name] if getattr(self, name) is None else getattr(self, name) for name in runs}
         return {name: given[name] if goes else None for name, goes in runs.items()}
 

@@ -85,13 +85,13 @@ def main(config: Config) -> int | None:
         raise InputError(f"--out {config.out}: trainings write to folders: give one that all nodes see")
     names = [field.name for field in dataclasses.fields(Wanted)]
     sweep = plan_sweep(Wanted(**{name: getattr(config, name) for name in names}))
-    agree(output, sweep)
+    sweep = agree(output, sweep)
     print(describe(config, sweep), flush=True)
     if config.dry_run:
         plan_resources(config, sweep, len(sweep.trials()))
         return None
     with hold(output):
-        agree(output, sweep)  # another driver may just have ended
+        sweep = agree(output, sweep)  # another driver may just have ended
         progress = run(config, output, sweep)
     print(f"table: {output.address('trials.parquet')}")
     if progress.failed:

@@ -12,6 +12,7 @@ from datasets.runs.plan import Plan, file_sha256, parse_layers
 from datasets.storage.local_copy import local_copy
 from passersby import weights
 from passersby.errors import InputError
+from passersby.options import flag
 from pipeline.generation import Identity, identity_of
 
 
@@ -29,7 +30,7 @@ def read_inputs(options: Mapping[str, Any]) -> Inputs:
     network = local_copy(options["network"], "--network") if options["network"] else weights.DEMO_NETWORK
     latents = read_latents(options["latents"]) if options["latents"] is not None else None
     limits = {
-        f"--{name.replace('_', '-')}": options[name]
+        f"--{flag(name)}": options[name]
         for name in ("identity_floor", "identity_margin", "identity_ceiling", "identifiers", "gpus_per_identifier")
     }
     return Inputs(network, latents, identity_of(options["identity"], options["real"], latents, limits))

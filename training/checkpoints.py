@@ -3,32 +3,32 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from passersby.errors import InputError
+from passersby.options import Json, differences, flag
 from passersby.stylegan3.checkpoint import write_atomically
 
 
-def claim(out: Path, values: dict, free: Collection[str], begun: bool) -> None:
+def claim(
+    out: Path, values: Mapping[str, Json], default: Mapping[str, Json], free: Collection[str], begun: bool
+) -> None:
     """Write a training's options as `config.json` into its output folder; refuse the folder of another training.
 
-    values: options as `as_json` gives them. free: those that may change when a training goes on. begun: whether there
-    is anything that could be lost; without, the folder is nobody's: what was wrong with a first command may be mended.
-    Raises InputError naming the first key that differs, or where the folder cannot be written.
+    values: options as `as_json` gives them. default: option -> what it is in the folder of a training that was begun
+    before the option existed (`passersby.options.defaults`). free: those that may change when a training goes on.
+    begun: whether there is anything that could be lost; without, the folder is nobody's: what was wrong with a first
+    command may be mended. Raises InputError naming the first key that differs, or where the folder cannot be written.
     """
     path = Path(out) / "config.json"
     try:
         if path.exists() and begun:
-            before = json.loads(path.read_text())
-            for key, value in values.items():
-                # An option that came later is off in trainings of before.
-                old = before.get(key, None if value else value)
-                if key not in free and old != value:
-                    raise InputError(
-                        f"{out} holds a training with --{key.replace('_', '-')} {old}, not {value}: "
-                        "give the old value, or another --out"
-                    )
+            for option in differences(json.loads(path.read_text()), values, default, free):
+                old = f"{out} holds a training with --{flag(option.key)} {option.old}"
+                if option.gone:
+                    raise InputError(f"{old}, which this program does not have: give another --out")
+                raise InputError(f"{old}, not {option.new}: give the old value, or another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write --out {out}: {error.strerror}") from error

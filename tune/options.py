@@ -12,7 +12,7 @@ import tyro
 
 from datasets.runs.verdicts import FILTERS
 from passersby.errors import InputError
-from training.option_checks import flag
+from passersby.options import flag
 from training.reid.config import ReidTraining
 from training.reid.reid_presets import PRESETS, preset
 

@@ -1,14 +1,14 @@
 """A sweep: its frozen configuration, its trials, and what each of them trains."""
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json, canonical_sha256, defaults, differences, known_part
 from passersby.reid.checkpoint import file_sha256
 from training.reid.config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
 from tune.generated_runs import GeneratedRun
@@ -26,7 +26,8 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ReidTrain
 class Sweep:
     """What is swept. arms: name -> training (`tune.options.arms_of`), with the steps of all its levels, or without
     where epochs are equal. runs: seed -> the run that it draws from, or one run below ONE_RUN. findings: of the leak
-    guard; allow_leak: whether a leak was allowed."""
+    guard; allow_leak: whether a leak was allowed. known: the training's options that the sweep's folder knows, None for
+    all: at its default, another one is absent from the configuration and its hash (passersby/options.py)."""
 
     name: str
     root: Path
@@ -37,6 +38,7 @@ class Sweep:
     runs: Mapping[int | str, GeneratedRun]
     findings: tuple[Finding, ...]
     allow_leak: bool
+    known: frozenset[str] | None = None
 
     def configuration(self) -> dict[str, Any]:
         """All that changes a trial's result, as plain JSON values: no folders, not where it runs. Levels and seeds are
@@ -45,7 +47,7 @@ class Sweep:
         return {
             "sweep": self.name,
             "data": data,
-            "training": {arm: _frozen(training) for arm, training in self.arms.items()},
+            "training": {arm: _frozen(training, self.known) for arm, training in self.arms.items()},
             "runs": {str(seed): run.record for seed, run in self.runs.items()},
         }
 
@@ -53,7 +55,7 @@ class Sweep:
     def hash(self) -> str:
         """sha256 of the configuration as canonical JSON, without the runs: more seeds bring more of them."""
         content = {name: value for name, value in self.configuration().items() if name != "runs"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return canonical_sha256(content)
 
     def trials(self) -> list[Trial]:
         """Every trial, in the order that they start in: the longest first, as a long one that starts last would keep
@@ -128,18 +130,20 @@ def _without_generated(training: ReidTraining) -> ReidTraining:
     return dataclasses.replace(training, **_DEFAULTS)
 
 
-def _frozen(training: ReidTraining) -> dict[str, Any]:
-    """A training's options that change its result, but for those of a level and a seed."""
+def _frozen(training: ReidTraining, known: Collection[str] | None) -> dict[str, Json]:
+    """A training's options that change its result, but for those of a level and a seed; known as in `Sweep`."""
     steps = {"steps": training.steps}
     left_out = (FREE_TO_CHANGE | DECIDED.keys()) - {"preset"}
     files = {
         name: file_sha256(path) for name in ("weights", "teacher") if (path := getattr(training, name)) is not None
     }
-    return {name: value for name, value in training.as_json().items() if name not in left_out} | steps | files
+    values = {name: value for name, value in training.as_json().items() if name not in left_out} | steps | files
+    return values if known is None else known_part(values, known, defaults(ReidTraining))
 
 
 def agree(output: Output, sweep: Sweep) -> Sweep:
-    """The sweep to go on with: this one, or one whose levels or seeds are more than those that sweep.json has.
+    """The sweep to go on with: this one, with the options that its folder knows; levels and seeds may be more than
+    those that sweep.json has.
 
     Raises InputError that names every key in which the configurations differ, with the old and the new value, where
     levels or seeds of before are left out, and for a file that is no sweep.json.
@@ -150,18 +154,18 @@ def agree(output: Output, sweep: Sweep) -> Sweep:
     try:
         content = json.loads(text)
         old, numbers = content["configuration"], {key: set(map(int, content[key])) for key in ("levels", "seeds")}
+        trainings = old["training"]
+        known = frozenset(name for values in trainings.values() for name in values)
+        sweep = dataclasses.replace(sweep, known=known)
         old_values, new_values = _flat(old), _flat(sweep.configuration())
+        default = _flat({"training": {arm: defaults(ReidTraining) for arm in trainings}})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{output.address(SWEEP_FILE)} is not of a sweep of this program ({error}): choose another --out"
         ) from error
     added = {key for key in new_values.keys() - old_values.keys() if key.startswith("runs.")}  # of new seeds
-    keys = [key for key in (new_values | old_values) if key not in added]
-    different = [
-        f"{key.removeprefix('training..')} is {_short(old_values.get(key))}, not {_short(new_values.get(key))}"
-        for key in keys
-        if old_values.get(key) != new_values.get(key)
-    ]
+    found = differences(old_values, new_values, default, free=added)
+    different = [str(dataclasses.replace(option, key=option.key.removeprefix("training.."))) for option in found]
     for key, before in numbers.items():
         left_out = before - set(getattr(sweep, key))
         if left_out:
@@ -180,8 +184,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else text[:13] + '..."'

@@ -12,6 +12,7 @@ from datasets.exports.selection import SPLITS, Options, People
 from datasets.runs.plan import PLAN_FILE
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import defaults, differences
 
 RECORD, IDENTITIES, SHORT = "export.json", "identities.csv", "short_people.csv"
 NOTE = "Artificial people, made by Passersby: none of these images shows anybody."
@@ -66,7 +67,11 @@ def agree(out: Output, record: Record) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out.address(RECORD)} is not a record of this program: choose another --out") from error
     new = dataclasses.asdict(record.options)
-    different = [f"{key} is {options.get(key)}, not {new[key]}" for key in new if options.get(key) != new[key]]
+    found = differences(options, new, defaults(type(record.options)))
+    different = [
+        f"{option.key} is {option.old}, " + ("which this program does not have" if option.gone else f"not {option.new}")
+        for option in found
+    ]
     if different:
         raise InputError(
             f"--out holds an export with other options: {'; '.join(different)}. Choose another --out, or the options "

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from datasets.exports.manifest import RunManifest
 from datasets.runs.plan import Unit
 from passersby.errors import InputError
+from passersby.options import flag
 
 FORMATS = ("market1501", "webdataset", "folder", "table")
 FILES_OF_MANY = ("webdataset", "table")
@@ -45,7 +46,7 @@ class Options:
         for name in ("per_person", "people", "camera", "cameras", "images_per_file"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+                raise InputError(f"--{flag(name)} {value}: give 1 or more")
         if self.test_people < 0:
             raise InputError(f"--test-people {self.test_people}: give 0 or more")
         if self.test_people and self.format != "market1501":

@@ -5,13 +5,13 @@ so a file that exists never has to be made again.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from datasets.runs.plan import MAX_UNITS, PLAN_FILE
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json, canonical_sha256, check, check_known, differences, listed, stored_values
 
 JOB = "invert"  # tells this plan.json from that of jobs/generate.py
 REFINEMENTS = ("none", "w", "pivotal")
@@ -41,14 +41,14 @@ class InversionConfiguration:
     recipe: int = 1  # raised whenever a change of this code changes bytes
 
     def __post_init__(self) -> None:
-        _check("--steps", self.steps, 1 <= self.steps <= 100, "1 to 100")
-        _check("--refine", self.refine, self.refine in REFINEMENTS, " or ".join(REFINEMENTS))
+        check("--steps", self.steps, 1 <= self.steps <= 100, "1 to 100")
+        check("--refine", self.refine, self.refine in REFINEMENTS, " or ".join(REFINEMENTS))
         for option, value in (("--refine-steps", self.refine_steps), ("--pivotal-steps", self.pivotal_steps)):
             if value is not None:
-                _check(option, value, 1 <= value <= MOST_STEPS, f"1 to {MOST_STEPS}")
+                check(option, value, 1 <= value <= MOST_STEPS, f"1 to {MOST_STEPS}")
         if self.pictures is not None:
-            _check("--pictures", self.pictures, 1 <= self.pictures <= MOST_PICTURES, f"1 to {MOST_PICTURES}")
-        _check("--unit-images", self.unit_images, 1 <= self.unit_images <= 100_000, "1 to 100000")
+            check("--pictures", self.pictures, 1 <= self.pictures <= MOST_PICTURES, f"1 to {MOST_PICTURES}")
+        check("--unit-images", self.unit_images, 1 <= self.unit_images <= 100_000, "1 to 100000")
 
     @property
     def test_people(self) -> bool:
@@ -58,13 +58,11 @@ class InversionConfiguration:
     @property
     def hash(self) -> str:
         """sha256 of the configuration as canonical JSON; it stands in every shard."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return canonical_sha256(self.values())
 
-
-def _check(option: str, value: object, good: bool, allowed: str) -> None:
-    if not good:
-        raise InputError(f"{option} {value}: must be {allowed}")
+    def values(self) -> dict[str, Json]:
+        """Every key and its value, keys that came later only where they are not at their default: `stored_values`."""
+        return stored_values(self, always=("recipe",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +155,7 @@ class InversionPlan:
         content = {
             "job": JOB,
             "hash": self.configuration.hash,
-            "configuration": dataclasses.asdict(self.configuration),
+            "configuration": self.configuration.values(),
             "test_people": self.configuration.test_people,
             "people": self.people,
             "pictures": self.pictures,
@@ -176,8 +174,8 @@ class StoredPlan:
 
 
 def read_inversion_plan(output: Output) -> StoredPlan | None:
-    """The plan that lies in `output`, or None. Raises InputError when plan.json is not one of this job, or was
-    edited."""
+    """The plan that lies in `output`, or None. Raises InputError when plan.json is not one of this job, has options
+    that this program does not have, or was edited."""
     text = output.read(PLAN_FILE)
     if text is None:
         return None
@@ -186,8 +184,9 @@ def read_inversion_plan(output: Output) -> StoredPlan | None:
         content = json.loads(text)
         if content.get("job") != JOB:
             raise InputError(f"{address} is the plan of another job than invert: choose another --out")
-        values = content["configuration"]
-        configuration = InversionConfiguration(**{**values, "splits": tuple(values["splits"])})
+        values = {**content["configuration"], "splits": tuple(content["configuration"]["splits"])}
+        check_known(values, InversionConfiguration)
+        configuration = InversionConfiguration(**values)
         extents = tuple(content["extents"])
         good = all(type(people) is int and people > 0 for people in extents)
         intact = configuration.hash == content["hash"] and content["people"] == sum(extents)
@@ -209,16 +208,10 @@ def agree(
     counts = tuple(counts)
     if stored is None:
         return InversionPlan(configuration, counts).extended(people)
-    old, new = dataclasses.asdict(stored.configuration), dataclasses.asdict(configuration)
-    different = [f"{key} is {_short(old[key])}, not {_short(new[key])}" for key in old if old[key] != new[key]]
+    different = differences(dataclasses.asdict(stored.configuration), dataclasses.asdict(configuration))
     if different:
         raise InputError(
-            f"--out holds a run of another configuration: {'; '.join(different)}. "
+            f"--out holds a run of another configuration: {listed(different)}. "
             "Choose another --out, or the options it was begun with"
         )
     return InversionPlan(configuration, counts, stored.extents).extended(people)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else text[:13] + '..."'

@@ -3,19 +3,16 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import struct
 
 from passersby.errors import InputError
+from passersby.options import Json, canonical_sha256, check, stored_values
 
 METHODS = ("mix", "interpolate")
 RANDOM, PEOPLE, PICTURES = PARTNERS = ("random", "people", "pictures")
 FORMATS = ("jpeg", "png")
 PERSON_PIXEL_BYTES = 1_000_000_000  # a person is never divided, so this much must fit a worker
-# Keys that came later: at their default they stand neither in plan.json nor in the hash, so that runs of before
-# stay what they are.
-_LATER = ("latents", "partners", "origins", "identity", "real")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,19 +123,14 @@ class Configuration:
     @functools.cached_property
     def hash(self) -> str:
         """sha256 of the configuration as canonical JSON; it stands in every shard."""
-        text = json.dumps(self.values(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return canonical_sha256(self.values())
 
-    def values(self) -> dict:
-        """Every key and its value as JSON has them, those of `_LATER` only where they are not at their default."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in _LATER}
-        return {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if name not in defaults or getattr(self, name) != defaults[name]
-        }
+    def values(self) -> dict[str, Json]:
+        """Every key and its value, keys that came later only where they are not at their default: runs of before stay
+        what they are (passersby/options.py)."""
+        return stored_values(self, always=("recipe",))
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Json]:
         """What people want to see of it, and scripts: `values` without the origins, which are as many as people."""
         return {name: value for name, value in self.values().items() if name != "origins"}
 
@@ -159,9 +151,3 @@ class Configuration:
         """
         digest = hashlib.sha256(struct.pack("<QQQ", self.seed, person, variant)).digest()
         return int.from_bytes(digest[:4], "little")
-
-
-def check(option: str, value: object, good: bool, allowed: str) -> None:
-    """Raises InputError that names the option and its value, unless good."""
-    if not good:
-        raise InputError(f"{option} {value}: must be {allowed}")

@@ -11,9 +11,10 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 
-from datasets.runs.configuration import Configuration, Origin, check
+from datasets.runs.configuration import Configuration, Origin
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import check, check_known, differences, kept, listed
 
 PLAN_FILE = "plan.json"
 NUM_WS = 16  # style inputs of a StyleGAN3 generator
@@ -163,14 +164,15 @@ def file_sha256(path: str | os.PathLike, option: str) -> str:
 
 
 def read_plan(output: Output) -> Plan | None:
-    """The plan that lies in `output`, or None. Raises InputError when plan.json is not a plan, or was
-    edited."""
+    """The plan that lies in `output`, or None. Raises InputError when plan.json is not a plan, has options that this
+    program does not have, or was edited."""
     text = output.read(PLAN_FILE)
     if text is None:
         return None
     try:
         content = json.loads(text)
         values = {**content["configuration"], "layers": tuple(content["configuration"]["layers"])}
+        check_known(values, Configuration)
         values["origins"] = tuple(Origin(**origin) for origin in values.get("origins", ()))
         extents = tuple(Extent(**extent) for extent in content["extents"])
         plan = Plan(Configuration(**values), extents)
@@ -193,18 +195,14 @@ def agree(existing: Plan | None, configuration: Configuration, people: int) -> P
     if existing is None:
         return Plan(configuration).extended(people)
     old = dataclasses.asdict(existing.configuration)
-    new = dataclasses.asdict(configuration) | {"reference_threshold": old["reference_threshold"]}
+    new = dataclasses.asdict(configuration)
+    decided = {"reference_threshold"}
     if old["latents"] != new["latents"]:  # then the origins differ as well
-        new["origins"] = old["origins"]
-    different = [f"{key} is {_short(old[key])}, not {_short(new[key])}" for key in old if old[key] != new[key]]
+        decided.add("origins")
+    different = differences(old, kept(new, old, decided))
     if different:
         raise InputError(
-            f"--out holds a run of another configuration: {'; '.join(different)}. "
+            f"--out holds a run of another configuration: {listed(different)}. "
             "Choose another --out, or the options it was begun with"
         )
     return existing.extended(people)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else text[:13] + '..."'

@@ -205,9 +205,7 @@ def _shadow(image: np.ndarray, canvas: Canvas, view: View, light: render.Light) 
     image *= 1 - shadow[..., None]
 
 
-def _expose(
-    image: np.ndarray, settings: scenes.Camera, cast: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
+def _expose(image: np.ndarray, settings: scenes.Camera, cast: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """What the camera makes of the scene (RGB float32 [256, 128, 3]): RGB uint8 [128, 64, 3]."""
     image = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     grey = image.mean(2, keepdims=True)

@@ -1,25 +1,73 @@
 """Folders of trainings: whose a folder is."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 
 from passersby.errors import InputError
 from training.checkpoints import claim
+from training.encoder import encoder_snapshot
+from training.encoder.config import EncoderTraining
+from training.gan import start as gan_snapshot
+from training.gan.config import GanConfig
+from training.reid import start as reid_snapshot
+from training.reid.config import ReidTraining
 
 
 def test_a_begun_folder_goes_on_with_the_same_options_only(tmp_path):
-    claim(tmp_path, {"batch": 8, "out": "a"}, {"out"}, begun=False)
-    claim(tmp_path, {"batch": 16, "out": "b"}, {"out"}, begun=False)  # nothing could be lost
-    claim(tmp_path, {"batch": 16, "out": "c"}, {"out"}, begun=True)
+    claim(tmp_path, {"batch": 8, "out": "a"}, {}, {"out"}, begun=False)
+    claim(tmp_path, {"batch": 16, "out": "b"}, {}, {"out"}, begun=False)  # nothing could be lost
+    claim(tmp_path, {"batch": 16, "out": "c"}, {}, {"out"}, begun=True)
     with pytest.raises(InputError, match=r"holds a training with --batch 16, not 8"):
-        claim(tmp_path, {"batch": 8, "out": "c"}, {"out"}, begun=True)
+        claim(tmp_path, {"batch": 8, "out": "c"}, {}, {"out"}, begun=True)
     assert json.loads((tmp_path / "config.json").read_text()) == {"batch": 16, "out": "c"}
 
 
-@pytest.mark.parametrize("off", [None, [], False, 0])
-def test_an_option_that_came_later_is_off_in_trainings_of_before(tmp_path, off):
-    claim(tmp_path, {"batch": 8}, set(), begun=False)
-    with pytest.raises(InputError, match=r"holds a training with --new-way None, not on"):
-        claim(tmp_path, {"batch": 8, "new_way": "on"}, set(), begun=True)
-    claim(tmp_path, {"batch": 8, "new_way": off}, set(), begun=True)
+@pytest.mark.parametrize("off", [None, [], False, 0, 0.25])
+def test_an_option_that_came_later_is_at_its_default_in_trainings_of_before(tmp_path, off):
+    default = {"batch": 64, "new_way": off}
+    claim(tmp_path, {"batch": 8}, {}, set(), begun=False)
+    with pytest.raises(InputError, match=re.escape(f"holds a training with --new-way {off}, not on")):
+        claim(tmp_path, {"batch": 8, "new_way": "on"}, default, set(), begun=True)
+    claim(tmp_path, {"batch": 8, "new_way": off}, default, set(), begun=True)
+
+
+def test_an_option_that_is_gone_is_refused_unless_it_was_free_to_change(tmp_path):
+    claim(tmp_path, {"batch": 8, "old_way": None, "minutes": 5}, {}, set(), begun=False)
+    with pytest.raises(InputError, match=r"holds a training with --old-way None, which this program does not have"):
+        claim(tmp_path, {"batch": 8}, {}, {"minutes"}, begun=True)
+    claim(tmp_path, {"batch": 8}, {}, {"minutes", "old_way"}, begun=True)
+
+
+KNOWN_OLD = (
+    (GanConfig, gan_snapshot, f"checkpoints/1/{gan_snapshot.STATE}", ()),
+    (ReidTraining, reid_snapshot, reid_snapshot.NETWORK, ("draw_seed", "filters")),
+    (EncoderTraining, encoder_snapshot, encoder_snapshot.ENCODER, ()),
+)
+
+
+@pytest.mark.parametrize(("kind", "snapshots", "left", "later"), KNOWN_OLD)
+def test_trainings_of_every_earlier_version_go_on(tmp_path, kind, snapshots, left, later):
+    """later: the options that the program has gained since it first wrote checkpoints."""
+    config = kind(data=tmp_path, out=tmp_path)
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).touch()
+    old = {name: value for name, value in config.as_json().items() if name not in later}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    snapshots.claim_folder(config)
+    assert json.loads((tmp_path / "config.json").read_text()) == config.as_json()
+    with pytest.raises(InputError, match=r"--seed 0, not 1"):
+        snapshots.claim_folder(dataclasses.replace(config, seed=1))
+
+
+@pytest.mark.parametrize("augment", ["ada", "none"])
+def test_gan_trainings_of_before_augmentation_are_refused(tmp_path, augment):
+    config = GanConfig(data=tmp_path, out=tmp_path, augment=augment)
+    (tmp_path / "snapshots/1").mkdir(parents=True)
+    (tmp_path / "snapshots/1" / gan_snapshot.NETWORK).touch()
+    old = {name: value for name, value in config.as_json().items() if name != "augment"}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match=f"--augment None, not {augment}"):
+        gan_snapshot.claim_folder(config)

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Literal
 
+from passersby.options import flag, require
 from passersby.restyle.encoder import EncoderConfig
 from passersby.restyle.losses import LossWeights
 from passersby.stylegan3 import GeneratorConfig
-from training.option_checks import flag, require
 
 # What may change when a training goes on: how often, where, on what; never what is learned from what.
 FREE_TO_CHANGE = frozenset(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from passersby.errors import InputError
+from passersby.options import defaults
 from passersby.restyle.checkpoint import load_encoder, save_encoder
 from training.checkpoints import claim, commit, keep_newest, newest, write_synced
 from training.encoder.config import FREE_TO_CHANGE, EncoderTraining
@@ -25,7 +26,7 @@ CHECKPOINTS_KEPT = 2
 def claim_folder(config: EncoderTraining) -> None:
     """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
     begun = bool(last_checkpoint(config.out)) or (config.out / ENCODER).exists()
-    claim(config.out, config.as_json(), FREE_TO_CHANGE, begun)
+    claim(config.out, config.as_json(), defaults(EncoderTraining), FREE_TO_CHANGE, begun)
 
 
 def last_checkpoint(out: Path) -> Path | None:

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import Literal
 
+from passersby.options import flag, require
 from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
 from training.gan.augment import AUGMENTATIONS
 from training.gan.gan_ada import AdaController
 from training.gan.step import StepSettings
-from training.option_checks import flag, require
 
 MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discriminator
 
@@ -18,6 +18,10 @@ FREE_TO_CHANGE = frozenset(
     ["preset", "data", "out", "kimg", "max_minutes", "snapshot_kimg", "checkpoint_minutes", "status_seconds", "workers"]
     + ["gpus", "threads", "batch_gpu", "restarts", "validation_kimg", "fid_images", "fid_reference", "inception"]
 )
+
+# What folders of before an option did, where that is not its default. Those of before augmentation hold no checkpoint
+# to go on from: null is no value of --augment, so that they are refused.
+BEFORE = {"augment": None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 
 from passersby.errors import InputError
+from passersby.options import defaults
 from passersby.stylegan3.checkpoint import load_network, save_network
 from training.checkpoints import claim, commit, keep_newest, newest, write_synced
-from training.gan.config import FREE_TO_CHANGE, GanConfig
+from training.gan.config import BEFORE, FREE_TO_CHANGE, GanConfig
 from training.gan.step import TrainingState
 
 NETWORK, STATE, BEST = "network.safetensors", "training_state.pt", "best.safetensors"
@@ -31,7 +32,7 @@ CHECKPOINTS_KEPT = 2
 def claim_folder(config: GanConfig) -> None:
     """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
     begun = bool(last_snapshot(config.out) or last_checkpoint(config.out))
-    claim(config.out, config.as_json(), FREE_TO_CHANGE, begun)
+    claim(config.out, config.as_json(), defaults(GanConfig) | BEFORE, FREE_TO_CHANGE, begun)
 
 
 def last_snapshot(out: Path) -> Path | None:

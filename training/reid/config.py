@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from datasets.runs.verdicts import Thresholds, with_filters
+from passersby.options import flag, require
 from passersby.reid.network import BACKBONES, ReidConfig
-from training.option_checks import flag, require
 from training.reid.augment import AugmentConfig
 from training.reid.labels import Labelling
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from passersby.errors import InputError
+from passersby.options import defaults
 from passersby.reid.checkpoint import load_reid, save_reid
 from training.checkpoints import claim, commit, keep_newest, newest, write_synced
 from training.reid.config import FREE_TO_CHANGE, ReidTraining
@@ -24,7 +25,7 @@ CHECKPOINTS_KEPT = 2
 def claim_folder(config: ReidTraining) -> None:
     """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
     begun = bool(last_checkpoint(config.out)) or (config.out / NETWORK).exists()
-    claim(config.out, config.as_json(), FREE_TO_CHANGE, begun)
+    claim(config.out, config.as_json(), defaults(ReidTraining), FREE_TO_CHANGE, begun)
 
 
 def last_checkpoint(out: Path) -> Path | None:
