@@ -11,9 +11,9 @@ import pyarrow as pa
 import ray
 import torch
 
-from datasets.people.decoding_part import DecodingError
 from datasets.people.image_sets import decode_scaled, read_bytes
-from datasets.runs.units import images_of
+from datasets.people.market_tree import DecodingError
+from datasets.runs.rows import images_of
 from passersby.errors import InputError
 
 

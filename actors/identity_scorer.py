@@ -9,10 +9,10 @@ import pyarrow as pa
 import ray
 import torch
 
-from datasets.people.decoding_part import DecodingError
 from datasets.people.labelled_images import decode_bicubic
+from datasets.people.market_tree import DecodingError
 from datasets.people.real_people import RealPeople
-from datasets.runs.units import images_of, with_columns
+from datasets.runs.rows import images_of, with_columns
 from datasets.runs.verdicts import LATENT
 from passersby.errors import InputError
 from passersby.metrics.identity import NOBODY, nearest_pictures

@@ -13,17 +13,16 @@ import torch
 
 from datasets.latents.plan import InversionConfiguration
 from datasets.latents.table import SCHEMA
-from datasets.people.decoding_part import DecodingError
 from datasets.people.image_sets import read_bytes
 from datasets.people.labelled_images import UNKNOWN_CAMERA, decode_bicubic
-from datasets.runs.units import images_of, with_columns
+from datasets.people.market_tree import DecodingError
+from datasets.runs.rows import images_of, with_columns
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import LoadedEncoder
-from passersby.restyle.delta import apply_delta, save_delta
+from passersby.restyle.encoder import pooled, restyle_steps, working_size
 from passersby.restyle.losses import InversionLoss, Losses, Target
-from passersby.restyle.pivotal import tune
+from passersby.restyle.pivotal import apply_delta, save_delta, tune
 from passersby.restyle.refinement import refine, w_statistics
-from passersby.restyle.restyle import pooled, restyle_steps, working_size
 from passersby.stylegan3 import Generator
 
 # Pixels of the generator's images that go through the networks together, in at most MOST_CHUNK pictures. Never a

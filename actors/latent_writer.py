@@ -9,7 +9,7 @@ from datasets.latents.plan import read_inversion_plan
 from datasets.latents.shards import count_errors, latents_table, write_latents_shard
 from datasets.latents.table import delta_name
 from datasets.runs.plan import PLAN_FILE
-from datasets.runs.units import images_of
+from datasets.runs.rows import images_of
 from datasets.storage.output import Output
 from passersby.errors import InputError
 

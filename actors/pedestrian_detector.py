@@ -11,8 +11,8 @@ import pyarrow as pa
 import ray
 import torch
 
-from datasets.people.decoding_part import DecodingError, decode
-from datasets.runs.units import images_of, with_columns
+from datasets.people.market_tree import DecodingError, decode
+from datasets.runs.rows import images_of, with_columns
 from passersby.errors import InputError
 from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PedestrianFilter
 

@@ -5,8 +5,8 @@ import time
 import pyarrow as pa
 
 from datasets.runs.plan import PLAN_FILE, read_plan
+from datasets.runs.rows import images_of
 from datasets.runs.shards import shard_table, write_shard
-from datasets.runs.units import images_of
 from datasets.runs.verdicts import Thresholds, count_verdicts, verdicts
 from datasets.storage.output import Output
 from passersby.errors import InputError

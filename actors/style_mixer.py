@@ -13,11 +13,10 @@ from torch.nn import functional
 
 from datasets.latents.partners import RealCodes, partners_of
 from datasets.runs.plan import Configuration
-from datasets.runs.rows import NO_PARTNER, amounts_of, planned_columns
+from datasets.runs.rows import NO_PARTNER, amounts_of, planned_columns, with_columns
 from datasets.runs.shards import SCHEMA
-from datasets.runs.units import with_columns
 from passersby.errors import InputError
-from passersby.restyle.delta import apply_delta, load_delta
+from passersby.restyle.pivotal import apply_delta, load_delta
 from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
 
 # Images of one person that go through the network together. Never a matter of units or pools, so that an

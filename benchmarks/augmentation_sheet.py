@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.people.market_tree import decode, list_split
+from datasets.people.market_tree import decode_files, list_split
 from jobs.common import run_job
 from passersby.errors import InputError
 from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
@@ -42,7 +42,7 @@ def first_pictures(root: Path, people: int) -> np.ndarray:
         first.setdefault(file.identity, file)
     if len(first) < people:
         raise InputError(f"--people {people} is more than the {len(first)} training people in {root}")
-    return decode(list(first.values())[:people], 128, 64).images
+    return decode_files(list(first.values())[:people], 128, 64).images
 
 
 def main(config: Config) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 
-from datasets.people.market_tree import decode, list_split
+from datasets.people.market_tree import decode_files, list_split
 from datasets.storage.feature_cache import real_features
 from jobs.common import run_job
 from passersby import weights
@@ -79,7 +79,11 @@ def read(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reference.append(by_person[person][first])
         other.append(by_person[person][second])
     size = (config.height, config.width)
-    return decode(reference, *size).images, decode(other, *size).images, np.array([file.identity for file in other])
+    return (
+        decode_files(reference, *size).images,
+        decode_files(other, *size).images,
+        np.array([file.identity for file in other]),
+    )
 
 
 def fewer_people(config: Config, identities: np.ndarray, share: float) -> np.ndarray:
@@ -91,7 +95,7 @@ def fewer_people(config: Config, identities: np.ndarray, share: float) -> np.nda
     files = [file for file in list_split(config.crowd, "train") if file.identity in kept]
     chosen = np.random.default_rng(1).permutation(len(files))[: len(identities)]
     chosen = np.resize(chosen, len(identities))  # the fewest people have not enough images: some come twice
-    return decode([files[place] for place in chosen], config.height, config.width).images
+    return decode_files([files[place] for place in chosen], config.height, config.width).images
 
 
 def blurred(images: np.ndarray, sigma: float) -> np.ndarray:

@@ -30,20 +30,18 @@ from datasets.people.readers import read_split
 from jobs.common import run_job
 from passersby import weights
 from passersby.errors import InputError
-from passersby.metrics.bootstrap import mean_interval
 from passersby.metrics.identity import nearest_pictures
+from passersby.metrics.sweep_statistics import mean_interval
 from passersby.metrics.verification import normalised
 from passersby.perception.perceptual import load_perceptual
 from passersby.reid.checkpoint import load_reid
 from passersby.reid.identity_features import load_identity
 from passersby.reid.network import FeatureNetwork
 from passersby.restyle.checkpoint import check_pair, load_encoder
-from passersby.restyle.delta import apply_delta
+from passersby.restyle.encoder import pooled, restyle_steps, working_size
 from passersby.restyle.losses import InversionLoss, LossWeights
-from passersby.restyle.person_code import person_code
-from passersby.restyle.pivotal import tune
-from passersby.restyle.refinement import refine, w_statistics
-from passersby.restyle.restyle import pooled, restyle_steps, working_size
+from passersby.restyle.pivotal import apply_delta, tune
+from passersby.restyle.refinement import person_code, refine, w_statistics
 from passersby.stylegan3 import Generator, to_uint8
 from passersby.stylegan3.checkpoint import load_network
 from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png

@@ -28,8 +28,8 @@ import tyro
 
 from actors.shard_writer import ShardWriter
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan, agree, read_plan
+from datasets.runs.rows import with_columns
 from datasets.runs.shards import finished_units
-from datasets.runs.units import with_columns
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.lock import hold
 from datasets.storage.output import Output
@@ -37,11 +37,11 @@ from jobs import generate
 from jobs.common import connect, run_job
 from passersby import weights
 from pipeline.commit import committed
-from pipeline.generation_inputs import Inputs
+from pipeline.generation import Inputs
 from pipeline.pools import Pool
 from pipeline.run import run_units
 from reporting.progress import ProgressLine
-from reporting.run.metrics import RunMetrics
+from reporting.run.results import RunMetrics
 
 SIZE = {"height": 32, "width": 16, "format": "png"}  # small pictures: their cost is not the question
 GENERATE = ["--variants", "1", "--unit-images", "1", *(f"--{name}={value}" for name, value in SIZE.items())]

@@ -25,19 +25,26 @@ import torch
 
 from actors.pedestrian_detector import PedestrianDetector
 from actors.style_mixer import StyleMixer
-from datasets.people.decoding_part import decode
-from datasets.people.market_tree import DecodedImages, TreeImage, identities, list_split
-from datasets.people.market_tree import decode as decode_files
+from datasets.people.market_tree import DecodedImages, TreeImage, decode, identities, list_split
+from datasets.people.market_tree import decode_files as decode_files
 from datasets.runs.plan import LAYER_GROUPS, Configuration
-from datasets.runs.units import images_of
+from datasets.runs.rows import images_of
 from jobs import generate
 from jobs.common import run_job
 from passersby import weights
 from passersby.errors import InputError
-from passersby.metrics.colour_histogram import colour_histograms, nearest
-from passersby.metrics.variants import by_person, measure_filter, measure_mixing, measure_pose, other_people, share
+from passersby.metrics.variants import (
+    by_person,
+    colour_histograms,
+    measure_filter,
+    measure_mixing,
+    measure_pose,
+    nearest,
+    other_people,
+    share,
+)
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, write_atomically
-from pipeline.generation_inputs import Inputs
+from pipeline.generation import Inputs
 from reporting.gan.card import card_markdown, mixes_picture, people_picture
 from reporting.grid import save_png
 

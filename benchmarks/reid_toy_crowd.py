@@ -24,8 +24,8 @@ from datasets.people.labelled_images import Listing, decode_listing
 from datasets.people.readers import read_split
 from jobs.common import run_job
 from passersby.errors import InputError
-from passersby.metrics.colour_histogram import colour_histograms
 from passersby.metrics.ranking import Ranking, evaluate_ranking
+from passersby.metrics.variants import colour_histograms
 from passersby.reid.checkpoint import load_reid
 from passersby.reid.network import FeatureNetwork, ReidNetwork
 

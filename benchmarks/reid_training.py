@@ -30,13 +30,11 @@ from datasets.people.market_tree import list_split
 from jobs.common import CPU_VARIABLES, run_job
 from passersby.reid.network import ReidNetwork
 from pipeline.ray_training import restart_with
-from training.reid.config import ReidTraining
-from training.reid.reid_data import Feeder
-from training.reid.reid_losses import batch_hard_triplet
-from training.reid.reid_presets import PRESETS
-from training.reid.reid_start import autocast_type, make_batches
+from training.reid.config import PRESETS, ReidTraining
+from training.reid.data import Feeder
 from training.reid.run import load_data
-from training.reid.step import Batch, ReidState, StepSettings, make_optimizer, train_step
+from training.reid.start import autocast_type, make_batches
+from training.reid.step import Batch, ReidState, StepSettings, batch_hard_triplet, make_optimizer, train_step
 
 RESULTS = """No GPU figures yet. On a CPU both loops wait for the same convolutions: 2 cores of an AMD EPYC,
 --device cpu --steps 12 --rounds 3 --loader-workers 1 --threads 1 (the plain loop reads its files on the other core):
@@ -54,7 +52,7 @@ class Config:
     data: Path
     """A Market-1501 tree."""
     presets: tuple[str, ...] = ("study", "strong")
-    """Of training/reid/reid_presets.py; ImageNet weights are not needed here and not loaded."""
+    """Of training/reid/config.py; ImageNet weights are not needed here and not loaded."""
     device: Literal["cpu", "cuda"] = "cuda"
     steps: int = 40
     """Steps of one measurement."""

@@ -30,8 +30,7 @@ from ray.cluster_utils import Cluster
 
 from jobs.common import run_job
 from pipeline.cluster import resources
-from tune.resources import fit_trials
-from tune.runner import run_trials
+from tune.runner import fit_trials, run_trials
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from jobs.common import run_job
-from passersby.metrics.dunnett import critical_value, loadings
-from passersby.metrics.sweep_statistics import BETTER, CANNOT_TELL, Trials, analyse
+from passersby.metrics.sweep_statistics import BETTER, CANNOT_TELL, Trials, analyse, critical_value, loadings
 
 RESULTS = """The command above, seed 0 (standard error of 0.05 in 1,000: 0.007); 74 s of one core:
 levels  seeds  deviation  effect  in common  any level  trend  either  better or worse  paired

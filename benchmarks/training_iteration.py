@@ -29,9 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from passersby.errors import InputError
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
-from passersby.stylegan3.precision import set_precision
-from training.gan.gan_inputs import Inputs, Latents
-from training.gan.step import StepSettings, TrainingState, new_state, train_iteration
+from passersby.stylegan3.mapping import set_precision
+from training.gan.step import Inputs, Latents, StepSettings, TrainingState, new_state, train_iteration
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 
 from passersby import weights
 from reporting.curves import read_history
-from training.gan.config import GanConfig
-from training.gan.gan_presets import PRESETS
+from training.gan.config import PRESETS, GanConfig
 from training.gan.run import pick_device, train
 from training.gan.start import claim_folder
 from training.log import HISTORY

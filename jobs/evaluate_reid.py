@@ -68,8 +68,7 @@ def main(config: Config) -> None:
     start = time.monotonic()
     check(config)
     output = Output(config.out)
-    from passersby.metrics.camera_pairs import camera_pairs
-    from passersby.metrics.verification import count_pairs, same_person_thresholds
+    from passersby.metrics.verification import camera_pairs, count_pairs, same_person_thresholds
     from pipeline.evaluation import GALLERY, QUERY, RECORDED, rank_all, write_queries
     from reporting.reid import ranking as report
 
@@ -144,8 +143,8 @@ def write_pictures(
     """CMC curve, histogram of similarities and, where there are images and a match, the sheet of queries."""
     from pipeline.evaluation import GALLERY, QUERY, SINGLE, top_similarities
     from reporting.grid import encode_png
-    from reporting.reid.query_sheet import query_sheet
-    from reporting.reid.ranking_plots import cmc_plot, similarity_plot
+    from reporting.reid.queries import query_sheet
+    from reporting.reid.ranking import cmc_plot, similarity_plot
 
     query, gallery, ranking = found.sets[QUERY], found.sets[GALLERY], rankings[SINGLE]
     title = f"{len(query):,} queries, {len(gallery):,} images in the gallery"

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from datasets.exports.export_tasks import run_tasks, tasks
 from datasets.exports.manifest import RunManifest
 from datasets.exports.record import IDENTITIES, RECORD, SHORT, Record, agree, begin
 from datasets.exports.selection import FILES_OF_MANY, Options, People, assign
 from datasets.exports.trees import loader_notes, write_empty_notes
+from datasets.exports.write import run_tasks, tasks
 from datasets.storage.output import Output
 from jobs.common import run_job
 from passersby.errors import InputError

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from datasets.people.decoding_part import DecodingError
 from datasets.people.image_sets import ImageSet, decode_own_size, folder_images, read_bytes
 from datasets.people.labelled_images import decode_bicubic
+from datasets.people.market_tree import DecodingError
 from datasets.storage.feature_cache import cached, feature_key
 from datasets.storage.output import Output
 from jobs.common import run_job
@@ -149,7 +149,7 @@ def query_content(path: Path) -> bytes:
 
 def gallery_features(images: ImageSet, network: "FeatureNetwork", workers: "Workers") -> np.ndarray:
     """Features [G, D] float32 of length 1, nan where an image cannot be read; from the cache where they are."""
-    from pipeline.embeddings import embeddings_of
+    from pipeline.features import embeddings_of
 
     def compute() -> np.ndarray:
         contents = [Path(path) for row in images.rows for path in row["path"]]

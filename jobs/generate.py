@@ -22,11 +22,11 @@ from jobs.common import connect, run_job
 from passersby import weights
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import failure_advice, make_units
-from pipeline.generation_inputs import Inputs, freeze, read_inputs
+from pipeline.generation import Inputs, freeze, read_inputs
 from pipeline.pools import Pool, describe, fit_pools
+from reporting.grid import discard_table, filters_set
 from reporting.run.forecast import forecast
 from reporting.run.results import REPORT, SHEET, counts_of, is_published, publish, read_summary
-from reporting.tables import discard_table, filters_set
 
 if TYPE_CHECKING:
     from passersby.stylegan3 import Generator

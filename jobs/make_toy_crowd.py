@@ -8,8 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from datasets.toy_crowd import crowd as toy_crowd
-from datasets.toy_crowd import tree as toy_tree
+from datasets.toy_crowd import crowd, tree
 from jobs.common import run_job
 from passersby.errors import InputError
 
@@ -46,19 +45,19 @@ def main(config: Config) -> None:
     """Draw what is missing of the tree, then its record and a sheet to look at."""
     if config.workers < 0:
         raise InputError(f"--workers {config.workers}: give 0 (one for each core) or more")
-    names = [field.name for field in dataclasses.fields(toy_tree.TreeOptions)]
-    options = toy_tree.TreeOptions(**{name: getattr(config, name) for name in names})
-    pictures = toy_tree.plan(options)
+    names = [field.name for field in dataclasses.fields(tree.TreeOptions)]
+    options = tree.TreeOptions(**{name: getattr(config, name) for name in names})
+    pictures = tree.plan(options)
     record = {
-        "note": toy_tree.NOTE,
-        "version": toy_crowd.VERSION,
-        "content_hash": toy_crowd.content_hash(),
+        "note": tree.NOTE,
+        "version": crowd.VERSION,
+        "content_hash": crowd.content_hash(),
         "options": dataclasses.asdict(options),
     }
-    found = toy_tree.read_record(config.out)
+    found = tree.read_record(config.out)
     if found:
         check_same(found, record, config.out)
-    todo = toy_tree.missing(config.out, pictures)
+    todo = tree.missing(config.out, pictures)
     if found and "sha256" in found and not todo:
         print(f"{config.out} is finished: {len(pictures)} pictures, nothing to do")
         return
@@ -76,24 +75,24 @@ def check_same(found: dict, wanted: dict, out: Path) -> None:
 
 def write(
     config: Config,
-    options: toy_tree.TreeOptions,
+    options: tree.TreeOptions,
     record: dict,
-    pictures: list[toy_tree.Picture],
-    todo: list[toy_tree.Picture],
+    pictures: list[tree.Picture],
+    todo: list[tree.Picture],
 ) -> None:
     """Draw what is missing, then the sheet, then the record with counts and hash: its sha256 means
     finished.
     """
     try:
-        for folder in (toy_tree.TRAIN, toy_tree.QUERY, toy_tree.GALLERY):
+        for folder in (tree.TRAIN, tree.QUERY, tree.GALLERY):
             (config.out / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {config.out} cannot be made: {error.strerror}; choose another folder") from error
-    path = config.out / toy_tree.RECORD
-    toy_tree.write_whole(path, _json(record))
+    path = config.out / tree.RECORD
+    tree.write_whole(path, _json(record))
     workers = config.workers or len(os.sched_getaffinity(0))
     left = f"{len(todo)} of {len(pictures)} pictures to draw"
-    print(f"toy crowd {toy_crowd.VERSION}: {left}, {workers} processes", flush=True)
+    print(f"toy crowd {crowd.VERSION}: {left}, {workers} processes", flush=True)
     start = time.monotonic()
 
     def progress(done: int) -> None:
@@ -106,12 +105,12 @@ def write(
                 flush=True,
             )
 
-    toy_tree.write_pictures(config.out, todo, workers, progress)
-    toy_tree.write_sheet(config.out, options)
+    tree.write_pictures(config.out, todo, workers, progress)
+    tree.write_sheet(config.out, options)
     record["counts"] = dict(Counter(picture.path.split("/")[0] for picture in pictures))
-    record["sha256"] = toy_tree.tree_hash(config.out, pictures)
-    toy_tree.write_whole(path, _json(record))
-    print(f"{config.out}: {record['counts']}; look at {config.out / toy_tree.SHEET} (drawn, not real)")
+    record["sha256"] = tree.tree_hash(config.out, pictures)
+    tree.write_whole(path, _json(record))
+    print(f"{config.out}: {record['counts']}; look at {config.out / tree.SHEET} (drawn, not real)")
 
 
 def _json(record: dict) -> bytes:

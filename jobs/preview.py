@@ -10,9 +10,9 @@ import torch
 import tyro
 
 from actors.style_mixer import StyleMixer
-from datasets.people.decoding_part import decode
+from datasets.people.market_tree import decode
 from datasets.runs.plan import LAYER_GROUPS, Configuration, parse_layers
-from datasets.runs.units import images_of
+from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
 from passersby.errors import InputError

@@ -58,10 +58,10 @@ def main(config: Config) -> None:
 
 def write_run_page(config: Config) -> str:
     """OUT/report.html of a finished run; returns where it lies."""
-    from reporting.gan.report_page_training import read_training
+    from reporting.gan.scores import read_training
     from reporting.page import is_toy
+    from reporting.run.page import COLUMNS, run_page
     from reporting.run.results import REPORT, read_summary
-    from reporting.run.run_page import COLUMNS, run_page
 
     output = Output(config.run)
     plan, summary = read_plan(output), read_summary(output)
@@ -111,7 +111,7 @@ def draw_queries(
 ) -> tuple[bytes | None, list[str]]:
     """Queries that got better and worse at the best level of the first arm, as a PNG; or none, and a note why."""
     from passersby.metrics.sweep_statistics import analyse
-    from pipeline.changed_queries import changed_queries_sheet
+    from pipeline.evaluation import changed_queries_sheet
     from reporting.sweep.page import best_level, changed_queries, compared_arms, trials_of
 
     arm = compared_arms(trials, sweep)[0]

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from datasets.people import image_sets as scored_images
+from datasets.people import image_sets
 from datasets.people.image_sets import ImageSet
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
 from passersby import weights
 from passersby.errors import InputError
-from reporting.gan.fid_table import TOY, fid_markdown
-from reporting.gan.scores import describe_sets, own_row, score_lines, set_record
+from reporting.gan.scores import TOY, describe_sets, fid_markdown, own_row, score_lines, set_record
 
 if TYPE_CHECKING:
     from pipeline.features import Workers
@@ -142,11 +141,11 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
     """What is scored; for a network also what makes its images."""
     limits = (config.images, config.seed)
     if config.folder is not None:
-        return scored_images.folder_images(config.folder, *limits), None
+        return image_sets.folder_images(config.folder, *limits), None
     if config.tree is not None:
-        return scored_images.tree_images(config.tree, config.split, *limits), None
+        return image_sets.tree_images(config.tree, config.split, *limits), None
     if config.run is not None:
-        return scored_images.run_images(Output(config.run), config.verdict, config.manifest, *limits), None
+        return image_sets.run_images(Output(config.run), config.verdict, config.manifest, *limits), None
     from passersby.stylegan3 import load_network  # it brings PyTorch, which takes seconds
     from pipeline.features import network_images
 
@@ -159,14 +158,14 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
 def reference_set(config: Config) -> ImageSet:
     """The real images."""
     root, split, limits = config.reference, config.reference_split, (config.images, config.seed)
-    held_out = scored_images.has_held_out(root)
-    if not held_out and not scored_images.is_tree(root):
+    held_out = image_sets.has_held_out(root)
+    if not held_out and not image_sets.is_tree(root):
         if split != "auto":
             raise InputError(f"--reference-split {split}: {root} is no Market-1501 tree")
-        return scored_images.folder_images(root, *limits)
+        return image_sets.folder_images(root, *limits)
     if split == "auto":
         split = "held-out" if held_out else "train"
-    return scored_images.tree_images(root, split, *limits)
+    return image_sets.tree_images(root, split, *limits)
 
 
 def plan_workers(config: Config) -> "Workers":

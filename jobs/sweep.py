@@ -15,7 +15,7 @@ from pipeline.ray_training import restart_with
 
 if TYPE_CHECKING:
     from tune.progress import SweepProgress
-    from tune.resources import TrialResources
+    from tune.runner import TrialResources
     from tune.sweep import Sweep
 
 
@@ -128,7 +128,7 @@ def describe(config: Config, sweep: "Sweep") -> str:
 def plan_resources(config: Config, sweep: "Sweep", trials: int) -> "TrialResources":
     """What a trial gets of the connected cluster, printed."""
     from pipeline.cluster import resources
-    from tune.resources import fit_trials
+    from tune.runner import fit_trials
 
     connect()
     cluster, workers = resources(), {training.workers for training in sweep.arms.values()}

@@ -8,11 +8,9 @@ import ray
 from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
 from passersby.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.encoder.config import PATHS, EncoderTraining
-from training.encoder.encoder_presets import PRESETS, preset
-from training.encoder.encoder_snapshot import ENCODER, claim_folder
+from training.encoder.config import PATHS, PRESETS, EncoderTraining, preset
 from training.encoder.run import VALIDATION_PICTURE, train, train_loop
-from training.encoder.start import load_data, load_generator, load_networks
+from training.encoder.start import ENCODER, claim_folder, load_data, load_generator, load_networks
 from training.gan.data import command_line
 from training.gan.run import pick_device
 from training.log import CURVES

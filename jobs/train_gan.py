@@ -10,13 +10,12 @@ from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
 from passersby import weights
 from passersby.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.gan.config import GanConfig
+from training.gan.config import PRESETS, GanConfig, preset
 from training.gan.data import command_line
-from training.gan.gan_fid import images_wanted
-from training.gan.gan_presets import PRESETS, preset
 from training.gan.images import list_data, load_data
 from training.gan.run import pick_device, train, train_loop
 from training.gan.start import BEST, claim_folder, last_snapshot
+from training.gan.validation import images_wanted
 
 
 def main(config: GanConfig) -> None:

@@ -12,8 +12,7 @@ from pipeline.ray_training import plan_resources, restart_with, train_on_workers
 from training.gan.data import command_line
 from training.gan.run import pick_device
 from training.log import CURVES
-from training.reid.config import ReidTraining
-from training.reid.reid_presets import PRESETS, preset
+from training.reid.config import PRESETS, ReidTraining, preset
 from training.reid.run import load_data, train, train_loop
 from training.reid.start import NETWORK, claim_folder
 

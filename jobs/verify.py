@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from datasets.latents.table import read_latents
-from datasets.runs.failures import failed_units, failure_name, read_failure
 from datasets.runs.manifest import manifest_name
 from datasets.runs.plan import PLAN_FILE, Plan, Unit, read_plan
-from datasets.runs.shards import SHARD_FOLDER, shard_name
+from datasets.runs.shards import SHARD_FOLDER, failed_units, failure_name, read_failure, shard_name
 from datasets.runs.verify import ADVICE, Findings, check_names, check_shards, sampled_people
 from datasets.runs.verify_derived import DerivedChecks
 from datasets.storage.output import Output

@@ -5,9 +5,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from actors.shard_writer import STAGES
-from datasets.runs.failures import FAILED_FOLDER, Failure, failed_units, forget_failures, read_failure, write_failure
 from datasets.runs.plan import PLAN_FILE, Plan, Unit
-from datasets.runs.shards import finished_units
+from datasets.runs.shards import (
+    FAILED_FOLDER,
+    Failure,
+    failed_units,
+    finished_units,
+    forget_failures,
+    read_failure,
+    write_failure,
+)
 from datasets.runs.verdicts import KEPT, VERDICTS
 from datasets.storage.lock import Lease
 from datasets.storage.output import Output
@@ -15,8 +22,7 @@ from passersby.errors import InputError
 from pipeline.pools import Pool
 from pipeline.run import run_units
 from reporting.progress import ProgressLine
-from reporting.run.metrics import RunMetrics
-from reporting.run.results import RunTimes
+from reporting.run.results import RunMetrics, RunTimes
 
 HOPELESS = 32  # units that fail before the first is made: the reason is not in them
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from actors.identity_scorer import features_in_chunks
-from datasets.people.decoding_part import DecodingError, decode
 from datasets.people.image_sets import decode_own_size, read_bytes
 from datasets.people.labelled_images import Listing, decode_bicubic
+from datasets.people.market_tree import DecodingError, decode
 from datasets.people.real_people import RealPeople
 from datasets.runs.manifest import READERS
 from datasets.runs.plan import Plan
@@ -33,7 +33,7 @@ from passersby.metrics.identity import (
 )
 from passersby.reid.network import FeatureNetwork
 from reporting.grid import encode_png
-from reporting.run.copies import PRIVACY, PRIVACY_SHEET, SHEET_PAIRS, Pair, privacy_sheet
+from reporting.run.identity import PRIVACY, PRIVACY_SHEET, SHEET_PAIRS, Pair, privacy_sheet
 
 FIRST_PAIRS = 100  # of doubles, that are named
 # Where no real pictures say what is alike: a guess for networks trained with a metric loss or a classifier, whose

@@ -15,8 +15,8 @@ from passersby.errors import InputError
 from passersby.perception.perceptual import load_perceptual
 from passersby.reid.identity_features import load_identity
 from passersby.restyle.checkpoint import LoadedEncoder, check_pair, load_encoder
+from passersby.restyle.encoder import working_size
 from passersby.restyle.losses import InversionLoss, LossWeights
-from passersby.restyle.restyle import working_size
 from passersby.stylegan3.checkpoint import load_network
 from passersby.stylegan3.generator import Generator
 from pipeline.cluster import resources, wait_for_gpus

@@ -11,9 +11,9 @@ from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer, check_network
 from datasets.latents.partners import real_codes
 from datasets.latents.table import Latents
-from datasets.people.decoding_part import decode
+from datasets.people.market_tree import decode
 from datasets.runs.plan import Configuration, Plan, Unit, file_sha256
-from datasets.runs.units import images_of, with_columns
+from datasets.runs.rows import images_of, with_columns
 from passersby import weights
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network

@@ -1,23 +1,69 @@
 """The report of a run: one HTML page that needs nothing beside itself, for a browser on any machine."""
 
 import base64
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jinja2
+import markupsafe
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.runs.verdicts import KEPT
-from reporting.gan.fid_table import HEADINGS, STUDY, WARNING, fid_rows
-from reporting.gan.report_page_training import Training
+from reporting.gan.scores import HEADINGS, STUDY, WARNING, Training, fid_rows
+from reporting.grid import FILTERS, FRAME_COLOURS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
 from reporting.progress import duration
-from reporting.report_page import rendered
-from reporting.run.histograms import PLOT_HEIGHT, PLOT_WIDTH, Plot, histogram
-from reporting.run.identity import identity_figures, identity_plots
-from reporting.tables import FILTERS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
+from reporting.run.identity import PLOT_HEIGHT, PLOT_WIDTH, Plot, histogram, identity_figures, identity_plots
+
+# ---- One HTML file that needs nothing beside itself: a template of this folder with its style and its script inside.
+
+# Not allowed in HTML, or not encodable: control characters and lone halves of surrogate pairs.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_FOLDER = Path(__file__).parent
+_DARK = 200  # sum of red, green and blue: below, a frame cannot be seen on a dark page
+
+
+def rendered(template: str, script_file: str | None = None, **values: Any) -> str:
+    """The page as text: `values` go into the template, escaped, with the style of all pages and, if named, one script.
+
+    The page's content policy allows that script by its hash, and no other.
+    """
+    script = f"\n{(_FOLDER / script_file).read_text()}" if script_file else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = markupsafe.Markup((_FOLDER / "report.css").read_text() + _frame_colours())
+    page = _environment().get_template(template)
+    html = page.render(style=style, script=markupsafe.Markup(script), script_hash=f"sha256-{digest}", **values)
+    return _FORBIDDEN.sub("\ufffd", html)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,  # names, messages and records come from files that anybody may have made
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    return environment
+
+
+def _frame_colours() -> str:
+    lifted = {
+        key: tuple((c + 170) // 2 for c in colour) for key, colour in FRAME_COLOURS.items() if sum(colour) < _DARK
+    }
+    light, dark = (
+        "".join(f".v-{key} {{ --verdict: rgb{colour}; }}\n" for key, colour in colours.items())
+        for colours in (FRAME_COLOURS, lifted)
+    )
+    return f"{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
+
 
 STAGES = {
     "generate": "making the images",
@@ -89,13 +135,13 @@ def render_report(
         workers}. Other keys are ignored.
     manifest: every image's row; columns person, variant, reference_variant, detector_score, ssim, verdict; of runs that
         compared identities also source, identity_cosine, identity_margin.
-    sheet_png: the contact sheet, as the bytes of a PNG file; explorer: what reporting/run/run_page.py gathers for
+    sheet_png: the contact sheet, as the bytes of a PNG file; explorer: what reporting/run/page.py gathers for
     sliders,
         galleries and strips, in place of it. A page without an explorer has no script.
     configuration: the frozen configuration; network: its record (what it was trained on). Both may be nested.
     check_commands: (what it does, command) to check the run again.
     trainings: of the generator, for curves and the table of FIDs.
-    privacy: what pipeline.copies found, with the kept ones counted (reporting/run/copies.py); privacy_png: its
+    privacy: what pipeline.copies found, with the kept ones counted (reporting/run/identity.py); privacy_png: its
     pictures. Every text is escaped: none can bring markup into the page. Raises ValueError for unknown verdicts and
     KeyError for missing thresholds or columns.
     """

@@ -205,7 +205,7 @@ def judge_latents(about: Mapping[str, Any], data: DataSet) -> list[Finding]:
 
 
 def judge_run(run: Any, latents_about: Mapping[str, Any] | None, data: DataSet) -> list[Finding]:
-    """Findings on a run (tune.generated_runs.GeneratedRun); latents_about: `about` of the latents that it was made
+    """Findings on a run (tune.levels.GeneratedRun); latents_about: `about` of the latents that it was made
     from, None where they are not at hand."""
     if run.plan is None:
         return [Finding("generator", UNKNOWN, f"{run.record['name']} is no run of jobs/generate.py")]

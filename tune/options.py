@@ -13,8 +13,7 @@ import tyro
 from datasets.runs.verdicts import FILTERS
 from passersby.errors import InputError
 from passersby.options import flag
-from training.reid.config import ReidTraining
-from training.reid.reid_presets import PRESETS, preset
+from training.reid.config import PRESETS, ReidTraining, preset
 
 # What the sweep itself decides, with the option that says it.
 DECIDED = {

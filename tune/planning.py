@@ -12,9 +12,17 @@ from datasets.reid.sources import REAL, Source, list_sources
 from passersby.errors import InputError
 from training.reid.config import ReidTraining
 from training.reid.data import ReidBatches
-from tune.generated_runs import GeneratedRun, check_enough, check_latents, read_generated
 from tune.leak_guard import DataSet, Finding, judge_run, read_data_set, refuse_leak
-from tune.levels import LEVELS, PEOPLE_SWEEP, checked, with_baseline
+from tune.levels import (
+    LEVELS,
+    PEOPLE_SWEEP,
+    GeneratedRun,
+    check_enough,
+    check_latents,
+    checked,
+    read_generated,
+    with_baseline,
+)
 from tune.options import arms_of
 from tune.sweep import ONE_RUN, Sweep
 

@@ -11,9 +11,8 @@ from passersby.errors import InputError
 from passersby.options import Json, canonical_sha256, defaults, differences, known_part
 from passersby.reid.checkpoint import file_sha256
 from training.reid.config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
-from tune.generated_runs import GeneratedRun
 from tune.leak_guard import DataSet, Finding, verdict_of
-from tune.levels import PEOPLE_SWEEP, Trial, trials_of
+from tune.levels import PEOPLE_SWEEP, GeneratedRun, Trial, trials_of
 from tune.options import DECIDED
 
 SWEEP_FILE = "sweep.json"

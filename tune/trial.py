@@ -25,7 +25,7 @@ from training.reid.config import ReidTraining
 from training.reid.run import load_data, train, train_loop
 from training.reid.start import NETWORK, claim_folder
 from tune.levels import Trial
-from tune.resources import TrialResources
+from tune.runner import TrialResources
 from tune.sweep import Sweep
 from tune.table import FAILURE, Row, read_result, write_failure, write_result
 

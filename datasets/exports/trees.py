@@ -15,8 +15,7 @@ The rules for names are those of three common tools (each read at the revision n
 import re
 from collections.abc import Sequence
 
-from datasets.exports.export_images import ExportImages
-from datasets.exports.selection import Options, People, Piece, cameras_of
+from datasets.exports.selection import ExportImages, Options, People, Piece, cameras_of
 from datasets.people.market_tree import SPLIT_FOLDERS
 from datasets.storage.output import Output
 from passersby.errors import InputError

@@ -4,17 +4,22 @@ Which image goes into which file follows from the manifest alone, so a file that
 Equal rows give equal bytes: no time, user or host stands in a file.
 """
 
+import collections
+import dataclasses
+import functools
 import io
 import json
 import math
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.exports.export_images import ExportImages
-from datasets.exports.selection import Piece
+from datasets.exports import trees
+from datasets.exports.manifest import RunManifest
+from datasets.exports.selection import FILES_OF_MANY, ExportImages, Options, People, Piece, select
 from datasets.runs.manifest import MANIFEST_SCHEMA
 from datasets.storage.output import Output
 
@@ -106,3 +111,67 @@ def _row_groups(images: ExportImages, pieces: Sequence[Piece]) -> Iterator[pa.Ta
             waiting, rows, size = [], 0, 0
     if waiting:
         yield pa.concat_tables(waiting)
+
+
+# ---- The work of an export in tasks that can be done in any order, and doing some of them at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One unit's images of a tree, or one file of many images. `run` writes what is missing of it."""
+
+    images: int
+    missing: int
+    run: Callable[[], None]
+
+
+def tasks(manifest: RunManifest, out: Output, options: Options, people: People, existing: set[str]) -> Iterator[Task]:
+    """Every task of an export in the order of the plan, those that are done (missing == 0) among them.
+
+    existing: names of the files that lie in `out`. Nothing but the manifest is read, some row groups at a time.
+    """
+    images = ExportImages(manifest, options.jpeg_quality)
+    if options.format in FILES_OF_MANY:
+        table = options.format == "table"
+        name_of = table_name if table else tar_name
+        write = write_table if table else write_tar
+        pieces = select(manifest, options, people, COLUMNS)
+        for index, part in enumerate(divide(pieces, options.images_per_file)):
+            name = name_of(index)
+            count = sum(len(piece.rows) for piece in part)
+            missing = 0 if name in existing else count
+            yield Task(count, missing, functools.partial(write, out, name, images, part))
+        return
+    for piece in select(manifest, options, people, trees.COLUMNS):
+        market = options.format == "market1501"
+        names = trees.market1501_names(piece) if market else trees.folder_names(piece, people, images.suffix)
+        missing = sum(name not in existing for name in names) if existing else len(names)
+        run = functools.partial(trees.write_images, out, images, piece, names, existing)
+        yield Task(len(names), missing, run)
+
+
+def run_tasks(work: Iterator[Task], threads: int, finished: Callable[[Task], None]) -> None:
+    """Run the tasks that miss something, `threads` at a time; `finished` is called here after each of them.
+
+    At most twice as many are held at once. The first error ends the work: tasks that run are waited for, none is
+    begun, and the error is raised.
+    """
+    waiting: collections.deque[tuple[Task, Future]] = collections.deque()
+
+    def finish() -> None:
+        task, future = waiting.popleft()
+        future.result()
+        finished(task)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for task in work:
+                if task.missing:
+                    waiting.append((task, pool.submit(task.run)))
+                if len(waiting) >= 2 * threads:
+                    finish()
+            while waiting:
+                finish()
+        except BaseException:  # an interruption too must not wait for all that is queued
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets.people.labelled_images import UNKNOWN_CAMERA
 from datasets.storage.addresses import explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
-from passersby.restyle.person_code import person_code
+from passersby.restyle.refinement import person_code
 
 LATENTS_FILE = "latents.parquet"
 SCHEMA_VERSION = "1"
@@ -97,7 +97,7 @@ class Latents:
 
     def person_codes(self) -> np.ndarray:
         """Each person's code, [P, num_ws, w_dim] float32: the robust mean over the pictures
-        (passersby/restyle/person_code.py)."""
+        (passersby/restyle/refinement.py)."""
         return self._person_codes
 
     def medoid(self, person: int) -> int:

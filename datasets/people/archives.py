@@ -10,8 +10,19 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.people.gan_listing import BROKEN_ARCHIVE, LABELS_FILE, MOST_IMAGE_BYTES, Item, Label, Listing, is_image
-from datasets.people.listing import guard, list_images, market_names, without_junk
+from datasets.people.listing import (
+    BROKEN_ARCHIVE,
+    LABELS_FILE,
+    MOST_IMAGE_BYTES,
+    Item,
+    Label,
+    Listing,
+    guard,
+    is_image,
+    list_images,
+    market_names,
+    without_junk,
+)
 from passersby.errors import InputError
 
 MOST_MEMBERS = 5_000_000

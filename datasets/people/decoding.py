@@ -8,9 +8,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from datasets.people.decoding_part import MOST_PIXELS, DecodingError, decode, header_size, resized
-from datasets.people.gan_listing import Item, Reader
 from datasets.people.image_source import ImageSource
+from datasets.people.listing import Item, Reader
+from datasets.people.market_tree import MOST_PIXELS, DecodingError, decode, header_size, resized
 from passersby.errors import InputError
 
 MOST_UNREADABLE = 0.1  # of all images

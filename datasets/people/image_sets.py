@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people.decoding_part import MOST_PIXELS, DecodingError, decode, header_size, resized
-from datasets.people.market_tree import identities, list_split
+from datasets.people.market_tree import MOST_PIXELS, DecodingError, decode, header_size, identities, list_split, resized
 from datasets.runs.manifest import manifest_name, read_manifest
 from datasets.runs.plan import Plan, Unit, read_plan
 from datasets.runs.shards import finished_units, read_shard

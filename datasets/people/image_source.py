@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from datasets.people.archives import list_archive, list_labelled_folder
-from datasets.people.gan_listing import LABELS_FILE, Item, Listing
-from datasets.people.listing import TRAIN_FOLDER, is_tree, list_folder, list_tree
+from datasets.people.listing import LABELS_FILE, TRAIN_FOLDER, Item, Listing, is_tree, list_folder, list_tree
 from datasets.people.market_tree import identities_sha256
 from passersby.errors import InputError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.people.decoding_part import MOST_PIXELS, DecodingError, decode, header_size
 from datasets.people.image_sets import MOST_BYTES, read_bytes
+from datasets.people.market_tree import MOST_PIXELS, DecodingError, decode, header_size
 from passersby.errors import InputError
 
 UNKNOWN_CAMERA = -1

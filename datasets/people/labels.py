@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from scipy.cluster.vq import ClusterError, kmeans2
 
-from datasets.people.gan_listing import Item
 from datasets.people.image_source import ImageSource
+from datasets.people.listing import Item
 from passersby.errors import InputError
 
 STRIPES, BINS = 3, (8, 8, 8)  # head, trunk, legs; L, a, b

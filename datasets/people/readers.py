@@ -5,28 +5,14 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from datasets.people import (
-    cuhk03 as reid_cuhk03,
-)
-from datasets.people import (
-    folders as reid_folders,
-)
-from datasets.people import (
-    market1501 as reid_market,
-)
-from datasets.people import (
-    msmt17 as reid_msmt17,
-)
-from datasets.people import (
-    tables as reid_tables,
-)
+from datasets.people import cuhk03, folders, market1501, msmt17, tables
 from datasets.people.labelled_images import Listing
 from datasets.people.splits import GALLERY, QUERY, SPLITS, TRAIN, people_only, unmatched_note
-from datasets.reid import runs as reid_runs
+from datasets.reid import runs
 from passersby.errors import InputError
 
 # In this order, as every folder is one of people. Each has holds(root), splits(root) and read(root, split).
-_KINDS: tuple[ModuleType, ...] = (reid_tables, reid_market, reid_msmt17, reid_cuhk03, reid_folders)
+_KINDS: tuple[ModuleType, ...] = (tables, market1501, msmt17, cuhk03, folders)
 _COLLAPSED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")  # what pathlib makes of s3://bucket/run
 
 
@@ -65,8 +51,8 @@ def address(root: str | Path) -> str | Path:
 
 def _kind(root: str | Path) -> tuple[str | Path, ModuleType]:
     where = address(root)
-    if reid_runs.holds(where):
-        return where, reid_runs
+    if runs.holds(where):
+        return where, runs
     if isinstance(where, str):
         raise InputError(f"{where}: no run of jobs/generate.py lies there: other data are read from folders only")
     where = Path(os.path.abspath(where))  # "." has no name; links stay as they are
@@ -75,16 +61,16 @@ def _kind(root: str | Path) -> tuple[str | Path, ModuleType]:
     kind = next((kind for kind in _KINDS if kind.holds(where)), None)
     if kind is None:
         raise InputError(f"{root} is a file, and no table (.csv, .parquet): give one, or a folder")
-    if kind is reid_folders:
+    if kind is folders:
         _refuse_one_level_off(where)
     return where, kind
 
 
 def _refuse_one_level_off(root: Path) -> None:
     """A data set in a sub-folder, or the folder above, would be read as people called bounding_box_train."""
-    if root.name in reid_market.FOLDERS.values() and reid_market.holds(root.parent):
+    if root.name in market1501.FOLDERS.values() and market1501.holds(root.parent):
         raise InputError(f"{root} is one split of a data set: give {root.parent}")
     for folder in sorted(root.iterdir()):
-        known = (kind for kind in (reid_runs, *_KINDS[1:-1]) if folder.is_dir() and kind.holds(folder))
+        known = (kind for kind in (runs, *_KINDS[1:-1]) if folder.is_dir() and kind.holds(folder))
         if next(known, None) is not None:
             raise InputError(f"{root} holds the data set {folder.name}: give {folder}")

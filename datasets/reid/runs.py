@@ -1,11 +1,13 @@
 """Runs of jobs/generate.py as re-ID data: the images that their manifest keeps, by person."""
 
+import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +15,35 @@ import pyarrow.compute as pc
 
 from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
 from datasets.people.splits import DERIVED, derived_split
-from datasets.reid.draws import first
 from datasets.runs.manifest import READERS, manifest_name, read_manifest, thresholds_of
 from datasets.runs.plan import PLAN_FILE, Plan, Unit, read_plan
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import KEPT, LATENT, SCORES, verdicts, with_filters, without_scores
 from datasets.storage.output import Output
 from passersby.errors import InputError
+
+# ---- Which few of many: the first so many, or the first in an order that a seed draws. Either way few are among more.
+
+Item = TypeVar("Item")
+
+
+def first(items: Iterable[Item], name: Callable[[Item], str], most: int | None, draw_seed: int | None) -> list[Item]:
+    """At most `most` of the items (None: all), by their own order, or by that of `drawn_key` of their names."""
+    ordered = list(items)
+    if most is None:
+        return ordered
+    if draw_seed is not None:
+        ordered.sort(key=lambda item: drawn_key(draw_seed, name(item)))
+    return ordered[:most]
+
+
+def drawn_key(draw_seed: int, name: str) -> bytes:
+    """What puts names into the order that a seed draws: sha256 of both.
+
+    An item's key depends on no other item, as a permutation of numbers would: where a filter takes somebody out, the
+    others keep their order.
+    """
+    return hashlib.sha256(f"{draw_seed}\n{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def holds(root: str | Path) -> bool:
@@ -51,7 +75,7 @@ def read_run(
     identities: the run's person + 1 (persons count from 0); people: the person as written in the run, or, in a run made
     from latents, what the real data call that person. most_people: of those with a kept image the first so many;
     most_variants: the first so many kept images of each. draw_seed: the first in the order that it draws
-    (datasets/reid/draws.py). latent_only: those whose `source` is "latent". filters: thresholds in place of the run's
+    (datasets/reid/runs.py). latent_only: those whose `source` is "latent". filters: thresholds in place of the run's
     own (`datasets.runs.verdicts.with_filters`). Reads the shards of the images chosen. Raises InputError where there is
     no run, no manifest or no image, and for a threshold of a score that the run has not.
     """

@@ -19,8 +19,8 @@ from datasets.people.market_tree import identities_sha256
 from datasets.people.readers import address, read_split
 from datasets.people.real_people import matched_names
 from datasets.people.splits import TRAIN, people_only
-from datasets.reid import runs as reid_runs
-from datasets.reid.draws import first
+from datasets.reid import runs
+from datasets.reid.runs import first
 from passersby.errors import InputError
 
 SOURCES = ("real", "people", "variants")
@@ -82,7 +82,7 @@ def list_sources(
 
     most_people: the first so many artificial people in that order, so that 20 people hold the 10 of a smaller
     training. most_variants: the first so many variants of each person. draw_seed: of each source not the first people
-    or variants, but the first in the order that this seed draws (datasets/reid/draws.py): 20 people hold the 10 of the
+    or variants, but the first in the order that this seed draws (datasets/reid/runs.py): 20 people hold the 10 of the
     same seed. filters: thresholds for images of runs, in place of each run's own
     (`datasets.runs.verdicts.with_filters`). Raises InputError for data that cannot be read, a source given twice,
     filters of what is no run, and variants that show nobody of the real people.
@@ -136,8 +136,8 @@ def _read(
     root: str | Path, most_people: int | None, latent_only: bool, draw_seed: int | None, filters: Sequence[str]
 ) -> Listing:
     where = address(root)
-    if reid_runs.holds(where):
-        return reid_runs.read_run(where, most_people, None, latent_only, draw_seed, filters)
+    if runs.holds(where):
+        return runs.read_run(where, most_people, None, latent_only, draw_seed, filters)
     if filters:
         raise InputError(
             f"--filters {filters[0]}: {root} is no run of jobs/generate.py, and has no scores to filter by"

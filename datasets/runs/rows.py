@@ -1,7 +1,67 @@
 """What a plan says of every image, whoever makes it: its origin, its seeds, and how far it moves from its person."""
 
+import numbers
+
+import pyarrow as pa
+
 from datasets.runs.configuration import PEOPLE, PICTURES, Configuration
 from datasets.runs.verdicts import LATENT
+
+# ---- How a unit of work lies in one Ray Data row, and back.
+#
+# One Ray Data row is one unit: whole persons, so that no batch boundary of Ray's decides what is
+# computed together. The columns of the images are therefore list columns with one entry an image; the
+# two functions at the top of this file are the only place that knows that layout.
+
+
+def images_of(batch: pa.Table) -> pa.Table:
+    """The images of a unit as a table of n rows, one an image.
+
+    `batch` is one Ray Data row: a table of exactly one row. Its list columns become plain columns
+    without copying; its scalar columns (`unit`, `seconds_*`) are left out. Raises ValueError when the
+    batch is not one row, or when two list columns differ in length: scores would meet wrong images.
+    """
+    if batch.num_rows != 1:
+        raise ValueError(f"a batch must be one unit, this one has {batch.num_rows} rows: use batch_size=1")
+    columns = {
+        field.name: batch.column(field.name).combine_chunks().flatten()
+        for field in batch.schema
+        if pa.types.is_list(field.type)
+    }
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of a unit differ in length: {lengths}")
+    return pa.table(columns)
+
+
+def with_columns(batch: pa.Table, columns: dict[str, pa.Array | pa.ChunkedArray | pa.Scalar | int | float]) -> pa.Table:
+    """The unit with columns added, or replaced in place; `batch` itself stays as it is (Ray's are read-only).
+
+    An Arrow array of n entries becomes a list column of the unit's n images, of the array's own type;
+    a scalar becomes a scalar column: an Arrow scalar with its type, a Python int as int64, a Python
+    float as float64. Raises ValueError when an array's length is not n, TypeError for anything else
+    (NumPy arrays too: an all-null column would lose its type).
+    """
+    count = next((len(column) for column in images_of(batch).columns), None)
+    for name, value in columns.items():
+        if isinstance(value, pa.Array | pa.ChunkedArray):
+            count = len(value) if count is None else count
+            if len(value) != count:
+                raise ValueError(f"column {name!r} has {len(value)} entries, the unit has {count} images")
+            values = value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
+            column = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), values)
+        elif isinstance(value, pa.Scalar):
+            column = pa.array([value.as_py()], value.type)
+        elif isinstance(value, numbers.Real):
+            column = pa.array([value], pa.int64() if isinstance(value, numbers.Integral) else pa.float64())
+        else:
+            raise TypeError(
+                f"column {name!r} is {type(value).__name__}: give an Arrow array, an Arrow scalar or a number"
+            )
+        place = batch.schema.get_field_index(name)
+        batch = batch.append_column(name, column) if place < 0 else batch.set_column(place, name, column)
+    return batch
+
 
 SEED = "seed"  # the `source` of artificial people's images
 NO_PARTNER = "this person has no other picture to move towards"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.people.decoding_part import DecodingError, decode
+from datasets.people.market_tree import DecodingError, decode
 from datasets.runs.plan import Configuration, Plan, Unit
 from datasets.runs.rows import planned_columns
 from datasets.runs.shards import SCHEMA, SHARD_FOLDER, SHARD_NAME, decode_shard, encode_shard, shard_name

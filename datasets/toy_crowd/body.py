@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.toy_crowd.extras import draw_bag, draw_head
+from datasets.toy_crowd.extras import bend, column, cut_spine, draw_bag, draw_head, profile
 from datasets.toy_crowd.fabric import bottom_colour, shoe_colour, sleeve_colour, top_colour
 from datasets.toy_crowd.people import Person
 from datasets.toy_crowd.render import Canvas, Material, View
-from datasets.toy_crowd.toy_spines import bend, column, cut_spine, profile
 
 HIP, SHOULDER = 0.525, 0.80  # heights of a standing person, in statures
 THIGH, SHIN, UPPER_ARM, LOWER_ARM = 0.245, 0.235, 0.165, 0.145

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.toy_crowd import crowd as toy_crowd
+from datasets.toy_crowd import crowd
 from datasets.toy_crowd.people import stream
 from passersby.errors import InputError
 
@@ -31,7 +31,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Picture:
-    """One file of the tree: where it goes, and what to draw (bad_box: None or one of toy_crowd.BAD_BOXES)."""
+    """One file of the tree: where it goes, and what to draw (bad_box: None or one of crowd.BAD_BOXES)."""
 
     path: str
     identity: int
@@ -60,7 +60,7 @@ class TreeOptions:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 to {MOST_PEOPLE}")
         if not 2 <= self.images_per_camera <= 64:
             raise InputError(f"--images-per-camera {self.images_per_camera}: give 2 to 64 (one is the query)")
-        if not 2 <= self.cameras_min <= self.cameras_max <= toy_crowd.CAMERAS:
+        if not 2 <= self.cameras_min <= self.cameras_max <= crowd.CAMERAS:
             raise InputError(f"--cameras-min {self.cameras_min} --cameras-max {self.cameras_max}: 2 <= min <= max <= 6")
         for name in ("distractors", "junk"):
             if not 0 <= getattr(self, name) <= 99999:
@@ -86,7 +86,7 @@ def plan(options: TreeOptions) -> list[Picture]:
             int(random.integers(6)),
             int(random.integers(64)),
         )
-        kind = None if random.random() < 0.6 else str(random.choice(toy_crowd.BAD_BOXES))
+        kind = None if random.random() < 0.6 else str(random.choice(crowd.BAD_BOXES))
         pictures.append(_picture(GALLERY, "0000", identity, camera, frame, number, kind))
     for number in range(options.junk):
         random = stream("junk", number)
@@ -94,7 +94,7 @@ def plan(options: TreeOptions) -> list[Picture]:
         camera, frame, kind = (
             int(random.integers(6)),
             int(random.integers(64)),
-            str(random.choice(toy_crowd.BAD_BOXES)),
+            str(random.choice(crowd.BAD_BOXES)),
         )
         pictures.append(_picture(GALLERY, "-1", identity, camera, frame, number, kind))
     return pictures
@@ -103,27 +103,27 @@ def plan(options: TreeOptions) -> list[Picture]:
 def _pictures_of(identity: int, folder: str, options: TreeOptions) -> list[tuple[int, Picture]]:
     random = stream("seen by", identity)
     count = int(random.integers(options.cameras_min, options.cameras_max + 1))
-    cameras = sorted(int(camera) for camera in random.permutation(toy_crowd.CAMERAS)[:count])
+    cameras = sorted(int(camera) for camera in random.permutation(crowd.CAMERAS)[:count])
     result = []
     for camera in cameras:
         for index in range(options.images_per_camera):
             # Two pictures, half a pass apart, of each pass: neighbouring frames would nearly repeat each
             # other.
-            frame = index // 2 * toy_crowd.FRAMES_PER_PASS + index % 2 * (toy_crowd.FRAMES_PER_PASS // 2)
+            frame = index // 2 * crowd.FRAMES_PER_PASS + index % 2 * (crowd.FRAMES_PER_PASS // 2)
             result.append((index, _picture(folder, f"{identity:04d}", identity, camera, frame, frame, None)))
     return result
 
 
 def _picture(folder: str, label: str, identity: int, camera: int, frame: int, number: int, bad: str | None) -> Picture:
-    session = toy_crowd.session_of(identity, camera, frame)
+    session = crowd.session_of(identity, camera, frame)
     return Picture(f"{folder}/{label}_c{camera + 1}s{session + 1}_{number:06d}_00.jpg", identity, camera, frame, bad)
 
 
 def draw_picture(picture: Picture) -> np.ndarray:
     """RGB uint8 [128, 64, 3]."""
     if picture.bad_box:
-        return toy_crowd.draw_bad_box(picture.identity, picture.camera, picture.frame, picture.bad_box)
-    return toy_crowd.draw(picture.identity, picture.camera, picture.frame)
+        return crowd.draw_bad_box(picture.identity, picture.camera, picture.frame, picture.bad_box)
+    return crowd.draw(picture.identity, picture.camera, picture.frame)
 
 
 def _write_some(task: tuple[str, list[Picture]]) -> int:
@@ -208,9 +208,9 @@ def write_sheet(root: Path, options: TreeOptions) -> None:
     """OUT/sheet.png: eight training people, each in two pictures of six cameras."""
     rows = []
     for number in range(min(8, options.train_people)):
-        cells = [toy_crowd.draw(FIRST_TRAIN + number, camera, frame) for camera in range(6) for frame in (0, 12)]
+        cells = [crowd.draw(FIRST_TRAIN + number, camera, frame) for camera in range(6) for frame in (0, 12)]
         rows.append(np.concatenate(cells, axis=1))
     sheet = np.concatenate([np.full((36, rows[0].shape[1], 3), 255, np.uint8), *rows])
-    title = f"toy crowd: drawn, not real (version {toy_crowd.VERSION}, {toy_crowd.content_hash()[:12]})"
+    title = f"toy crowd: drawn, not real (version {crowd.VERSION}, {crowd.content_hash()[:12]})"
     cv2.putText(sheet, title, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (20, 20, 20), 1, cv2.LINE_AA)
     write_whole(root / SHEET, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -7,19 +7,263 @@ for that query.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 
 from passersby.errors import InputError
-from passersby.metrics.ranking_inputs import Labels, check_counts, checked_labels, feature_pair
-from passersby.metrics.ranking_scores import (
-    CandidateFinder,
-    best_columns,
-    match_ranks,
-    precisions,
-    remove_same_camera,
-)
+
+# ---- What is ranked: features and labels, checked once and brought into one form.
+
+JUNK = -1  # identity of images that are in no ranking; 0 is a distractor, people are above
+UNKNOWN_CAMERA = -1
+METRICS = ("cosine", "euclidean")
+ROWS = 4096  # whose lengths are taken at a time, in float64
+
+
+def feature_pair(query: Any, gallery: Any, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [Q, D] and [G, D], both NumPy arrays or both tensors of one device -> float32 tensors on that device.
+
+    metric "cosine": of length 1, rows of zeros stay. Raises InputError for another metric, shape or type, for features
+    that do not fit together, that are not finite (naming the first row) or whose distances exceed float32.
+    """
+    if metric not in METRICS:
+        raise InputError(f"metric {metric!r}: use {' or '.join(METRICS)}")
+    pair = {"query": query, "gallery": gallery}
+    kinds = []
+    for name, features in pair.items():
+        if features.ndim != 2:
+            raise InputError(f"{name} features have shape {list(features.shape)}: give [images, dimensions]")
+        if not len(features):
+            raise InputError(f"{name} features have shape {list(features.shape)}: give one image or more")
+        device = features.device if isinstance(features, torch.Tensor) else "array"
+        kinds.append(f"{str(features.dtype).removeprefix('torch.')} ({device})")
+    if kinds[0] != kinds[1]:
+        raise InputError(f"query features are {kinds[0]} and gallery features {kinds[1]}: give both in one form")
+    if query.shape[1] != gallery.shape[1]:
+        raise InputError(f"{query.shape[1]} features of queries and {gallery.shape[1]} of the gallery: use one network")
+    if not kinds[0].startswith(("float", "bfloat", "int", "uint")):
+        raise InputError(f"features are {kinds[0]}: give real numbers")
+    tensors = [_float32(features) for features in pair.values()]
+    lengths = [_lengths(tensor, name) for tensor, name in zip(tensors, pair, strict=True)]
+    if metric == "cosine":
+        tiny = torch.finfo(torch.float32).tiny
+        # Not in float64 in between: that would be the gallery twice more.
+        return tuple(t / n.clamp_min(tiny).float()[:, None] for t, n in zip(tensors, lengths, strict=True))
+    longest = max(float(length.max()) for length in lengths)
+    if longest > 1e18:
+        raise InputError(
+            f"a feature has length {longest:.3g}, whose square float32 cannot hold: scale all of them down"
+        )
+    return tuple(tensors)
+
+
+def _float32(features: Any) -> torch.Tensor:
+    if isinstance(features, torch.Tensor):
+        return features.detach().float()
+    with np.errstate(over="ignore"):  # float64 beyond float32 is reported as not finite
+        features = np.ascontiguousarray(features, np.float32)
+    # A copy where NumPy forbids writing: PyTorch warns of such memory, though nothing here writes to it.
+    return torch.from_numpy(features if features.flags.writeable else features.copy())
+
+
+def _lengths(features: torch.Tensor, name: str) -> torch.Tensor:
+    """[N] float64: of features [N, D] float32. InputError where one is not finite."""
+    parts = features.split(ROWS)
+    lengths = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
+    bad = (~lengths.isfinite()).nonzero()
+    if len(bad):
+        raise InputError(
+            f"{name} features of image {int(bad[0])} are not finite, of {len(bad)} images in all (counted from 0): "
+            "leave them out"
+        )
+    return lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Identities [Q], [G] and cameras [Q], [G] of queries and gallery, int64. Cameras are all unknown where not given.
+
+    kept: places [K] int64 of the gallery images that are not junk.
+    """
+
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    query_cameras: np.ndarray
+    gallery_cameras: np.ndarray
+    kept: np.ndarray
+
+
+def checked_labels(query_ids: Any, gallery_ids: Any, query_cameras: Any = None, gallery_cameras: Any = None) -> Labels:
+    """Labels of arrays or tensors. Raises InputError for other types and lengths, and where nothing can be ranked."""
+    if (query_cameras is None) != (gallery_cameras is None):
+        given, missing = ("gallery", "query") if query_cameras is None else ("query", "gallery")
+        raise InputError(f"{given} cameras are given and {missing} cameras are not: give both or neither")
+    ids = [_integers(query_ids, "query identities"), _integers(gallery_ids, "gallery identities")]
+    for name, values in zip(("query", "gallery"), ids, strict=True):
+        if not len(values):
+            raise InputError(f"no {name} identities: give one image or more")
+        if values.min() < JUNK:
+            raise InputError(
+                f"{name} identity {values.min()} of image {values.argmin()}: people are above 0, distractors 0, junk -1"
+            )
+    if query_cameras is None:
+        cameras = [np.full(len(values), UNKNOWN_CAMERA) for values in ids]
+    else:
+        cameras = [_integers(query_cameras, "query cameras"), _integers(gallery_cameras, "gallery cameras")]
+    for name, values, seen in zip(("query", "gallery"), ids, cameras, strict=True):
+        if len(values) != len(seen):
+            raise InputError(f"{len(values)} {name} identities and {len(seen)} {name} cameras: give one for each image")
+    kept = np.flatnonzero(ids[1] != JUNK)
+    if not len(kept):
+        raise InputError(f"all {len(ids[1])} gallery images are junk (identity -1): give some that count")
+    return Labels(*ids, *cameras, kept)
+
+
+def check_counts(labels: Labels, queries: int, gallery: int) -> None:
+    """InputError unless there are as many labels."""
+    for name, ids, images in (("query", labels.query_ids, queries), ("gallery", labels.gallery_ids, gallery)):
+        if len(ids) != images:
+            raise InputError(f"{images} {name} images and {len(ids)} {name} identities: give one for each image")
+
+
+def _integers(values: Any, name: str) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.cpu().numpy()
+    values = np.asarray(values)
+    if values.ndim != 1 or (values.dtype.kind not in "iu" and len(values)):
+        raise InputError(f"{name} are {values.dtype} {list(values.shape)}: give whole numbers, one an image")
+    return values.astype(np.int64)
+
+
+# ---- At which ranks the matches of queries are, and what a ranking is worth by them.
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Gallery images of the identities of some queries. Columns are places among the images that are not junk.
+
+    columns [n, M] int64, padded with 0; match [n, M] bool: counts as found; removed [n, M] bool: same camera too.
+    """
+
+    columns: torch.Tensor
+    match: torch.Tensor
+    removed: torch.Tensor
+
+
+class CandidateFinder:
+    """Finds the candidates of queries by a gallery in the order of its identities."""
+
+    def __init__(self, labels: Labels) -> None:
+        identities = labels.gallery_ids[labels.kept]
+        self.labels = labels
+        self.cameras = labels.gallery_cameras[labels.kept]
+        self.order = np.argsort(identities, kind="stable")
+        self.identities = identities[self.order]
+
+    def of(self, queries: slice, device: torch.device) -> Candidates:
+        """Those of a slice of the queries."""
+        identities, cameras = self.labels.query_ids[queries], self.labels.query_cameras[queries]
+        first = np.searchsorted(self.identities, identities, "left")
+        count = np.searchsorted(self.identities, identities, "right") - first
+        count[identities <= 0] = 0  # junk and distractors have no match
+        step = np.arange(count.max())
+        inside = step < count[:, None]
+        columns = np.where(inside, self.order[np.where(inside, first[:, None] + step, 0)], 0)
+        same = inside & (self.cameras[columns] == cameras[:, None]) & (cameras[:, None] != UNKNOWN_CAMERA)
+        return Candidates(*(torch.from_numpy(part).to(device) for part in (columns, inside & ~same, same)))
+
+
+def remove_same_camera(scores: torch.Tensor, candidates: Candidates) -> None:
+    """Sets the scores [n, G] of removed images to -inf, in place: behind all others, which are finite."""
+    rows, place = candidates.removed.nonzero(as_tuple=True)
+    scores[rows, candidates.columns[rows, place]] = -torch.inf
+
+
+def match_ranks(scores: torch.Tensor, candidates: Candidates) -> torch.Tensor:
+    """Ranks [n, M] int64 of the matches by descending scores [n, G], from 0, ascending; G where there is none.
+
+    Equal scores rank in the order of the gallery. Values are sorted without their places: the rank of a match is the
+    number of larger scores. With places (argsort) it takes ten times as long, and counting directly, match by match,
+    takes longer from a dozen matches on.
+    """
+    size = scores.shape[1]
+    if not candidates.columns.shape[1]:
+        return torch.full((len(scores), 1), size, device=scores.device)
+    own = scores.gather(1, candidates.columns)
+    ascending = _sorted(scores)
+    below_or_equal = torch.searchsorted(ascending, own, right=True)
+    equal = below_or_equal - torch.searchsorted(ascending, own)
+    ranks = size - below_or_equal
+    tied = ((equal > 1) & candidates.match).any(1).nonzero()[:, 0]
+    if len(tied):  # only here do places matter
+        order = torch.sort(scores[tied], dim=1, descending=True, stable=True).indices
+        place = torch.empty_like(order)
+        place.scatter_(1, order, torch.arange(size, device=order.device).expand_as(order))
+        ranks[tied] = place.gather(1, candidates.columns[tied])
+    return ranks.masked_fill(~candidates.match, size).sort(1).values
+
+
+def _sorted(scores: torch.Tensor) -> torch.Tensor:
+    """Rows in ascending order. On CPUs by NumPy, which sorts values alone with vector instructions, 25x as fast."""
+    if scores.device.type != "cpu":
+        return scores.sort(1).values
+    result = scores.numpy().copy()
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda rows: rows.sort(1), np.array_split(result, threads)))
+    return torch.from_numpy(result)
+
+
+def precisions(ranks: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
+    """Scores of queries by the ranks [n, M] of their matches (`size` or more: none), each [n], float64 or int64.
+
+    average_precision: mean over hits of (k + 1) / (r + 1), k the hit's number and r its rank, both from 0.
+    average_precision_trapezoid: mean over hits of (k / r + (k + 1) / (r + 1)) / 2, the first term 1 at r = 0 (the
+    official program of Market-1501, Zheng et al., Scalable Person Re-identification, 2015).
+    inverse_negative_penalty: matches / ranks needed to find all (Ye et al., Deep Learning for Person
+    Re-identification, 2020). All nan without a match; first_hit -1. matches: how many.
+    """
+    hit = ranks < size
+    matches = hit.sum(1)
+    number = torch.arange(ranks.shape[1], dtype=torch.float64, device=ranks.device)
+    rank = ranks.double()
+    here = (number + 1) / (rank + 1)
+    before = torch.where(ranks == 0, 1.0, number / rank.clamp_min(1))
+    last = rank.masked_fill(~hit, -1).amax(1)
+    return {
+        "average_precision": here.masked_fill(~hit, 0).sum(1) / matches,
+        "average_precision_trapezoid": ((before + here) / 2).masked_fill(~hit, 0).sum(1) / matches,
+        "inverse_negative_penalty": matches / (last + 1),
+        "first_hit": torch.where(matches > 0, ranks[:, 0], -1),
+        "matches": matches,
+    }
+
+
+def best_columns(scores: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns [n, top] int64 of the highest scores [n, G] and those scores, descending; -1 and nan where none is left.
+
+    Equal scores in the order of the columns: torch.topk alone promises none.
+    """
+    columns = torch.full((len(scores), top), -1, device=scores.device)
+    values = torch.full((len(scores), top), torch.nan, dtype=scores.dtype, device=scores.device)
+    if not top:
+        return columns, values
+    least = scores.topk(min(top, scores.shape[1]), dim=1).values[:, -1:]
+    rows, found = ((scores >= least) & (scores > -torch.inf)).nonzero(as_tuple=True)
+    score = scores[rows, found]
+    order = score.argsort(descending=True, stable=True)
+    order = order[rows[order].argsort(stable=True)]  # by row, then score, then column
+    starts = torch.searchsorted(rows, torch.arange(len(scores), device=rows.device))
+    place = torch.arange(len(rows), device=rows.device) - starts[rows]  # rows are ascending already
+    kept = place < top
+    rows, place, order = rows[kept], place[kept], order[kept]
+    columns[rows, place] = found[order]
+    values[rows, place] = score[order]
+    return columns, values
+
 
 CMC_RANKS = 50
 RANKS = (1, 5, 10, 20)
@@ -180,3 +424,32 @@ def _summed_up(every: dict[str, np.ndarray]) -> Ranking:
         valid=valid,
         **every,
     )
+
+
+# ---- Multi-query: all images of a person by one camera ask together (Zheng et al., Scalable Person Re-identification).
+
+
+def multi_query_features(
+    query_features: np.ndarray,
+    query_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    multi_features: np.ndarray,
+    multi_ids: np.ndarray,
+    multi_cameras: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """For each query the mean of the multi-query features [M, D] of its identity and camera: [Q, D] float32.
+
+    Also how many queries have none of these; they keep their own feature.
+    """
+    found, alone = np.array(query_features, np.float32), 0
+    keys, inverse = np.unique(np.stack([multi_ids, multi_cameras], 1), axis=0, return_inverse=True)
+    sums = np.zeros((len(keys), found.shape[1]))
+    np.add.at(sums, inverse.reshape(-1), multi_features)
+    means = sums / np.bincount(inverse.reshape(-1), minlength=len(keys))[:, None]
+    places = {(int(identity), int(camera)): place for place, (identity, camera) in enumerate(keys)}
+    for query, key in enumerate(zip(query_ids.tolist(), query_cameras.tolist(), strict=True)):
+        if key in places:
+            found[query] = means[places[key]]
+        else:
+            alone += 1
+    return found, alone

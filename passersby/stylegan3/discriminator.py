@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from passersby.errors import InputError
-from passersby.stylegan3.mapping import FullyConnected, MappingNetwork
-from passersby.stylegan3.ops.activation import leaky_clamp_
+from passersby.stylegan3.mapping import FullyConnected, MappingNetwork, Precision
 from passersby.stylegan3.ops.convolution import conv2d, filter2d
-from passersby.stylegan3.precision import Precision
+from passersby.stylegan3.ops.filtered_lrelu import leaky_clamp_
 from passersby.stylegan3.schedule import check_size
 
 

@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from passersby.errors import InputError
-from passersby.stylegan3.filters import lowpass_filter
-from passersby.stylegan3.mapping import FullyConnected, MappingNetwork
+from passersby.stylegan3.mapping import FullyConnected, MappingNetwork, Precision
+from passersby.stylegan3.ops.convolution import modulated_conv2d
 from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
-from passersby.stylegan3.ops.modulated_convolution import modulated_conv2d
-from passersby.stylegan3.precision import Precision
-from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec
+from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec, lowpass_filter
 
 
 class FourierInput(nn.Module):

@@ -16,8 +16,7 @@ import torch
 from passersby.errors import InputError
 from passersby.stylegan3.config_limits import checked
 from passersby.stylegan3.discriminator import DiscriminatorConfig
-from passersby.stylegan3.filters import lowpass_filter
-from passersby.stylegan3.schedule import GeneratorConfig
+from passersby.stylegan3.schedule import GeneratorConfig, lowpass_filter
 
 Tensors = dict[str, torch.Tensor]
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from datasets.runs.verdicts import KEPT
-from reporting.grid import SheetCell, SheetRow, contact_sheet
+from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
 from reporting.page import flatten
-from reporting.tables import percent
 
 _CELL_HEIGHT = 256  # pixels: images of 128 x 64 twice as large
 _COLUMNS = 16

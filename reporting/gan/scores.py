@@ -1,9 +1,107 @@
 """The scores of a set of images for people, and as the record that scripts read."""
 
-from collections.abc import Mapping
+import base64
+import dataclasses
+import html
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from datasets.people.image_sets import ImageSet
-from reporting.gan.fid_table import FidRow
+from passersby.errors import InputError
+from reporting.curves import read_history, save_curves
+
+# ---- FID beside FID: what the study lists, and our own rows, each marked with the images that it is about.
+
+STUDY = "Generation of Images using Generative Adversarial Networks for Augmentation of Training Data in " + (
+    "Re-identification Models, Universidad Autonoma de Yucatan"
+)
+MARKET = "Market-1501"
+TOY = "toy crowd (drawn people)"
+WARNING = (
+    "Only rows of one data set, image size, reference and number of images can be compared. FIDs of the toy crowd "
+    "(people drawn by a program) say nothing beside those of Market-1501 (photographs). The study's own 9.29 is "
+    "against the images that its network was trained on; the other rows do not say what theirs are against."
+)
+HEADINGS = ("model", "FID", "data set", "compared with", "source")
+
+
+@dataclasses.dataclass(frozen=True)
+class FidRow:
+    """One line: which model, its FID, on which data set, what it was compared with ("" = not stated), who says so."""
+
+    model: str
+    fid: float
+    data_set: str
+    compared_with: str
+    source: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of HEADINGS."""
+        return self.model, f"{self.fid:.2f}", self.data_set, self.compared_with or "not stated", self.source
+
+
+# The study's table of FIDs on Market-1501, with the sources that it names.
+PUBLISHED = tuple(
+    FidRow(model, fid, MARKET, compared_with, source)
+    for model, fid, compared_with, source in [
+        ("real images", 7.22, "", "Hao Chen et al."),
+        ("StyleGAN3 of the study", 9.29, "its own training set, 51,247 images", "the study"),
+        ("DG-Net", 18.24, "", "Hao Chen et al."),
+        ("DG-GAN", 18.24, "", "Saleh Hussin et al."),
+        ("GCL", 53.07, "", "Hao Chen et al."),
+        ("PN-GAN", 54.23, "", "Zhedong Zheng et al."),
+        ("DCGAN", 136.26, "", "Saleh Hussin et al."),
+        ("LSGAN", 136.26, "", "Zhedong Zheng et al."),
+        ("PG-GAN", 151.16, "", "Zhedong Zheng et al."),
+        ("FD-GAN", 257.00, "", "Saleh Hussin et al."),
+        ("IS-GAN", 281.63, "", "Hao Chen et al."),
+    ]
+)
+
+
+def fid_rows(own: Sequence[FidRow] = ()) -> list[FidRow]:
+    """Our rows first, then the published ones; both from the best to the worst."""
+    return sorted(own, key=lambda row: row.fid) + list(PUBLISHED)
+
+
+def fid_text(own: Sequence[FidRow] = ()) -> str:
+    """The table as monospaced text with the warning below it."""
+    cells = [HEADINGS, *(row.cells for row in fid_rows(own))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        padded = [
+            text.rjust(w) if i == 1 else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", WARNING])
+
+
+def fid_markdown(own: Sequence[FidRow] = ()) -> str:
+    """The table as Markdown; our rows are bold."""
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|"]
+    for row in fid_rows(own):
+        cells = [text.replace("|", "\\|") for text in row.cells]
+        if row in own:
+            cells[:2] = [f"**{text}**" for text in cells[:2]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", WARNING, "", f"Published rows: {STUDY}."])
+
+
+def fid_html(own: Sequence[FidRow] = ()) -> str:
+    """The table as an HTML fragment, everything escaped; our rows have the class "own"."""
+
+    def line(cells: Sequence[str], tag: str, name: str = "") -> str:
+        body = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells)
+        return f"<tr{name}>{body}</tr>"
+
+    rows = [line(row.cells, "td", ' class="own"' * (row in own)) for row in fid_rows(own)]
+    head = f"<thead>{line(HEADINGS, 'th')}</thead>"
+    note = html.escape(f"{WARNING} Published rows: {STUDY}.")
+    return f'<table class="fid">{head}<tbody>{"".join(rows)}</tbody></table><p>{note}</p>'
 
 
 def describe_sets(scored: ImageSet, reference: ImageSet, height: int, width: int) -> list[str]:
@@ -53,3 +151,54 @@ def own_row(scored: ImageSet, reference: ImageSet, fid: float, size: tuple[int, 
     """A comparison at `size` (height, width) as a line of the table of FIDs."""
     compared_with = f"{reference.description}, at {size[0]}x{size[1]}"
     return FidRow(scored.description, fid, data_set, compared_with, "measured here")
+
+
+# ---- A GAN training for the page of what it made: its curves and its best FID, out of its own folder.
+
+HISTORY, CONFIG = "history.jsonl", "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training: its name, a sentence about it, its curves as base64 of a PNG, and its FID if one was measured."""
+
+    name: str
+    said: str
+    png: str
+    fid: FidRow | None
+
+
+def read_training(folder: Path, toy: bool) -> Training:
+    """The training that jobs/train_gan.py left in a folder. toy: it learned from the drawn toy crowd.
+
+    Raises InputError where there is no history with a value to draw.
+    """
+    history = read_history(folder / HISTORY)
+    if not history:
+        raise InputError(f"--training {folder}: no {HISTORY} there: give a folder that jobs/train_gan.py wrote")
+    config = _read_config(folder / CONFIG)
+    name = folder.resolve().name
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "curves.png"
+        save_curves(path, history, title=name)
+        png = base64.b64encode(path.read_bytes()).decode()
+    length = max(record["kimg"] for record in history)
+    scored = [record for record in history if isinstance(record.get("fid"), int | float)]
+    said = f"{length:,.4g} thousand images seen"
+    if not scored:
+        return Training(name, f"{said}, no FID was measured", png, None)
+    best = min(scored, key=lambda record: record["fid"])
+    said += f", FID {best['fid']:.2f} at its best, after {best['kimg']:,.4g} thousand"
+    data_set = TOY if toy else Path(str(config.get("data", "not stated"))).name
+    size = f"{config['height']}x{config['width']}" if {"height", "width"} <= config.keys() else "size not stated"
+    reference = {"validation": "held-out people", "training": "training people"}.get(config.get("fid_reference"), "")
+    compared_with = f"{reference or 'people of its data'}, {size}"
+    return Training(name, said, png, FidRow(name, float(best["fid"]), data_set, compared_with, "measured in training"))
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # the curves can be shown without it
+    return content if isinstance(content, dict) else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.runs.units import images_of
+from datasets.runs.rows import images_of
 from datasets.storage.output import Output
 from reporting.page import STAGES
 from reporting.progress import duration

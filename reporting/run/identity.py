@@ -1,15 +1,111 @@
 """How like their people the images of a run are: figures and plots out of a manifest's identity scores."""
 
+import dataclasses
+import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.runs.verdicts import KEPT, LATENT, nearest_real_picture
-from reporting.run.histograms import Plot, histogram
-from reporting.tables import percent
+from datasets.runs.plan import Plan
+from datasets.runs.verdicts import KEPT, LATENT, nearest_real, nearest_real_picture
+from datasets.storage.output import Output
+from passersby.metrics.identity import near_copies
+from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
+
+# ---- Histograms of scores: counted into bars, with the geometry in which a page draws them.
+
+PLOT_WIDTH, PLOT_HEIGHT = 600, 160  # units of the SVG's coordinates
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram: its ends on the x axis, the images kept and (drawn above them) discarded."""
+
+    start: float
+    end: float
+    kept: int
+    discarded: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Bars and threshold lines of one score, with the geometry that the template draws."""
+
+    bars: Sequence[Bar]
+    lines: Sequence[tuple[str, float]]  # (name, value)
+    scored: int
+    missing: int
+
+    @property
+    def low(self) -> float:
+        """Where the x axis begins."""
+        return self.bars[0].start
+
+    @property
+    def high(self) -> float:
+        """Where the x axis ends."""
+        return self.bars[-1].end
+
+    @property
+    def tallest(self) -> int:
+        """Images in the tallest bar, at least 1."""
+        return max(1, *(bar.kept + bar.discarded for bar in self.bars))
+
+    @property
+    def ticks(self) -> list[float]:
+        """About five round numbers on the x axis."""
+        step = next(step for step in (0.05, 0.1, 0.2, 0.5, 1.0) if (self.high - self.low) / step <= 6)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(k * step, 2) for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def x(self, value: float) -> float:
+        """The horizontal coordinate of a score in the drawing."""
+        return round(PLOT_WIDTH * (value - self.low) / (self.high - self.low), 2)
+
+    def height(self, count: int) -> float:
+        """The height in the drawing of a bar of so many images."""
+        return round(PLOT_HEIGHT * count / self.tallest, 2)
+
+
+def histogram(
+    values: np.ndarray,
+    kept: np.ndarray,
+    lines: Sequence[tuple[str, float | None]],
+    bins: int = 40,
+    low: float | None = None,
+) -> Histogram:
+    """Count scores into bars.
+
+    values [N] float, NaN where an image has none; kept [N] bool; lines: (name, threshold), those with None
+    are left out. The axis ends at 1.0 and begins at `low`, or at the multiple of 0.05 below the least score
+    and threshold.
+    """
+    scored = np.isfinite(values)
+    lines = [(name, float(value)) for name, value in lines if value is not None]
+    if low is None:
+        least = min([*values[scored].tolist(), *(value for _, value in lines), 0.95])
+        low = math.floor(least * 20 + 1e-9) / 20
+    high = max([1.0, *(value for _, value in lines)])
+    edges = np.linspace(low, high, bins + 1)
+    inside = np.clip(values, low, high)  # scores are at most 1 but for rounding
+    good = np.histogram(inside[scored & kept], edges)[0]
+    bad = np.histogram(inside[scored & ~kept], edges)[0]
+    bars = [Bar(*map(float, pair), int(g), int(b)) for *pair, g, b in zip(edges, edges[1:], good, bad, strict=False)]
+    return Histogram(bars, lines, int(scored.sum()), int((~scored).sum()))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A histogram on the page: of what, in a word or two, and the sentences below it."""
+
+    histogram: Histogram
+    name: str
+    what: str
 
 
 def identity_summary(manifest: pa.Table) -> dict[str, Any] | None:
@@ -119,3 +215,85 @@ def identity_plots(manifest: pa.Table, kept: np.ndarray, thresholds: Mapping[str
         line = ("margin", thresholds.get("identity_margin"))
         plots.append(Plot(histogram(margin, kept, [line]), "identity margin", text))
     return plots
+
+
+# ---- What was found about near-copies of real pictures and doubles among artificial people, for people to see.
+
+PRIVACY, PRIVACY_SHEET = "privacy.json", "privacy.png"
+SHEET_PAIRS = 12  # of each kind
+_PAIRS_IN_A_ROW = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two pictures that are alike, [H, W, 3] uint8 RGB, and what stands below each.
+
+    The second is None where it is not at hand: its name alone is shown.
+    """
+
+    first: np.ndarray
+    first_name: str
+    second: np.ndarray | None
+    second_name: str
+
+
+def read_privacy(output: Output, plan: Plan, manifest: pa.Table) -> dict[str, Any] | None:
+    """privacy.json of these images, or None: there is none, or it is of fewer people than the run has now.
+
+    The near-copies get "kept", their {count, scored, share} among the images kept. manifest: columns source,
+    identity_cosine, identity_margin, verdict.
+    """
+    text = output.read(PRIVACY)
+    try:
+        found = json.loads(text) if text else None
+    except ValueError:
+        found = None
+    this = {"plan_hash": plan.configuration.hash, "images": plan.images}
+    if not isinstance(found, dict) or {name: found.get(name) for name in this} != this:
+        return None
+    copies = found.get("near_copies")
+    if copies:
+        kept = pc.equal(manifest["verdict"], KEPT).to_numpy()
+        found["near_copies"] = copies | {"kept": near_copies(nearest_real(manifest)[kept], copies["threshold"])}
+    return found
+
+
+def privacy_lines(found: Mapping[str, Any]) -> list[str]:
+    """The figures in lines for the terminal."""
+    lines = []
+    if copies := found["near_copies"]:
+        share = f" ({100 * copies['share']:.2f}%)" if copies["scored"] else ""
+        lines.append(
+            f"near-copies of real pictures: {copies['count']:,} of {copies['scored']:,} images{share}, from cosine "
+            f"{copies['threshold']:.3f} on: {copies['chosen']}"
+        )
+    if doubles := found["doubles"]:
+        share = f" ({100 * doubles['share']:.2f}%)" if doubles["pairs"] else ""
+        lines.append(
+            f"doubles among artificial people: {doubles['count']:,} of {doubles['pairs']:,} pairs{share}, from cosine "
+            f"{doubles['threshold']:.3f} on: {doubles['chosen']}"
+        )
+    return lines
+
+
+def privacy_sheet(copies: Sequence[Pair], doubles: Sequence[Pair]) -> np.ndarray | None:
+    """Both kinds of pairs as one picture, [H, W, 3] uint8 RGB; None where there are none."""
+    rows = [
+        SheetRow(label, [cell for pair in pairs[:SHEET_PAIRS] for cell in _cells(pair)])
+        for label, pairs in (("generated, real", copies), ("two artificial people", doubles))
+        if pairs
+    ]
+    if not rows:
+        return None
+    columns = 2 * min(_PAIRS_IN_A_ROW, max(len(copies), len(doubles)))
+    return contact_sheet(
+        rows,
+        title="The most alike",
+        subtitle="by cosine of a re-identification network's features",
+        columns=columns,
+        headings=[("", 2)] * (columns // 2),
+    )
+
+
+def _cells(pair: Pair) -> list[SheetCell]:
+    return [SheetCell(pair.first, pair.first_name), SheetCell(pair.second, pair.second_name)]

@@ -3,19 +3,111 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Sequence
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from datasets.people.decoding_part import DecodingError, decode
+from datasets.people.market_tree import DecodingError, decode
 from datasets.runs.plan import Plan
 from datasets.runs.shards import read_shard
-from datasets.runs.verdicts import nearest_real_picture
+from datasets.runs.verdicts import LATENT, VERDICTS, nearest_real_picture
 from datasets.storage.output import Output
-from reporting.grid import fit
-from reporting.run.report_page_scores import SCORES, Control
+from passersby.errors import InputError
+from reporting.gan.scores import Training
+from reporting.grid import FILTERS, fit
+from reporting.page import render_report
+from reporting.run.identity import PRIVACY_SHEET, read_privacy
+
+# ---- Every score of a run inside its page: packed so that the page judges exactly as datasets/runs/verdicts.py does.
+
+# Bits of an image's flag byte; report_run.js names the same ones.
+FAILED, NO_DETECTOR, NO_SSIM, NO_COSINE, NO_MARGIN, FROM_LATENT, IS_REFERENCE = (1 << bit for bit in range(7))
+SCORES = {
+    "detector": ("detector_score", NO_DETECTOR),
+    "ssim": ("ssim", NO_SSIM),
+    "cosine": ("identity_cosine", NO_COSINE),
+    "margin": ("identity_margin", NO_MARGIN),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """A threshold that the page can move. value: the run's, None where it has none; low, high: what refilter takes."""
+
+    key: str  # of datasets.runs.verdicts.Thresholds
+    score: str  # the plot whose line it is
+    label: str
+    option: str  # of jobs/refilter.py
+    low: float
+    high: float
+    value: float | None
+    suggested: float  # where it starts when it is switched on
+
+
+_CONTROLS = (
+    ("detector", "detector", "Least pedestrian score", "--detector-threshold", 0, 1, 0.6),
+    ("ssim_floor", "ssim", "SSIM floor", "--ssim-floor", -1, 1, 0.75),
+    ("ssim_ceiling", "ssim", "SSIM ceiling", "--ssim-ceiling", -1, 1, 0.99),
+    ("identity_floor", "cosine", "Identity floor", "--identity-floor", -1, 1, 0.5),
+    ("identity_margin", "margin", "Identity margin", "--identity-margin", -2, 2, 0.0),
+    ("identity_ceiling", "real", "Identity ceiling", "--identity-ceiling", -1, 1, 0.95),
+)
+
+
+def controls(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list[Control]:
+    """The thresholds that judge anything in these images; a run without scores of identities has none of those."""
+    there = {name: manifest[column].null_count < manifest.num_rows for name, (column, _) in SCORES.items()}
+    there["real"] = not nearest_real_picture(manifest)[1].all()
+    latent = bool(pc.any(pc.equal(manifest["source"], LATENT)).as_py())
+    found = []
+    for key, score, label, option, low, high, suggested in _CONTROLS:
+        if there[score]:
+            # A real person's pictures are judged by one cosine, from below and from above.
+            plot = "cosine" if score == "real" and latent else score
+            found.append(Control(key, plot, label, option, low, high, thresholds.get(key), suggested))
+    return found
+
+
+def pack_scores(manifest: pa.Table) -> dict[str, Any]:
+    """Scores and flags of all images, for the page's script: {"count", "columns", "flags", "people"}.
+
+    columns: score -> base64 of little-endian float32 [count], the bits of the shards (NaN where null); left out where
+    no image has that score. flags: base64 of uint8 [count]. people: base64 of uint32, the images of each person in the
+    order of rows, which is the plan's. Columns read: those of datasets.runs.verdicts.verdicts and person. Nothing is
+    compressed: 100,000 images with all scores are 2.3 MB, and every browser reads them alike.
+    """
+    flags = pc.not_equal(manifest["status"], "ok").fill_null(True).to_numpy().astype(np.uint8) * FAILED
+    columns = {}
+    for name, (column, bit) in SCORES.items():
+        null = manifest[column].is_null().to_numpy()
+        flags |= null.astype(np.uint8) * bit
+        if not null.all():
+            columns[name] = _base64(manifest[column].cast(pa.float32()).fill_null(np.nan).to_numpy().astype("<f4"))
+    latent = pc.equal(manifest["source"], LATENT).fill_null(False).to_numpy()
+    reference = manifest["variant"].to_numpy() == manifest["reference_variant"].fill_null(-1).to_numpy()
+    flags |= latent.astype(np.uint8) * FROM_LATENT | reference.astype(np.uint8) * IS_REFERENCE
+    return {
+        "count": manifest.num_rows,
+        "columns": columns,
+        "flags": _base64(flags),
+        "people": _base64(_people(manifest["person"].to_numpy()).astype("<u4")),
+    }
+
+
+def _people(person: np.ndarray) -> np.ndarray:
+    starts = np.flatnonzero(np.diff(person, prepend=person[:1] - 1))
+    return np.diff(starts, append=len(person))
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
 
 STRIP_PEOPLE, STRIP_VARIANTS = 24, 16
 SAMPLE = 1200  # pictures for the galleries, besides those of the strips
@@ -119,3 +211,88 @@ def thumbnail(content: bytes | None) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+# ---- The page of a generation run: gathered out of its shards, and given to the template that every run has.
+
+COLUMNS = ["unit", "person", "variant", "reference_variant", "status", "detector_score", "ssim", "verdict"]
+COLUMNS += ["source", "identity_cosine", "identity_margin"]
+MOST_SAMPLED = 4000  # pictures of about 2.5 kB: beyond, a page is slow to open
+
+
+def run_page(
+    output: Output,
+    plan: Plan,
+    manifest: pa.Table,
+    summary: Mapping[str, Any],
+    *,
+    sample: int = SAMPLE,
+    trainings: Sequence[Training] = (),
+) -> str:
+    """The page of a run as HTML. manifest: COLUMNS, in the order of the plan; summary: what results.publish writes.
+
+    sample: pictures for the galleries. Raises InputError for a sample out of range and a shard that is damaged.
+    """
+    if not 0 <= sample <= MOST_SAMPLED:
+        raise InputError(f"--sample {sample}: give 0 to {MOST_SAMPLED} pictures")
+    privacy = read_privacy(output, plan, manifest)
+    again = f"python -m jobs.refilter --out {shlex.quote(output.root_address)} --name stricter --detector-threshold 0.8"
+    return render_report(
+        title=f"{plan.people:,} people, {plan.images:,} images",
+        summary=summary,
+        manifest=manifest,
+        configuration=summary["configuration"],
+        network=summary["network"],
+        check_commands=[("judge the same images by other thresholds", again)],
+        privacy=privacy,
+        privacy_png=output.read(PRIVACY_SHEET) if privacy else None,
+        explorer=gather(output, plan, manifest, summary["thresholds"], sample),
+        trainings=trainings,
+    )
+
+
+def gather(
+    output: Output, plan: Plan, manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int
+) -> dict[str, Any]:
+    """What sliders, galleries and strips need, for the template and (under "data") for the page's script."""
+    shown = controls(manifest, thresholds)
+    strips = choose_strips(manifest)
+    in_strips = np.concatenate([*strips, np.empty(0, np.int64)]).astype(np.int64)
+    more = np.setdiff1d(choose_rows(manifest, shown, sample), in_strips)
+    thumbnails = read_thumbnails(output, plan, manifest, np.union1d(in_strips, more))
+    pictures = [dataclasses.astuple(thumbnails[row]) for row in more.tolist() if thumbnails[row].jpeg]
+    reference = plan.configuration.reference_threshold
+    return {
+        "controls": shown,
+        "filters": [control.key for control in shown],
+        "strips": [_strip(manifest, rows, thumbnails) for rows in strips if len(rows)],
+        "sampled": len(pictures) + sum(bool(thumbnails[row].jpeg) for row in in_strips.tolist()),
+        "reference_threshold": reference,
+        "data": {
+            "scores": pack_scores(manifest),
+            "pictures": pictures,
+            "thresholds": {name: thresholds.get(name) for name in ("detector", *VERDICTS[3:])},
+            "reference_threshold": reference,
+            "verdicts": VERDICTS,
+            "labels": FILTERS,
+            "out": shlex.quote(output.root_address),
+        },
+    }
+
+
+def _strip(manifest: pa.Table, rows: np.ndarray, thumbnails: Mapping[int, Thumbnail]) -> dict[str, Any]:
+    images = manifest.take(pa.array(rows)).to_pylist()
+    cells = [
+        {"row": row, "verdict": image["verdict"], "caption": _caption(image), **dataclasses.asdict(thumbnails[row])}
+        for row, image in zip(rows.tolist(), images, strict=True)
+    ]
+    return {"person": images[0]["person"], "cells": cells}
+
+
+def _caption(image: Mapping[str, Any]) -> str:
+    reference = image["variant"] == image["reference_variant"]
+    scores = [image["detector_score"], None if reference else image["ssim"]]
+    scores.append(None if reference and image["source"] != LATENT else image["identity_cosine"])
+    return " ".join(
+        [f"{score:.2f}" for score in scores if score is not None and not math.isnan(score)] + ["ref"] * reference
+    )

@@ -12,10 +12,119 @@ import pyarrow.compute as pc
 
 from passersby.errors import InputError
 from passersby.metrics.sweep_statistics import BETTER, WORSE, Analysis, Trials, analyse, query_interval
-from reporting.page import flatten, is_toy
-from reporting.report_page import rendered
-from reporting.sweep.report_page_plot import HEIGHT, WIDTH, Chart, Series
-from reporting.sweep.report_page_study import CAVEAT, study_curve
+from reporting.page import flatten, is_toy, rendered
+
+# ---- Lines with bands over levels, with the geometry in which a page draws them.
+
+WIDTH, HEIGHT = 560, 300  # units of the SVG's coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One line. points: (level, score, what to say there); band: (level, low, high), may be empty; dots: (level, score)
+    of single trials. Scores are points, 0..100. style: the class that gives its colour."""
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, float, str]]
+    band: Sequence[tuple[float, float, float]] = ()
+    dots: Sequence[tuple[float, float]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A plot of one or more series. what: the sentence that stands for it where it cannot be seen."""
+
+    title: str
+    what: str
+    unit: str
+    series: Sequence[Series]
+
+    @property
+    def _levels(self) -> list[float]:
+        return [level for one in self.series for level, *_ in one.points]
+
+    @property
+    def _scores(self) -> list[float]:
+        scores = [score for one in self.series for _, score, _ in one.points]
+        scores += [end for one in self.series for _, *ends in one.band for end in ends]
+        return scores + [score for one in self.series for _, score in one.dots]
+
+    @property
+    def y_ticks(self) -> list[float]:
+        """Round scores from below the least to above the greatest."""
+        low, high = min(self._scores), max(self._scores)
+        step = _round_step(max(high - low, 0.5) / 5)
+        first, last = math.floor(low / step), math.ceil(high / step)
+        return [round(k * step, 6) for k in range(first, max(last, first + 1) + 1)]
+
+    @property
+    def x_ticks(self) -> list[float]:
+        """The levels themselves where they are few, else round ones."""
+        levels = sorted(set(self._levels))
+        if len(levels) <= 6:
+            return levels
+        step = _round_step(levels[-1] / 6)
+        return [round(k * step, 6) for k in range(int(levels[-1] / step) + 1)]
+
+    def x(self, level: float) -> float:
+        """The horizontal coordinate of a level."""
+        return round(WIDTH * level / (max(self._levels) or 1), 2)
+
+    def y(self, score: float) -> float:
+        """The vertical coordinate of a score."""
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        return round(HEIGHT * (high - score) / (high - low), 2)
+
+    def line(self, one: Series) -> str:
+        """The points of a series for a polyline."""
+        return " ".join(f"{self.x(level)},{self.y(score)}" for level, score, _ in one.points)
+
+    def area(self, one: Series) -> str:
+        """The band of a series for a polygon."""
+        there = [(level, high) for level, _, high in one.band]
+        back = [(level, low) for level, low, _ in reversed(one.band)]
+        return " ".join(f"{self.x(level)},{self.y(score)}" for level, score in there + back)
+
+
+def _round_step(step: float) -> float:
+    power = 10 ** math.floor(math.log10(step))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= step - 1e-12)
+
+
+# ---- The study's published curves: what adding generated people, or pictures of real people, did to its scores.
+#
+# "Generation of Images using Generative Adversarial Networks for Augmentation of Training Data in Re-identification
+# Models" (thesis, Universidad Autonoma de Yucatan): Market-1501, ResNet-50, 60 epochs, one training a row, at unequal
+# numbers of steps; mAP by the trapezoid formula.
+
+# level -> (Rank-1, mAP), 0..1
+_PEOPLE = {
+    0: (0.893112, 0.742632), 10: (0.888955, 0.743795), 20: (0.892221, 0.745116), 30: (0.891627, 0.741414),
+    40: (0.890143, 0.748799), 50: (0.894299, 0.746853), 60: (0.901128, 0.751229), 70: (0.892815, 0.748843),
+    80: (0.892518, 0.748257), 90: (0.899347, 0.758927), 100: (0.898159, 0.755366), 150: (0.898753, 0.761433),
+    200: (0.896378, 0.763768), 250: (0.893705, 0.762484), 280: (0.903504, 0.767955), 300: (0.896081, 0.768727),
+    320: (0.896675, 0.769509),
+}  # fmt: skip
+_VARIANTS = {
+    0: (0.893112, 0.742632), 5: (0.886876, 0.719692), 10: (0.878860, 0.704901), 15: (0.870546, 0.686172),
+    20: (0.865796, 0.674047), 25: (0.861342, 0.663773), 30: (0.850950, 0.654492), 35: (0.845606, 0.635790),
+    40: (0.841449, 0.640035), 45: (0.826306, 0.630469), 60: (0.829869, 0.624382), 70: (0.832245, 0.623470),
+    85: (0.825713, 0.614014), 105: (0.817399, 0.605653), 135: (0.813539, 0.601084),
+}  # fmt: skip
+STUDY_CURVES = {"artificial-people": _PEOPLE, "variants-of-real-people": _VARIANTS}
+STUDY_SCORES = ("rank1", "mAP")
+CAVEAT = (
+    "One training a level, on Market-1501, with more steps at higher levels, and by a generator that had seen people "
+    "of the test set: its shape can be compared, its numbers cannot."
+)
+
+
+def study_curve(sweep: str, score: str) -> list[tuple[int, float]]:
+    """(level, score 0..1) of a sweep and one of STUDY_SCORES; empty where the study has no such curve."""
+    place = STUDY_SCORES.index(score)
+    return [(level, values[place]) for level, values in STUDY_CURVES.get(sweep, {}).items()]
+
 
 SCORES = {"mAP": "mAP", "rank1": "Rank-1"}
 MEANING = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actors.feature_extractor import FeatureExtractor
-from datasets.runs.units import with_columns
+from datasets.runs.rows import with_columns
 from passersby import weights
 from passersby.errors import InputError
 from passersby.perception.inception import load_inception

@@ -8,8 +8,8 @@ import torch
 
 from actors.identity_scorer import IdentityScorer
 from datasets.people.real_people import RealPeople
+from datasets.runs.rows import images_of, with_columns
 from datasets.runs.shards import shard_table
-from datasets.runs.units import images_of, with_columns
 from passersby.errors import InputError
 from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
 

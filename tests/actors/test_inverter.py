@@ -15,12 +15,12 @@ from actors.inverter import CHUNK_PIXELS, MOST_CHUNK, Inverter, chunk_of
 from actors.latent_writer import LatentWriter
 from datasets.latents.plan import InversionConfiguration, agree
 from datasets.latents.table import SCHEMA, delta_name
-from datasets.runs.units import images_of
+from datasets.runs.rows import images_of
 from datasets.storage.output import Output
 from passersby.perception.perceptual import load_perceptual
 from passersby.restyle.checkpoint import LoadedEncoder
-from passersby.restyle.delta import apply_delta, load_delta
 from passersby.restyle.losses import InversionLoss, LossWeights
+from passersby.restyle.pivotal import apply_delta, load_delta
 from tests.helpers import inversion_networks as tiny
 
 CONFIGURATION = InversionConfiguration(

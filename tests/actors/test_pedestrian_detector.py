@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actors.pedestrian_detector import PedestrianDetector
-from datasets.runs.units import images_of, with_columns
+from datasets.runs.rows import images_of, with_columns
 from passersby import weights
 from passersby.errors import InputError
 

@@ -5,8 +5,8 @@ import pytest
 
 from actors.shard_writer import ShardWriter
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.rows import with_columns
 from datasets.runs.shards import read_shard
-from datasets.runs.units import with_columns
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 

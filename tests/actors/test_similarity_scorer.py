@@ -8,7 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from actors.similarity_scorer import SimilarityScorer
-from datasets.runs.units import images_of, with_columns
+from datasets.runs.rows import images_of, with_columns
 from passersby.errors import InputError
 
 SCHEMA = {

@@ -15,11 +15,10 @@ from actors.style_mixer import StyleMixer, check_network
 from datasets.latents.partners import RealCodes, origins_of, real_codes
 from datasets.latents.table import delta_name, read_latents
 from datasets.runs.plan import Configuration
-from datasets.runs.rows import people_without_partners
+from datasets.runs.rows import images_of, people_without_partners
 from datasets.runs.shards import SCHEMA
-from datasets.runs.units import images_of
 from passersby.errors import InputError
-from passersby.restyle.delta import Delta, save_delta
+from passersby.restyle.pivotal import Delta, save_delta
 from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
 from tests.helpers import latent_tables as helper
 

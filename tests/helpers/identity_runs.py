@@ -9,8 +9,8 @@ from actors.identity_scorer import IdentityScorer
 from datasets.people.labelled_images import Listing
 from datasets.people.real_people import RealPeople, real_people
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.rows import images_of, with_columns
 from datasets.runs.shards import shard_table, write_shard
-from datasets.runs.units import images_of, with_columns
 from datasets.storage.output import Output
 from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
 

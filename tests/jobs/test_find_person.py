@@ -57,7 +57,7 @@ def test_the_same_picture_comes_first_and_features_are_kept(network, crops, tmp_
     assert "no threshold says who is the same person" in said
     assert "1 of 4 images are unreadable" in said
     assert cv2.imread(str(tmp_path / "out" / SHEET)) is not None
-    from pipeline import embeddings
+    from pipeline import features as embeddings
 
     def again(*_, **__):
         raise AssertionError("the gallery's features were computed again")

@@ -16,8 +16,8 @@ from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
 from datasets.runs.plan import read_plan
+from datasets.runs.rows import images_of
 from datasets.runs.shards import read_shard, shard_name
-from datasets.runs.units import images_of
 from datasets.storage.output import Output, _host
 from jobs import generate, refilter
 from jobs.generate import Config

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from datasets.latents.table import read_latents
-from datasets.people.decoding_part import decode
 from datasets.people.labelled_images import decode_bicubic
+from datasets.people.market_tree import decode
 from datasets.reid.sources import list_sources
 from datasets.runs.plan import PLAN_FILE, Plan, file_sha256, read_plan
 from datasets.runs.shards import read_shard, write_shard
@@ -27,7 +27,7 @@ from passersby.reid.checkpoint import load_reid, save_reid
 from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
 from passersby.stylegan3 import to_uint8
 from passersby.stylegan3.checkpoint import load_network
-from pipeline.generation_inputs import read_inputs
+from pipeline.generation import read_inputs
 from reporting.grid import encode_png
 from tests.helpers import latent_tables as helper
 

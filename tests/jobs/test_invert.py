@@ -18,8 +18,8 @@ from actors.inverter import Inverter
 from datasets.latents.pictures import list_pictures
 from datasets.latents.plan import read_inversion_plan
 from datasets.latents.table import SCHEMA, delta_name, read_latents
+from datasets.runs.rows import images_of
 from datasets.runs.shards import shard_name
-from datasets.runs.units import images_of
 from datasets.storage.output import Output
 from jobs import invert
 from jobs.invert import Config

@@ -16,8 +16,7 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid
 from passersby.reid.network import FeatureNetwork
 from tests.helpers import sweep_data
-from training.reid.config import ReidTraining
-from training.reid.reid_presets import PRESETS
+from training.reid.config import PRESETS, ReidTraining
 from training.reid.run import train
 from tune.table import SCHEMA
 

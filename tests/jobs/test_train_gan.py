@@ -18,8 +18,7 @@ from jobs.train_gan import main
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
 from training.gan import images as gan_images
-from training.gan.config import GanConfig
-from training.gan.gan_presets import PRESETS, preset
+from training.gan.config import PRESETS, GanConfig, preset
 from training.gan.start import NETWORK, last_checkpoint, last_snapshot
 
 TINY = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "threads": 1}

@@ -15,8 +15,7 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid
 from reporting.curves import read_history
 from training.log import HISTORY
-from training.reid.config import ReidTraining
-from training.reid.reid_presets import PRESETS, preset
+from training.reid.config import PRESETS, ReidTraining, preset
 from training.reid.start import NETWORK, last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,11 +18,10 @@ import torch
 from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
-from datasets.runs.failures import Failure, write_failure
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Configuration, Extent, Plan, file_sha256, read_plan
-from datasets.runs.shards import read_shard, shard_name, shard_table, write_shard
-from datasets.runs.units import images_of
+from datasets.runs.rows import images_of
+from datasets.runs.shards import Failure, read_shard, shard_name, shard_table, write_failure, write_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 from jobs.verify import Config, main

@@ -20,8 +20,8 @@ from passersby.options import Difference, canonical_sha256, check, defaults, dif
 from training.reid import start as reid_snapshot
 from training.reid.config import ReidTraining
 from tune import sweep as sweeps
-from tune.generated_runs import GeneratedRun
 from tune.leak_guard import DataSet
+from tune.levels import GeneratedRun
 
 PLAN = {
     "seed": 7, "variants": 51, "method": "mix", "layers": (5, 6), "amount": None, "truncation_psi": 0.7,

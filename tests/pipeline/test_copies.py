@@ -12,7 +12,7 @@ from datasets.people.real_people import RealPeople
 from datasets.runs.shards import shard_name
 from passersby.errors import InputError
 from pipeline.copies import DOUBLE_COSINE, privacy
-from reporting.run.copies import PRIVACY, PRIVACY_SHEET, privacy_lines
+from reporting.run.identity import PRIVACY, PRIVACY_SHEET, privacy_lines
 from tests.helpers import identity_runs as runs
 
 

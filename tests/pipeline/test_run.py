@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from datasets.runs.failures import failed_units, read_failure
+from datasets.runs.shards import failed_units, read_failure
 from datasets.runs.verdicts import VERDICTS
 from datasets.storage.lock import Lease
 from datasets.storage.output import Output
@@ -18,7 +18,7 @@ from pipeline.pools import Pool
 from pipeline.retries import ENDED_WORKERS, TRIES, guarded
 from pipeline.run import run_units
 from reporting.progress import ProgressLine
-from reporting.run.metrics import RunMetrics
+from reporting.run.results import RunMetrics
 
 
 class Stage:

@@ -8,7 +8,7 @@ import pytest
 
 from passersby.errors import InputError
 from training.checkpoints import claim
-from training.encoder import encoder_snapshot
+from training.encoder import start as encoder_snapshot
 from training.encoder.config import EncoderTraining
 from training.gan import start as gan_snapshot
 from training.gan.config import GanConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from training.memory import available_memory, fits, smallest_object_store
+from training.workers import available_memory, fits, smallest_object_store
 
 
 def test_images_stay_in_memory_up_to_half_of_what_there_is():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.reid.draws import first
+from datasets.reid.runs import first
 from passersby.errors import InputError
 from tune.levels import LEVELS, PEOPLE_SWEEP, VARIANTS_SWEEP, Trial, trials_of, with_baseline
 

@@ -3,7 +3,7 @@
 import pytest
 
 from passersby.errors import InputError
-from training.reid.reid_presets import PRESETS
+from training.reid.config import PRESETS
 from tune.options import arms_of
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from passersby.errors import InputError
 from pipeline.cluster import Node, Resources
-from tune.resources import fit_trials
+from tune.runner import fit_trials
 
 
 def cluster(*nodes):

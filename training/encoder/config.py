@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from passersby.options import flag, require
 from passersby.restyle.encoder import EncoderConfig
 from passersby.restyle.losses import LossWeights
@@ -182,3 +184,30 @@ _POSITIVE = ("width_factor", "head_channels", "refinements", "steps", "batch", "
 _POSITIVE += ("validation_steps", "validation_refinements", "checkpoint_minutes", "status_seconds")
 _NOT_NEGATIVE = ("l2_weight", "lpips_weight", "identity_weight", "codes_weight", "seed", "workers", "gpus", "restarts")
 _NOT_NEGATIVE += ("max_minutes", "shown_refine_steps", "generated_psi")
+
+
+# ---- Named settings of encoder training: for tall networks, the study's, and one for CPUs.
+
+PRESETS: dict[str, dict] = {
+    "person-128x64": {},
+    # facts of the study: ReStyle-pSp at 256x256, batch 2, 240,000 steps, Ranger at 1e-4, MoCo-v2 as identity.
+    "study": {"height": 256, "width": 256, "batch": 2, "steps": 240_000},
+    # A thirtieth of the parameters; a higher rate and a fall at the end make up for few steps.
+    "tiny": {
+        "backbone": "resnet10",
+        "width_factor": 0.5,
+        "head_channels": 128,
+        "height": 64,
+        "width": 32,
+        "steps": 4_000,
+        "lr": 0.001,
+        "final_lr": 0.02,
+        "validation_steps": 500,
+        "workers": 0,
+    },
+}
+
+
+def preset(name: str) -> EncoderTraining:
+    """The preset's values, with data and out still missing: defaults for the command line. KeyError if unknown."""
+    return EncoderTraining(data=tyro.MISSING, out=tyro.MISSING, preset=name, **PRESETS[name])

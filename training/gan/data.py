@@ -17,7 +17,7 @@ import torch
 
 from training.gan.augment import Draws, draw
 from training.gan.config import GanConfig
-from training.gan.gan_inputs import AUGMENTED, Inputs, Latents
+from training.gan.step import AUGMENTED, Inputs, Latents
 
 # One independent stream for each use: no use sees the numbers of another.
 _ORDER, _MIRROR, _LATENTS, _AUGMENT = 0, 1, 2, 3  # _AUGMENT + k: the k-th name of AUGMENTED

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 
 from datasets.people.decoding import Target, decode_items, load_images
-from datasets.people.gan_listing import Reader as FileReader
 from datasets.people.image_source import ImageSource, open_images
 from datasets.people.labels import Labels, colour_features, labels
+from datasets.people.listing import Reader as FileReader
 from passersby.errors import InputError
 from training.gan.config import GanConfig
 from training.gan.data import InMemory, Order, Reader
 from training.gan.stream import ImageStream, survey_images
-from training.memory import available_memory, fits, smallest_object_store
+from training.workers import available_memory, fits, smallest_object_store
 
 _SAMPLE = 10_000  # images decoded for FID and pictures where the training's own are streamed
 

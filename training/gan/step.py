@@ -13,11 +13,97 @@ import torch
 import torch.nn.functional as F
 
 from passersby.stylegan3 import Discriminator, Generator
-from training.gan.augment import Draws, apply
-from training.gan.gan_ada import AdaController
-from training.gan.gan_inputs import Inputs, Latents
-from training.gan.gan_losses import blur, discriminator_loss, generator_loss, r1_penalty
+from training.gan.augment import AdaController, Draws, apply
 from training.workers import average_over_workers, workers
+
+# ---- The losses of StyleGAN3's training and the blur before its discriminator, as functions of tensors.
+
+
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """-log sigmoid(D(G(z))), the non-saturating loss; [N, 1] -> [N, 1]."""
+    return F.softplus(-fake_logits)
+
+
+def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor) -> torch.Tensor:
+    """-log(1 - sigmoid(D(G(z)))) - log sigmoid(D(x)); [N, 1], [N, 1] -> [N, 1]."""
+    return F.softplus(fake_logits) + F.softplus(-real_logits)
+
+
+def r1_penalty(real_logits: torch.Tensor, reals: torch.Tensor, gamma: float) -> torch.Tensor:
+    """gamma / 2 * |grad_x D(x)|^2 of every image, differentiable; [N, 1], [N, 3, H, W] -> [N]."""
+    (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
+    return gradient.square().sum(dim=[1, 2, 3]) * (gamma / 2)
+
+
+def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Separable blur of [N, 3, H, W]: kernel 2^-(x/sigma)^2 (base 2), radius floor(3 sigma), zeros outside.
+
+    Written as two banded matrix products: the kernel is longer than the image at the start of training, where
+    a convolution would mostly multiply padding.
+    """
+    radius = int(sigma * 3)
+    if radius == 0:
+        return images
+    taps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=images.device).div(sigma)
+    total = taps.square().neg().exp2().sum()
+
+    def matrix(size: int) -> torch.Tensor:
+        position = torch.arange(size, dtype=torch.float32, device=images.device)
+        distance = position[:, None] - position[None, :]
+        kernel = distance.div(sigma).square().neg().exp2() / total
+        return torch.where(distance.abs() <= radius, kernel, 0.0)  # [size, size], symmetric
+
+    height, width = images.shape[2:]
+    return matrix(height) @ images @ matrix(width)
+
+
+# ---- What one iteration of a GAN training takes in: real images, latent codes, draws of the augmentation.
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """The codes of one phase. With `mix_z`, sample i has the w of `mix_z[i]` from index `mix_from[i]` on."""
+
+    z: torch.Tensor  # [N, z_dim]
+    mix_z: torch.Tensor | None = None  # [N, z_dim]
+    mix_from: torch.Tensor | None = None  # [N] int64, 1..num_ws; num_ws = not mixed
+    labels: torch.Tensor | None = None  # [N, c_dim]
+
+    def share(self, index: slice) -> "Latents":
+        """The codes of some samples."""
+        return Latents(*(None if part is None else part[index] for part in self._parts()))
+
+    def to(self, device: torch.device) -> "Latents":
+        """The same codes on the device."""
+        return Latents(*(None if part is None else part.to(device) for part in self._parts()))
+
+    def _parts(self):
+        return self.z, self.mix_z, self.mix_from, self.labels
+
+
+# What is augmented in an iteration, each with draws of its own: fakes that train G, fakes and reals that train D, R1.
+AUGMENTED = ("generator", "fakes", "reals", "r1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Everything random that one worker needs for an iteration."""
+
+    reals: torch.Tensor  # [N, 3, H, W] float32, -1..1
+    latents: tuple[Latents, Latents]  # of the generator's and of the discriminator's phase
+    labels: torch.Tensor | None = None  # [N, c_dim] of the reals
+    draws: dict[str, Draws] = dataclasses.field(default_factory=dict)  # keys: AUGMENTED; missing = as they are
+
+    def part(self, index: int, count: int) -> "Inputs":
+        """Samples index, index + count, ...: with this stride the groups of the minibatch deviation are the same."""
+        share = slice(index, None, count)
+        return Inputs(
+            self.reals[share],
+            (self.latents[0].share(share), self.latents[1].share(share)),
+            None if self.labels is None else self.labels[share],
+            {name: draws.share(share) for name, draws in self.draws.items()},
+        )
+
 
 Scalars = dict[str, torch.Tensor]
 

@@ -19,9 +19,9 @@ import numpy as np
 import ray.data
 
 from datasets.people.decoding import Problem, Target, check_problems, decode_bytes, decode_items, require_training
-from datasets.people.gan_listing import Reader
 from datasets.people.image_source import ImageSource
 from datasets.people.labels import colour_features
+from datasets.people.listing import Reader
 from passersby.errors import InputError
 
 STRETCH_IMAGES = 8192  # over all workers; fewer where they are large, because ...

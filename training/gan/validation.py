@@ -1,15 +1,152 @@
 """How a GAN does on people it never trains on, and whether something is wrong with it."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from datasets.storage.feature_cache import real_features
 from passersby.errors import InputError
+from passersby.metrics.fid import fid
+from passersby.perception.inception import load_inception
+from passersby.stylegan3 import Generator, to_uint8
+from reporting.grid import image_grid, save_png
+from training.gan.config import GanConfig
 from training.gan.data import to_float
-from training.gan.gan_inputs import Latents
-from training.gan.step import TrainingState, synthesize
+from training.gan.images import TrainingData
+from training.gan.step import Latents, TrainingState, synthesize
+from training.workers import gather_rows, workers
+
+# ---- What a GAN training shows of itself: grids of people and of style mixes, of the same codes every time.
+
+MIDDLE_LAYERS = slice(5, 12)  # the main job's default mix: w indices 5-11
+_PICTURES_AT_ONCE = 16  # images synthesised at a time
+
+
+def person_latents(count: int, z_dim: int) -> torch.Tensor:
+    """z of the people 0 .. count - 1, as generation with these seeds has them; [count, z_dim] float32."""
+    rows = [np.random.RandomState(seed).randn(1, z_dim) for seed in range(count)]
+    return torch.from_numpy(np.concatenate(rows)).to(torch.float32)
+
+
+@torch.inference_mode()
+def person_codes(generator: Generator, count: int) -> torch.Tensor:
+    """ws of the people 0 .. count - 1, [count, num_ws, w_dim]; of a conditional network with labels in turn."""
+    device = generator.mapping.w_avg.device
+    labels = None
+    if generator.c_dim:
+        labels = torch.eye(generator.c_dim, device=device)[torch.arange(count, device=device) % generator.c_dim]
+    return generator.mapping(person_latents(count, generator.z_dim).to(device), labels)
+
+
+@torch.inference_mode()
+def synthesize_in_chunks(generator: Generator, ws: torch.Tensor) -> np.ndarray:
+    """ws [N, num_ws, w_dim] -> uint8 [N, H, W, 3]."""
+    return np.concatenate([to_uint8(generator.synthesis(part)).cpu().numpy() for part in ws.split(_PICTURES_AT_ONCE)])
+
+
+@torch.inference_mode()
+def people_grid(generator: Generator, people: int = 40, columns: int = 10) -> np.ndarray:
+    """The people 0 .. people - 1 without truncation; uint8 [height, width, 3]."""
+    return image_grid(synthesize_in_chunks(generator, person_codes(generator, people)), columns)
+
+
+@torch.inference_mode()
+def mix_grid(generator: Generator, people: int = 6) -> np.ndarray:
+    """Row A, column B: person A with the middle layers of B; first column and row show A and B themselves.
+
+    uint8 [height, width, 3]. On the diagonal stands the person unchanged.
+    """
+    ws = person_codes(generator, people)  # [P, num_ws, w_dim]
+    mixes = ws[:, None].repeat(1, people, 1, 1)  # [A, B, num_ws, w_dim]
+    mixes[:, :, MIDDLE_LAYERS] = ws[None, :, MIDDLE_LAYERS]
+    alone = synthesize_in_chunks(generator, ws)
+    images = synthesize_in_chunks(generator, mixes.flatten(0, 1)).reshape(people, people, *alone.shape[1:])
+    corner = np.full_like(alone[:1], 255)
+    rows = [corner, alone] + [part for a in range(people) for part in (alone[a : a + 1], images[a])]
+    return image_grid(np.concatenate(rows), people + 1)
+
+
+def save_grids(out: Path, generator: Generator, images_seen: int) -> list[Path]:
+    """Both grids of the averaged generator as PNG files named by the images seen."""
+    paths = []
+    for name, draw in (("people", people_grid), ("mixes", mix_grid)):
+        path = Path(out) / "grids" / f"{name}-{images_seen:09d}.png"
+        save_png(path, draw(generator))
+        paths.append(path)
+    return paths
+
+
+def save_reals(out: Path, images: np.ndarray, count: int = 40, columns: int = 10) -> Path:
+    """A grid of training images, evenly taken from [N, H, W, 3] uint8."""
+    index = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+    path = Path(out) / "grids" / "reals.png"
+    save_png(path, image_grid(images[index], columns))
+    return path
+
+
+# ---- FID of a snapshot inside the training loop, over all workers, without Ray.
+
+IMAGES_ON_GPU = 10_000
+ENOUGH_VALIDATION = 500  # images: with fewer, FID says more about the few than about the generator
+_FID_SEED = 2**31 - 2  # of codes that are the same at every snapshot and that no training draws
+_FID_AT_ONCE = 32
+
+
+def images_wanted(config: GanConfig, on_gpu: bool) -> int:
+    """How many generated images the FID of a snapshot takes; 0: none is measured."""
+    if config.fid_images is None:
+        return IMAGES_ON_GPU if on_gpu else 0
+    return config.fid_images
+
+
+class SnapshotFid:
+    """Compares images of the averaged generator with real ones. Every worker makes its share of the images.
+
+    `inception`: the bytes of its network file, where FID is wanted.
+    """
+
+    def __init__(self, config: GanConfig, data: TrainingData, device: torch.device, rank: int, inception: bytes | None):
+        self.count = _whole_shares(images_wanted(config, device.type == "cuda"))
+        self.data, self.device, self.share = data, device, slice(rank, None, workers())
+        held_out = config.fid_reference == "validation"
+        if config.fid_reference == "auto":
+            held_out = len(data.validation) >= ENOUGH_VALIDATION
+        real = data.validation if held_out else data.sample
+        self.real = real[: _whole_shares(len(real))]
+        self.reference = f"{len(self.real)} images of {'validation' if held_out else 'training'} people"
+        self.inception_bytes, self.inception, self.real_features = inception, None, None
+
+    @torch.inference_mode()
+    def measure(self, generator: Generator) -> float | None:
+        """FID of this generator, the same in all workers; None where none is asked for."""
+        if self.count == 0:
+            return None
+        if self.inception is None:
+            self.inception = load_inception(self.inception_bytes, self.device)
+            self.real_features = self._gathered(real_features(self.real[self.share], self.inception))
+        z = np.random.default_rng(_FID_SEED).standard_normal((self.count, generator.z_dim), np.float32)[self.share]
+        labels = None
+        if generator.c_dim:
+            rows = np.random.default_rng(_FID_SEED).integers(len(self.data.labels), size=self.count)
+            labels = torch.from_numpy(self.data.labels[rows[self.share]])
+        fakes = []
+        for start in range(0, len(z), _FID_AT_ONCE):
+            part = slice(start, start + _FID_AT_ONCE)
+            given = None if labels is None else labels[part].to(self.device)
+            images = to_uint8(generator(torch.from_numpy(z[part]).to(self.device), given))
+            fakes.append(self.inception(images.cpu().numpy()))
+        return fid(self.real_features, self._gathered(np.concatenate(fakes)))
+
+    def _gathered(self, features: np.ndarray) -> np.ndarray:
+        return gather_rows(torch.from_numpy(features).to(self.device)).cpu().numpy()
+
+
+def _whole_shares(count: int) -> int:
+    return count - count % workers()
+
 
 _CHUNK = 16  # a multiple of the minibatch deviation's group
 _MOST = 256

@@ -8,22 +8,141 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from datasets.reid.training_set import TrainingImages, load_training_images
 from passersby.errors import InputError
 from passersby.reid.checkpoint import save_reid
-from pipeline.ray_entry import enter
+from passersby.reid.network import ReidNetwork
+from pipeline.ray_training import enter
+from reporting.curves import Panel
 from training.gan.data import command_line
-from training.memory import check_memory
+from training.log import Means, RunLog, duration, memory_gb
 from training.reid.config import ReidTraining
-from training.reid.reid_data import Feeder
-from training.reid.reid_progress import Progress
-from training.reid.reid_start import autocast_type, load_teacher, make_batches, start
-from training.reid.reid_validation import Validation
-from training.reid.start import NETWORK, last_checkpoint, resume, save_checkpoint
-from training.reid.step import StepSettings, train_step
+from training.reid.data import Feeder
+from training.reid.start import (
+    NETWORK,
+    autocast_type,
+    last_checkpoint,
+    load_teacher,
+    make_batches,
+    resume,
+    save_checkpoint,
+    start,
+)
+from training.reid.step import Scalars, StepSettings, autocast, train_step
 from training.trainer import SteppedRun
-from training.workers import workers
+from training.workers import check_memory, workers
+
+# ---- Loss and Rank-1 error on images of the training people that were set aside.
+
+_AT_ONCE = 256
+
+
+class Validation:
+    """Images uint8 [V, H, W, 3] and their classes [V], as the study's baseline has them (one a person)."""
+
+    def __init__(self, images: np.ndarray, classes: np.ndarray, device: torch.device, dtype: torch.dtype | None):
+        self.images, self.device, self.dtype = images, device, dtype
+        self.classes = torch.from_numpy(classes).to(device)
+
+    @torch.no_grad()
+    def measure(self, network: ReidNetwork) -> dict[str, float]:
+        """`validation/loss`: mean cross-entropy; `validation/error`: share whose highest class is another person."""
+        network.eval()
+        loss = wrong = 0.0
+        for first in range(0, len(self.images), _AT_ONCE):
+            batch = torch.from_numpy(self.images[first : first + _AT_ONCE]).to(self.device)
+            images = batch.permute(0, 3, 1, 2).float().div_(255)
+            classes = self.classes[first : first + _AT_ONCE]
+            with autocast(self.dtype, self.device):
+                logits = network(images).logits.float()
+            loss += functional.cross_entropy(logits, classes, reduction="sum").item()
+            wrong += (logits.argmax(1) != classes).sum().item()
+        return {"validation/loss": loss / len(self.images), "validation/error": wrong / len(self.images)}
+
+
+# ---- What a re-ID training says while it runs: the status line, and the records of its history.
+
+_REAL, _VALIDATION, _GENERATED, _INK = "#0072b2", "#009e73", "#d55e00", "#202124"
+PANELS = (
+    Panel(
+        "Cross-entropy",
+        "loss",
+        (
+            ("loss/real", "training, real", _REAL),
+            ("loss/generated", "training, generated", _GENERATED),
+            ("validation/loss", "validation", _VALIDATION),
+        ),
+    ),
+    Panel(
+        "Rank-1 error of the classes",
+        "share of images given a wrong person",
+        (("error/real", "training, real", _REAL), ("validation/error", "validation", _VALIDATION)),
+    ),
+    Panel("Triplet loss", "loss", (("loss/triplet", "", _INK),)),
+    Panel("Learning rate of the head", "rate", (("rate", "", _INK),), logarithmic=True),
+)
+
+
+class Progress(RunLog):
+    """Collects the scalars of steps and tells them every `status_seconds`. For one worker: the first.
+
+    Losses and errors are this worker's means since the last status line, in the history since its last record.
+    """
+
+    def __init__(self, config: ReidTraining, device: torch.device, step: int, images_seen: int, total_steps: int):
+        super().__init__(config.out, images_seen, PANELS)
+        self.config, self.device, self.total_steps = config, device, total_steps
+        self.status, self.since_record = Means(), Means()
+        self.images_per_second = float("nan")
+        self.skip(step, 0.0)
+
+    def skip(self, step: int, waited: float) -> None:
+        """Leave the time since the last status out of the rate: validation and checkpoints are no training."""
+        self.clock, self.clock_step, self.clock_waited = time.monotonic(), step, waited
+
+    def add(self, scalars: Scalars) -> None:
+        """Take in one step's scalars."""
+        self.status.add(scalars)
+        self.since_record.add(scalars)
+
+    def due(self) -> bool:
+        """Whether it is time for a status line."""
+        return time.monotonic() - self.clock >= self.config.status_seconds
+
+    def tell(self, step: int, images_seen: int, rate: float, waited: float) -> dict[str, float]:
+        """Write the status line and TensorBoard's values; returns the values and starts new means."""
+        means = self.status.take()
+        seconds, steps = time.monotonic() - self.clock, step - self.clock_step
+        if steps and seconds > 0:
+            self.images_per_second = steps * self.config.batch / seconds
+        waiting = (waited - self.clock_waited) / seconds if seconds > 0 else 0.0
+        left = (self.total_steps - step) * self.config.batch / self.images_per_second
+        memory = memory_gb(self.device)
+        generated = f" generated {means['loss/generated']:.3f}" if "loss/generated" in means else ""
+        triplet = f" triplet {means['loss/triplet']:.3f}" if "loss/triplet" in means else ""
+        self.say(
+            f"epoch {step / self.total_steps * self.config.epochs:.1f}/{self.config.epochs:g}  "
+            f"step {step:,}/{self.total_steps:,}  {self.images_per_second:,.0f} images/s  ETA {duration(left)}  "
+            f"loss real {means.get('loss/real', float('nan')):.3f}{generated}{triplet}  "
+            f"Rank-1 error {means.get('error/real', float('nan')):.3f}  lr {rate:.2g}  "
+            f"waiting for data {waiting:.1%}  {'GPU ' * (self.device.type == 'cuda')}memory {memory:.1f} GB"
+        )
+        values = means | {
+            "rate": rate,
+            "time/images_per_second": self.images_per_second,
+            "time/waiting_for_data": waiting,
+            "memory/gb": memory,
+        }
+        self.show(values, images_seen)
+        self.skip(step, waited)
+        return values
+
+    def record(self, images_seen: int, measured: dict[str, float]) -> dict[str, float]:
+        """Add the means since the last record and `measured` to the history; draw the curves; return the record."""
+        self.show(measured, images_seen)
+        return self.add_record(images_seen, self.since_record.take() | measured)
 
 
 def load_data(config: ReidTraining) -> TrainingImages:

@@ -8,6 +8,7 @@ for a gradient that nobody asks for.
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 
 def conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride=1, padding=0):
@@ -138,3 +139,106 @@ class _FilterTransposed(torch.autograd.Function):
 
 def _per_channel(kernel, x):
     return kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
+
+
+# ---- The generator's modulated convolution on a CPU: every sample with its own kernel.
+#
+# One sample fits into the cache, and with the modulation inside the kernels nothing has to be scaled on the maps. A GPU
+# prefers one call for the whole batch (see modulated_convolution.py). Measured and given up: going on to the filtered
+# leaky ReLU sample by sample (no faster).
+
+
+def sample_conv2d(x: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, padding: int = 0) -> torch.Tensor:
+    """x [N or 1, C, H, W] convolved with kernels [N or 1, O, C, k, k], plus bias [O] -> [N, O, H', W'].
+
+    Result in x's dtype, channels last. One sample of x or one kernel serves all N. Differentiable once.
+    """
+    return _SampleConvolution.apply(x, kernels, bias, padding)
+
+
+class _SampleConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, kernels, bias, padding):
+        x = x.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, kernels)
+        ctx.padding = padding
+        samples = range(max(len(x), len(kernels)))
+        return _joined([convolve(_one(x, i), _one(kernels, i)[0], bias, padding=padding) for i in samples])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, kernels = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        samples, size, kernel, padding = range(len(grad)), x.shape[2:], kernels.shape[3], ctx.padding
+        to_x = to_kernels = to_bias = None
+        if ctx.needs_input_grad[0]:
+            parts = [input_gradient(_one(grad, i), _one(kernels, i)[0], size, padding=padding) for i in samples]
+            to_x = _summed(_joined(parts), len(x))
+        if ctx.needs_input_grad[1]:
+            parts = [weight_gradient(_one(grad, i), _one(x, i), kernel, padding=padding)[None] for i in samples]
+            to_kernels = _summed(_joined(parts), len(kernels))
+        if ctx.needs_input_grad[2]:
+            to_bias = grad.sum((0, 2, 3))
+        return to_x, to_kernels, to_bias, None
+
+
+def _one(batch, index):
+    # One sample, also of what all samples share.
+    index = min(index, len(batch) - 1)
+    return batch[index : index + 1]
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _summed(gradient, count):
+    return gradient if len(gradient) == count else gradient.sum(0, keepdim=True)
+
+
+# ---- The modulated, demodulated convolution (Karras et al. 2020, StyleGAN2) in two ways with the same result.
+#
+# y = d * conv(s * x; W) + b, "full" (padding k - 1), with styles s [N, I] and output scales d [N, O]. A GPU does it
+# for the whole batch at once; a CPU sample by sample, where maps stay in the cache.
+
+FEW_CHANNELS = 8  # fewer outputs (ToRGB) do not fill the vectors of a convolution's kernel
+
+
+def modulated_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, style: torch.Tensor, demodulation: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """x [N or 1, I, H, W], weight [O, I, k, k], style [N or 1, I], demodulation [N or 1, O], bias [O].
+
+    Returns [N, O, H', W'] in x's dtype, channels last; all but x are float32. k is 1 or 3. On a CPU differentiable
+    once.
+    """
+    if x.is_cuda or len(weight) < FEW_CHANNELS:
+        return whole_batch(x, weight, style, demodulation, bias)
+    return sample_by_sample(x, weight, style, demodulation, bias)
+
+
+def sample_by_sample(x, weight, style, demodulation, bias):
+    """Every sample has its own kernel, with style and demodulation inside."""
+    kernels = weight * (demodulation[:, :, None] * style[:, None])[..., None, None]  # [N or 1, O, I, k, k]
+    return sample_conv2d(x, kernels.to(x.dtype), bias.to(x.dtype), weight.shape[2] - 1)
+
+
+def whole_batch(x, weight, style, demodulation, bias):
+    """Matrix products for 1x1 kernels; else scaled maps before and after a convolution that all samples share."""
+    if weight.shape[2] == 1:
+        return _pointwise(x, weight, style, demodulation, bias)
+    style, demodulation, bias = (part.to(x.dtype) for part in (style, demodulation, bias))
+    x = torch.nn.functional.conv2d(x * style[:, :, None, None], weight.to(x.dtype), padding=weight.shape[2] - 1)
+    return torch.addcmul(bias[:, None, None], x, demodulation[:, :, None, None])
+
+
+def _pointwise(x, weight, style, demodulation, bias):
+    # A 1x1 convolution is a matrix product on channels-last memory, each sample with its own small matrix.
+    n, _, h, w = x.shape
+    matrix = weight[:, :, 0, 0] * style[:, None] * demodulation[:, :, None]  # [N or 1, O, I]
+    n = max(n, len(matrix))
+    pixels = x.permute(0, 2, 3, 1).reshape(len(x), h * w, -1).expand(n, -1, -1)
+    matrix = matrix.to(x.dtype).expand(n, -1, -1).transpose(1, 2)
+    y = torch.baddbmm(bias.to(x.dtype), pixels, matrix)
+    return y.view(n, h, w, -1).permute(0, 3, 1, 2)

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from datasets.exports.export_images import ExportImages
-from datasets.exports.export_tasks import run_tasks, tasks
 from datasets.exports.manifest import RunManifest
 from datasets.exports.record import identities_csv
-from datasets.exports.selection import Options, People, assign
+from datasets.exports.selection import ExportImages, Options, People, assign
 from datasets.exports.trees import loader_notes, write_empty_notes
+from datasets.exports.write import run_tasks, tasks
 from datasets.people.market_tree import list_split
 from datasets.storage.output import Output
 from passersby.errors import InputError

@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from datasets.exports.export_tasks import run_tasks, tasks
 from datasets.exports.manifest import RunManifest
 from datasets.exports.selection import Options, assign
-from datasets.exports.write import TABLE_SCHEMA
+from datasets.exports.write import TABLE_SCHEMA, run_tasks, tasks
 from datasets.storage.output import Output
 from tests.helpers import export_runs as runs
 

@@ -11,8 +11,8 @@ import pytest
 from datasets.people import archives as gan_archive
 from datasets.people.archives import parse_labels
 from datasets.people.decoding import Target, load_images
-from datasets.people.gan_listing import Reader
 from datasets.people.image_source import open_images
+from datasets.people.listing import Reader
 from passersby.errors import InputError
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from datasets.people.decoding import MOST_PIXELS, Problem, Target, decode_bytes, load_images
-from datasets.people.gan_listing import Item, Reader
 from datasets.people.image_source import default_validation, open_images
+from datasets.people.listing import Item, Reader
 from datasets.people.market_tree import identities_sha256
 from passersby.errors import InputError
 

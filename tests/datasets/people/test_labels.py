@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from datasets.people.decoding import Target, load_images
-from datasets.people.gan_listing import Item
 from datasets.people.image_source import ImageSource, open_images
 from datasets.people.labels import FEATURES, cluster, colour_features, labels
+from datasets.people.listing import Item
 from passersby.errors import InputError
 
 

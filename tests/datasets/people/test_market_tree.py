@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.people.market_tree import decode, identities, identities_sha256, list_split, parse_name, read_image
+from datasets.people.market_tree import decode_files, identities, identities_sha256, list_split, parse_name, read_image
 from passersby.errors import InputError
 
 
@@ -61,7 +61,7 @@ def test_images_come_as_rgb_in_the_listing_s_order(tmp_path):
     colours = {"0001_c1s1_000001_00.png": (200, 20, 90), "0002_c1s1_000001_00.png": (5, 150, 250)}
     for name, colour in colours.items():
         write(tmp_path / "query" / name, flat(colour))
-    decoded = decode(list_split(tmp_path, "query"), 32, 16)
+    decoded = decode_files(list_split(tmp_path, "query"), 32, 16)
     assert decoded.images.dtype == np.uint8
     assert decoded.images.shape == (2, 32, 16, 3)
     assert [tuple(image[0, 0]) for image in decoded.images] == list(colours.values())
@@ -81,10 +81,10 @@ def test_unreadable_images_are_listed_and_only_fatal_when_all_are(tmp_path):
     cut = tmp_path / "query" / "0002_c1s1_000001_00.jpg"
     cut.write_bytes(good.read_bytes()[:100])
     (tmp_path / "query" / "0003_c1s1_000001_00.jpg").write_bytes(b"")
-    decoded = decode(list_split(tmp_path, "query"), 32, 16)
+    decoded = decode_files(list_split(tmp_path, "query"), 32, 16)
     assert len(decoded.images) == 1
     assert [file.identity for file in decoded.files] == [1]
     assert [file.identity for file in decoded.unreadable] == [2, 3]
     good.unlink()
     with pytest.raises(InputError, match="none of 2 images"):
-        decode(list_split(tmp_path, "query"), 32, 16)
+        decode_files(list_split(tmp_path, "query"), 32, 16)

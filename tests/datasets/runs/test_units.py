@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from datasets.runs.units import images_of, with_columns
+from datasets.runs.rows import images_of, with_columns
 
 
 def unit_row() -> pa.Table:

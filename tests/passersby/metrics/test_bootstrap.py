@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from passersby.metrics.bootstrap import mean_interval
+from passersby.metrics.sweep_statistics import mean_interval
 
 
 def test_the_interval_is_that_of_the_normal_law_for_many_people():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from passersby.metrics.camera_pairs import camera_pairs
 from passersby.metrics.ranking import evaluate_ranking
+from passersby.metrics.verification import camera_pairs
 
 
 def at(*angles: float) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from passersby.errors import InputError
-from passersby.metrics.colour_histogram import BINS, COLUMNS, SIZE, STRIPES, colour_histograms, nearest
+from passersby.metrics.variants import BINS, COLUMNS, SIZE, STRIPES, colour_histograms, nearest
 
 
 def dressed(head, trunk, legs, height=48, width=24):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from passersby.errors import InputError
-from passersby.metrics.edges import edge_distances, edge_maps
+from passersby.metrics.variants import edge_distances, edge_maps
 
 
 def figure(arm: int, ground=(120, 120, 120), clothes=(30, 30, 30)) -> np.ndarray:

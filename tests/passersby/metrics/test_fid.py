@@ -9,8 +9,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from passersby.errors import InputError
 from passersby.metrics import fid as module
-from passersby.metrics.fid import bias_note, fid, kid, score_features
-from passersby.metrics.manifold import density_coverage, precision_recall
+from passersby.metrics.fid import bias_note, density_coverage, fid, kid, precision_recall, score_features
 
 
 def features(count: int, dimensions: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -117,7 +116,7 @@ def neighbours_by_loops(real, fake, k_precision, k_density):
 
 @pytest.mark.parametrize("chunk", [7, 1024])
 def test_neighbour_scores_equal_slow_loops(monkeypatch, chunk):
-    monkeypatch.setattr("passersby.metrics.manifold.CHUNK", chunk)
+    monkeypatch.setattr("passersby.metrics.fid.CHUNK", chunk)
     a, b = features(50, 8, 9), features(33, 8, 10, shift=0.15)
     expected = neighbours_by_loops(a, b, 3, 5)
     found = (*precision_recall(a, b), *density_coverage(a, b))

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from passersby.errors import InputError
 from passersby.metrics import ranking
-from passersby.metrics.multi_query import multi_query_features
-from passersby.metrics.ranking import CMC_RANKS, evaluate_ranking, rank_distances
+from passersby.metrics.ranking import CMC_RANKS, evaluate_ranking, multi_query_features, rank_distances
 
 REFERENCE = Path(__file__).parents[2] / "data/reid"
 EXPECTED = json.loads((REFERENCE / "eval_oracle.json").read_text())

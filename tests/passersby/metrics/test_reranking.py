@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passersby.errors import InputError
-from passersby.metrics import reciprocal, reranking
+from passersby.metrics import reranking
+from passersby.metrics import reranking as reciprocal
 from passersby.metrics.ranking import rank_distances
 from passersby.metrics.reranking import k_reciprocal_distances
 

@@ -8,8 +8,19 @@ import pytest
 from scipy import stats
 
 from passersby.errors import InputError
-from passersby.metrics.dunnett import critical_value, loadings, shown_with_probability, simultaneous_p_value
-from passersby.metrics.sweep_statistics import BASELINE, BETTER, CANNOT_TELL, WORSE, Trials, analyse, query_interval
+from passersby.metrics.sweep_statistics import (
+    BASELINE,
+    BETTER,
+    CANNOT_TELL,
+    WORSE,
+    Trials,
+    analyse,
+    critical_value,
+    loadings,
+    query_interval,
+    shown_with_probability,
+    simultaneous_p_value,
+)
 
 
 def trials(by_level: dict[int, list[float]]) -> Trials:

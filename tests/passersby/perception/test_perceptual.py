@@ -10,8 +10,7 @@ from torch import nn
 
 from passersby import weights as registry
 from passersby.errors import InputError
-from passersby.perception.perceptual import Perceptual, load_perceptual
-from passersby.perception.shift_tolerant_alexnet import Blur, BlurredConvolution, shift_tolerant_stages
+from passersby.perception.perceptual import Blur, BlurredConvolution, Perceptual, load_perceptual, shift_tolerant_stages
 
 SIZES = [(128, 64), (64, 64), (65, 67), (127, 66)]  # even and odd: the last blurred place differs
 LAYERS = {"slice1.0": 0, "slice2.3": 3, "slice3.6": 6, "slice4.8": 8, "slice5.10": 10}  # the package's -> torchvision's

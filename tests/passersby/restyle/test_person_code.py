@@ -6,7 +6,7 @@ import scipy.optimize
 import torch
 
 from passersby.errors import InputError
-from passersby.restyle.person_code import person_code
+from passersby.restyle.refinement import person_code
 
 SHAPE = (3, 4)  # num_ws, w_dim
 

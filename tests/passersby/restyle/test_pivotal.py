@@ -9,9 +9,8 @@ import torch
 
 from passersby.errors import InputError
 from passersby.reid.identity_features import IdentityFeatures
-from passersby.restyle.delta import Delta, apply_delta, load_delta, save_delta
 from passersby.restyle.losses import InversionLoss, LossWeights
-from passersby.restyle.pivotal import tune, variants
+from passersby.restyle.pivotal import Delta, apply_delta, load_delta, save_delta, tune, variants
 
 SHA, OTHER_SHA = "a" * 64, "b" * 64
 SMALLER = {"num_layers": 5, "num_critical": 1, "output_scale": 10}  # pictures of values around 1, in less time

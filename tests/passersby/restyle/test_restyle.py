@@ -1,11 +1,10 @@
-"""passersby/restyle/restyle.py: the refinement steps, against the paper's formula written out."""
+"""passersby/restyle/encoder.py: the refinement steps, against the paper's formula written out."""
 
 import pytest
 import torch
 
 from passersby.errors import InputError
-from passersby.restyle.encoder import EncoderConfig, RestyleEncoder
-from passersby.restyle.restyle import pooled, restyle_steps, working_size
+from passersby.restyle.encoder import EncoderConfig, RestyleEncoder, pooled, restyle_steps, working_size
 from passersby.stylegan3 import GeneratorConfig
 
 

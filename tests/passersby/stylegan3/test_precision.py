@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from passersby.errors import InputError
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
-from passersby.stylegan3.precision import set_precision
+from passersby.stylegan3.mapping import set_precision
 
 
 def networks(name="r", **config):

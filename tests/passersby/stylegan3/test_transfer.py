@@ -10,8 +10,8 @@ from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, G
 from passersby.stylegan3.checkpoint import save_network
 from passersby.stylegan3.schedule import LayerSpec
 from passersby.stylegan3.transfer import freeze_discriminator_layers, transfer
-from passersby.stylegan3.transfer.colours import dead_leaves
-from passersby.stylegan3.transfer.kernels import fit_kernel
+from passersby.stylegan3.transfer.discriminator import dead_leaves
+from passersby.stylegan3.transfer.generator import fit_kernel
 from passersby.stylegan3.transfer.report import learned_tensors
 
 ROUNDING = 1e-5  # float32, another order of summation, values of about 1

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reporting.gan.fid_table import PUBLISHED, FidRow, fid_html, fid_markdown, fid_rows, fid_text
+from reporting.gan.scores import PUBLISHED, FidRow, fid_html, fid_markdown, fid_rows, fid_text
 
 OWN = FidRow("ours <b>|x", 31.456, "toy crowd (drawn people)", "held-out people, 64x32", "measured here")
 

@@ -12,7 +12,7 @@ from passersby.perception.perceptual import load_perceptual
 from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.stylegan3 import to_uint8
-from reporting.inversion.sheet import (
+from reporting.inversion.results import (
     SHEET_PEOPLE,
     InvertedPicture,
     Reconstruction,

@@ -5,8 +5,7 @@ import pytest
 
 from datasets.reid.feature_files import FeatureSet
 from passersby.metrics.ranking import evaluate_ranking
-from reporting.reid.queries import RIGHT, WRONG
-from reporting.reid.query_sheet import chosen_queries, query_sheet
+from reporting.reid.queries import RIGHT, WRONG, chosen_queries, query_sheet
 
 
 def test_best_median_and_worst():

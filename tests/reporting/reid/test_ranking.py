@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from passersby.metrics.camera_pairs import CameraPair
 from passersby.metrics.ranking import evaluate_ranking
-from passersby.metrics.verification import BINS, PairCounts, Threshold, Thresholds, same_person_thresholds
-from reporting.reid import ranking_plots
-from reporting.reid.ranking import camera_lines, json_values, score_table, scores_record, threshold_lines
-from reporting.reid.ranking_plots import cmc_plot, similarity_plot
+from passersby.metrics.verification import BINS, CameraPair, PairCounts, Threshold, Thresholds, same_person_thresholds
+from reporting.reid import ranking as ranking_plots
+from reporting.reid.ranking import (
+    camera_lines,
+    cmc_plot,
+    json_values,
+    score_table,
+    scores_record,
+    similarity_plot,
+    threshold_lines,
+)
 
 
 def ranking(query_ids: list[int]):

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from datasets.runs.verdicts import VERDICTS
-from reporting.run.metrics import RunMetrics
+from reporting.run.results import RunMetrics
 
 BOARD = json.loads((Path(__file__).parents[3] / "deploy" / "grafana" / "passersby.json").read_text())
 REPORTED_WITHIN = 30  # seconds; Ray passes values on every 10 s, and a busy machine is late

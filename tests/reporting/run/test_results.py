@@ -9,7 +9,7 @@ import torch
 from actors.identity_scorer import IdentityScorer
 from datasets.runs.verdicts import Thresholds
 from pipeline.copies import privacy
-from reporting.run.copies import PRIVACY
+from reporting.run.identity import PRIVACY
 from reporting.run.results import (
     REPORT,
     SUMMARY,

@@ -10,11 +10,9 @@ import pytest
 
 from datasets.runs.verdicts import Thresholds, verdicts
 from passersby.errors import InputError
-from reporting.gan.report_page_training import read_training
-from reporting.run.page import choose_rows, choose_strips, thumbnail
-from reporting.run.report_page_scores import controls, pack_scores
+from reporting.gan.scores import read_training
+from reporting.run.page import COLUMNS, choose_rows, choose_strips, controls, gather, pack_scores, run_page, thumbnail
 from reporting.run.results import REPORT, RunTimes, publish, read_summary
-from reporting.run.run_page import COLUMNS, gather, run_page
 from tests.helpers import identity_runs as runs
 
 OFF = {"detector": 0.6, "ssim_floor": 0.75, "ssim_ceiling": None}

@@ -9,9 +9,16 @@ import pytest
 
 from passersby.errors import InputError
 from passersby.metrics.sweep_statistics import analyse
-from reporting.sweep.page import best_level, changed_queries, settings_of, sweep_page, trials_of
-from reporting.sweep.report_page_plot import Chart, Series
-from reporting.sweep.report_page_study import STUDY_CURVES
+from reporting.sweep.page import (
+    STUDY_CURVES,
+    Chart,
+    Series,
+    best_level,
+    changed_queries,
+    settings_of,
+    sweep_page,
+    trials_of,
+)
 from tests.helpers import sweep_tables as sweeps
 
 

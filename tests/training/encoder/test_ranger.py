@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.encoder.ranger import Ranger
+from training.encoder.step import Ranger
 
 
 def slow_ranger(start: np.ndarray, gradients: list[np.ndarray], lr: float) -> list[np.ndarray]:

@@ -22,13 +22,21 @@ from passersby.stylegan3.checkpoint import save_network
 from reporting.curves import read_history
 from training import trainer as stepped_run
 from training.encoder import run as encoder_loop
-from training.encoder.config import EncoderTraining
-from training.encoder.encoder_data import Feeder
-from training.encoder.encoder_presets import PRESETS, preset
-from training.encoder.encoder_snapshot import BEST, ENCODER, STATE, claim_folder, last_checkpoint
+from training.encoder.config import PRESETS, EncoderTraining, preset
 from training.encoder.run import VALIDATION_PICTURE, train
-from training.encoder.start import load_data, load_generator, load_networks, start
+from training.encoder.start import (
+    BEST,
+    ENCODER,
+    STATE,
+    claim_folder,
+    last_checkpoint,
+    load_data,
+    load_generator,
+    load_networks,
+    start,
+)
 from training.encoder.step import Batch, train_step
+from training.encoder.validation import Feeder
 from training.log import HISTORY
 
 CPU = torch.device("cpu")
@@ -172,7 +180,7 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from training import trainer as stepped_run
-from training.encoder import run as encoder_loop, encoder_snapshot
+from training.encoder import run as encoder_loop, start as encoder_snapshot
 from training.encoder.config import EncoderTraining
 config = EncoderTraining.from_json(json.loads(sys.argv[1]))
 stepped_run.ASK_EVERY = 1

@@ -6,8 +6,7 @@ import scipy.stats
 import torch
 
 from passersby.errors import InputError
-from training.gan.augment_draws import AUGMENTATIONS, Draws, draw
-from training.gan.augment_wavelets import GEOMETRY_PAD, filter_bank
+from training.gan.augment_draws import AUGMENTATIONS, GEOMETRY_PAD, Draws, draw, filter_bank
 
 COUNT, HEIGHT, WIDTH = 4000, 128, 64
 TRANSFORMS = AUGMENTATIONS["bgcfnc"]

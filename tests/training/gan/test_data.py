@@ -9,7 +9,7 @@ import torch
 
 from training.gan.config import GanConfig
 from training.gan.data import Batches, InMemory, Order, to_float
-from training.gan.gan_inputs import AUGMENTED
+from training.gan.step import AUGMENTED
 
 CPU = torch.device("cpu")
 

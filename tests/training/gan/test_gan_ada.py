@@ -5,7 +5,7 @@ import json
 import pytest
 
 from passersby.errors import InputError
-from training.gan.gan_ada import AdaController
+from training.gan.augment import AdaController
 
 
 def adaptive(**options) -> AdaController:

@@ -13,9 +13,9 @@ from passersby.perception.inception import load_inception
 from passersby.stylegan3 import load_network, to_uint8
 from reporting.curves import read_history
 from training.gan.config import GanConfig
-from training.gan.gan_fid import images_wanted
 from training.gan.run import train
 from training.gan.start import BEST, NETWORK, claim_folder, is_best
+from training.gan.validation import images_wanted
 from training.log import HISTORY
 
 SEED_OF_FAKES = 2**31 - 2

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
-from training.gan import gan_losses
 from training.gan import step as gan
-from training.gan.gan_inputs import Inputs, Latents
+from training.gan import step as gan_losses
+from training.gan.step import Inputs, Latents
 
 R64 = "oracles/stylegan3-r64"
 

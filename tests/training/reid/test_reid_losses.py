@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.reid.reid_losses import batch_hard_triplet, batch_mean, distillation, soft_cross_entropy, valid_mean
+from training.reid.step import batch_hard_triplet, batch_mean, distillation, soft_cross_entropy, valid_mean
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -19,14 +19,13 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid, save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
 from reporting.curves import read_history
-from training import memory as gan_memory
 from training import trainer as stepped_run
+from training import workers as gan_memory
 from training.log import HISTORY
 from training.reid import run as reid_loop
 from training.reid.augment import AugmentConfig, draw, unchanged
-from training.reid.config import ReidTraining
+from training.reid.config import PRESETS, ReidTraining, preset
 from training.reid.labels import Labelling
-from training.reid.reid_presets import PRESETS, preset
 from training.reid.run import load_data, train
 from training.reid.start import NETWORK, STATE, claim_folder, last_checkpoint
 from training.reid.step import Batch, ReidState, StepSettings, make_optimizer, train_step

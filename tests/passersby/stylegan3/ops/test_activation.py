@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from passersby.stylegan3.ops.activation import leaky_clamp_
+from passersby.stylegan3.ops.filtered_lrelu import leaky_clamp_
 
 
 @pytest.mark.parametrize("clamp", [None, 1.0])

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from passersby.stylegan3.discriminator import binomial_filter
-from passersby.stylegan3.ops.convolution import conv2d, filter2d, weight_gradient
-from passersby.stylegan3.ops.sample_convolution import sample_conv2d
+from passersby.stylegan3.ops.convolution import conv2d, filter2d, sample_conv2d, weight_gradient
 
 # kernel, stride, padding, height, width: those of the discriminator, and a stride that leaves samples over
 SHAPES = [(3, 1, 1, 6, 5), (3, 2, 0, 9, 7), (3, 2, 0, 8, 6), (1, 1, 0, 5, 4)]

@@ -8,9 +8,9 @@ import scipy.signal
 import torch
 
 from passersby.stylegan3 import GeneratorConfig
-from passersby.stylegan3.filters import lowpass_filter
 from passersby.stylegan3.ops import filtered_lrelu as module
 from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
+from passersby.stylegan3.schedule import lowpass_filter
 
 
 def by_definition(x, up_filter, down_filter, layer, clamp):

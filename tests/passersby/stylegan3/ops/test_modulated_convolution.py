@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from passersby.stylegan3.ops.modulated_convolution import modulated_conv2d, sample_by_sample, whole_batch
+from passersby.stylegan3.ops.convolution import modulated_conv2d, sample_by_sample, whole_batch
 
 
 def arguments(kernel, maps, styles, outputs=5):
