@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup generate chain chain-variants chromium test lint format clean
+.PHONY: setup generate chain chain-variants chromium test test-rest test-all lint format clean
 
 setup: $(VENV)/.ready
 
@@ -55,12 +55,23 @@ chain-variants: setup  ## new pictures of real people, three ways: hours on two 
 chromium:
 	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium)
 
-test: setup  ## every test; those of pages in a browser only where there is one (make chromium)
+# What `make test` leaves out: what takes long, and what kills drivers, workers and nodes.
+QUICK := not slow and not crash
+
+test: setup  ## the quick tests, the main job on Ray among them: minutes
+	$(BIN)/python -m pytest -m '$(QUICK)' $(ARGS)
+
+test-rest: setup  ## what `make test` leaves out; pages are looked at only where there is a browser (make chromium)
+	$(BIN)/python -m pytest -m 'not ($(QUICK))' $(ARGS)
+
+test-all: setup  ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup  ## ruff: style and format
+lint: setup  ## style and format (ruff), the direction of imports (import-linter), types (pyright)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
 
 format: setup
 	$(BIN)/ruff check --fix .

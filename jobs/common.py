@@ -12,6 +12,7 @@ import tyro
 from passersby.errors import InputError
 
 Config = TypeVar("Config")
+PROGRAM: str | None = None  # how help texts call the program; None: by the file that was started
 
 # glibc gives large freed blocks back to the system at once and faults every page in again at the next image:
 # keeping them makes synthesis on a CPU about twice as fast (benchmarks/stylegan3.py measures both ways).
@@ -30,7 +31,7 @@ def run_job(main: Callable[[Config], int | None], config_class: type[Config], de
     interrupted.
     """
     try:
-        config = tyro.cli(config_class, description=config_class.__doc__, default=default)
+        config = tyro.cli(config_class, prog=PROGRAM, description=config_class.__doc__, default=default)
         code = main(config) or 0
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
