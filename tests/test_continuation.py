@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -93,17 +94,18 @@ def state(*paths: Path) -> dict[Path, tuple[int, bytes]]:
 
 def test_a_drawn_tree(go_on, refuses, tmp_path):
     bring(tmp_path, "crowd")
-    tree, record = tmp_path / "crowd", (tmp_path / "crowd/toy_crowd.json").read_bytes()
+    tree, record = tmp_path / "crowd", json.loads((tmp_path / "crowd/toy_crowd.json").read_text())
     assert "is finished: 39 pictures, nothing to do" in go_on("crowd")
     refuses("crowd", "options.junk = 1, not 2", "--junk", 2)
     missing = sorted((tree / "query").iterdir())[0]
-    content = missing.read_bytes()
+    picture = cv2.imread(str(missing)).astype(int)
     missing.unlink()
     rest = state(tree / "query", tree / "bounding_box_train", tree / "bounding_box_test")
     assert "1 of 39 pictures to draw" in go_on("crowd")
     assert state(*rest) == rest
-    assert missing.read_bytes() == content
-    assert (tree / "toy_crowd.json").read_bytes() == record
+    assert np.abs(cv2.imread(str(missing)) - picture).mean() < 1  # another processor may round pixels differently
+    made = json.loads((tree / "toy_crowd.json").read_text())
+    assert {**made, "sha256": None} == {**record, "sha256": None}
 
 
 def test_a_run_of_generation(ray_cluster, call, go_on, refuses, tmp_path):
@@ -139,16 +141,15 @@ def test_a_gan_training(call, go_on, refuses, tmp_path):
     assert [folder.name for folder in out.glob("checkpoints/*")] == ["000000008"]
     before = state(out / "snapshots")
     refuses("gan", "holds a training with --gamma 0.1, not 0.5", "--gamma", 0.5)
-    said = go_on("gan", "--snapshot-kimg", 100)
+    said = go_on("gan", "--kimg", 0.016, "--snapshot-kimg", 100)  # both may change
     assert "going on at kimg 0.0" in said
-    assert f"last snapshot: {out}/snapshots/000000024" in said
+    assert f"last snapshot: {out}/snapshots/000000016" in said
     assert state(*before) == before
-    for folder in ("000000008", "000000024"):
-        network, sheet = out / "snapshots" / folder / "network.safetensors", tmp_path / f"{folder}.png"
-        code, _, wrong = call("preview", "--network", network, "--out", sheet, "--people", 1, "--variants", 1)
-        assert code == 0, wrong
-    state_file = out / "checkpoints/000000024/training_state.pt"
-    assert torch.load(state_file, weights_only=True)["images_seen"] == 24
+    stored = out / "snapshots/000000008/network.safetensors"
+    code, _, wrong = call("preview", "--network", stored, "--out", tmp_path / "p.png", "--people", 1, "--variants", 1)
+    assert code == 0, wrong
+    state_file = out / "checkpoints/000000016/training_state.pt"
+    assert torch.load(state_file, weights_only=True)["images_seen"] == 16
 
 
 def test_a_reid_training(go_on, refuses, tmp_path):
