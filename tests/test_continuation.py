@@ -92,6 +92,11 @@ def state(*paths: Path) -> dict[Path, tuple[int, bytes]]:
     return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
+def pictures_of(shard: Path) -> np.ndarray:
+    images = pq.read_table(shard)["image"].to_pylist()
+    return np.stack([cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR).astype(int) for image in images])
+
+
 def test_a_drawn_tree(go_on, refuses, tmp_path):
     bring(tmp_path, "crowd")
     tree, record = tmp_path / "crowd", json.loads((tmp_path / "crowd/toy_crowd.json").read_text())
@@ -114,6 +119,7 @@ def test_a_run_of_generation(ray_cluster, call, go_on, refuses, tmp_path):
     plan, manifest = (run / "plan.json").read_bytes(), pq.read_table(run / "manifest.parquet")
     shards = sorted(run.glob("shards/*/*.parquet"))
     assert len(shards) == 4
+    pictures = pictures_of(shards[2])
     for path in (shards[2], run / "manifest.parquet", run / "summary.json"):  # as a killed run leaves it
         path.unlink()
     rest = state(*(path for path in shards if path != shards[2]))
@@ -129,6 +135,7 @@ def test_a_run_of_generation(ray_cluster, call, go_on, refuses, tmp_path):
         exact = before.keys() - set(NUMBERS)
         assert {name: after[name] for name in exact} == {name: before[name] for name in exact}
         assert [after[name] for name in NUMBERS] == pytest.approx([before[name] for name in NUMBERS], abs=1e-3)
+    assert np.abs(pictures_of(shards[2]) - pictures).mean() < 0.5  # another person's differ by ten
     code, said, wrong = call("verify", run, "--network", tmp_path / "network.safetensors", "--sample", 6)
     assert code == 0, said + wrong
     assert "whole: 4 people x 3 variants = 12 images in 4 shards" in said
