@@ -12,12 +12,10 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -28,10 +26,12 @@ from jobs import generate
 from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
+from tests.helpers import drivers
+from tests.helpers.drivers import PATIENCE, ROOT, assert_equal, contents, said, shards, start, wait_for, workers
 
-ROOT = Path(__file__).parents[2]
 PEOPLE, VARIANTS = 40, 4  # 40 units of one person
-PATIENCE = 240.0  # seconds; a run takes 30 on two idle cores
+OPTIONS = ("people", "variants", "seed", "unit_images", "generators", "detectors", "network", "detector_threshold")
+HOLD_TIMES = ("summary.json", "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -50,68 +50,21 @@ def undisturbed(ray_cluster, config, tmp_path_factory) -> dict[str, bytes]:
     """Every file of a run that nothing happened to, by name; the summary holds times and stays out."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     assert generate.main(dataclasses.replace(config, out=str(out))) == 0
-    files = contents(out)
+    files = contents(out, HOLD_TIMES)
     assert sum(name.startswith("shards/") for name in files) == PEOPLE
     return files
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    return {name: data for name, data in files.items() if name not in ("summary.json", "report.html")}
-
-
 def assert_whole(out: Path, undisturbed: dict[str, bytes]) -> None:
-    found = contents(out)
-    assert set(found) == set(undisturbed)  # nothing lost, nothing left over
-    different = [name for name, data in undisturbed.items() if found[name] != data]
-    assert different == []
+    assert_equal(out, undisturbed, HOLD_TIMES)
     manifest = pq.read_table(out / "manifest.parquet", columns=["person", "variant"]).to_pylist()
     assert [(row["person"], row["variant"]) for row in manifest] == [
         (person, variant) for person in range(PEOPLE) for variant in range(VARIANTS)
     ]
 
 
-def command(config: generate.Config, out: Path) -> list[str]:
-    names = ("people", "variants", "seed", "unit_images", "generators", "detectors", "network", "detector_threshold")
-    options = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
-    return [sys.executable, "-m", "jobs.generate", "--out", str(out), *options]
-
-
-def start(config: generate.Config, out: Path, *more: str, **environment: str) -> subprocess.Popen:
-    settings = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
-    log = open(out.with_name(f"{out.name}.log"), "a")  # noqa: SIM115
-    return subprocess.Popen([*command(config, out), *more], cwd=ROOT, env=settings, stdout=log, stderr=log)
-
-
-def said(out: Path) -> str:
-    return out.with_name(f"{out.name}.log").read_text()
-
-
-def shards(out: Path) -> list[Path]:
-    return sorted(out.glob("shards/*/*.parquet"))
-
-
-def wait_for(what, driver: subprocess.Popen, out: Path):
-    """Polls `what()` until it is true; the driver must live as long."""
-    end = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert driver.poll() is None, f"the driver ended too early: {said(out)}"
-        assert time.monotonic() < end, f"waited too long: {said(out)}"
-        time.sleep(0.02)
-    return found
-
-
-def workers(driver: subprocess.Popen, stage: str) -> list[psutil.Process]:
-    """The living worker processes of a stage, once they are set up; Ray names them after its class."""
-    found = []
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            name = " ".join(process.cmdline())
-            if f"({stage})" in name and "__init__" not in name:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+def command(config: generate.Config, out: Path, *more: str) -> list[str]:
+    return [*drivers.command("generate", config, OPTIONS, out), *more]
 
 
 def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undisturbed, tmp_path):
@@ -120,7 +73,7 @@ def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undist
     moments = [chance.uniform(0, 12)] + [chance.randint(1, 8) for _ in range(2)]
     print(f"killed after {moments[0]:.1f} s, then after {moments[1:]} more units each time")
     for number, moment in enumerate(moments):
-        driver, before = start(config, out, RAY_ADDRESS=cluster), len(shards(out))
+        driver, before = start(command(config, out), out, RAY_ADDRESS=cluster), len(shards(out))
         if number:
             wait_for(lambda: len(shards(out)) >= before + moment, driver, out)  # noqa: B023
             time.sleep(chance.uniform(0, 0.3))
@@ -132,7 +85,7 @@ def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undist
         assert all(path.read_bytes() == data for path, data in made.items())
     before = len(shards(out))
     assert 2 <= before < PEOPLE
-    first = start(config, out, RAY_ADDRESS=cluster)
+    first = start(command(config, out), out, RAY_ADDRESS=cluster)
     wait_for(lambda: str(first.pid).encode() in (out / ".driver.json").read_bytes(), first, out)
     second = subprocess.run(command(config, out), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert second.returncode == 2
@@ -145,7 +98,7 @@ def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undist
 
 def test_killed_actors_and_a_writer_in_the_middle_of_a_shard_change_nothing(config, undisturbed, tmp_path):
     out = tmp_path / "out"
-    driver = start(config, out)
+    driver = start(command(config, out), out)
     wait_for(lambda: workers(driver, "StyleMixer"), driver, out)[0].kill()
     wait_for(lambda: shards(out), driver, out)
     for stage in ("PedestrianDetector", "SimilarityScorer"):
@@ -222,7 +175,7 @@ def test_a_lost_node_changes_nothing(config, undisturbed, tmp_path):
     lost, _ = cluster.add_node(num_cpus=4, num_gpus=1), cluster.add_node(num_cpus=4, num_gpus=1)
     try:
         shares = ["--device", "cpu", "--gpus-per-generator", "0.5", "--gpus-per-detector", "0.5"]
-        driver = start(config, out, *shares, RAY_ADDRESS=cluster.address)
+        driver = start(command(config, out, *shares), out, RAY_ADDRESS=cluster.address)
         wait_for(lambda: len(shards(out)) >= 3, driver, out)
         made = len(shards(out))
         cluster.remove_node(lost, allow_graceful=False)

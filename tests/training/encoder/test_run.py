@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +19,18 @@ from passersby.restyle.checkpoint import load_encoder
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
 from reporting.curves import read_history
-from training import trainer as stepped_run
+from tests.helpers.trainings import (
+    check_equal_networks,
+    check_equal_states,
+    kill_while_it_writes_a_checkpoint,
+    stop_before_step,
+)
 from training.encoder import run as encoder_loop
 from training.encoder.config import PRESETS, EncoderTraining, preset
 from training.encoder.run import VALIDATION_PICTURE, train
 from training.encoder.start import (
     BEST,
     ENCODER,
-    STATE,
     claim_folder,
     last_checkpoint,
     load_data,
@@ -81,16 +84,10 @@ def run(config: EncoderTraining) -> Path | None:
 def check_equal(one: Path, two: Path) -> None:
     """Encoders, optimiser, counters and history: bit for bit."""
     for name in (ENCODER, f"{last_checkpoint(one).relative_to(one)}/{ENCODER}"):
-        networks = [load_encoder(out / name).encoder.state_dict() for out in (one, two)]
-        assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
-    states = [torch.load(last_checkpoint(out) / STATE, weights_only=True) for out in (one, two)]
-    assert [state["step"] for state in states] == [6, 6]
+        check_equal_networks(*(load_encoder(out / name).encoder.state_dict() for out in (one, two)))
+    states = check_equal_states(one, two)
+    assert states[0]["step"] == 6
     assert states[0]["best"] == states[1]["best"]
-    moments = [state["optimizer"]["state"] for state in states]
-    assert all(
-        torch.equal(value, moments[1][key][name]) for key in moments[0] for name, value in moments[0][key].items()
-    )
-    assert read_history(one / HISTORY) == read_history(two / HISTORY)
 
 
 @pytest.fixture(scope="module")
@@ -157,50 +154,16 @@ def test_it_learns(files, tmp_path):
 
 
 def test_stopped_and_started_again_it_is_the_same_training(files, straight, tmp_path, monkeypatch):
-    step = encoder_loop.train_step
-    monkeypatch.setattr(stepped_run, "ASK_EVERY", 1)
-
-    def stop_at(state, *others):
-        if state.step == 4:
-            raise KeyboardInterrupt
-        return step(state, *others)
-
-    monkeypatch.setattr(encoder_loop, "train_step", stop_at)
     config = tiny(files, tmp_path, generated_share=0.25, checkpoint_minutes=1e-9)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    monkeypatch.setattr(encoder_loop, "train_step", step)
+    stop_before_step(monkeypatch, encoder_loop, 4, lambda: run(config))
     assert last_checkpoint(tmp_path).name == "000000004"
     run(tiny(files, tmp_path, generated_share=0.25))
     check_equal(straight, tmp_path)
 
 
-KILLED = """
-import json, os, signal, sys
-import torch
-torch.set_num_threads(1)
-from training import trainer as stepped_run
-from training.encoder import run as encoder_loop, start as encoder_snapshot
-from training.encoder.config import EncoderTraining
-config = EncoderTraining.from_json(json.loads(sys.argv[1]))
-stepped_run.ASK_EVERY = 1
-write = encoder_snapshot.write_synced
-def half(path, content):
-    if path.parent.name.startswith(".000000005"):
-        path.write_bytes(bytes(content)[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, content)
-encoder_snapshot.write_synced = half
-encoder_snapshot.claim_folder(config)
-encoder_loop.train(config, torch.device("cpu"))
-"""
-
-
 def test_killed_while_a_checkpoint_is_half_written_it_goes_on_exactly(files, straight, tmp_path):
     config = tiny(files, tmp_path, generated_share=0.25, checkpoint_minutes=1e-9)
-    command = [sys.executable, "-c", KILLED, json.dumps(config.as_json())]
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    kill_while_it_writes_a_checkpoint("encoder", config, 5)
     assert last_checkpoint(tmp_path).name == "000000004"
     run(tiny(files, tmp_path, generated_share=0.25))
     check_equal(straight, tmp_path)

@@ -1,9 +1,7 @@
 """The re-ID loop: the step against plain PyTorch, going on exactly, what it refuses. Tiny real networks."""
 
 import dataclasses
-import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,12 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid, save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
 from reporting.curves import read_history
-from training import trainer as stepped_run
+from tests.helpers.trainings import (
+    check_equal_networks,
+    check_equal_states,
+    kill_while_it_writes_a_checkpoint,
+    stop_before_step,
+)
 from training import workers as gan_memory
 from training.log import HISTORY
 from training.reid import run as reid_loop
@@ -27,7 +30,7 @@ from training.reid.augment import AugmentConfig, draw, unchanged
 from training.reid.config import PRESETS, ReidTraining, preset
 from training.reid.labels import Labelling
 from training.reid.run import load_data, train
-from training.reid.start import NETWORK, STATE, claim_folder, last_checkpoint
+from training.reid.start import NETWORK, claim_folder, last_checkpoint
 from training.reid.step import Batch, ReidState, StepSettings, make_optimizer, train_step
 
 CPU = torch.device("cpu")
@@ -78,17 +81,8 @@ def run(config: ReidTraining) -> Path | None:
 
 def check_equal(one: Path, two: Path) -> None:
     """Network, optimiser, counters and history: bit for bit."""
-    networks = [load_reid(out / NETWORK).network.state_dict() for out in (one, two)]
-    assert networks[0].keys() == networks[1].keys()
-    for name, value in networks[0].items():
-        assert torch.equal(value, networks[1][name]), name
-    states = [torch.load(last_checkpoint(out) / STATE, weights_only=True) for out in (one, two)]
-    assert states[0]["step"] == states[1]["step"]
-    moments = [state["optimizer"]["state"] for state in states]
-    assert all(
-        torch.equal(value, moments[1][key][name]) for key in moments[0] for name, value in moments[0][key].items()
-    )
-    assert read_history(one / HISTORY) == read_history(two / HISTORY)
+    check_equal_networks(*(load_reid(out / NETWORK).network.state_dict() for out in (one, two)))
+    check_equal_states(one, two)
 
 
 @pytest.fixture(scope="module")
@@ -131,52 +125,16 @@ def test_stopped_and_started_again_it_is_the_same_training(data, straight, tmp_p
     if name == "tiny":
         straight = tmp_path / "straight"
         run(make(data, straight))
-    out, step = tmp_path / "out", reid_loop.train_step
-    monkeypatch.setattr(stepped_run, "ASK_EVERY", 1)
-
-    def stop_at(state, *others):
-        if state.step == 3:
-            raise KeyboardInterrupt
-        return step(state, *others)
-
-    monkeypatch.setattr(reid_loop, "train_step", stop_at)
+    out = tmp_path / "out"
     config = make(data, out, checkpoint_minutes=1e-9)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    monkeypatch.setattr(reid_loop, "train_step", step)
+    stop_before_step(monkeypatch, reid_loop, 3, lambda: run(config))
     assert last_checkpoint(out).name == "000000003"
     run(make(data, out))
     check_equal(straight, out)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from training import trainer as stepped_run
-from training.reid import run as reid_loop, start as reid_snapshot
-from training.reid.config import ReidTraining
-import json
-config = ReidTraining.from_json(json.loads(sys.argv[1]))
-stepped_run.ASK_EVERY = 1
-write = reid_snapshot.write_synced
-def half(path, content):
-    if path.parent.name.startswith(".000000004"):
-        path.write_bytes(bytes(content)[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, content)
-reid_snapshot.write_synced = half
-reid_snapshot.claim_folder(config)
-reid_loop.train(config, torch.device("cpu"))
-"""
-
-
 def test_killed_while_a_checkpoint_is_half_written_it_goes_on_exactly(data, straight, tmp_path):
-    config = strong(data, tmp_path, checkpoint_minutes=1e-9)
-    command = [sys.executable, "-c", KILLED, json.dumps(config.as_json())]
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    kill_while_it_writes_a_checkpoint("reid", strong(data, tmp_path, checkpoint_minutes=1e-9), 4)
     assert last_checkpoint(tmp_path).name == "000000003"
     run(strong(data, tmp_path))
     check_equal(straight, tmp_path)
