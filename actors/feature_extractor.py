@@ -8,12 +8,11 @@ from typing import Protocol
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from datasets.people.image_sets import decode_scaled, read_bytes
 from datasets.people.market_tree import DecodingError
-from datasets.runs.rows import images_of
+from datasets.runs.rows import Reference, images_of, resolved
 from passersby.errors import InputError
 
 
@@ -39,7 +38,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        network: "Network | ray.ObjectRef",
+        network: Network | Reference[Network],
         height: int,
         width: int,
         device: str = "cpu",
@@ -50,9 +49,7 @@ class FeatureExtractor:
             raise InputError(f"feature extractor: {height=}, {width=} and {threads=} must be at least 1")
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        if isinstance(network, ray.ObjectRef):  # the driver's network: nodes need no copy of the file
-            network = ray.get(network)
-        self.network = network.to(device)
+        self.network = resolved(network).to(device)  # the driver's: nodes need no copy of the file
         self.height, self.width, self.decode = height, width, decode
 
     def __call__(self, batch: pa.Table) -> pa.Table:

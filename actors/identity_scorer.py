@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from datasets.people.labelled_images import decode_bicubic
 from datasets.people.market_tree import DecodingError
 from datasets.people.real_people import RealPeople
-from datasets.runs.rows import images_of, with_columns
+from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from datasets.runs.verdicts import LATENT
 from passersby.errors import InputError
 from passersby.metrics.identity import NOBODY, nearest_pictures
@@ -41,8 +40,8 @@ class IdentityScorer:
 
     def __init__(
         self,
-        network: "FeatureNetwork | ray.ObjectRef",
-        real: "RealPeople | ray.ObjectRef | None",
+        network: FeatureNetwork | Reference[FeatureNetwork],
+        real: RealPeople | Reference[RealPeople] | None,
         device: str = "cpu",
         threads: int = 1,
     ):
@@ -50,13 +49,10 @@ class IdentityScorer:
             raise InputError(f"identity scorer: {threads=} must be at least 1")
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        if isinstance(network, ray.ObjectRef):  # the driver's network: nodes need no copy of the file
-            network = ray.get(network)
-        if isinstance(real, ray.ObjectRef):  # its arrays stay where they are, shared by the actors of a node
-            real = ray.get(real)
-        self.network, self.real = network.to(device), real
-        if real is not None:
-            real.check(network.width)
+        self.network = resolved(network).to(device)  # the driver's: nodes need no copy of the file
+        self.real = resolved(real)  # its arrays stay where they are, shared by the actors of a node
+        if self.real is not None:
+            self.real.check(self.network.width)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         start = time.perf_counter()

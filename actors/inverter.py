@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from datasets.latents.plan import InversionConfiguration
@@ -16,7 +15,7 @@ from datasets.latents.table import SCHEMA
 from datasets.people.image_sets import read_bytes
 from datasets.people.labelled_images import UNKNOWN_CAMERA, decode_bicubic
 from datasets.people.market_tree import DecodingError
-from datasets.runs.rows import images_of, with_columns
+from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.encoder import pooled, restyle_steps, working_size
@@ -63,30 +62,28 @@ class Inverter:
 
     def __init__(
         self,
-        encoder: "LoadedEncoder | ray.ObjectRef",
-        generator: "Generator | ray.ObjectRef",
-        loss: "InversionLoss | ray.ObjectRef",
+        encoder: LoadedEncoder | Reference[LoadedEncoder],
+        generator: Generator | Reference[Generator],
+        loss: InversionLoss | Reference[InversionLoss],
         configuration: InversionConfiguration,
         device: str = "cpu",
         threads: int = 1,
     ):
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        encoder, generator, loss = (
-            ray.get(network) if isinstance(network, ray.ObjectRef) else network
-            for network in (encoder, generator, loss)  # the driver's networks: nodes need no copies of the files
-        )
+        # The driver's networks: nodes need no copies of the files.
+        loaded, network = resolved(encoder), resolved(generator)
         self.device = torch.device(device)
         self.configuration = configuration
         refines = configuration.refine != "none"
-        self.spread = w_statistics(generator.cpu()).spread if refines else 1.0  # on the CPU: the same for all
-        self.encoder = encoder.encoder.eval().to(self.device)
-        self.generator = generator.eval().requires_grad_(False).to(self.device)
-        self.loss = loss.to(self.device)
+        self.spread = w_statistics(network.cpu()).spread if refines else 1.0  # on the CPU: the same for all
+        self.encoder = loaded.encoder.eval().to(self.device)
+        self.generator = network.eval().requires_grad_(False).to(self.device)
+        self.loss = resolved(loss).to(self.device)
         # Cloned: out of a file it may lie at an odd place of memory, where matrix products sum in another order.
-        self.average = encoder.average.clone().to(self.device)  # [num_ws, w_dim]
-        self.size = working_size(self.encoder.config, generator.config)
-        self.chunk = chunk_of(generator.config.height * generator.config.width, device)
+        self.average = loaded.average.clone().to(self.device)  # [num_ws, w_dim]
+        self.size = working_size(self.encoder.config, network.config)
+        self.chunk = chunk_of(network.config.height * network.config.width, device)
         with torch.no_grad():
             self.average_image = self.generator.synthesis(self.average[None])
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from datasets.people.market_tree import DecodingError, decode
-from datasets.runs.rows import images_of, with_columns
+from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from passersby.errors import InputError
 from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PedestrianFilter
 
@@ -30,7 +29,7 @@ class PedestrianDetector:
 
     def __init__(
         self,
-        weights: "str | Path | ray.ObjectRef",
+        weights: str | Path | Reference[dict[str, bytes]],
         height: int,
         width: int,
         *,
@@ -47,13 +46,14 @@ class PedestrianDetector:
         cv2.setNumThreads(threads)
         self.batch_images = batch_images
         with contextlib.ExitStack() as stack:
-            if isinstance(weights, ray.ObjectRef):
+            given = resolved(weights)
+            if isinstance(given, dict):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="passersby-")))
-                for suffix, content in ray.get(weights).items():
+                for suffix, content in given.items():
                     (folder / f"detector{suffix}").write_bytes(content)
-                weights = folder / "detector.weights"
+                given = folder / "detector.weights"
             self.filter = PedestrianFilter(
-                weights,
+                given,
                 height,
                 width,
                 border=border,

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from torch.nn import functional
 
 from datasets.latents.partners import RealCodes, partners_of
 from datasets.runs.plan import Configuration
-from datasets.runs.rows import NO_PARTNER, amounts_of, planned_columns, with_columns
+from datasets.runs.rows import NO_PARTNER, Reference, amounts_of, planned_columns, resolved, with_columns
 from datasets.runs.shards import SCHEMA
 from passersby.errors import InputError
 from passersby.restyle.pivotal import apply_delta, load_delta
@@ -55,20 +54,19 @@ class StyleMixer:
 
     def __init__(
         self,
-        generator: "Generator | ray.ObjectRef",
+        generator: Generator | Reference[Generator],
         configuration: Configuration,
         device: str = "cpu",
         threads: int = 1,
-        codes: "RealCodes | ray.ObjectRef | None" = None,
+        codes: RealCodes | Reference[RealCodes] | None = None,
     ):
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        if isinstance(generator, ray.ObjectRef):  # the driver's network: nodes need no copy of the file
-            generator = ray.get(generator)
+        network = resolved(generator)  # the driver's network: nodes need no copy of the file
         self.device = torch.device(device)
-        self.codes = ray.get(codes) if isinstance(codes, ray.ObjectRef) else codes
-        check_network(generator.config, configuration, self.codes)
-        self.generator = generator.eval().requires_grad_(False).to(self.device)
+        self.codes = resolved(codes)
+        check_network(network.config, configuration, self.codes)
+        self.generator = network.eval().requires_grad_(False).to(self.device)
         self.configuration = configuration
 
     def __call__(self, batch: pa.Table) -> pa.Table:

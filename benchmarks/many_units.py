@@ -36,12 +36,11 @@ from datasets.storage.output import Output
 from jobs import generate
 from jobs.common import connect, run_job
 from passersby import weights
-from pipeline.commit import committed
+from pipeline.commit import RunMetrics, committed
 from pipeline.generation import Inputs
 from pipeline.pools import Pool
 from pipeline.run import run_units
 from reporting.progress import ProgressLine
-from reporting.run.results import RunMetrics
 
 SIZE = {"height": 32, "width": 16, "format": "png"}  # small pictures: their cost is not the question
 GENERATE = ["--variants", "1", "--unit-images", "1", *(f"--{name}={value}" for name, value in SIZE.items())]

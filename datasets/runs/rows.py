@@ -1,6 +1,9 @@
 """What a plan says of every image, whoever makes it: its origin, its seeds, and how far it moves from its person."""
 
 import numbers
+import sys
+from collections.abc import Awaitable
+from typing import TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -61,6 +64,16 @@ def with_columns(batch: pa.Table, columns: dict[str, pa.Array | pa.ChunkedArray 
         place = batch.schema.get_field_index(name)
         batch = batch.append_column(name, column) if place < 0 else batch.set_column(place, name, column)
     return batch
+
+
+T = TypeVar("T")
+Reference: TypeAlias = Awaitable[T]  # a Ray reference (`ray.put`), as stages see it that do not import Ray
+
+
+def resolved(value: T | Reference[T]) -> T:
+    """The value itself, or what a Ray reference stands for. Where Ray was never imported, nothing is a reference."""
+    ray = sys.modules.get("ray")
+    return ray.get(value) if ray is not None and isinstance(value, ray.ObjectRef) else value
 
 
 SEED = "seed"  # the `source` of artificial people's images

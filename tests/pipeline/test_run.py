@@ -13,12 +13,11 @@ from datasets.storage.lock import Lease
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from pipeline import retries as guard
-from pipeline.commit import HOPELESS, committed, failure_advice
+from pipeline.commit import HOPELESS, RunMetrics, committed, failure_advice
 from pipeline.pools import Pool
 from pipeline.retries import ENDED_WORKERS, TRIES, guarded
 from pipeline.run import run_units
 from reporting.progress import ProgressLine
-from reporting.run.results import RunMetrics
 
 
 class Stage:

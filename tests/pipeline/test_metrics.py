@@ -10,9 +10,9 @@ import pytest
 import ray
 
 from datasets.runs.verdicts import VERDICTS
-from reporting.run.results import RunMetrics
+from pipeline.commit import RunMetrics
 
-BOARD = json.loads((Path(__file__).parents[3] / "deploy" / "grafana" / "passersby.json").read_text())
+BOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana" / "passersby.json").read_text())
 REPORTED_WITHIN = 30  # seconds; Ray passes values on every 10 s, and a busy machine is late
 
 NAME = re.compile(r"\bray_[a-z_]+")
