@@ -21,9 +21,11 @@ class Network(Protocol):
 
     def to(self, device: str) -> "Network":
         """Itself, on a device."""
+        ...
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, 3] RGB -> float32 [N, D]."""
+        ...
 
 
 class FeatureExtractor:

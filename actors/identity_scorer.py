@@ -62,12 +62,12 @@ class IdentityScorer:
         for row in rows:
             row["cosine"] = row["nearest"] = row["margin"] = None
         for places, found in features_in_chunks(self.network, self._pixels(rows)):
-            good = np.isfinite(found).all(axis=1)
+            good: np.ndarray = np.isfinite(found).all(axis=1)  # [CHUNK] bool
             for place in np.flatnonzero(~good[: len(places)]):
                 rows[places[place]] |= {"status": "error", "message": "its features for the identity are not finite"}
             features[places] = found[: len(places)]
             if self.real is not None:
-                self._compare(rows, places, np.where(good[:, None], found, 0))
+                self._compare(self.real, rows, places, np.where(good[:, None], found, 0))
         self._compare_with_references(rows, features)
         return with_columns(
             batch,
@@ -90,19 +90,19 @@ class IdentityScorer:
             except DecodingError as error:
                 row["status"], row["message"] = "error", str(error)
 
-    def _compare(self, rows: list[dict], places: list[int], features: np.ndarray) -> None:
+    def _compare(self, real: RealPeople, rows: list[dict], places: list[int], features: np.ndarray) -> None:
         """With the real pictures; `features` [CHUNK, D] of the rows at `places`, and of nothing. `margin` of artificial
         people is what the reference's comparison will be lessened by."""
         persons = np.full(len(features), NOBODY)
         for index, place in enumerate(places):
             if rows[place]["source"] == LATENT:
-                persons[index] = self.real.persons.get(rows[place]["person"]) or NOBODY
-        found = nearest_pictures(features, self.real.features, self.real.identities, persons)
+                persons[index] = real.persons.get(rows[place]["person"]) or NOBODY
+        found = nearest_pictures(features, real.features, real.identities, persons)
         for index, place in enumerate(places):
             row = rows[place]
             if row["status"] == "error":
                 continue
-            row["nearest"] = int(self.real.identities[found.picture[index]])
+            row["nearest"] = int(real.identities[found.picture[index]])
             own, others = float(found.own[index]), float(found.others[index])
             if row["source"] == LATENT:
                 known, compared = not np.isnan(own), not np.isnan(own - others)

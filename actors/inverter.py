@@ -127,7 +127,7 @@ class Inverter:
             yield good[first : first + self.chunk]
 
     def _images(self, chunk: list[_Found]) -> torch.Tensor:
-        return torch.stack([one.image for one in chunk]).to(self.device)  # [n, 3, h, w]
+        return torch.stack([one.image for one in chunk if one.image is not None]).to(self.device)  # [n, 3, h, w]
 
     @torch.no_grad()
     def _encode(self, _: list[dict], found: list[_Found]) -> None:
@@ -143,11 +143,11 @@ class Inverter:
                 one.encoder_lpips = one.lpips
 
     def _refine(self, _: list[dict], found: list[_Found]) -> None:
-        if self.configuration.refine == "none":
+        steps = self.configuration.refine_steps  # None where codes are not refined
+        if self.configuration.refine == "none" or steps is None:
             return
         for chunk in self._chunks(found):
             target, codes = self.loss.target(self._images(chunk)), self._codes(chunk)
-            steps = self.configuration.refine_steps
             codes = refine(
                 self.generator.synthesis, self.loss, target, codes, steps, average=self.average, spread=self.spread
             )
@@ -156,7 +156,8 @@ class Inverter:
                 self._measure(chunk, self.generator.synthesis(codes), target)
 
     def _tune(self, pictures: list[dict], found: list[_Found]) -> None:
-        if self.configuration.refine != "pivotal":
+        steps = self.configuration.pivotal_steps  # None where generators are not tuned
+        if self.configuration.refine != "pivotal" or steps is None:
             return
         persons: dict[int, list[_Found]] = {}
         for picture, one in zip(pictures, found, strict=True):
@@ -165,7 +166,7 @@ class Inverter:
         for own in persons.values():
             # Of few pictures at a time, as a person may have thousands.
             parts = [self.loss.target(images) for images in self._images(own).split(self.chunk)]
-            target, codes, steps = joined(parts), self._codes(own), self.configuration.pivotal_steps
+            target, codes = joined(parts), self._codes(own)
             try:
                 delta = tune(self.generator, self.loss, target, codes, steps, batch=min(TUNED, self.chunk))
             except InputError as error:  # it diverged: this person's matter alone
@@ -179,7 +180,7 @@ class Inverter:
             own[0].delta = save_delta(delta, self.configuration.network)
 
     def _codes(self, chunk: list[_Found]) -> torch.Tensor:
-        return torch.stack([one.code for one in chunk]).to(self.device)  # [n, num_ws, w_dim]
+        return torch.stack([one.code for one in chunk if one.code is not None]).to(self.device)  # [n, num_ws, w_dim]
 
     def _keep(self, chunk: list[_Found], codes: torch.Tensor) -> None:
         for one, code in zip(chunk, codes.cpu(), strict=True):
@@ -190,7 +191,7 @@ class Inverter:
         losses = self.loss.measure(pooled(made, *self.size), target)
         for one, *values in zip(chunk, *(part.tolist() for part in losses), strict=True):
             one.l2, one.lpips, one.identity_cosine = values
-            if not (one.code.isfinite().all() and np.isfinite([one.l2, one.lpips]).all()):
+            if one.code is None or not (one.code.isfinite().all() and np.isfinite([one.l2, one.lpips]).all()):
                 one.fail("the code, or the picture made of it, is not finite")
 
     def _row(self, picture: dict, found: _Found) -> dict:

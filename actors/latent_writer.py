@@ -81,7 +81,7 @@ def _with_deltas(pictures: pa.Table, contents: dict[int, bytes]) -> pa.Table:
     ]
     named = {
         "delta": [None if person is None else delta_name(person) for person in persons],
-        "delta_sha256": [digests.get(person) for person in persons],
+        "delta_sha256": [None if person is None else digests[person] for person in persons],
     }
     for name, values in named.items():
         place = pictures.schema.get_field_index(name)

@@ -90,7 +90,8 @@ class StyleMixer:
         rows = []
         for variant in range(c.variants):
             missing = variant >= len(images)
-            content = None if missing or images[variant] is None else self._encode(images[variant])
+            image = None if missing else images[variant]
+            content = None if image is None else self._encode(image)
             fault = NO_PARTNER if missing else "the network's image is not finite"
             rows.append(
                 {name: values[variant] for name, values in columns.items()}
@@ -136,7 +137,7 @@ class StyleMixer:
 
     def _others(self, person: int) -> torch.Tensor:
         c = self.configuration
-        if c.draws_codes:
+        if c.draws_codes or self.codes is None:
             return self._map([c.mix_seed(person, variant) for variant in range(1, c.variants)])
         return self._tensor(self.codes.pictures[partners_of(self.codes, c, person)])
 

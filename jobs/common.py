@@ -1,5 +1,6 @@
 """What every job needs: its command line, its exit codes, its connection to Ray."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -66,7 +67,7 @@ def connect() -> None:
             runtime_env={"env_vars": MALLOC_VARIABLES},
             log_to_driver=False,
             include_dashboard=False if address == "local" else None,  # a joined cluster has its own
-            logging_level="error",
+            logging_level=logging.ERROR,
         )
     except ConnectionError as error:
         raise InputError(f"RAY_ADDRESS {address}: no Ray cluster answers there; unset it for a local Ray") from error

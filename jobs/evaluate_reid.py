@@ -78,10 +78,13 @@ def main(config: Config) -> None:
             write_features(path, found.sets, {"network": found.network, "data": found.data})
     rankings, notes = rank_all(found, config.metric, config.rerank, TOP)
     query, gallery = found.sets[QUERY], found.sets[GALLERY]
-    arrays = (query.features, gallery.features, query.identities, gallery.identities, *found.cameras)
-    counts = count_pairs(*arrays)
+    arrays = (query.features, gallery.features, query.identities, gallery.identities)
+    query_cameras, gallery_cameras = found.cameras
+    counts = count_pairs(*arrays, query_cameras, gallery_cameras)
     thresholds = same_person_thresholds(counts)
-    pairs = camera_pairs(*arrays, config.metric) if found.cameras[0] is not None else []
+    pairs = []
+    if query_cameras is not None and gallery_cameras is not None:
+        pairs = camera_pairs(*arrays, query_cameras, gallery_cameras, config.metric)
     notes = list(dict.fromkeys([*found.notes, *notes]))
     write_pictures(output, found, rankings, counts, thresholds, notes)
     with output.replacing(QUERIES) as path:
@@ -93,9 +96,9 @@ def main(config: Config) -> None:
         "camera_pairs": [dataclasses.asdict(pair) for pair in pairs],
         "network": found.network,
         "data": found.data,
-        "protocol": {"metric": config.metric, "cameras": found.cameras[0] is not None, "similarity": "cosine"},
+        "protocol": {"metric": config.metric, "cameras": query_cameras is not None, "similarity": "cosine"},
         "notes": notes,
-        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in vars(config).items()},
+        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()},
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -125,6 +128,8 @@ def evaluated(config: Config) -> "Evaluated":
 
     if config.features is not None:
         return evaluated_file(config.features, config.data, config.multi_query)
+    assert config.network is not None  # as `check` has found
+    assert config.data is not None
     loaded = load_reid(config.network, config.activation, config.height, config.width)
     if not config.here:
         connect()

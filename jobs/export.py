@@ -62,8 +62,18 @@ class Config:
 
     def frozen(self) -> Options:
         """The part that decides the bytes, checked. Raises InputError."""
-        names = {field.name for field in dataclasses.fields(Options)} & vars(self).keys()
-        return Options(**{name: vars(self)[name] for name in names})
+        return Options(
+            format=self.format,
+            per_person=self.per_person,
+            people=self.people,
+            first_identity=self.first_identity,
+            compact_ids=self.compact_ids,
+            camera=self.camera,
+            cameras=self.cameras,
+            test_people=self.test_people,
+            jpeg_quality=self.jpeg_quality,
+            images_per_file=self.images_per_file,
+        )
 
 
 def main(config: Config) -> None:

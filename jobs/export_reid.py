@@ -144,6 +144,7 @@ def onnx_bytes(module: UnitFeature, described: dict) -> bytes:
             output_names=["features"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         )
+    assert program is not None  # with dynamo=True there is always one
     model = program.model_proto
     for part in [*model.graph.node, *model.graph.value_info, model.graph, *model.functions]:
         del part.metadata_props[:]  # stack traces: somebody's folders
@@ -170,7 +171,7 @@ def parity(module: UnitFeature, content: bytes) -> float:
         expected = module(images).numpy()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     batches = [images.numpy(), *images.numpy()[:, None]]
-    together, *alone = (session.run(["features"], {"images": batch})[0] for batch in batches)
+    together, *alone = (np.asarray(session.run(["features"], {"images": batch})[0]) for batch in batches)
     # Half the squared distance of vectors of length 1 is 1 - cosine, without its rounding at 1.
     distances = [((found - expected) ** 2).sum(1) / 2 for found in (together, np.concatenate(alone))]
     return float(np.max(distances))

@@ -169,7 +169,7 @@ def sheet(query: Path, content: bytes, found: list[Match], title: str, said: str
     from reporting.grid import encode_png
     from reporting.reid.queries import Found, Group, Ranked, retrieval_sheet
 
-    passing = None if found[0].same is None else sum(match.same for match in found)
+    passing = None if found[0].same is None else sum(bool(match.same) for match in found)
     shown = [Found(picture(match.path), match.similarity) for match in found]
     ranked = Ranked((query.name,), decode_own_size(content), shown, passing)
     return encode_png(retrieval_sheet([Group("", [ranked])], title=title, subtitle=(said,), columns=COLUMNS))

@@ -22,7 +22,7 @@ from jobs.common import connect, run_job
 from passersby import weights
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import failure_advice, make_units
-from pipeline.generation import Inputs, freeze, read_inputs
+from pipeline.generation import Choices, Inputs, freeze, read_inputs
 from pipeline.pools import Pool, describe, fit_pools
 from reporting.grid import discard_table, filters_set
 from reporting.run.forecast import forecast
@@ -122,18 +122,51 @@ class Config:
     @property
     def thresholds(self) -> Thresholds:
         """What an image must reach to be kept. Raises InputError."""
-        names = [field.name for field in dataclasses.fields(Thresholds) if field.name != "detector"]
-        return Thresholds(self.detector_threshold, **{name: vars(self)[name] for name in names})
+        return Thresholds(
+            detector=self.detector_threshold,
+            ssim_floor=self.ssim_floor,
+            ssim_ceiling=self.ssim_ceiling,
+            identity_floor=self.identity_floor,
+            identity_margin=self.identity_margin,
+            identity_ceiling=self.identity_ceiling,
+        )
+
+    def inputs(self) -> Inputs:
+        """The files that people are made from, looked at. Raises InputError."""
+        needing = {
+            "--identity-floor": self.identity_floor,
+            "--identity-margin": self.identity_margin,
+            "--identity-ceiling": self.identity_ceiling,
+            "--identifiers": self.identifiers,
+            "--gpus-per-identifier": self.gpus_per_identifier,
+        }
+        return read_inputs(self.network, self.latents, self.identity, self.real, needing)
 
     def frozen(self, inputs: Inputs, existing: Plan | None = None) -> Configuration:
         """The part that changes bytes, checked; `existing` as for `freeze`. Raises InputError."""
-        return freeze(vars(self), inputs, existing)
+        choices = Choices(
+            seed=self.seed,
+            variants=self.variants,
+            partners=self.partners,
+            method=self.method,
+            layers=self.layers,
+            amount=self.amount,
+            truncation_psi=self.truncation_psi,
+            height=self.height,
+            width=self.width,
+            format=self.format,
+            jpeg_quality=self.jpeg_quality,
+            detector_threshold=self.detector_threshold,
+            ssim_data_range=self.ssim_data_range,
+            unit_images=self.unit_images,
+        )
+        return freeze(choices, inputs, existing)
 
 
 def main(config: Config) -> int | None:
     """Plan, make what is missing, derive what people look at. Returns 1 when units failed for good."""
     thresholds, output = config.thresholds, Output(config.out)
-    inputs, existing = read_inputs(vars(config)), read_plan(output)
+    inputs, existing = config.inputs(), read_plan(output)
     configuration = config.frozen(inputs, existing)
     people = config.people
     if people is None:
@@ -147,7 +180,7 @@ def main(config: Config) -> int | None:
         return expect(config, output, plan, inputs, pending) if pending else None
     if (pending or not is_published(output, plan, thresholds)) and make(config, output, configuration, people, inputs):
         return 1
-    print(discard_table(counts_of(read_summary(output)), filters_set(dataclasses.asdict(thresholds))))
+    print(discard_table(counts_of(read_summary(output) or {}), filters_set(dataclasses.asdict(thresholds))))
     print(f"contact sheet: {output.address(SHEET)}\nreport: {output.address(REPORT)}")
     return 0
 

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from datasets.latents.pictures import Pictures, check_splits, list_pictures
 from datasets.latents.plan import InversionConfiguration, InversionPlan, agree, read_inversion_plan
-from datasets.people.splits import SPLITS
 from datasets.runs.plan import file_sha256
 from datasets.runs.shards import finished_units
 from datasets.storage.local_copy import local_copy
@@ -23,6 +23,10 @@ from passersby.options import flag
 from pipeline.cluster import wait_for_gpus
 from reporting.inversion.results import is_inversion_published, publish_inversion, summary_lines
 from reporting.run.results import read_summary
+
+if TYPE_CHECKING:
+    from pipeline.inversion import Networks
+    from pipeline.pools import Pool
 
 REFINE_STEPS, PIVOTAL_STEPS = 100, 200
 
@@ -44,7 +48,7 @@ class Config:
     """A ReStyle encoder of jobs/train_encoder.py, or a .pt of stylegan3-editing; made for the generator."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """The generator: a reference .pkl, a .safetensors of ours or a .pt; by default the demo network (a toy)."""
-    splits: tuple[Literal[SPLITS], ...] = ("train",)
+    splits: tuple[Literal["train", "query", "gallery", "multi-query"], ...] = ("train",)
     """Whose pictures. query and gallery only with --allow-test-people, and not together with train."""
     allow_test_people: bool = False
     """Invert people that re-ID networks are tested with. The record says so: nothing made of them is for training."""
@@ -129,7 +133,8 @@ def main(config: Config) -> int | None:
         steps=config.steps,
         refine=config.refine,
         unit_images=config.unit_images,
-        **steps,
+        refine_steps=steps["refine_steps"],
+        pivotal_steps=steps["pivotal_steps"],
     )
     plan = agree(read_inversion_plan(output), configuration, pictures.counts, config.people)
     pending = plan.pending(finished_units(output))
@@ -138,7 +143,7 @@ def main(config: Config) -> int | None:
         failed = invert(config, output, configuration, pictures, files)
         if failed or config.dry_run:
             return failed
-    print(*summary_lines(read_summary(output), output), sep="\n")
+    print(*summary_lines(read_summary(output) or {}, output), sep="\n")
     return 0
 
 
@@ -173,7 +178,9 @@ def invert(
     return None
 
 
-def prepare(config: Config, output: Output, plan: InversionPlan, networks: object, units: int) -> tuple:
+def prepare(
+    config: Config, output: Output, plan: InversionPlan, networks: "Networks", units: int
+) -> tuple[list[tuple[type, dict]], "list[Pool]", "Callable[[int], list[Pool]]"]:
     """The pipeline on the connected cluster: stages with their arguments, pools, and what plans pools again."""
     from pipeline.inversion import choose_device, inversion_pools, inversion_stages
 

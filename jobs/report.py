@@ -63,6 +63,7 @@ def write_run_page(config: Config) -> str:
     from reporting.run.page import COLUMNS, run_page
     from reporting.run.results import REPORT, read_summary
 
+    assert config.run is not None  # as `main` has found
     output = Output(config.run)
     plan, summary = read_plan(output), read_summary(output)
     if plan is None:
@@ -81,6 +82,7 @@ def write_sweep_page(config: Config) -> str:
     """OUT/sweep_report.html of a sweep as far as it has come; returns where it lies."""
     from reporting.sweep.page import sweep_page
 
+    assert config.sweep is not None  # as `main` has found
     output = Output(config.sweep)
     sweep, trials = read_sweep(output)
     pictures, notes = draw_queries(output, sweep, trials, config.queries) if config.queries else (None, [])
@@ -115,7 +117,7 @@ def draw_queries(
     from reporting.sweep.page import best_level, changed_queries, compared_arms, trials_of
 
     arm = compared_arms(trials, sweep)[0]
-    table = trials.filter(pc.equal(trials["arm"], arm))
+    table = trials.filter(pc.call_function("equal", [trials["arm"], arm]))
     level = best_level(analyse(trials_of(table, "mAP")))
     changed = None if level is None else changed_queries(table, level, each)
     if changed is None:

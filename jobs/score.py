@@ -111,7 +111,7 @@ def main(config: Config) -> None:
         "compared_at": {"height": size[0], "width": size[1]},
         "inception": {"name": "inception-2015", "sha256": inception.sha256},
         "notes": [*said[2:], *([note] if note else [])],
-        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in vars(config).items()},
+        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()},
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -149,6 +149,7 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
     from passersby.stylegan3 import load_network  # it brings PyTorch, which takes seconds
     from pipeline.features import network_images
 
+    assert config.network is not None  # as `check` has found
     path = local_copy(config.network, "--network")
     loaded, count = load_network(path), min(config.people, config.images)
     images, configuration = network_images(path.name, loaded, count, config.seed, config.truncation_psi)

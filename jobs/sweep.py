@@ -153,10 +153,11 @@ def run(config: Config, output: Output, sweep: "Sweep") -> "SweepProgress":
     lengths = {trial.name: (trial, sweep.length(trial)) for trial in trials}
     progress = SweepProgress(output, lengths, rows, sweep.hash, sweep.sharing())
     pending = [trial for trial in trials if trial.name not in rows]
-    fitted = plan_resources(config, sweep, len(pending)) if pending else None  # refused before anything is written
+    # What does not fit is refused before anything is written.
+    fitted = plan_resources(config, sweep, len(pending)) if pending else None
     output.write(SWEEP_FILE, sweep.to_json(command_line()))
     write_table(output, rows, sweep.sharing())
-    if pending:
+    if fitted:
         print(f"{len(rows)} of {len(trials)} trials are finished, {len(pending)} to run", flush=True)
         specs = [spec_of(sweep, trial, out, fitted, command_line(), CPU_VARIABLES) for trial in pending]
         run_trials(run_trial, specs, fitted, out / "ray", config.retries, [progress])

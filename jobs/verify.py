@@ -108,12 +108,12 @@ def intact_plan(output: Output, names: Collection[str]) -> Plan:
     advice = "put the original back, or make the run again in another folder"
     try:
         plan = read_plan(output)
-        intact = plan is not None and plan.to_json() == output.read(PLAN_FILE)
+        intact = plan if plan is not None and plan.to_json() == output.read(PLAN_FILE) else None
     except (InputError, TypeError, ArithmeticError) as error:  # the latter: numbers that make no plan
         raise DamagedPlan(f"{error}; {advice}") from error
-    if not intact:
+    if intact is None:
         raise DamagedPlan(f"{output.address(PLAN_FILE)} was edited: its numbers do not agree; {advice}")
-    return plan
+    return intact
 
 
 def report_failures(output: Output, present: Collection[int], findings: Findings) -> None:
@@ -122,7 +122,8 @@ def report_failures(output: Output, present: Collection[int], findings: Findings
     units = [unit for unit in failed if unit not in present]
     if units:
         try:
-            reason = read_failure(output, units[0]).reason
+            failure = read_failure(output, units[0])
+            reason = "its record is gone" if failure is None else failure.reason
         except InputError as error:
             reason = str(error)
         findings.reasons.append(

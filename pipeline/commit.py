@@ -130,7 +130,10 @@ def committed(
 def failure_advice(output: Output, failed: int, others: str = "") -> str:
     """What happened to the units that failed for good, and what to do, in a line; `others`: what can be done
     without them (a job that makes people: a manifest of the others)."""
-    first, units = read_failure(output, min(failed_units(output))), "units" if failed > 1 else "unit"
+    number, units = min(failed_units(output)), "units" if failed > 1 else "unit"
+    first = read_failure(output, number)
+    if first is None:
+        raise InputError(f"{output.root_address}: the record of unit {number}, which failed, is gone")
     others = others or "`python jobs/refilter.py` makes a manifest of the others"
     return (
         f"{failed:,} {units} failed, the first in {first.stage}: {first.reason}. Reasons: "

@@ -74,7 +74,7 @@ def privacy(
     with tempfile.TemporaryFile() as file:
         people: list[int] = []
         for persons, features in features_in_chunks(network, scan.references()):
-            good = np.isfinite(features[: len(persons)]).all(axis=1)
+            good: np.ndarray = np.isfinite(features[: len(persons)]).all(axis=1)  # bool
             file.write(features[: len(persons)][good].tobytes())
             people += [person for person, finite in zip(persons, good.tolist(), strict=True) if finite]
         file.flush()
@@ -151,7 +151,7 @@ class _Scan:
             return
         cosines = nearest_real(table)
         if self._threshold is None:
-            self._threshold = self._chosen(table["source"][0].as_py() == LATENT)
+            self._threshold = self._chosen(self.real, latent=table["source"][0].as_py() == LATENT)
         self._scored += int(np.isfinite(cosines).sum())
         self._count += int((cosines >= self._threshold[0]).sum())
         persons, variants = table["person"].to_numpy(), table["variant"].to_numpy()
@@ -162,10 +162,10 @@ class _Scan:
                 item = (float(cosines[place]), -int(persons[place]), int(variants[place]), content)
                 (heapq.heappush if len(self._best) < SHEET_PAIRS else heapq.heappushpop)(self._best, item)
 
-    def _chosen(self, latent: bool) -> tuple[float, str]:
+    def _chosen(self, real: RealPeople, latent: bool) -> tuple[float, str]:
         if self.given is not None:
             return self.given, "as given"
-        threshold = near_copy_threshold(self.real.features, self.real.identities, of_same_person=latent)
+        threshold = near_copy_threshold(real.features, real.identities, of_same_person=latent)
         whom = "another picture of the same person" if latent else "a picture of somebody else"
         if threshold is None:
             return NEAR_COPY_COSINE, f"a fixed one, as no real picture can be compared with {whom}"
@@ -204,6 +204,8 @@ def _nearest(
 ) -> tuple[list[dict[str, Any]], list[Pair]]:
     """Records and pairs of generated images and their nearest real pictures, which shards do not name."""
     records, pairs = [], []
+    if real is None:  # then nothing was found near to any
+        return records, pairs
     places = {} if listing is None else {name: place for place, name in enumerate(listing.names)}
     size = network.height, network.width_pixels
     pixels = ((place, decode_bicubic(image[3], *size)) for place, image in enumerate(images))

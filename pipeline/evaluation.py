@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from passersby.errors import InputError
 from passersby.metrics.ranking import Ranking, evaluate_ranking, multi_query_features, rank_distances
 from passersby.metrics.reranking import k_reciprocal_distances
 from passersby.metrics.verification import normalised
+from passersby.options import Json
 from passersby.reid.checkpoint import LoadedReid, load_reid
 from passersby.reid.network import FeatureNetwork
 from pipeline.features import Workers, embeddings_of
@@ -41,8 +41,8 @@ class Evaluated:
 
     sets: Mapping[str, FeatureSet]
     listings: Mapping[str, Listing]
-    network: Mapping[str, Any]
-    data: Mapping[str, Any]
+    network: Mapping[str, Json]
+    data: Mapping[str, Json]
     notes: tuple[str, ...]
 
     @property
@@ -81,7 +81,9 @@ def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: 
     contents = [content for listing in listings.values() for content in listing.contents]
     # One pipeline for all splits: a Ray pool starts once.
     found = embeddings_of(contents, network, workers, str(root))
-    sets, data, first = {}, {"folder": str(root)}, 0
+    sets: dict[str, FeatureSet] = {}
+    data: dict[str, Json] = {"folder": str(root)}
+    first = 0
     for split, listing in listings.items():
         part = (found.places >= first) & (found.places < first + len(listing))
         places = found.places[part] - first
@@ -114,7 +116,9 @@ def evaluated_file(path: Path, root: Path | None, multi_query: bool) -> Evaluate
             raise InputError(f"--multi-query: {path} has no features of multi-query images: leave the option out")
         sets[MULTI_QUERY] = content.multi_query
     listings, notes = {}, []
-    for split in (QUERY, GALLERY) if root is not None else ():
+    for split in (QUERY, GALLERY):
+        if root is None:
+            break
         listing = read_split(root, split)
         places = _places(sets[split], listing)
         if places is None:

@@ -212,6 +212,7 @@ def embeddings_of(
 def _rows(contents: Sequence[Path | bytes]) -> Iterator[dict]:
     unit = itertools.count()
     for encoded, alike in itertools.groupby(contents, lambda content: isinstance(content, bytes)):
-        items = [content if encoded else str(Path(content).absolute()) for content in alike]  # workers' folder differs
+        # Paths are absolute, as the workers' folder differs.
+        items = [content if isinstance(content, bytes) else str(Path(content).absolute()) for content in alike]
         for start in range(0, len(items), ROW_IMAGES):
             yield {"unit": next(unit), "image" if encoded else "path": items[start : start + ROW_IMAGES]}

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import ray
 
@@ -15,13 +15,12 @@ from datasets.latents.pictures import list_pictures
 from datasets.latents.table import Latents, read_latents
 from datasets.people.labelled_images import Listing
 from datasets.people.splits import TRAIN
-from datasets.runs.configuration import RANDOM, Configuration
+from datasets.runs.configuration import RANDOM, Configuration, Origin
 from datasets.runs.plan import Plan, file_sha256, parse_layers
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from passersby import weights
 from passersby.errors import InputError
-from passersby.options import flag
 from reporting.run.identity import PRIVACY, privacy_lines
 
 if TYPE_CHECKING:
@@ -29,6 +28,13 @@ if TYPE_CHECKING:
     from passersby.reid.network import FeatureNetwork
 
 DRY_PICTURES = 16  # real pictures of a dry run: enough to see that they can be read
+
+
+class Here(TypedDict):
+    """Where an actor works: on the device "cpu" or "cuda", with so many threads."""
+
+    device: str
+    threads: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,10 +61,10 @@ class Identity:
             print(f"note: --identity: {note}", file=sys.stderr)
         return FeatureNetwork(loaded.network, loaded.sha256)
 
-    def stage(self, configuration: Configuration, here: Mapping[str, Any], dry_run: bool) -> tuple[type, dict]:
+    def stage(self, configuration: Configuration, here: Here, dry_run: bool) -> tuple[type, dict]:
         """The IdentityScorer with its arguments; the real pictures become features first, on the connected cluster.
 
-        here: device and threads. dry_run: some pictures only, in this process.
+        dry_run: some pictures only, in this process.
         """
         from actors.identity_scorer import IdentityScorer
 
@@ -120,7 +126,9 @@ def _device_here(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def identity_of(network: str | None, real: str | None, latents: Latents | None, needing: dict) -> Identity | None:
+def identity_of(
+    network: str | None, real: str | None, latents: Latents | None, needing: Mapping[str, float | None]
+) -> Identity | None:
     """What --identity and --real give, looked at but not loaded; None without --identity.
 
     real: a data set, of which the splits that the latents were made of are taken, and "train" for artificial people.
@@ -161,42 +169,76 @@ class Inputs:
     identity: Identity | None = None
 
 
-def read_inputs(options: Mapping[str, Any]) -> Inputs:
-    """The inputs by the options of the job (network, latents, identity, real, identity_*). Raises InputError."""
-    network = local_copy(options["network"], "--network") if options["network"] else weights.DEMO_NETWORK
-    latents = read_latents(options["latents"]) if options["latents"] is not None else None
-    limits = {
-        f"--{flag(name)}": options[name]
-        for name in ("identity_floor", "identity_margin", "identity_ceiling", "identifiers", "gpus_per_identifier")
-    }
-    return Inputs(network, latents, identity_of(options["identity"], options["real"], latents, limits))
+def read_inputs(
+    network: str | None,
+    latents: str | None,
+    identity: str | None,
+    real: str | None,
+    needing: Mapping[str, float | None],
+) -> Inputs:
+    """The inputs by the options of that name; needing: as for `identity_of`. Raises InputError."""
+    file = local_copy(network, "--network") if network else weights.DEMO_NETWORK
+    table = read_latents(latents) if latents is not None else None
+    return Inputs(file, table, identity_of(identity, real, table, needing))
 
 
-def freeze(options: Mapping[str, Any], inputs: Inputs, existing: Plan | None = None) -> Configuration:
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The options of jobs/generate.py that decide bytes, as they are given there."""
+
+    seed: int
+    variants: int
+    partners: str
+    method: str
+    layers: str | None
+    amount: float | None
+    truncation_psi: float
+    height: int
+    width: int
+    format: str
+    jpeg_quality: int
+    detector_threshold: float
+    ssim_data_range: float
+    unit_images: int
+
+
+def freeze(choices: Choices, inputs: Inputs, existing: Plan | None = None) -> Configuration:
     """The part of the options and inputs that changes bytes, checked.
 
     Origins are taken from an `existing` plan of the same latents: which of two pictures is nearer to a code may depend
     on the last bits of a machine. Raises InputError.
     """
-    mix, latents = options["method"] == "mix", inputs.latents
-    if mix and options["amount"] is not None:
-        raise InputError(f"--amount {options['amount']}: it belongs to --method interpolate")
-    layers = options["layers"] if options["layers"] is not None else "middle" if mix else "all"
-    derived = {
-        "layers": parse_layers(layers),
-        "amount": None if mix else 0.5 if options["amount"] is None else options["amount"],
-        "truncation_psi": options["truncation_psi"] if latents is None or options["partners"] == RANDOM else None,
-        "jpeg_quality": options["jpeg_quality"] if options["format"] == "jpeg" else None,
-        "network": file_sha256(inputs.network, "--network"),
-        "detector": weights.WEIGHTS["yolov4-tiny"].files[0].sha256,  # `weights.get` takes no other
-        "reference_threshold": options["detector_threshold"],
-        "latents": None if latents is None else latents.sha256,
-        "identity": inputs.identity and inputs.identity.sha256,
-        "real": inputs.identity and inputs.identity.fingerprint,
-    }
+    mix, latents = choices.method == "mix", inputs.latents
+    if mix and choices.amount is not None:
+        raise InputError(f"--amount {choices.amount}: it belongs to --method interpolate")
+    layers = parse_layers(choices.layers if choices.layers is not None else "middle" if mix else "all")
+    network = file_sha256(inputs.network, "--network")
+    origins: tuple[Origin, ...] = ()
     if latents is not None:
-        check_generator(latents, derived["network"], str(inputs.network))
-        known = existing is not None and existing.configuration.latents == latents.sha256
-        derived["origins"] = existing.configuration.origins if known else origins_of(latents)
-    fields = {field.name for field in dataclasses.fields(Configuration)}
-    return Configuration(**({name: options[name] for name in options.keys() & fields} | derived))
+        check_generator(latents, network, str(inputs.network))
+        if existing is not None and existing.configuration.latents == latents.sha256:
+            origins = existing.configuration.origins
+        else:
+            origins = origins_of(latents)
+    return Configuration(
+        seed=choices.seed,
+        variants=choices.variants,
+        method=choices.method,
+        layers=layers,
+        amount=None if mix else 0.5 if choices.amount is None else choices.amount,
+        truncation_psi=choices.truncation_psi if latents is None or choices.partners == RANDOM else None,
+        network=network,
+        height=choices.height,
+        width=choices.width,
+        format=choices.format,
+        jpeg_quality=choices.jpeg_quality if choices.format == "jpeg" else None,
+        unit_images=choices.unit_images,
+        detector=weights.WEIGHTS["yolov4-tiny"].files[0].sha256,  # `weights.get` takes no other
+        reference_threshold=choices.detector_threshold,
+        ssim_data_range=choices.ssim_data_range,
+        latents=None if latents is None else latents.sha256,
+        partners=choices.partners,
+        origins=origins,
+        identity=inputs.identity and inputs.identity.sha256,
+        real=inputs.identity and inputs.identity.fingerprint,
+    )

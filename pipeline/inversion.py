@@ -56,6 +56,8 @@ class Networks:
         config = self.generator.config
         sizes = {name: getattr(config, name) for name in ("height", "width", "num_ws", "w_dim")}
         records = {"generator": self.generator_record, "encoder": self.encoder.record}
+        perceptual = self.loss.perceptual
+        assert perceptual is not None  # `load` gives it one
         return {
             "generator": {"file": self.files["generator"], "sha256": self.generator_sha256, **sizes},
             "encoder": {
@@ -64,7 +66,7 @@ class Networks:
                 "kind": self.encoder.kind,
                 "generator": dict(self.encoder.generator) or "unknown",
             },
-            "metric": self.loss.perceptual.name,
+            "metric": perceptual.name,
             "identity": None if self.loss.identity is None else self.loss.identity.name,
             "weights": dataclasses.asdict(self.loss.weights),
             "trained_on": {name: record.get("trained_on", "unknown") for name, record in records.items()},

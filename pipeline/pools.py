@@ -42,6 +42,16 @@ class Pool:
     gpus_before: float = 0.0
     gpus_in_all: float = 0.0
 
+    @property
+    def actors(self) -> int:
+        """How many there are; 0 for a request that leaves it open."""
+        return self.size or 0
+
+    @property
+    def gpu_share(self) -> float:
+        """What each actor has of GPUs; 0 for a request that leaves it open."""
+        return self.gpus or 0.0
+
     def __str__(self) -> str:
         gpus = f", {self.gpus:g} GPU" if self.gpus else ""
         return f"{self.stage} {self.size} x ({self.cpus:g} CPU{gpus})"
@@ -107,14 +117,14 @@ def _fit(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: in
     wanted = _sized(requests, Resources(tuple(usable)), on_gpu, units)
     actors: Counter[str] = Counter()  # of all stages, by node id
     cards = {node.id: [_WHOLE] * node.gpus for node in usable}
-    in_all, before, pools = sum(pool.size * pool.gpus for pool in wanted), 0.0, []
+    in_all, before, pools = sum(pool.actors * pool.gpu_share for pool in wanted), 0.0, []
     for pool in wanted:
         places = _place(pool, usable, actors, cards)
-        if len(places) < pool.size:
+        if len(places) < pool.actors:
             raise InputError(_no_room(pool, len(places), wanted, available))
         nodes, taken = zip(*places, strict=True)
         pools.append(dataclasses.replace(pool, nodes=nodes, cards=taken, gpus_before=before, gpus_in_all=in_all))
-        before += pool.size * pool.gpus
+        before += pool.actors * pool.gpu_share
     pools = _share_cpus(pools, usable)
     if len(available.nodes) == 1 and not in_all:
         return [dataclasses.replace(pool, nodes=(), cards=()) for pool in pools]
@@ -168,10 +178,10 @@ def _place(
     ]
     heapq.heapify(load)
     places = []
-    while load and len(places) < pool.size:
+    while load and len(places) < pool.actors:
         rank, index = load[0]
         node = nodes[index]
-        taken = take_cards(cards[node.id], pool.gpus)
+        taken = take_cards(cards[node.id], pool.gpu_share)
         if taken is None:
             heapq.heappop(load)  # it only gets fuller
             continue
@@ -205,14 +215,15 @@ def _no_room(pool: Pool, placed: int, pools: Sequence[Pool], available: Resource
     fewer = f"--{pool.stage} {placed} or " if placed else ""
     options = ", ".join(f"--gpus-per-{p.stage[:-1]}" for p in pools if p.gpus)
     return (
-        f"{asked} do not fit on {available}: Ray fills the fullest card first, and {pool.size - placed} {pool.stage} "
+        f"{asked} do not fit on {available}: Ray fills the fullest card first, and {pool.actors - placed} {pool.stage} "
         f"find no card with room; give {fewer}smaller shares of a card ({options})"
     )
 
 
 def _share_cpus(pools: list[Pool], nodes: Sequence[Node]) -> list[Pool]:
     """Logical CPUs for each actor, the same within a pool, that fit on every node."""
-    light, heavy = Counter(), Counter()  # CPUs and actors, by node id
+    light: defaultdict[str, float] = defaultdict(float)  # CPUs, by node id
+    heavy: Counter[str] = Counter()  # actors, by node id
     for pool in pools:
         for node in pool.nodes:
             light[node] += pool.cpus or 0.0

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pyarrow as pa
 import ray
+from ray.actor import ActorHandle
 
 TRIES = 3  # of one stage with one unit, in a worker that lives on
 ENDED_WORKERS = 4  # workers that may end over one unit; more than TRIES, as spot nodes end for reasons of their own
@@ -41,7 +42,7 @@ class Guarded:
 
     stage: type
 
-    def __init__(self, attempts: ray.actor.ActorHandle, arguments: dict):
+    def __init__(self, attempts: ActorHandle, arguments: dict):
         self.attempts, self.name = attempts, self.stage.__name__
         self.called = self.stage(**arguments)
 
@@ -50,7 +51,8 @@ class Guarded:
         if "failure" in batch.column_names:
             return batch
         unit = batch["unit"][0].as_py()
-        begun = ray.get(self.attempts.begin.remote(self.name, unit))
+        started: ray.ObjectRef[int] = self.attempts.begin.remote(self.name, unit)
+        begun = ray.get(started)
         result = self._ended(unit, begun - 1) if begun > ENDED_WORKERS else self._tried(unit, batch)
         self.attempts.end.remote(self.name, unit)
         return result

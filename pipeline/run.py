@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import ray
 import ray.exceptions
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from passersby.errors import InputError
@@ -46,7 +47,7 @@ def run_units(
                 for row in rows_until_stuck(data, pools):
                     del missing[row["unit"]]
                     yield row
-                pools = None
+                pools = ()
     except ray.exceptions.RayError as error:
         # Ray carries the exception of an actor's constructor as text only.
         found = re.search(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", str(error))
@@ -57,7 +58,7 @@ def pipeline_of(
     units: list[dict],
     actors: Sequence[tuple[type, dict]],
     pools: Sequence[Pool],
-    attempts: ray.actor.ActorHandle,
+    attempts: ActorHandle,
     unit_bytes: int,
 ) -> "ray.data.Dataset":
     """The pipeline, which starts when its rows are asked for."""
@@ -68,7 +69,7 @@ def pipeline_of(
     # Without a limit a fast stage runs ahead until the object store is full, and all of that is lost with
     # a crash. Encoded images are about an eighth of their pixels; four units for each actor keep
     # everybody busy.
-    room = 64e6 + 4 * sum(pool.size for pool in pools) * unit_bytes / 8
+    room = 64e6 + 4 * sum(pool.actors for pool in pools) * unit_bytes / 8
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=room)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     data = ray.data.from_items(units, override_num_blocks=len(units))
@@ -96,8 +97,10 @@ def rows_until_stuck(data: "ray.data.Dataset", pools: Sequence[Pool]) -> Iterato
 
     def watch() -> None:
         while not ended.wait(STUCK_SECONDS / 10):
-            if time.monotonic() - last > STUCK_SECONDS and homes - {node.id for node in resources().nodes}:
-                data._current_executor.shutdown(force=True)  # Ray 2.60 has no public way from another thread
+            executor = data._current_executor  # Ray 2.60 has no public way from another thread
+            stuck = executor is not None and time.monotonic() - last > STUCK_SECONDS
+            if stuck and homes - {node.id for node in resources().nodes}:
+                executor.shutdown(force=True)
                 return
 
     threading.Thread(target=watch, daemon=True).start()

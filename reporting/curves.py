@@ -114,7 +114,7 @@ def save_curves(
             axes.axvline(best, color=_FAINT, linewidth=1, linestyle=":", zorder=0)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(title or None)
+    figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
@@ -174,7 +174,7 @@ def _decorate(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel("kimg")
     axes.set_ylabel(panel.unit, fontsize=9)
     axes.tick_params(labelbottom=True)
-    if panel.logarithmic and all((line.get_ydata() > 0).all() for line in axes.lines):
+    if panel.logarithmic and all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

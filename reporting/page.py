@@ -201,13 +201,15 @@ def _funnel(rows: Sequence[DiscardRow]) -> list[dict[str, Any]]:
 
 
 def _kept(manifest: pa.Table) -> np.ndarray:
-    return pc.equal(manifest["verdict"], KEPT).to_numpy()  # [N] bool
+    return pc.call_function("equal", [manifest["verdict"], KEPT]).to_numpy()  # [N] bool
 
 
 def _plots(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list[Plot]:
     kept = _kept(manifest)
     detector, ssim = (manifest[name].cast(pa.float64()).to_numpy() for name in ("detector_score", "ssim"))
-    others = pc.not_equal(manifest["variant"], manifest["reference_variant"]).fill_null(True).to_numpy()
+    others = (
+        pc.call_function("not_equal", [manifest["variant"], manifest["reference_variant"]]).fill_null(True).to_numpy()
+    )
     ends = [("floor", thresholds["ssim_floor"]), ("ceiling", thresholds["ssim_ceiling"])]
     return [
         Plot(

@@ -7,7 +7,7 @@ can be found: "clean" and "leak" where the record shows it, else "unknown". docs
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from datasets.people.market1501 import toy_crowd_record
 from datasets.people.readers import address, read_split
@@ -16,6 +16,7 @@ from datasets.people.splits import GALLERY, QUERY, TRAIN
 from datasets.reid.sources import people_sha256
 from datasets.runs.configuration import Origin
 from passersby.errors import InputError
+from tune.levels import GeneratedRun
 
 CLEAN, LEAK, UNKNOWN = VERDICTS = ("clean", "leak", "unknown")
 _MOST_ANCESTORS = 50
@@ -54,7 +55,7 @@ class DataSet:
         return self.query | self.gallery
 
 
-def read_data_set(root: Path) -> DataSet:
+def read_data_set(root: str | Path) -> DataSet:
     """The people of a data set. Raises InputError where a split is missing, and where people trained on are those
     tested with: then every score would be wrong, with generated pictures and without."""
     splits = {split: read_split(root, split) for split in (TRAIN, QUERY, GALLERY)}
@@ -80,7 +81,7 @@ def read_data_set(root: Path) -> DataSet:
     )
 
 
-def _is_below(content: Path | bytes, root: Path) -> bool:
+def _is_below(content: Path | bytes, root: str | Path) -> TypeGuard[Path]:
     return isinstance(content, Path) and content.is_relative_to(root)
 
 
@@ -204,9 +205,9 @@ def judge_latents(about: Mapping[str, Any], data: DataSet) -> list[Finding]:
     return findings
 
 
-def judge_run(run: Any, latents_about: Mapping[str, Any] | None, data: DataSet) -> list[Finding]:
-    """Findings on a run (tune.levels.GeneratedRun); latents_about: `about` of the latents that it was made
-    from, None where they are not at hand."""
+def judge_run(run: GeneratedRun, latents_about: Mapping[str, Any] | None, data: DataSet) -> list[Finding]:
+    """Findings on a run; latents_about: `about` of the latents that it was made from, None where they are not at
+    hand."""
     if run.plan is None:
         return [Finding("generator", UNKNOWN, f"{run.record['name']} is no run of jobs/generate.py")]
     configuration, record = run.plan.configuration, run.network

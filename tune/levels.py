@@ -100,11 +100,11 @@ class GeneratedRun:
     plan: Plan | None
 
 
-def read_generated(path: str | Path, sweep: str, data: Path, filters: Sequence[str] = ()) -> GeneratedRun:
+def read_generated(path: str | Path, sweep: str, data: str | Path, filters: Sequence[str] = ()) -> GeneratedRun:
     """Look at a run, by its own thresholds or those of `filters`, without decoding a picture. Raises InputError as
     `list_sources` does."""
-    kinds = {"people": [path]} if sweep == PEOPLE_SWEEP else {"variants": [path]}
-    found = list_sources(data, **kinds, filters=filters)[1:]
+    people, variants = ([path], []) if sweep == PEOPLE_SWEEP else ([], [path])
+    found = list_sources(data, people, variants, filters=filters)[1:]
     if not found:
         raise InputError(f"--generated {path}: there is not one picture of a person of {data}")
     source = found[0]
@@ -115,6 +115,8 @@ def read_generated(path: str | Path, sweep: str, data: Path, filters: Sequence[s
     if runs.holds(path):
         output = Output(str(path))
         plan = read_plan(output)
+        if plan is None:
+            raise InputError(f"--generated {path}: its plan.json is gone")
         manifest = hashlib.sha256(output.read(manifest_name()) or b"").hexdigest()
         record |= {"plan": plan.configuration.hash, "manifest": manifest, "latents": plan.configuration.latents}
         network = _network(output)

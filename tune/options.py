@@ -49,7 +49,7 @@ def arms_of(
         if len(set(choices[key])) < len(choices[key]):
             raise InputError(f"--cross {text}: one value is given twice, give it once")
     arms = {}
-    for (label, own), *values in itertools.product(starts.items(), *choices.values()):
+    for (label, own), values in itertools.product(starts.items(), itertools.product(*choices.values())):
         chosen = dict(zip(choices, values, strict=True))
         arm = ", ".join([label] * bool(label) + [f"{key}={value}" for key, value in chosen.items()])
         options = common | own | chosen

@@ -76,8 +76,11 @@ def _runs_by_seed(wanted: Wanted) -> dict[int | str, str | Path]:
         raise InputError(
             f"--runs-per-seed has {len(wanted.runs_per_seed)} runs for {len(wanted.seeds)} --seeds: give one for each"
         )
-    chosen = dict(zip(wanted.seeds, wanted.runs_per_seed, strict=True)) if wanted.runs_per_seed else {}
-    chosen = chosen or {ONE_RUN: wanted.generated}
+    chosen: dict[int | str, str] = {}
+    if wanted.generated is not None:
+        chosen[ONE_RUN] = wanted.generated
+    else:
+        chosen.update(zip(wanted.seeds, wanted.runs_per_seed, strict=True))
     places = {seed: address(path) for seed, path in chosen.items()}
     return {seed: path if isinstance(path, str) else path.resolve() for seed, path in places.items()}
 

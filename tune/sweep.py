@@ -29,7 +29,7 @@ class Sweep:
     all: at its default, another one is absent from the configuration and its hash (passersby/options.py)."""
 
     name: str
-    root: Path
+    root: str | Path
     data: DataSet
     levels: tuple[int, ...]
     seeds: tuple[int, ...]

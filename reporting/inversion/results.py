@@ -177,7 +177,7 @@ def publish_inversion(
     c = plan.configuration
     about = about_latents(c, pictures, plan.people, networks.about())
     table = write_latents(output, plan, about)
-    good = table.filter(pc.equal(table["status"], "ok"))
+    good = table.filter(pc.call_function("equal", [table["status"], "ok"]))
     if not good.num_rows:
         path, message = table["path"][0].as_py(), table["message"][0].as_py()
         raise InputError(
@@ -197,7 +197,7 @@ def publish_inversion(
 
 def summarise(table: pa.Table, plan: InversionPlan, about: Mapping[str, Any], notes: list[str]) -> dict:
     """What a run found, of the rows of all its pictures. Means and medians are over the pictures that have a figure."""
-    good = table.filter(pc.equal(table["status"], "ok"))
+    good = table.filter(pc.call_function("equal", [table["status"], "ok"]))
     reasons = Counter(table["message"].drop_null().to_pylist())
     figures = {name: _figure(good[name]) for name in FIGURES}
     before, after = figures["encoder_lpips"]["mean"], figures["lpips"]["mean"]
@@ -209,8 +209,8 @@ def summarise(table: pa.Table, plan: InversionPlan, about: Mapping[str, Any], no
         "inverted": good.num_rows,
         "errors": table.num_rows - good.num_rows,
         "error_messages": dict(reasons.most_common(_MOST_MESSAGES)),
-        "people_without": plan.people - pc.count_distinct(good["person"]).as_py(),
-        "deltas": pc.count_distinct(good["delta"]).as_py(),
+        "people_without": plan.people - pc.call_function("count_distinct", [good["person"]]).as_py(),
+        "deltas": pc.call_function("count_distinct", [good["delta"]]).as_py(),
         "figures": figures,
         "lpips_reduction": 1 - after / before if before else None,  # by refinement, of the encoder's last step
         "metric": about["metric"],

@@ -62,7 +62,7 @@ def measure(stages: Mapping[str, Callable[[pa.Table], pa.Table]]) -> Sample:
     images = images_of(unit)
     count = images.num_rows
     seconds = {name: unit[f"seconds_{name}"][0].as_py() / count for name in stages}
-    stored = pc.sum(pc.binary_length(images["image"])).as_py() or 0
+    stored = pc.call_function("sum", [pc.call_function("binary_length", [images["image"]])]).as_py() or 0
     return Sample(count, seconds, stored / count)
 
 

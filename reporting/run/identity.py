@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def histogram(
     inside = np.clip(values, low, high)  # scores are at most 1 but for rounding
     good = np.histogram(inside[scored & kept], edges)[0]
     bad = np.histogram(inside[scored & ~kept], edges)[0]
-    bars = [Bar(*map(float, pair), int(g), int(b)) for *pair, g, b in zip(edges, edges[1:], good, bad, strict=False)]
+    bars = [Bar(float(a), float(b), int(g), int(d)) for a, b, g, d in zip(edges, edges[1:], good, bad, strict=False)]
     return Histogram(bars, lines, int(scored.sum()), int((~scored).sum()))
 
 
@@ -119,7 +119,7 @@ def identity_summary(manifest: pa.Table) -> dict[str, Any] | None:
     if "identity_cosine" not in manifest.column_names or not manifest["identity_cosine"].is_valid().to_numpy().any():
         return None
     cosine, margin, latent, reference = _columns(manifest)
-    kept = pc.equal(manifest["verdict"], KEPT).to_numpy()
+    kept = pc.call_function("equal", [manifest["verdict"], KEPT]).to_numpy()
     nearest, _ = nearest_real_picture(manifest)
     return {
         name: {
@@ -132,8 +132,10 @@ def identity_summary(manifest: pa.Table) -> dict[str, Any] | None:
 
 def _columns(manifest: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     cosine, margin = (manifest[name].cast(pa.float64()).to_numpy() for name in ("identity_cosine", "identity_margin"))
-    latent = pc.equal(manifest["source"], LATENT).fill_null(False).to_numpy()
-    reference = pc.equal(manifest["variant"], manifest["reference_variant"]).fill_null(False).to_numpy()
+    latent = pc.call_function("equal", [manifest["source"], LATENT]).fill_null(False).to_numpy()
+    reference = (
+        pc.call_function("equal", [manifest["variant"], manifest["reference_variant"]]).fill_null(False).to_numpy()
+    )
     return cosine, margin, latent, reference
 
 
@@ -168,8 +170,9 @@ def identity_figures(manifest: pa.Table) -> list[tuple[str, str, str]]:
     if summary is None:
         return []
 
-    def line(what: str, kind: str, name: str, form: Any) -> tuple[str, str, str]:
-        return (what, *("" if (v := summary[part][kind][name]) is None else form(v) for part in ("all", "kept")))
+    def line(what: str, kind: str, name: str, form: Callable[[float], str]) -> tuple[str, str, str]:
+        found, kept = (summary[part][kind][name] for part in ("all", "kept"))
+        return what, "" if found is None else form(found), "" if kept is None else form(kept)
 
     def cosine(value: float) -> str:
         return f"{value:.3f}"
@@ -253,7 +256,7 @@ def read_privacy(output: Output, plan: Plan, manifest: pa.Table) -> dict[str, An
         return None
     copies = found.get("near_copies")
     if copies:
-        kept = pc.equal(manifest["verdict"], KEPT).to_numpy()
+        kept = pc.call_function("equal", [manifest["verdict"], KEPT]).to_numpy()
         found["near_copies"] = copies | {"kept": near_copies(nearest_real(manifest)[kept], copies["threshold"])}
     return found
 

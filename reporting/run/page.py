@@ -64,7 +64,7 @@ def controls(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list
     """The thresholds that judge anything in these images; a run without scores of identities has none of those."""
     there = {name: manifest[column].null_count < manifest.num_rows for name, (column, _) in SCORES.items()}
     there["real"] = not nearest_real_picture(manifest)[1].all()
-    latent = bool(pc.any(pc.equal(manifest["source"], LATENT)).as_py())
+    latent = bool(pc.call_function("any", [pc.call_function("equal", [manifest["source"], LATENT])]).as_py())
     found = []
     for key, score, label, option, low, high, suggested in _CONTROLS:
         if there[score]:
@@ -82,14 +82,16 @@ def pack_scores(manifest: pa.Table) -> dict[str, Any]:
     order of rows, which is the plan's. Columns read: those of datasets.runs.verdicts.verdicts and person. Nothing is
     compressed: 100,000 images with all scores are 2.3 MB, and every browser reads them alike.
     """
-    flags = pc.not_equal(manifest["status"], "ok").fill_null(True).to_numpy().astype(np.uint8) * FAILED
+    flags = (
+        pc.call_function("not_equal", [manifest["status"], "ok"]).fill_null(True).to_numpy().astype(np.uint8) * FAILED
+    )
     columns = {}
     for name, (column, bit) in SCORES.items():
         null = manifest[column].is_null().to_numpy()
         flags |= null.astype(np.uint8) * bit
         if not null.all():
             columns[name] = _base64(manifest[column].cast(pa.float32()).fill_null(np.nan).to_numpy().astype("<f4"))
-    latent = pc.equal(manifest["source"], LATENT).fill_null(False).to_numpy()
+    latent = pc.call_function("equal", [manifest["source"], LATENT]).fill_null(False).to_numpy()
     reference = manifest["variant"].to_numpy() == manifest["reference_variant"].fill_null(-1).to_numpy()
     flags |= latent.astype(np.uint8) * FROM_LATENT | reference.astype(np.uint8) * IS_REFERENCE
     return {
@@ -131,8 +133,11 @@ def choose_strips(manifest: pa.Table) -> list[np.ndarray]:
     person = manifest["person"].to_numpy()
     starts = np.flatnonzero(np.diff(person, prepend=person[:1] - 1))
     ends = np.append(starts[1:], len(person))
-    places = np.unique(np.linspace(0, len(starts) - 1, STRIP_PEOPLE).round().astype(int)) if len(starts) else []
-    return [np.arange(starts[i], min(ends[i], starts[i] + STRIP_VARIANTS)) for i in places]
+    if not len(starts):
+        return []
+    places = np.unique(np.linspace(0, len(starts) - 1, STRIP_PEOPLE).round().astype(int))
+    shown = zip(starts[places].tolist(), ends[places].tolist(), strict=True)
+    return [np.arange(start, min(end, start + STRIP_VARIANTS)) for start, end in shown]
 
 
 def choose_rows(manifest: pa.Table, shown: Sequence[Control], sample: int) -> np.ndarray:
@@ -177,8 +182,9 @@ def _of_many_people(rows: np.ndarray, person: np.ndarray, count: int) -> list[in
     for row in rows.tolist():
         if len(found) == count:
             break
-        times[person[row]] = times.get(person[row], 0) + 1
-        if times[person[row]] <= _OF_A_PERSON:
+        who = int(person[row])
+        times[who] = times.get(who, 0) + 1
+        if times[who] <= _OF_A_PERSON:
             found.append(row)
     return found
 

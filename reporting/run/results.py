@@ -152,13 +152,13 @@ def _sheet_rows(table: pa.Table, unit: Unit, configuration: Configuration, thres
 
 
 def _sheet_cell(image: Mapping) -> SheetCell:
-    good = image["status"] == "ok" and image["image"] is not None
+    content = image["image"] if image["status"] == "ok" else None
     reference = image["variant"] == image["reference_variant"]
     itself = reference and image["source"] != LATENT
     scores = [image["detector_score"], None if reference else image["ssim"]]
     scores.append(None if itself else image["identity_cosine"])
     caption = " ".join([f"{score:.2f}" for score in scores if score is not None] + ["ref"] * reference)
-    return SheetCell(decode(image["image"]) if good else None, caption, image["verdict"])
+    return SheetCell(None if content is None else decode(content), caption, image["verdict"])
 
 
 def counts_of(summary: Mapping) -> dict[str, int]:

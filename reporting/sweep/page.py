@@ -159,7 +159,7 @@ def sweep_page(
     name = str(sweep.get("sweep", trials["sweep"][0].as_py()))
     waiting = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in arms]
     notes = [*notes, *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in waiting)]
-    tables = {arm: trials.filter(pc.equal(trials["arm"], arm)) for arm in arms}
+    tables = {arm: trials.filter(pc.call_function("equal", [trials["arm"], arm])) for arm in arms}
     found = {score: {arm: analyse(trials_of(tables[arm], score)) for arm in arms} for score in SCORES}
     leak = sweep.get("leak") or {}
     return rendered(
@@ -240,7 +240,7 @@ def changed_queries(table: pa.Table, level: int, each: int) -> Changed | None:
 
 def _precisions(table: pa.Table, level: int) -> np.ndarray | None:
     """Average precisions [S, Q] of a level's trials; None where there are none, or of unlike queries."""
-    rows = table.filter(pc.equal(table["level"], level))
+    rows = table.filter(pc.call_function("equal", [table["level"], level]))
     lists = list(zip(rows["query_identity"].to_pylist(), rows["query_ap"].to_pylist(), strict=True))
     if not lists or any(identity != lists[0][0] for identity, _ in lists) or not lists[0][0]:
         return None

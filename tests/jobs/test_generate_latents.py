@@ -27,7 +27,6 @@ from passersby.reid.checkpoint import load_reid, save_reid
 from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
 from passersby.stylegan3 import to_uint8
 from passersby.stylegan3.checkpoint import load_network
-from pipeline.generation import read_inputs
 from reporting.grid import encode_png
 from tests.helpers import latent_tables as helper
 
@@ -202,7 +201,7 @@ def test_artificial_people_are_compared_with_themselves_and_with_nobody(ray_clus
     out, threads = str(tmp_path / "out"), torch.get_num_threads()
     seeds = {"latents": None, "real": None, "partners": "random", "people": 2}
     config = dataclasses.replace(config, out=out, **seeds)
-    inputs = read_inputs(vars(config))
+    inputs = config.inputs()
     plan, output = Plan(config.frozen(inputs)).extended(2), Output(out)
     output.write(PLAN_FILE, plan.to_json())
     stages, _ = generate.prepare(config, output, plan, inputs, load_network(inputs.network).generator)
