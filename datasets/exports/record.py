@@ -106,7 +106,7 @@ def identities_csv(people: People) -> bytes:
     identities (torchvision's ImageFolder); empty for test people.
     """
     rows, label = [], 0
-    for index in np.flatnonzero(people.exported):
+    for index in np.flatnonzero(people.exported).tolist():
         train = people.split[index] == 0
         split = SPLITS[0] if train else "test"
         name = people.names[index] if people.names else ""
@@ -119,16 +119,16 @@ def short_csv(people: People, wanted: int) -> bytes:
     """One line a person with fewer than `wanted` kept images: person, seed, images (0: not in the export)."""
     return _csv(
         ["person", "seed", "images"],
-        [_who(people, index, people.kept) for index in np.flatnonzero(people.short(wanted))],
+        [_who(people, index, people.kept) for index in np.flatnonzero(people.short(wanted)).tolist()],
     )
 
 
-def _who(people: People, index: int, images: np.ndarray) -> list:
+def _who(people: People, index: int, images: np.ndarray) -> list[int | str]:
     seed = people.seed[index]
     return [people.person[index], seed if seed >= 0 else "", images[index]]
 
 
-def _csv(header: list[str], rows: list[list]) -> bytes:
+def _csv(header: list[str], rows: list[list[int | str]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -178,7 +178,7 @@ def cameras_of(options: Options, people: People) -> set[int]:
 
 
 def _kept(table: pa.Table) -> np.ndarray:
-    return pc.equal(table["verdict"], "kept").fill_null(False).to_numpy()  # [n] bool
+    return pc.call_function("equal", [table["verdict"], "kept"]).fill_null(False).to_numpy()  # [n] bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +215,7 @@ def select(manifest: RunManifest, options: Options, people: People, columns: lis
         split = np.where(people.split[index] == 0, 0, np.where(rank == 1, 1, 2))
         given = pa.array(options.camera + variant % options.cameras)
         table = table.set_column(
-            table.column_names.index("camera"), "camera", pc.coalesce(table["camera"], given)
+            table.column_names.index("camera"), "camera", pc.call_function("coalesce", [table["camera"], given])
         ).append_column("identity", pa.array(people.identity[index]))
         table = table.append_column("split", pa.array(np.array(SPLITS)[split]))
         here = np.flatnonzero(chosen)

@@ -22,6 +22,7 @@ from datasets.exports.manifest import RunManifest
 from datasets.exports.selection import FILES_OF_MANY, ExportImages, Options, People, Piece, select
 from datasets.runs.manifest import MANIFEST_SCHEMA
 from datasets.storage.output import Output
+from passersby.options import Json
 
 COLUMNS = MANIFEST_SCHEMA.names
 ROW_GROUP_BYTES, ROW_GROUP_ROWS = 16_000_000, 4096  # of encoded images: what a reader that filters takes in at once
@@ -74,7 +75,7 @@ def _json_columns() -> list[str]:
     return [name for name in TABLE_SCHEMA.names if name != "image"]
 
 
-def _number(value: object) -> object:
+def _number(value: Json) -> Json:
     return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON knows no NaN
 
 
@@ -92,7 +93,11 @@ def write_table(out: Output, name: str, images: ExportImages, pieces: Sequence[P
     with (
         out.replacing(name) as path,
         pq.ParquetWriter(
-            path, TABLE_SCHEMA, compression=compression, use_dictionary=described, write_statistics=described
+            path,
+            TABLE_SCHEMA,
+            compression=compression,  # pyright: ignore[reportArgumentType]  # pyarrow has no stubs: one for each column too
+            use_dictionary=described,  # pyright: ignore[reportArgumentType]  # and columns by name
+            write_statistics=described,  # pyright: ignore[reportArgumentType]  # and columns by name
         ) as writer,
     ):
         for group in _row_groups(images, pieces):
@@ -132,6 +137,8 @@ def tasks(manifest: RunManifest, out: Output, options: Options, people: People, 
     """
     images = ExportImages(manifest, options.jpeg_quality)
     if options.format in FILES_OF_MANY:
+        if options.images_per_file is None:
+            raise ValueError(f"--format {options.format}: complete the options first, as `Options.completed` does")
         table = options.format == "table"
         name_of = table_name if table else tar_name
         write = write_table if table else write_tar
@@ -156,7 +163,7 @@ def run_tasks(work: Iterator[Task], threads: int, finished: Callable[[Task], Non
     At most twice as many are held at once. The first error ends the work: tasks that run are waited for, none is
     begun, and the error is raised.
     """
-    waiting: collections.deque[tuple[Task, Future]] = collections.deque()
+    waiting: collections.deque[tuple[Task, Future[None]]] = collections.deque()
 
     def finish() -> None:
         task, future = waiting.popleft()

@@ -38,7 +38,7 @@ class Pictures:
         """What the data set calls the first so many people, in order."""
         return [self.listing.people[int(self.listing.identities[self.starts[p]])] for p in range(people)]
 
-    def row(self, unit: InversionUnit) -> dict:
+    def row(self, unit: InversionUnit) -> dict[str, int | list[int] | list[str] | list[str | bytes | Path]]:
         """A unit as a Ray Data row: scalars, and lists with one entry a picture; `file` (absolute) or `content`."""
         first, end = self.starts[unit.first_person], self.starts[unit.first_person + unit.people]
         persons = np.repeat(np.arange(unit.people), np.diff(self.starts)[unit.first_person :][: unit.people])

@@ -4,14 +4,13 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.latents.plan import InversionPlan, InversionUnit
-from datasets.latents.table import LATENTS_FILE, SCHEMA, SCHEMA_VERSION
+from datasets.latents.table import LATENTS_FILE, SCHEMA, SCHEMA_VERSION, About
 from datasets.runs.manifest import READERS, SHARDS_AT_ONCE
 from datasets.runs.shards import shard_name
 from datasets.storage.output import Output
@@ -67,7 +66,7 @@ def read_latents_shard(output: Output, plan: InversionPlan, unit: InversionUnit)
     return table
 
 
-def write_latents(output: Output, plan: InversionPlan, about: Mapping[str, Any]) -> pa.Table:
+def write_latents(output: Output, plan: InversionPlan, about: About) -> pa.Table:
     """Derive OUT/latents.parquet from the shards; returns its rows without the codes.
 
     Rows stand in the order of the plan. Shards are read some at a time, so memory does not grow with their number.
@@ -90,9 +89,9 @@ def _writer(path: str, metadata: Mapping[str, str]) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         path,
         SCHEMA.with_metadata(metadata),
-        compression=_COMPRESSION,
-        use_dictionary=_DESCRIBED,
-        write_statistics=_DESCRIBED,
+        compression=_COMPRESSION,  # pyright: ignore[reportArgumentType]  # pyarrow has no stubs: one for each column too
+        use_dictionary=_DESCRIBED,  # pyright: ignore[reportArgumentType]  # and columns by name
+        write_statistics=_DESCRIBED,  # pyright: ignore[reportArgumentType]  # and columns by name
         write_page_checksum=True,
     )
 
@@ -119,4 +118,4 @@ def is_complete(output: Output, plan: InversionPlan) -> bool:
 
 def count_errors(table: pa.Table) -> int:
     """How many pictures could not be inverted."""
-    return pc.sum(pc.not_equal(table["status"], "ok")).as_py() or 0
+    return pc.call_function("sum", [pc.call_function("not_equal", [table["status"], "ok"])]).as_py() or 0

@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from datasets.people.labelled_images import UNKNOWN_CAMERA
 from datasets.storage.addresses import explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
+from passersby.options import Json
 from passersby.restyle.refinement import person_code
 
 LATENTS_FILE = "latents.parquet"
@@ -55,6 +56,30 @@ def delta_name(person: int) -> str:
     return f"deltas/{person // 1000:03d}/person-{person:06d}.safetensors"
 
 
+class AboutGenerator(TypedDict):
+    """The generator that codes are of: its file's name and sha256, the shape of a code, the size of its images."""
+
+    file: NotRequired[str]
+    sha256: str
+    num_ws: int
+    w_dim: int
+    height: int
+    width: int
+
+
+class About(TypedDict):
+    """The metadata of a table of latents that other jobs read; only those of the generator are checked when it is read.
+
+    There are more, for people: the encoder, the metric, the options.
+    """
+
+    generator: AboutGenerator
+    data: NotRequired[Json]
+    splits: NotRequired[Sequence[str]]
+    test_people: NotRequired[Json]
+    records: NotRequired[Json]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Latents:
     """The pictures that could be inverted, N of P people; row i of every field is picture i.
@@ -74,7 +99,7 @@ class Latents:
     paths: tuple[str, ...]
     names: Mapping[int, str]
     deltas: Mapping[int, tuple[str, str]]
-    about: Mapping[str, Any]
+    about: About
     folder: str = dataclasses.field(repr=False)  # may hold credentials
     sha256: str
 
@@ -140,7 +165,7 @@ def read_latents(address: str | os.PathLike) -> Latents:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise InputError(f"--latents {where} is damaged ({reason}): {_ADVICE}") from error
-    table = table.filter(pc.equal(table["status"], "ok").fill_null(False)).combine_chunks()
+    table = table.filter(pc.call_function("equal", [table["status"], "ok"]).fill_null(False)).combine_chunks()
     if not table.num_rows:
         raise InputError(f"--latents {where}: there is nobody in it: not one picture could be inverted")
     shape = about["generator"]["num_ws"], about["generator"]["w_dim"]
@@ -148,7 +173,7 @@ def read_latents(address: str | os.PathLike) -> Latents:
     return _assemble(table, codes, about, folder, where, hashlib.sha256(content).hexdigest())
 
 
-def _assemble(table: pa.Table, codes: np.ndarray, about: dict, folder: str, where: str, sha256: str) -> Latents:
+def _assemble(table: pa.Table, codes: np.ndarray, about: About, folder: str, where: str, sha256: str) -> Latents:
     for column in ("person", "identity", "name", "path"):
         if table[column].null_count:
             raise InputError(f"--latents {where}: {column} is empty in some rows: {_ADVICE}")
@@ -160,7 +185,7 @@ def _assemble(table: pa.Table, codes: np.ndarray, about: dict, folder: str, wher
     files = list(zip(table["delta"].to_pylist(), table["delta_sha256"].to_pylist(), strict=True))
     names: dict[int, str] = {}
     deltas: dict[int, tuple[str, str]] = {}
-    who: dict[int, tuple] = {}
+    who: dict[int, tuple[int, str, str | None, str | None]] = {}
     for person, identity, label, (file, digest) in zip(
         persons.tolist(), identities.tolist(), labels, files, strict=True
     ):
@@ -179,7 +204,7 @@ def _assemble(table: pa.Table, codes: np.ndarray, about: dict, folder: str, wher
 def _codes(table: pa.Table, shape: tuple[int, int], where: str) -> np.ndarray:
     column = table["w"].combine_chunks()
     values = shape[0] * shape[1]
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+    lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
     wrong = np.flatnonzero(lengths != values)
     if len(wrong):
         path = table["path"][int(wrong[0])].as_py()
@@ -195,7 +220,7 @@ def _codes(table: pa.Table, shape: tuple[int, int], where: str) -> np.ndarray:
     return codes
 
 
-def _about(schema: pa.Schema, where: str) -> dict[str, Any]:
+def _about(schema: pa.Schema, where: str) -> About:
     metadata = schema.metadata or {}
     version = metadata.get(b"schema_version", b"none").decode()
     if b"about" not in metadata or not schema.equals(SCHEMA):

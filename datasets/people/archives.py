@@ -24,6 +24,7 @@ from datasets.people.listing import (
     without_junk,
 )
 from passersby.errors import InputError
+from passersby.options import Json
 
 MOST_MEMBERS = 5_000_000
 MOST_LABELS_BYTES = 256 << 20
@@ -85,12 +86,13 @@ def parse_labels(text: bytes, path: Path) -> dict[str, Label]:
     for name, label in pairs:
         if name in parsed:
             raise InputError(f"{where} names {name!r} twice: remove one of the lines")
-        parsed[name] = value = _label(label)
+        value = _label(label)
         if value is None:
             raise InputError(
                 f"{where} labels {name!r} {_short(label)}: give a class number below {MOST_CLASSES}, or a vector of "
                 "finite numbers"
             )
+        parsed[name] = value
         previous, length = length, len(value) if isinstance(value, tuple) else 0
         if previous not in (None, length):
             raise InputError(f"{where} labels {name!r} {_short(label)}, unlike those before it: give all one form")
@@ -136,16 +138,17 @@ def _fault(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> str | None
     return None
 
 
-def _label(value: object) -> Label | None:
+def _label(value: Json) -> Label | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 <= value < MOST_CLASSES else None
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
         return None
-    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
+    numbers = [number for number in value if isinstance(number, int | float) and not isinstance(number, bool)]
     # An int beyond float's range fails the comparison's bound and never becomes a float.
-    return tuple(map(float, value)) if numbers and all(abs(n) <= 3e38 and math.isfinite(n) for n in value) else None
+    good = len(numbers) == len(value) and all(abs(number) <= 3e38 and math.isfinite(number) for number in numbers)
+    return tuple(map(float, numbers)) if good else None
 
 
-def _short(value: object) -> str:
+def _short(value: Json) -> str:
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "..."

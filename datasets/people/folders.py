@@ -2,7 +2,7 @@
 
 Sub-folders `train`, `query`, `gallery` and `multi-query`, each with one sub-folder a person, are the splits, as in
 layumi's Person_reID_baseline_pytorch (`train_all` goes before `train`). Where there are none of these, everything is
-for training and `reid_splits.derived_split` makes query and gallery.
+for training and `splits.derived_split` makes query and gallery.
 """
 
 import os
@@ -129,7 +129,7 @@ def _camera(name: str) -> int:
     return UNKNOWN_CAMERA if match is None else int(match[1])
 
 
-def _files(folder: Path, root: Path) -> Iterator[tuple[os.DirEntry, bool]]:
+def _files(folder: Path, root: Path) -> Iterator[tuple[os.DirEntry[str], bool]]:
     """Files below a folder, and links: (entry, whether it is a link that is not followed)."""
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from datasets.runs.verdicts import KEPT
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
+Content = TypeVar("Content", str, bytes)  # an image: the path of its file, or its encoded bytes
 ROW_IMAGES = 64  # of one row, which is one unit of work
 MOST_BYTES = 64 << 20  # of one file
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -147,7 +149,7 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _of_files(kind: str, description: str, files: dict[str, Path], people: int | None) -> ImageSet:
+def _of_files(kind: str, description: str, files: Mapping[str, Path], people: int | None) -> ImageSet:
     def read(path: Path) -> bytes:
         try:
             return read_bytes(path)
@@ -159,9 +161,15 @@ def _of_files(kind: str, description: str, files: dict[str, Path], people: int |
 
 
 def _measured(
-    kind: str, description: str, items: dict[str, str | bytes], people: int | None, read: Callable, column: str
+    kind: str,
+    description: str,
+    items: Mapping[str, Content],
+    people: int | None,
+    read: Callable[[Content], bytes],
+    column: str,
 ) -> ImageSet:
-    digest, sizes = hashlib.sha256(), Counter()
+    digest = hashlib.sha256()
+    sizes: Counter[tuple[int, int]] = Counter()
     for name in sorted(items):
         content = read(items[name])
         digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
@@ -171,7 +179,7 @@ def _measured(
     return ImageSet(kind, description, len(items), rows, tuple(sizes.most_common()), digest.hexdigest(), people)
 
 
-def _rows(column: str, items: Sequence[str | bytes]) -> Iterable[dict]:
+def _rows(column: str, items: Sequence[Content]) -> Iterable[dict[str, int | list[Content]]]:
     for unit, start in enumerate(range(0, len(items), ROW_IMAGES)):
         yield {"unit": unit, column: list(items[start : start + ROW_IMAGES])}
 

@@ -14,6 +14,7 @@ from datasets.people.archives import list_archive, list_labelled_folder
 from datasets.people.listing import LABELS_FILE, TRAIN_FOLDER, Item, Listing, is_tree, list_folder, list_tree
 from datasets.people.market_tree import identities_sha256
 from passersby.errors import InputError
+from passersby.options import Json
 
 TOY_RECORD = "toy_crowd.json"
 VALIDATION_SHARE = 20  # one in so many, where the number is not given
@@ -35,13 +36,13 @@ class ImageSource:
     training: tuple[Item, ...]
     validation: tuple[Item, ...]
     left_out: dict[str, int]  # how many junk, distractors, unreadable
-    toy_crowd: dict | None
+    toy_crowd: dict[str, str | int | float] | None
     fingerprint: str
 
     @property
-    def record(self) -> dict:
+    def record(self) -> dict[str, Json]:
         """What a network's file says of its data, as plain JSON values. `identities` is None where unknown."""
-        record = {
+        record: dict[str, Json] = {
             "name": self.root.name,
             "kind": self.kind,
             "split": "train",
@@ -133,10 +134,11 @@ def _split(items: tuple[Item, ...], count: int | None) -> tuple[tuple[Item, ...]
 def _people(items: Iterable[Item]) -> list[int] | None:
     """The identities, ascending; None where one is unknown."""
     people = {item.identity for item in items}
-    return None if None in people else sorted(people)
+    known = sorted(identity for identity in people if identity is not None)
+    return known if len(known) == len(people) else None
 
 
-def _counts(items: Sequence[Item]) -> dict:
+def _counts(items: Sequence[Item]) -> dict[str, Json]:
     people = _people(items)
     known = None if people is None else {"count": len(people), "sha256": identities_sha256(people)}
     return {"images": len(items), "identities": known}
@@ -157,7 +159,7 @@ def _fingerprint(training: Sequence[Item], validation: Sequence[Item]) -> str:
     return digest.hexdigest()
 
 
-def _toy_record(listing: Listing) -> dict | None:
+def _toy_record(listing: Listing) -> dict[str, str | int | float] | None:
     """The scalars of a toy crowd's record: versions and hashes, not the lists it may also hold."""
     path = listing.root / TOY_RECORD
     if listing.kind != "tree" or not path.is_file():

@@ -11,6 +11,7 @@ from scipy.cluster.vq import ClusterError, kmeans2
 from datasets.people.image_source import ImageSource
 from datasets.people.listing import Item
 from passersby.errors import InputError
+from passersby.options import Json
 
 STRIPES, BINS = 3, (8, 8, 8)  # head, trunk, legs; L, a, b
 FEATURES = STRIPES * sum(BINS)
@@ -22,7 +23,7 @@ class Labels:
     """`rows` [N, c_dim] float32, in the order of the training images; `meaning` is for the network's record."""
 
     rows: np.ndarray
-    meaning: dict
+    meaning: dict[str, Json]
 
 
 def labels(
@@ -79,7 +80,8 @@ def _camera_labels(source: ImageSource) -> Labels:
             f'labels by "camera": {len(unknown)} of {len(source.training)} images of {source.root} say no camera, the '
             f"first is {unknown[0]}: all names must read PPPP_cCsS_FFFFFF_BB.jpg; or choose other labels"
         )
-    cameras, places = np.unique([item.camera for item in source.training], return_inverse=True)
+    known = [item.camera for item in source.training if item.camera is not None]
+    cameras, places = np.unique(known, return_inverse=True)
     counts = np.bincount(places)
     meaning = {"kind": "camera", "cameras": cameras.tolist(), "images": counts.tolist()}
     return Labels(_one_hot(places, len(cameras)), meaning)
@@ -96,7 +98,7 @@ def _dataset_labels(source: ImageSource) -> Labels:
         rows = np.array([item.label for item in source.training], np.float32)
         return Labels(rows, {"kind": "dataset", "vectors": rows.shape[1]})
     # People set aside count as well: how many columns there are must not depend on who is set aside.
-    everybody = [item.label for item in source.training + source.validation if item.label is not None]
+    everybody = [item.label for item in source.training + source.validation if isinstance(item.label, int)]
     classes = np.array([item.label for item in source.training])
     count = max(everybody) + 1
     meaning = {"kind": "dataset", "classes": count, "images": np.bincount(classes, minlength=count).tolist()}
@@ -104,9 +106,9 @@ def _dataset_labels(source: ImageSource) -> Labels:
 
 
 def _cluster_labels(items: Sequence[Item], features: np.ndarray, clusters: int, seed: int) -> Labels:
-    known = all(item.identity is not None for item in items)
-    keys = [item.identity for item in items] if known else range(len(items))
-    people, person_of = np.unique(keys, return_inverse=True)
+    identities = [item.identity for item in items if item.identity is not None]
+    known = len(identities) == len(items)
+    people, person_of = np.unique(identities if known else range(len(items)), return_inverse=True)
     sums = np.zeros((len(people), features.shape[1]))
     np.add.at(sums, person_of, features)  # in the listing's order, so equal bits come each time
     means = sums / np.bincount(person_of)[:, None]

@@ -154,8 +154,8 @@ def without_junk(kind: str, root: Path, items: Sequence[Item]) -> Listing:
 
 def market_names(names: Sequence[str]) -> dict[str, TreeImage] | None:
     """What every name (with /) says, where all of them read as Market-1501's do; else None."""
-    parsed = {name: _parse(name) for name in names}
-    return parsed if all(parsed.values()) else None
+    parsed = {name: image for name in names if (image := _parse(name)) is not None}
+    return parsed if all(name in parsed for name in names) else None
 
 
 def folder_identities(names: Sequence[str]) -> dict[str, int]:
@@ -164,9 +164,9 @@ def folder_identities(names: Sequence[str]) -> dict[str, int]:
         return {}
     folders = {name: name.split("/")[0] for name in names}
     distinct = sorted(set(folders.values()))
-    numbers = {folder: _number(folder) for folder in distinct}
+    numbers = {folder: number for folder in distinct if (number := _number(folder)) is not None}
     # 7 and 0007 would be one person, so then, as with any other names, the order numbers the folders.
-    if None in numbers.values() or len(set(numbers.values())) < len(distinct):
+    if len(set(numbers.values())) < len(distinct):
         numbers = {folder: place for place, folder in enumerate(distinct, start=1)}
     return {name: numbers[folder] for name, folder in folders.items()}
 

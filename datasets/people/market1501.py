@@ -54,7 +54,7 @@ def read(root: Path, split: str) -> Listing:
     return listing if toy is not None else listing.with_notes(published_note(listing, data_set, split))
 
 
-def toy_crowd_record(root: Path) -> dict | None:
+def toy_crowd_record(root: Path) -> dict[str, str | int | float] | None:
     """The scalars of a toy crowd's toy_crowd.json (version, hashes), None where there is none.
 
     Raises InputError for one that is no JSON object.

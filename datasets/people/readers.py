@@ -1,9 +1,10 @@
 """Any re-ID data by its path: which kind it is, and one split of it."""
 
+import dataclasses
 import os
 import re
 from pathlib import Path
-from types import ModuleType
+from typing import Generic, Protocol, TypeVar
 
 from datasets.people import cuhk03, folders, market1501, msmt17, tables
 from datasets.people.labelled_images import Listing
@@ -11,9 +12,43 @@ from datasets.people.splits import GALLERY, QUERY, SPLITS, TRAIN, people_only, u
 from datasets.reid import runs
 from passersby.errors import InputError
 
-# In this order, as every folder is one of people. Each has holds(root), splits(root) and read(root, split).
-_KINDS: tuple[ModuleType, ...] = (tables, market1501, msmt17, cuhk03, folders)
+Root = TypeVar("Root")
+AnyRoot = TypeVar("AnyRoot", contravariant=True)
+
+
+class Reader(Protocol[AnyRoot]):
+    """What reads one kind of data, as its module does. root: a folder or table; of a run also a URI, as text."""
+
+    def holds(self, root: AnyRoot) -> bool:
+        """Whether the data at `root` are of this kind."""
+        ...
+
+    def splits(self, root: AnyRoot) -> set[str]:
+        """The splits that they have."""
+        ...
+
+    def read(self, root: AnyRoot, split: str) -> Listing:
+        """One of the splits."""
+        ...
+
+
+# In this order, as every folder is one of people.
+_KINDS: tuple[Reader[Path], ...] = (tables, market1501, msmt17, cuhk03, folders)
 _COLLAPSED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")  # what pathlib makes of s3://bucket/run
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data(Generic[Root]):
+    """Where data lie, and what reads them."""
+
+    root: Root
+    reader: Reader[Root]
+
+    def splits(self) -> set[str]:
+        return self.reader.splits(self.root)
+
+    def read(self, split: str) -> Listing:
+        return self.reader.read(self.root, split)
 
 
 def read_split(root: str | Path, split: str) -> Listing:
@@ -26,21 +61,20 @@ def read_split(root: str | Path, split: str) -> Listing:
     """
     if split not in SPLITS:
         raise InputError(f"no split {split!r}: it is one of {', '.join(SPLITS)}")
-    where, kind = _kind(root)
-    listing = kind.read(where, split)
+    data = _data(root)
+    listing = data.read(split)
     if split in (TRAIN, QUERY):
         listing = people_only(listing)
         if not len(listing):
             raise InputError(f"{listing.name}: there is nobody, only junk (-1) and distractors: give images of people")
-    if split == QUERY and GALLERY in kind.splits(where):
-        listing = listing.with_notes(unmatched_note(listing, kind.read(where, GALLERY)))
+    if split == QUERY and GALLERY in data.splits():
+        listing = listing.with_notes(unmatched_note(listing, data.read(GALLERY)))
     return listing
 
 
 def has_split(root: str | Path, split: str) -> bool:
     """Whether `read_split` has that split to give. Raises InputError where the path leads nowhere."""
-    where, kind = _kind(root)
-    return split in kind.splits(where)
+    return split in _data(root).splits()
 
 
 def address(root: str | Path) -> str | Path:
@@ -49,10 +83,10 @@ def address(root: str | Path) -> str | Path:
     return text if "://" in text else Path(text).expanduser()
 
 
-def _kind(root: str | Path) -> tuple[str | Path, ModuleType]:
+def _data(root: str | Path) -> _Data[Path] | _Data[str | Path]:
     where = address(root)
     if runs.holds(where):
-        return where, runs
+        return _Data(where, runs)
     if isinstance(where, str):
         raise InputError(f"{where}: no run of jobs/generate.py lies there: other data are read from folders only")
     where = Path(os.path.abspath(where))  # "." has no name; links stay as they are
@@ -63,7 +97,7 @@ def _kind(root: str | Path) -> tuple[str | Path, ModuleType]:
         raise InputError(f"{root} is a file, and no table (.csv, .parquet): give one, or a folder")
     if kind is folders:
         _refuse_one_level_off(where)
-    return where, kind
+    return _Data(where, kind)
 
 
 def _refuse_one_level_off(root: Path) -> None:

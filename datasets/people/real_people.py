@@ -58,11 +58,12 @@ def real_people(listing: Listing, features: np.ndarray, names: Sequence[str] | N
         raise InputError(f"{listing.name}: none of its {len(listing)} images is of a person who is known by name")
     features = normalised(np.asarray(features)[kept], listing.name)
     listing = listing.take(kept)
-    persons, notes = {}, []
+    persons: dict[int, int | None] = {}
+    notes = []
     if names is not None:
         by_name = {name: identity for identity, name in listing.people.items()}
         matches = matched_names(names, by_name)
-        persons = {person: by_name.get(matches.get(name)) for person, name in enumerate(names)}
+        persons = {person: by_name[matches[name]] if name in matches else None for person, name in enumerate(names)}
         missing = [name for name in names if name not in matches]
         shown = ", ".join(map(repr, missing[:_SHOWN])) + ", ..." * (len(missing) > _SHOWN)
         if missing and not matches:

@@ -41,7 +41,7 @@ def splits(root: Path) -> set[str]:
 
 
 def read(root: Path, split: str) -> Listing:
-    """One split: the rows whose column `split` says so; without that column see `reid_splits.derived_split`.
+    """One split: the rows whose column `split` says so; without that column see `splits.derived_split`.
 
     Paths are taken relative to the table's folder, or absolute. identities: numbers of what the column holds, the
     same in all splits; "-1" is junk. camera: a whole number, empty or -1 where not known. Equal rows count once.
@@ -52,12 +52,9 @@ def read(root: Path, split: str) -> Listing:
     count = len(columns["path"])
     if not count:
         raise InputError(f"{root} has no rows: one for each image is needed")
-    for column in NEEDED:
-        for row, value in enumerate(columns[column]):
-            if not value:
-                raise InputError(f"{root}, row {row + 1}: {column} is empty: fill it in, or remove the row")
+    all_names, all_labels = (_filled(root, column, columns[column]) for column in NEEDED)
     cameras = [_camera(root, row, value) for row, value in enumerate(columns.get("camera", [None] * count))]
-    numbers = numbered(columns["identity"])
+    numbers = numbered(all_labels)
     rows, notes = list(range(count)), []
     if "split" in columns:
         said = [_split(value) for value in columns["split"]]
@@ -68,11 +65,11 @@ def read(root: Path, split: str) -> Listing:
         if unused := sorted(set(said) - set(SPLITS)):
             odd = sum(value not in SPLITS for value in said)
             notes.append(f"{root.name}: {odd:,} rows are not used, their split is {', '.join(map(repr, unused))}")
-    rows, repeated = _once(root, columns, cameras, rows)
+    rows, repeated = _once(root, all_names, all_labels, cameras, rows)
     if repeated:
         notes.append(f"{root.name}: {repeated:,} rows repeat an earlier one and are left out")
-    names = tuple(columns["path"][row] for row in rows)
-    labels = [columns["identity"][row] for row in rows]
+    names = tuple(all_names[row] for row in rows)
+    labels = [all_labels[row] for row in rows]
     identities = [numbers[label] for label in labels]
     paths = tuple(root.parent / name for name in names)
     name = f"{root.name} {split}" if "split" in columns else root.name
@@ -89,13 +86,25 @@ def read(root: Path, split: str) -> Listing:
     return listing if "split" in columns else derived_split(listing, split)
 
 
-def _once(root: Path, columns: dict[str, list], cameras: Sequence[int], rows: list[int]) -> tuple[list[int], int]:
+def _filled(root: Path, column: str, values: Sequence[str | None]) -> list[str]:
+    """The values of a column that is needed in every row."""
+    filled = []
+    for row, value in enumerate(values):
+        if not value:
+            raise InputError(f"{root}, row {row + 1}: {column} is empty: fill it in, or remove the row")
+        filled.append(value)
+    return filled
+
+
+def _once(
+    root: Path, names: Sequence[str], labels: Sequence[str], cameras: Sequence[int], rows: list[int]
+) -> tuple[list[int], int]:
     """Rows without those that repeat an earlier one, and how many these are."""
     first: dict[str, int] = {}
     for row in rows:
-        path = columns["path"][row]
+        path = names[row]
         earlier = first.setdefault(path, row)
-        same = columns["identity"][earlier] == columns["identity"][row] and cameras[earlier] == cameras[row]
+        same = labels[earlier] == labels[row] and cameras[earlier] == cameras[row]
         if not same:
             raise InputError(
                 f"{root}: rows {earlier + 1} and {row + 1} say different things of {path!r}: keep the one that is right"
@@ -177,6 +186,7 @@ def _read_parquet(root: Path) -> pa.Table:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if pa.types.is_floating(column.type):  # whole numbers with gaps, as pandas writes them
-            column = pc.cast(pc.if_else(pc.is_nan(column), None, column), pa.int64())
+            filled = pc.call_function("if_else", [pc.call_function("is_nan", [column]), None, column])
+            column = pc.cast(filled, pa.int64())
         columns[known[name]] = column.cast(pa.string())
     return pa.table(columns)

@@ -11,15 +11,17 @@ import pickle
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
 from datasets.people.labelled_images import UNKNOWN_CAMERA
 from passersby.errors import InputError
+from passersby.options import Json
 
 SPLITS = ("query", "gallery", "multi-query")
 METADATA_KEY = b"passersby_features"
@@ -61,6 +63,13 @@ class FeatureSet:
         return FeatureSet(self.features[places], self.identities[places], self.cameras[places], names)
 
 
+class Record(TypedDict, total=False):
+    """What a file says of its making: the network, and the images of each split."""
+
+    network: Mapping[str, Json]
+    data: Mapping[str, Json]
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureFile:
     """What a file of features holds. kind: "passersby" | "layumi" | "torchreid"; record: what it says of its making."""
@@ -69,10 +78,10 @@ class FeatureFile:
     query: FeatureSet
     gallery: FeatureSet
     multi_query: FeatureSet | None = None
-    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    record: Record = dataclasses.field(default_factory=Record)
 
 
-def write_features(path: str | Path, sets: Mapping[str, FeatureSet], record: Mapping[str, Any]) -> None:
+def write_features(path: str | Path, sets: Mapping[str, FeatureSet], record: Record) -> None:
     """Write sets by split ("query", "gallery", "multi-query") as one Parquet file; the caller renames it when whole.
 
     Columns: split, name, identity int64, camera int64 (null: not known), feature list<float32>. The record is kept
@@ -88,7 +97,12 @@ def write_features(path: str | Path, sets: Mapping[str, FeatureSet], record: Map
         ],
         {METADATA_KEY: json.dumps(record)},
     )
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["split"]) as writer:
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=["split"],  # pyright: ignore[reportArgumentType]  # pyarrow has no stubs: columns by name too
+    ) as writer:
         for split, images in sets.items():
             for start in range(0, len(images), ROWS):
                 part = slice(start, start + ROWS)
@@ -155,9 +169,9 @@ def _parquet(path: Path) -> FeatureFile:
     return FeatureFile("passersby", sets["query"], sets["gallery"], sets.get("multi-query"), record)
 
 
-def _record(text: bytes) -> dict[str, Any]:
+def _record(text: bytes) -> Record:
     try:
-        record = json.loads(text)
+        record: Record = json.loads(text)
     except ValueError as error:
         raise InputError(f"its record is no JSON ({error}): write the file again") from error
     if not isinstance(record, dict) or not all(isinstance(record.get(part, {}), dict) for part in ("network", "data")):
@@ -167,13 +181,13 @@ def _record(text: bytes) -> dict[str, Any]:
 
 def _of_table(split: str, part: pa.Table) -> FeatureSet:
     column = part["feature"]
-    lengths = set(pa.compute.list_value_length(column).unique().to_pylist())
+    lengths = set(pc.call_function("list_value_length", [column]).unique().to_pylist())
     if len(lengths) != 1 or None in lengths:
         raise InputError(f"the {split} features have lengths {sorted(map(str, lengths))[:3]}: all need the same")
     values = np.asarray(column.combine_chunks().flatten(), np.float32).reshape(len(part), lengths.pop())
     names = part["name"].to_pylist()
     unknown = np.full(len(part), UNKNOWN_CAMERA)
-    cameras = pa.compute.fill_null(part["camera"], UNKNOWN_CAMERA) if "camera" in part.column_names else unknown
+    cameras = pc.fill_null(part["camera"], UNKNOWN_CAMERA) if "camera" in part.column_names else unknown
     return _checked(split, values, part["identity"], cameras, () if None in names else tuple(map(str, names)))
 
 
@@ -182,7 +196,7 @@ def _layumi(path: Path) -> FeatureFile:
 
     wanted = [form.format(part) for form in LAYUMI.values() for part in LAYUMI_PARTS]
 
-    def load(file: Path) -> dict:
+    def load(file: Path) -> dict[str, np.ndarray]:
         try:
             return loadmat(file, variable_names=wanted)
         except NotImplementedError as error:
@@ -228,7 +242,7 @@ def _of_npz(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"the .npz cannot be read ({error}): save plain arrays of numbers") from error
 
 
-def _of_torch(path: Path) -> dict[str, Any]:
+def _of_torch(path: Path) -> dict[str, ArrayLike]:
     import torch
 
     try:
@@ -253,14 +267,14 @@ def _numpy_arrays_allowed() -> Iterator[None]:
         yield
 
 
-def _require(found: Collection, keys: Sequence[str] = ("query", "gallery")) -> None:
+def _require(found: Collection[str], keys: Sequence[str] = ("query", "gallery")) -> None:
     missing = [key for key in keys if key not in found]
     if missing:
         have = ", ".join(sorted(map(str, found)))[:80] or "nothing known"
         raise InputError(f"there is no {' and no '.join(missing)} in it (found: {have}): add them")
 
 
-def _of_arrays(split: str, arrays: Mapping, keys: Sequence[str]) -> FeatureSet:
+def _of_arrays(split: str, arrays: Mapping[str, ArrayLike], keys: Sequence[str]) -> FeatureSet:
     """From three arrays or tensors; without the third, cameras are not known."""
     _require(arrays, keys[:2])
     features, identities = (np.asarray(arrays[key]) for key in keys[:2])
@@ -270,15 +284,21 @@ def _of_arrays(split: str, arrays: Mapping, keys: Sequence[str]) -> FeatureSet:
     return _checked(split, features.astype(np.float32), identities, cameras, ())
 
 
-def _checked(split: str, features: np.ndarray, identities: Any, cameras: Any, names: tuple[str, ...]) -> FeatureSet:
-    columns = []
-    for name, values in (("identities", identities), ("cameras", cameras)):
-        values = np.asarray(values).reshape(-1)  # MAT-files know no vectors, only [1, N]
-        if values.dtype.kind not in "iuf" or not np.array_equal(values, np.round(values)):
-            raise InputError(f"the {split} {name} are not whole numbers ({values.dtype}): number them")
-        if len(values) != len(features):
-            raise InputError(f"{len(features)} {split} features, but {len(values)} {name}: give one for each")
-        columns.append(values.astype(np.int64))
+def _checked(
+    split: str, features: np.ndarray, identities: ArrayLike, cameras: ArrayLike, names: tuple[str, ...]
+) -> FeatureSet:
+    identities = _whole_numbers(split, "identities", identities, len(features))
+    cameras = _whole_numbers(split, "cameras", cameras, len(features))
     if names and len(set(names)) != len(names):
         raise InputError(f"names of the {split} are not unique: name each image differently")
-    return FeatureSet(features, *columns, names)
+    return FeatureSet(features, identities, cameras, names)
+
+
+def _whole_numbers(split: str, name: str, values: ArrayLike, count: int) -> np.ndarray:
+    """[count] int64. Raises InputError for other numbers, and for more or fewer of them."""
+    array = np.asarray(values).reshape(-1)  # MAT-files know no vectors, only [1, N]
+    if array.dtype.kind not in "iuf" or not np.array_equal(array, np.round(array)):
+        raise InputError(f"the {split} {name} are not whole numbers ({array.dtype}): number them")
+    if len(array) != count:
+        raise InputError(f"{count} {split} features, but {len(array)} {name}: give one for each")
+    return array.astype(np.int64)

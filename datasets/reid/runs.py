@@ -4,10 +4,10 @@ import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,17 @@ def drawn_key(draw_seed: int, name: str) -> bytes:
     others keep their order.
     """
     return hashlib.sha256(f"{draw_seed}\n{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+class Row(TypedDict):
+    """What is needed of an image's row in the manifest."""
+
+    unit: int
+    person: int
+    variant: int
+    source: str
+    camera: int | None
+    verdict: str
 
 
 def holds(root: str | Path) -> bool:
@@ -90,7 +101,9 @@ def read_run(
     table = read_manifest(output, columns=[*dict.fromkeys((*columns, *(SCORES if filters else ["verdict"])))])
     if filters:
         table = _filtered(output, table, filters)
-    rows = table.filter(pc.equal(table["verdict"], KEPT)).select([*columns, "verdict"]).to_pylist()
+    rows: list[Row] = (
+        table.filter(pc.call_function("equal", [table["verdict"], KEPT])).select([*columns, "verdict"]).to_pylist()
+    )
     rows = [row for row in rows if row["unit"] in units]
     if not rows:
         which = f"--filters {' '.join(filters)} keeps" if filters else f"{manifest_name()} keeps"
@@ -135,13 +148,13 @@ def _name(plan: Plan, person: int) -> str:
     return origins[person].name if origins else str(person)
 
 
-def _order(row: dict) -> tuple[int, int]:
+def _order(row: Row) -> tuple[int, int]:
     return row["person"], row["variant"]
 
 
 def _first(
-    plan: Plan, rows: list[dict], most_people: int | None, most_variants: int | None, draw_seed: int | None
-) -> list[dict]:
+    plan: Plan, rows: list[Row], most_people: int | None, most_variants: int | None, draw_seed: int | None
+) -> list[Row]:
     """Of rows in their order the first, or the drawn, people and variants; in their order again."""
     groups = {person: list(group) for person, group in itertools.groupby(rows, key=lambda row: row["person"])}
     people = first(groups, lambda person: _name(plan, person), most_people, draw_seed)
@@ -149,11 +162,11 @@ def _first(
     return sorted(itertools.chain.from_iterable(chosen), key=_order)
 
 
-def _image_name(row: dict) -> str:
+def _image_name(row: Row) -> str:
     return f"{row['person']}/{row['variant']}"
 
 
-def _images(output: Output, plan: Plan, units: dict[int, Unit], rows: list[dict]) -> dict[tuple[int, int], bytes]:
+def _images(output: Output, plan: Plan, units: Mapping[int, Unit], rows: Sequence[Row]) -> dict[tuple[int, int], bytes]:
     """(person, variant) -> encoded bytes; every shard is read once, of the columns needed."""
     wanted = defaultdict(list)
     for row in rows:

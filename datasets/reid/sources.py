@@ -22,6 +22,7 @@ from datasets.people.splits import TRAIN, people_only
 from datasets.reid import runs
 from datasets.reid.runs import first
 from passersby.errors import InputError
+from passersby.options import Json
 
 SOURCES = ("real", "people", "variants")
 REAL, PEOPLE, VARIANTS = range(3)
@@ -35,7 +36,7 @@ class Source:
     kind: int
     listing: Listing
     persons: tuple[str, ...]
-    toy_crowd: Mapping | None = None
+    toy_crowd: Mapping[str, str | int | float] | None = None
 
     def __len__(self) -> int:
         return len(self.persons)
@@ -45,18 +46,19 @@ class Source:
         """Class names of its people, each once, in order."""
         return dict.fromkeys(self.persons)
 
-    def record(self, unreadable: Sequence[str]) -> dict:
+    def record(self, unreadable: Sequence[str]) -> dict[str, Json]:
         """What a network's file says of it, as plain JSON values; `unreadable`: names of images left out."""
         people = self.listing.people
         toy = {} if self.toy_crowd is None else {"toy_crowd": dict(self.toy_crowd)}
-        return {
+        record: dict[str, Json] = {
             "name": self.listing.name,
             "images": len(self) - len(unreadable),
             "people": len(people),
             "sha256": people_sha256(people.values()),
             "unreadable": list(unreadable),
             "fingerprint": self.listing.fingerprint(),
-        } | toy
+        }
+        return record | toy
 
 
 def people_sha256(names: Iterable[str]) -> str:
@@ -145,7 +147,7 @@ def _read(
     return people_only(read_split(root, TRAIN))
 
 
-def _toy_crowd(root: str | Path) -> dict | None:
+def _toy_crowd(root: str | Path) -> dict[str, str | int | float] | None:
     where = address(root)
     return toy_crowd_record(where) if isinstance(where, Path) else None
 
@@ -170,7 +172,7 @@ def _named_apart(listing: Listing, root: str | Path, taken: set[str]) -> tuple[s
     return tuple(f"{label}/{person}" for person in persons)
 
 
-def _matched(listing: Listing, real: Source, toy: Mapping | None) -> Source:
+def _matched(listing: Listing, real: Source, toy: Mapping[str, str | int | float] | None) -> Source:
     """The variants that show a real person, under that person's name (`datasets.people.real_people.matched_names`)."""
     matches = matched_names(_persons(listing), real.people)
     strangers = [person for person in dict.fromkeys(_persons(listing)) if person not in matches]

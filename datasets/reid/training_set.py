@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from datasets.people.labelled_images import close_gaps, decode_into
 from datasets.reid.sources import PEOPLE, REAL, SOURCES, VARIANTS, Source, bytes_needed, list_sources
 from passersby.errors import InputError
+from passersby.options import Json
 
 __all__ = ["PEOPLE", "REAL", "SOURCES", "VARIANTS", "TrainingImages", "bytes_needed", "load_training_images"]
 
@@ -35,7 +36,7 @@ class TrainingImages:
     cameras: np.ndarray
     class_names: tuple[str, ...]
     real_classes: int
-    record: dict
+    record: dict[str, Json]
     fingerprint: str
     notes: tuple[str, ...]
     validation_images: np.ndarray
@@ -126,7 +127,8 @@ def _decode(sources: Sequence[Source], images: np.ndarray, threads: int) -> list
 def _class_names(names: Sequence[str], kinds: np.ndarray, readable: np.ndarray) -> tuple[tuple[str, ...], int]:
     """Class names, the real people first, in the order of their images, and how many are real."""
     of_kind = [
-        dict.fromkeys(names[place] for place in np.flatnonzero(readable & (kinds == kind))) for kind in (REAL, PEOPLE)
+        dict.fromkeys(names[place] for place in np.flatnonzero(readable & (kinds == kind)).tolist())
+        for kind in (REAL, PEOPLE)
     ]
     return (*of_kind[0], *of_kind[1]), len(of_kind[0])
 
@@ -149,18 +151,18 @@ def _names_of_lost(sources: Sequence[Source], readable: np.ndarray) -> list[list
 
 def _record(
     sources: Sequence[Source], lost: Sequence[Sequence[str]], kinds: np.ndarray, validation: str, aside: int
-) -> dict:
+) -> dict[str, Json]:
     records = [source.record(names) for source, names in zip(sources, lost, strict=True)]
-    record = {
+    record: dict[str, Json] = {
         name: [entry for source, entry in zip(sources, records, strict=True) if source.kind == kind]
         for kind, name in enumerate(SOURCES)
     }
-    toy = {} if sources[0].toy_crowd is None else {"toy_crowd": dict(sources[0].toy_crowd)}
+    toy: dict[str, Json] = {} if sources[0].toy_crowd is None else {"toy_crowd": dict(sources[0].toy_crowd)}
     trained = {name: int((kinds == kind).sum()) for kind, name in enumerate(SOURCES)}
     return record | {"trained": trained, "validation": {"kind": validation, "images": aside}} | toy
 
 
-def _fingerprint(record: dict, height: int, width: int, class_names: Sequence[str]) -> str:
+def _fingerprint(record: Mapping[str, Json], height: int, width: int, class_names: Sequence[str]) -> str:
     content = [record, height, width, list(class_names)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -180,7 +182,7 @@ def _notes(
                 f"{source.listing.name}: {len(unreadable):,} of {len(source):,} images cannot be read and are left "
                 f"out: {shown}"
             )
-    gone = dict.fromkeys(names[place] for place in np.flatnonzero(classes < 0))
+    gone = dict.fromkeys(names[place] for place in np.flatnonzero(classes < 0).tolist())
     if gone:
         variants = int((readable & (classes < 0)).sum())
         also = f", and {variants:,} variants of them" if variants else ""

@@ -1,10 +1,10 @@
 """What a plan says of every image, whoever makes it: its origin, its seeds, and how far it moves from its person."""
 
-import numbers
 import sys
 from collections.abc import Awaitable
 from typing import TypeAlias, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from datasets.runs.configuration import PEOPLE, PICTURES, Configuration
@@ -47,7 +47,9 @@ def with_columns(batch: pa.Table, columns: dict[str, pa.Array | pa.ChunkedArray 
     """
     count = next((len(column) for column in images_of(batch).columns), None)
     for name, value in columns.items():
-        if isinstance(value, pa.Array | pa.ChunkedArray):
+        if isinstance(value, int | float | np.integer | np.floating):
+            column = pa.array([value], pa.int64() if isinstance(value, int | np.integer) else pa.float64())
+        elif isinstance(value, pa.Array | pa.ChunkedArray):
             count = len(value) if count is None else count
             if len(value) != count:
                 raise ValueError(f"column {name!r} has {len(value)} entries, the unit has {count} images")
@@ -55,8 +57,6 @@ def with_columns(batch: pa.Table, columns: dict[str, pa.Array | pa.ChunkedArray 
             column = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), values)
         elif isinstance(value, pa.Scalar):
             column = pa.array([value.as_py()], value.type)
-        elif isinstance(value, numbers.Real):
-            column = pa.array([value], pa.int64() if isinstance(value, numbers.Integral) else pa.float64())
         else:
             raise TypeError(
                 f"column {name!r} is {type(value).__name__}: give an Arrow array, an Arrow scalar or a number"
@@ -87,8 +87,8 @@ def planned_columns(configuration: Configuration, person: int) -> dict[str, list
     varied = range(1, c.variants)
     once = {
         "source": LATENT if latent else SEED,
-        "source_path": origin.path if latent else None,
-        "camera": origin.camera if latent else None,
+        "source_path": origin.path if origin else None,
+        "camera": origin.camera if origin else None,
         "seed": None if latent else c.person_seed(person),
         "method": c.method,
         "height": c.height,

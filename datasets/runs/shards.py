@@ -94,9 +94,9 @@ def encode_shard(table: pa.Table, plan_hash: str, target: str | pa.NativeFile) -
     pq.write_table(
         table.cast(SCHEMA.with_metadata(metadata)),  # rows that were read name the items of lists otherwise
         target,
-        compression=compression,
-        use_dictionary=described,
-        write_statistics=described,
+        compression=compression,  # pyright: ignore[reportArgumentType]  # pyarrow has no stubs: one for each column too
+        use_dictionary=described,  # pyright: ignore[reportArgumentType]  # and columns by name
+        write_statistics=described,  # pyright: ignore[reportArgumentType]  # and columns by name
         write_page_checksum=True,
     )
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from passersby.errors import InputError
 
 KEPT = "kept"
-VERDICTS = (
+VERDICTS: tuple[str, ...] = (
     KEPT,
     "error",
     "detector",
@@ -117,7 +117,7 @@ def verdicts(table: pa.Table, thresholds: Thresholds) -> pa.StringArray:
     where the source is "latent" (`identity_cosine`), of anybody otherwise (`identity_cosine` - `identity_margin`).
     A score that is null because its stage did not run rejects nothing; NaN passes no filter.
     """
-    failed = pc.not_equal(table["status"], "ok").fill_null(True).to_numpy()
+    failed = pc.call_function("not_equal", [table["status"], "ok"]).fill_null(True).to_numpy()
     person, person_null = _scores(table, "detector_score")
     ssim, ssim_null = _scores(table, "ssim")
     cosine, cosine_null = _scores(table, "identity_cosine")
@@ -147,7 +147,7 @@ def nearest_real_picture(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """
     cosine, cosine_null = _scores(table, "identity_cosine")
     margin, margin_null = _scores(table, "identity_margin")
-    latent = pc.equal(table["source"], LATENT).fill_null(False).to_numpy()
+    latent = pc.call_function("equal", [table["source"], LATENT]).fill_null(False).to_numpy()
     return np.where(latent, cosine, cosine - margin), cosine_null | (~latent & margin_null)
 
 

@@ -212,8 +212,8 @@ def wrong_scores(table: pa.Table, configuration: Configuration) -> list[str]:
     error says why and has no scores. Scores of identity: see `_identity_rules`.
     """
     status = table["status"].combine_chunks()
-    ok = pc.equal(status, "ok").fill_null(False).to_numpy(zero_copy_only=False)
-    error = pc.equal(status, "error").fill_null(False).to_numpy(zero_copy_only=False)
+    ok = pc.call_function("equal", [status, "ok"]).fill_null(False).to_numpy(zero_copy_only=False)
+    error = pc.call_function("equal", [status, "error"]).fill_null(False).to_numpy(zero_copy_only=False)
     has = {
         name: table[name].is_valid().to_numpy()
         for name in ("image", "message", "detector_score", "ssim", "reference_variant")

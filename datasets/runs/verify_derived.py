@@ -65,7 +65,7 @@ class ManifestCheck:
         count = unit.people * self._variants
         self._first_unit(count)
         found, self._rows = self._rows.slice(0, count), self._rows.slice(count)
-        if shard is None or self.fault:
+        if shard is None or self.fault or self.thresholds is None:
             return
         shards = pa.array([shard_name(unit.unit)] * count, pa.string())
         columns = [*shard.select(COLUMNS).columns, verdicts(shard, self.thresholds), shards]
@@ -163,11 +163,14 @@ class DerivedChecks:
                 findings.add(kind, manifest.name, f"{self._output.address(manifest.name)} {lacks}")
             elif manifest.absent:
                 findings.notes.append(f"{manifest.name} {lacks}")
-        if self._summary is None and not self._fault:
+        if self._fault:
+            wrong = self._fault
+        elif self._summary is None:
             return
-        run = next((m for m in self._manifests if m.name == manifest_name() and not m.fault), None)
-        counts = self._counts if self._complete else None
-        wrong = self._fault or check_summary(self._summary, self._plan, counts, run and run.thresholds)
+        else:
+            run = next((m for m in self._manifests if m.name == manifest_name() and not m.fault), None)
+            counts = self._counts if self._complete else None
+            wrong = check_summary(self._summary, self._plan, counts, run and run.thresholds)
         if wrong and self._complete:
             text = f"{self._output.address(self._summary_name)} says other {wrong} than the run: {ADVICE}"
             findings.add(kind, self._summary_name, text)

@@ -20,7 +20,7 @@ import urllib.parse
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs
+from pyarrow import fs
 
 from passersby.errors import InputError
 
@@ -52,7 +52,7 @@ _REFUSED = {
 }
 
 
-def open_store(address: str, option: str) -> tuple[pa.fs.FileSystem, str]:
+def open_store(address: str, option: str) -> tuple[fs.FileSystem, str]:
     """The file system of an absolute path or URI, and the path of the address in it, without a slash at the end.
 
     Raises InputError, which begins with `option` and the address, for an address that cannot be meant and for
@@ -60,14 +60,14 @@ def open_store(address: str, option: str) -> tuple[pa.fs.FileSystem, str]:
     """
     try:
         if address.startswith("/"):
-            files, root = pa.fs.LocalFileSystem(), address
+            files, root = fs.LocalFileSystem(), address
         elif address.startswith("s3://"):
             files, root = _open_s3(address)
         elif address.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in address:
             sign = "&" if "?" in address else "?"
-            files, root = pa.fs.FileSystem.from_uri(f"{address}{sign}retry_limit_seconds={GCS_RETRY_SECONDS}")
+            files, root = fs.FileSystem.from_uri(f"{address}{sign}retry_limit_seconds={GCS_RETRY_SECONDS}")
         else:
-            files, root = pa.fs.FileSystem.from_uri(address)
+            files, root = fs.FileSystem.from_uri(address)
     except (InputError, pa.ArrowInvalid, OSError) as error:
         secret = address.partition("://")[2].rpartition("@")[0]
         text = explain(error)
@@ -108,7 +108,8 @@ def explain(error: Exception, found_credentials: bool = True) -> str:
         return os.strerror(error.errno)
     text = " ".join(str(error).split())
     if match := _AWS.search(text):
-        return _explain_s3(*match.groups(), found_credentials)
+        code, status, operation, detail = match.groups()
+        return _explain_s3(code, status, operation, detail, found_credentials)
     if "google::cloud::Status" in text:
         return _explain_gcs(text)
     return text if len(text) < 300 else f"{text[:300]}..."
@@ -132,7 +133,7 @@ def finds_credentials(address: str) -> bool:
     )
 
 
-def _open_s3(address: str) -> tuple[pa.fs.S3FileSystem, str]:
+def _open_s3(address: str) -> tuple[fs.S3FileSystem, str]:
     # Not by pyarrow's from_uri: it takes neither time limits nor a retry strategy, and drops what stands after #.
     parts = urllib.parse.urlsplit(address)
     user, _, bucket = parts.netloc.rpartition("@")
@@ -153,13 +154,13 @@ def _open_s3(address: str) -> tuple[pa.fs.S3FileSystem, str]:
     if not key and not os.environ.get("AWS_ACCESS_KEY_ID"):
         _skip_absent_metadata()
     if not options.get("region") and not options.get("endpoint_override"):
-        options["region"] = pa.fs.resolve_s3_region(bucket)
-    files = pa.fs.S3FileSystem(
+        options["region"] = fs.resolve_s3_region(bucket)
+    files = fs.S3FileSystem(
         **{name: value for name, value in options.items() if value},
         **({"access_key": key, "secret_key": secret} if key else {}),
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
-        retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # a small file is one request instead of three, and leaves no begun upload
     )
     return files, f"{bucket}{urllib.parse.unquote(parts.path)}"
@@ -171,7 +172,10 @@ def _skip_absent_metadata() -> None:
     # where nobody answers (14 s at the start): it is asked once here, and left alone when it is not there.
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return
-    place = urllib.parse.urlsplit(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or METADATA)
+    endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or METADATA
+    place = urllib.parse.urlsplit(endpoint)
+    if place.hostname is None:
+        raise InputError(f"AWS_EC2_METADATA_SERVICE_ENDPOINT {endpoint!r} names no host: write http://HOST")
     for _ in range(2):
         connection = http.client.HTTPConnection(place.hostname, place.port or 80, timeout=METADATA_SECONDS)
         try:

@@ -39,8 +39,9 @@ def real_features(images: np.ndarray, inception: Inception) -> np.ndarray:
     """
     content = hashlib.sha256(f"{images.shape} {images.dtype}".encode())
     for image in images:  # one at a time: the array may be a view with strides
-        content.update(np.ascontiguousarray(image))
-    key = feature_key(content.digest(), *images.shape[1:3], inception.sha256)
+        content.update(np.ascontiguousarray(image).data)
+    height, width = images.shape[1:3]
+    key = feature_key(content.digest(), height, width, inception.sha256)
     return cached(key, lambda: inception(images))
 
 

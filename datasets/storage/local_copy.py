@@ -12,8 +12,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
-import pyarrow.fs
+from pyarrow import fs
 
 from datasets.storage.addresses import explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
@@ -58,9 +57,9 @@ def _existing(path: Path, option: str, address: str) -> Path:
     return path
 
 
-def _version(files: pa.fs.FileSystem, path: str) -> str:
+def _version(files: fs.FileSystem, path: str) -> str:
     info = files.get_file_info(path)
-    if info.type != pa.fs.FileType.File:
+    if info.type != fs.FileType.File:
         raise FileNotFoundError(path)
     with files.open_input_stream(path) as stream:  # nothing is read yet
         etag = (stream.metadata() or {}).get("ETag", b"").decode()
@@ -71,11 +70,11 @@ def _whole(folder: Path, paths: Sequence[str]) -> bool:
     return all((folder / PurePosixPath(path).name).is_file() for path in paths)
 
 
-def _missing(files: pa.fs.FileSystem, paths: Sequence[str]) -> str:
-    return next((path for path in paths if files.get_file_info(path).type != pa.fs.FileType.File), paths[0])
+def _missing(files: fs.FileSystem, paths: Sequence[str]) -> str:
+    return next((path for path in paths if files.get_file_info(path).type != fs.FileType.File), paths[0])
 
 
-def _fetch(files: pa.fs.FileSystem, paths: Sequence[str], folder: Path, address: str, option: str) -> None:
+def _fetch(files: fs.FileSystem, paths: Sequence[str], folder: Path, address: str, option: str) -> None:
     """Fetches into a temporary folder that becomes `folder` in one step: two at once do no harm."""
     print(f"fetching {shown(address)}", file=sys.stderr)
     temporary = None

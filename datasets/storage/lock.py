@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -18,6 +19,15 @@ from passersby.errors import InputError
 LEASE_FILE = ".driver.json"
 BEAT_SECONDS = 15.0
 UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
+
+
+class Holder(TypedDict):
+    """What a lease's file says of the driver that holds it; beat: how often the driver has renewed it."""
+
+    driver: NotRequired[str]
+    since: NotRequired[str]
+    token: NotRequired[str]
+    beat: NotRequired[int]
 
 
 class Lease:
@@ -47,11 +57,11 @@ def hold(output: Output) -> Iterator[Lease]:
         yield Lease()
 
 
-def _me() -> dict:
+def _me() -> Holder:
     return {"driver": f"process {os.getpid()} on {socket.gethostname()}", "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def _refusal(output: Output, holder: dict) -> InputError:
+def _refusal(output: Output, holder: Holder) -> InputError:
     return InputError(
         f"--out {output.address('').rstrip('/')}: {holder.get('driver', 'another driver')} has been working here since "
         f"{holder.get('since', 'a while')}: wait for it, end it, or choose another --out"
@@ -67,7 +77,7 @@ def _lock(output: Output, stack: contextlib.ExitStack) -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {os.strerror(error.errno)}: choose another --out") from error
+            raise InputError(f"cannot write {path}: {error.strerror}: choose another --out") from error
         with contextlib.ExitStack() as inner:
             inner.callback(os.close, descriptor)
             try:
@@ -103,12 +113,13 @@ def _beating(output: Output) -> Iterator[Lease]:
         now = _parse(output.read(LEASE_FILE))
         if now and now != seen:
             raise _refusal(output, now)
-    mine = _me() | {"token": uuid.uuid4().hex, "beat": 0}
+    token = uuid.uuid4().hex
+    mine: Holder = {**_me(), "token": token, "beat": 0}
     output.write(LEASE_FILE, json.dumps(mine).encode())
     # Two drivers that start together both find nothing and both write: after a moment all see the same last writer.
     time.sleep(min(2.0, BEAT_SECONDS))
     winner = _parse(output.read(LEASE_FILE))
-    if winner.get("token") != mine["token"]:
+    if winner.get("token") != token:
         raise _refusal(output, winner)
     lease, ended = Lease(), threading.Event()
     beats = threading.Thread(target=_beat, args=(output, lease, mine, ended), daemon=True)
@@ -123,20 +134,20 @@ def _beating(output: Output) -> Iterator[Lease]:
                 output.remove(LEASE_FILE)
 
 
-def _beat(output: Output, lease: Lease, mine: dict, ended: threading.Event) -> None:
+def _beat(output: Output, lease: Lease, mine: Holder, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         with contextlib.suppress(InputError):  # a store that is away for a moment: writing shards reports it
             found = _parse(output.read(LEASE_FILE))
-            if found and found.get("token") != mine["token"]:
+            if found and found.get("token") != mine.get("token"):
                 lease.taken_by = found.get("driver", "another driver")
                 return
-            mine["beat"] += 1
+            mine["beat"] = mine.get("beat", 0) + 1
             output.write(LEASE_FILE, json.dumps(mine).encode())
 
 
-def _parse(text: bytes | None) -> dict:
+def _parse(text: bytes | None) -> Holder:
     try:
-        content = json.loads(text or b"{}")
+        content: Holder = json.loads(text or b"{}")
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs
+from pyarrow import fs
 
 from datasets.storage.addresses import STORES, explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
@@ -51,7 +51,7 @@ class Output:
                 )
             address = os.path.abspath(os.path.expanduser(address))
         self._files, self._root = open_store(address, "--out")
-        self.local = isinstance(self._files, pa.fs.LocalFileSystem)
+        self.local = isinstance(self._files, fs.LocalFileSystem)
         self.secret_address = (self._root or "/") if self.local else address  # file:// as well becomes a path
         self.root_address = shown(self.secret_address)
 
@@ -90,7 +90,7 @@ class Output:
         """Whether a file is there: one small request."""
         with self._explained("read", name):
             if self._files.type_name not in STORES:
-                return self._files.get_file_info(self._path(name)).type == pa.fs.FileType.File
+                return self._files.get_file_info(self._path(name)).type == fs.FileType.File
             try:
                 # get_file_info would also look, by a listing, whether a missing file is a folder.
                 self._files.open_input_file(self._path(name)).close()
@@ -101,19 +101,19 @@ class Output:
     def list(self, folder: str) -> list[str]:
         """Names, relative to the root, of all files that hold something in a folder and below: one
         listing, of 1000 names a request on object stores. A store without the bucket is an InputError."""
-        selector = pa.fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
+        selector = fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
         with self._explained("list", folder):
             found = self._files.get_file_info(selector)
             if not found and self._files.type_name in STORES:
                 self._check_bucket()
         start = len(self._root) + 1
-        return [info.path[start:] for info in found if info.type == pa.fs.FileType.File and info.size]
+        return [info.path[start:] for info in found if info.type == fs.FileType.File and info.size]
 
     def _check_bucket(self) -> None:
         # Stores answer like an empty folder where the bucket itself is missing.
         bucket = self._root.partition("/")[0]
         try:
-            missing = self._files.get_file_info(bucket).type == pa.fs.FileType.NotFound
+            missing = self._files.get_file_info(bucket).type == fs.FileType.NotFound
         except OSError:  # whoever may list a prefix need not be allowed to ask for the bucket
             return
         if missing:

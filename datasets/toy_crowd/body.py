@@ -60,11 +60,8 @@ def walk(person: Person, phase: float, effort: float) -> Pose:
 
 def draw_person(canvas: Canvas, view: View, person: Person, pose: Pose) -> None:
     """Draw the whole person, dressed, standing on `view.foot`."""
-    lowered = Pose(
-        *[[_lower(part, pose.ground) for part in parts] for parts in (pose.legs, pose.feet, pose.arms)],
-        [hand - [0, pose.ground, 0] for hand in pose.hands],
-        0.0,
-    )
+    legs, feet, arms = ([_lower(part, pose.ground) for part in parts] for parts in (pose.legs, pose.feet, pose.arms))
+    lowered = Pose(legs, feet, arms, [hand - [0, pose.ground, 0] for hand in pose.hands], 0.0)
     rise = -pose.ground
     _legs(canvas, view, person, lowered, rise)
     _trunk(canvas, view, person, rise)
@@ -84,7 +81,8 @@ def _legs(canvas: Canvas, view: View, person: Person, pose: Pose, rise: float) -
     leather = canvas.material(Material(shoe_colour(person)))
     sock = canvas.material(Material(np.array((222, 222, 220), np.float32)))
     for leg, foot in zip(pose.legs, pose.feet, strict=True):
-        spine = bend(*leg)
+        hip, knee, foot_joint = leg
+        spine = bend(hip, knee, foot_joint)
         stops = [0.0, 0.2, 0.48, 0.56, 0.72, 1.0]
         if bottom.cut == "trousers":
             wide = np.array([0.058, 0.062, 0.051, 0.049, 0.047, 0.045 * bottom.flare]) * girth

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from datasets.toy_crowd import body, render, scenes
-from datasets.toy_crowd.people import person, stream
+from datasets.toy_crowd.people import person, stream, three
 from datasets.toy_crowd.render import COLUMNS, HEIGHT, ROWS, WIDTH, Canvas, View, shade
 from datasets.toy_crowd.scenes import (
     CAMERAS,
@@ -94,7 +94,7 @@ def crossing(identity: int, camera: int, number: int) -> Pass:
         phase=float(random.uniform(0, 2 * math.pi)),
         effort=float(random.uniform(0.75, 1.1)),
         speed=float(random.uniform(0.8, 1.3)),
-        drift=tuple(float(value) for value in random.uniform(0.84, 1.14) * np.exp(random.normal(0, 0.07, 3))),
+        drift=three(random.uniform(0.84, 1.14) * np.exp(random.normal(0, 0.07, 3))),
         carries=bool(random.random() < 0.65),
     )
 
@@ -219,4 +219,6 @@ def _expose(image: np.ndarray, settings: scenes.Camera, cast: np.ndarray, random
     encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, settings.quality]
     )[1]
-    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert decoded is not None  # it was encoded just now
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)

@@ -1,23 +1,23 @@
 """The toy crowd's surfaces: what colour a garment, a shoe or a head has at a place on it.
 
-Each function here returns a colour function (see `toy_render.Material`): along is what the loft says
+Each function here returns a colour function (see `render.Material`): along is what the loft says
 (heights for trunk and skirt, the length from the start for limbs, 0 chin .. 1 crown for heads), around the
 longitude in radians, 0 ahead.
 """
 
 import numpy as np
 
-from datasets.toy_crowd.people import Bottom, Person, Top
+from datasets.toy_crowd.people import Bottom, Colour, Person, Top
 from datasets.toy_crowd.render import ColourFunction
 
 
-def _mix(base: np.ndarray, other: np.ndarray, where: np.ndarray) -> np.ndarray:
+def _mix(base: np.ndarray, other: np.ndarray | Colour, where: np.ndarray) -> np.ndarray:
     """Put `other` over `base` [n, 3] by the weights `where` [n], bool or 0..1."""
     weight = where.astype(np.float32)[:, None]
     return base * (1 - weight) + np.asarray(other, np.float32) * weight
 
 
-def _plain(colour: tuple[int, int, int], like: np.ndarray) -> np.ndarray:
+def _plain(colour: Colour, like: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.asarray(colour, np.float32), (*like.shape, 3)).copy()
 
 

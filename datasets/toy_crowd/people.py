@@ -7,6 +7,7 @@ one colour.
 
 import functools
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,7 @@ TOP_COLOURS = [
 BOTTOM_COLOURS = ["black", "denim", "dark denim", "khaki", "grey", "navy", "white", "olive", "brown", "wine"]
 TOP_CUTS = ["tee", "shirt", "jacket", "hoodie", "sweater", "tank", "coat"]
 TOP_PATTERNS = ["plain", "stripes", "block", "logo", "check", "raglan", "pinstripes", "dots", "band", "yoke"]
-# Sizes of the wardrobe. They, and how exposure and white balance drift (toy_crowd.Pass), set how hard the crowd is:
+# Sizes of the wardrobe. They, and how exposure and white balance drift (crowd.Pass), set how hard the crowd is:
 # with 64, 28, 10 and 12 pieces and no drift the small network of benchmarks/toy_crowd_difficulty.py reached 84 mAP,
 # with 20, 9, 6 and 6 pieces 82: too easy to show a gain.
 TOPS, BOTTOMS, SHOES, BAGS = 16, 8, 4, 4
@@ -86,6 +87,12 @@ def stream(name: str, *key: int) -> np.random.Generator:
     another.
     """
     return np.random.default_rng([zlib.crc32(name.encode()), *key])
+
+
+def three(values: Iterable[float]) -> tuple[float, float, float]:
+    """Three values, one for each of RGB, as plain numbers."""
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,8 @@ def _popular(random: np.random.Generator, count: int, chosen: list[int] | None =
 
 def _jitter(random: np.random.Generator, colour: Colour, amount: float) -> Colour:
     values = np.asarray(colour) * (1 + random.normal(0, amount)) + random.normal(0, amount * 60, 3)
-    return tuple(int(value) for value in np.clip(values, 10, 245))
+    red, green, blue = (int(value) for value in np.clip(values, 10, 245))
+    return red, green, blue
 
 
 @functools.lru_cache(maxsize=4096)

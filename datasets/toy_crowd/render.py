@@ -126,8 +126,8 @@ class Canvas:
 
     def _segment(
         self,
-        a: list,
-        b: list,
+        a: list[float],
+        b: list[float],
         cut: tuple[bool, bool],
         joined: tuple[bool, bool],
         turn: tuple[float, float, float],
@@ -176,7 +176,6 @@ class Canvas:
             inside &= (free - 1.0) * length <= front * height * turn[2]
         if not inside.any():
             return
-        cos, sin, _ = turn
         cos, sin, _ = turn
         normal_z = height / front
         for target, value in (
@@ -247,7 +246,7 @@ def shade(canvas: Canvas, light: Light, fold_offset: tuple[float, float]) -> tup
     direction = np.asarray(light.direction, np.float32)
     sun = np.maximum((normal @ direction + 0.25) / 1.25, 0.0)  # wrapped: cloth and skin scatter past the edge
     sky = (0.68 - 0.25 * normal[..., 1] + 0.12 * normal[..., 2]) * _openness(canvas.depth[box], part > 0)
-    tints = np.asarray([light.sun_tint, light.sky_tint], np.float32) * np.float32([[light.sun], [light.sky]])
+    tints = np.asarray([light.sun_tint, light.sky_tint], np.float32) * np.array([[light.sun], [light.sky]], np.float32)
     return box, image.reshape(*part.shape, 3) * (np.stack([sun, sky], axis=2) @ tints)
 
 
@@ -256,10 +255,11 @@ def _bounds(mask: np.ndarray) -> tuple[slice, slice]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return slice(0, 1), slice(0, 1)
-    return tuple(
-        slice(max(0, int(line[0]) - 8), min(size, int(line[-1]) + 9))
-        for line, size in ((rows, ROWS), (columns, COLUMNS))
-    )
+    return _with_margin(rows, ROWS), _with_margin(columns, COLUMNS)
+
+
+def _with_margin(line: np.ndarray, size: int) -> slice:
+    return slice(max(0, int(line[0]) - 8), min(size, int(line[-1]) + 9))
 
 
 def _folds(along: np.ndarray, around: np.ndarray, fold: np.ndarray, offset: tuple[float, float]) -> np.ndarray:

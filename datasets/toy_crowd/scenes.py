@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datasets.toy_crowd.people import stream
+from datasets.toy_crowd.people import stream, three
 from datasets.toy_crowd.render import COLUMNS, ROWS, Light, smooth_noise
 
 # ---- Things that stand about in the toy crowd's scenes, behind people and before them.
@@ -23,9 +23,10 @@ def draw_prop(image: np.ndarray, kind: str, x: int, base: int, size: float, rand
     """Draw one thing standing at (x, base) into an RGB float32 image; `size` in pixels is about a person's
     waist height.
     """
-    dark = tuple(float(c) for c in random.uniform(45, 85, 3))
-    paint = tuple(float(c) for c in random.uniform(70, 190) + random.normal(0, 28, 3))
-    metal = (random.uniform(70, 150),) * 3
+    dark = three(random.uniform(45, 85, 3))
+    paint = three(random.uniform(70, 190) + random.normal(0, 28, 3))
+    grey = random.uniform(70, 150)
+    metal = (grey, grey, grey)
     s = size
 
     def box(x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
@@ -57,7 +58,7 @@ def draw_prop(image: np.ndarray, kind: str, x: int, base: int, size: float, rand
         width = {"pole": 0.07, "lamp": 0.06, "pillar": 0.28}[kind]
         shade = metal if kind != "pillar" else (196.0, 190.0, 178.0)
         box(-width, -6, width, 0, shade)
-        box(width * 0.3, -6, width, 0, tuple(0.8 * c for c in shade))
+        box(width * 0.3, -6, width, 0, three(0.8 * c for c in shade))
     elif kind == "door":
         box(-0.6, -2.1, 0.6, 0, (138.0, 104.0, 76.0))
         box(-0.45, -1.8, 0.45, -1.0, (158.0, 124.0, 94.0))
@@ -178,7 +179,7 @@ def session_settings(camera: int, session: int) -> Session:
         sky=settings.sky * 1.08 * random.uniform(0.94, 1.1),
         sun_tint=settings.sun_tint,
     )
-    cast = tuple(value * (1 + random.normal(0, 0.04)) for value in settings.cast)
+    cast = three(value * (1 + random.normal(0, 0.04)) for value in settings.cast)
     return Session(light, cast, settings.gain * random.uniform(0.9, 1.08))
 
 

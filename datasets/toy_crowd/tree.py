@@ -19,6 +19,7 @@ import numpy as np
 from datasets.toy_crowd import crowd
 from datasets.toy_crowd.people import stream
 from passersby.errors import InputError
+from passersby.options import Json
 
 # Crowd identities: any two trees, whatever their sizes, never share a person between one's train and the
 # other's test.
@@ -187,7 +188,7 @@ def tree_hash(root: Path, pictures: list[Picture]) -> str:
     return digest.hexdigest()
 
 
-def read_record(root: Path) -> dict | None:
+def read_record(root: Path) -> dict[str, Json] | None:
     """OUT/toy_crowd.json, or None where the folder is new or empty. Raises InputError for any other
     folder.
     """
