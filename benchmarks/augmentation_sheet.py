@@ -52,7 +52,8 @@ def main(config: Config) -> None:
     rows = [SheetRow("as they are", [SheetCell(image) for image in originals])]
     for name in config.sets:
         for p in config.probabilities:
-            draws = draw(name, p, *images.shape[::2], images.shape[3], np.random.default_rng(config.seed))
+            count, _, height, width = images.shape
+            draws = draw(name, p, count, height, width, np.random.default_rng(config.seed))
             augmented = apply(images, draws).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
             rows.append(
                 SheetRow(f"{name}, p = {p}", [SheetCell(image) for image in augmented.permute(0, 2, 3, 1).numpy()])

@@ -9,6 +9,7 @@ machine disturbs less); the cases take turns, so that a change of the machine's 
 """
 
 import dataclasses
+import importlib
 import os
 import platform
 import statistics
@@ -49,7 +50,7 @@ def random_encoder() -> RestyleEncoder:
     torch.manual_seed(0)
     encoder = RestyleEncoder(EncoderConfig())
     for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
     return encoder.eval().requires_grad_(False)
@@ -61,14 +62,13 @@ def their_encoder(folder: Path, encoder: RestyleEncoder) -> nn.Module:
         raise InputError(f"--theirs {folder}: no clone of stylegan3-editing")
     sys.path.append(str(folder))
     unused = types.ModuleType("models.stylegan2.op")  # CUDA kernels that are compiled at once; the encoder calls none
-    unused.FusedLeakyReLU = unused.fused_leaky_relu = unused.upfirdn2d = None
+    vars(unused).update(FusedLeakyReLU=None, fused_leaky_relu=None, upfirdn2d=None)
     sys.modules[unused.__name__] = unused
     plain = torchvision.models.resnet34
     # It fetches ImageNet weights, all of which are replaced here.
     with mock.patch("torchvision.models.resnet.resnet34", return_value=plain(weights=None)):
-        from inversion.models.encoders.restyle_psp_encoders import ResNetBackboneEncoder
-
-        theirs = ResNetBackboneEncoder(encoder.config.num_ws, types.SimpleNamespace(input_nc=6))
+        their_module = importlib.import_module("inversion.models.encoders.restyle_psp_encoders")
+        theirs = their_module.ResNetBackboneEncoder(encoder.config.num_ws, types.SimpleNamespace(input_nc=6))
     state = {}
     for name, tensor in encoder.state_dict().items():
         if name.startswith("styles."):
@@ -105,7 +105,8 @@ def main(config: Config) -> None:
         calls = {"encoder": lambda x=x: encoder(x), "heads": lambda f=features: encoder.styles(f)}
         if theirs is not None:
             calls["encoder, theirs"] = lambda x=x: theirs(x)
-            calls["heads, theirs"] = lambda f=features: torch.stack([head(f) for head in theirs.styles], 1)
+            heads = theirs.get_submodule("styles").children()
+            calls["heads, theirs"] = lambda f=features, heads=tuple(heads): torch.stack([head(f) for head in heads], 1)
             expected = theirs(x)
             difference, greatest = (encoder(x) - expected).abs().max().item(), expected.abs().max().item()
             print(f"batch {batch}: greatest difference {difference:.1e}, of values up to {greatest:.2f}")

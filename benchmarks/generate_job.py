@@ -59,18 +59,20 @@ class StudysWay:
         path = weights.get("yolov4-tiny")
         self.detector = cv2.dnn.readNetFromDarknet(str(path.with_suffix(".cfg")), str(path))
         self.outputs = self.detector.getUnconnectedOutLayersNames()
-        self.seconds = dict.fromkeys(("generate", "detect", "similarity"), 0.0)
-        self.verdicts = {}
+        self.seconds: dict[str, float] = dict.fromkeys(("generate", "detect", "similarity"), 0.0)
+        self.verdicts: dict[tuple[int, int], str] = {}
 
     def person(self, person: int) -> None:
         """Make, write, read and judge the pictures of one person."""
         c, reference = self.configuration, None
+        assert c.jpeg_quality is not None  # the job stores JPEG
         for variant in range(c.variants):
             start = time.perf_counter()
             path = self.folder / f"{person}_{variant}.jpg"
             cv2.imwrite(str(path), self.image(person, variant)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, c.jpeg_quality])
             made = time.perf_counter()
             picture = cv2.imread(str(path))
+            assert picture is not None  # it was written just now
             passed = self.is_pedestrian(picture)
             detected = time.perf_counter()
             verdict = "kept" if passed else "detector"
@@ -78,7 +80,7 @@ class StudysWay:
                 reference = picture
             elif passed:
                 similarity = structural_similarity(reference, picture, data_range=c.ssim_data_range, channel_axis=2)
-                verdict = "kept" if similarity >= 0.75 else "ssim_floor"
+                verdict = "kept" if np.asarray(similarity) >= 0.75 else "ssim_floor"
             self.verdicts[person, variant] = verdict
             for stage, seconds in (
                 ("generate", made - start),
@@ -106,7 +108,7 @@ class StudysWay:
 
     def is_pedestrian(self, picture: np.ndarray) -> bool:
         """The study's recipe on a BGR picture, with OpenCV's DNN."""
-        bordered = cv2.copyMakeBorder(picture, *[BORDER] * 4, cv2.BORDER_CONSTANT, value=COLOUR_BGR)
+        bordered = cv2.copyMakeBorder(picture, BORDER, BORDER, BORDER, BORDER, cv2.BORDER_CONSTANT, value=COLOUR_BGR)
         self.detector.setInput(cv2.dnn.blobFromImage(bordered, 1 / 255, (SIZE, SIZE), swapRB=True, crop=False))
         rows = np.concatenate(self.detector.forward(self.outputs))  # [boxes, 4 + 1 + classes]
         classes = rows[:, 5:].argmax(1)
@@ -132,6 +134,7 @@ def main(config: Config) -> None:
     command_seconds = run_the_job(dataclasses.replace(config, out=config.out / "first", people=2))
     print(f"a first job of 2 people, so that files and weights are in place: {command_seconds:.1f} s", flush=True)
     plan = read_plan(Output(str(config.out / "first" / "job")))
+    assert plan is not None  # that job has written it
     study = StudysWay(config.out / "study", config.network, plan.configuration)
     half = config.study_people // 2
     for person in range(half):
@@ -145,6 +148,7 @@ def main(config: Config) -> None:
     rows = [row for row in rows if row["person"] < config.study_people]
     equal = sum(study.verdicts[row["person"], row["variant"]] == row["verdict"] for row in rows)
     summary, seconds = read_summary(output), sum(study.seconds.values())
+    assert summary is not None  # the job has ended
     stages = ", ".join(f"{stage} {1e3 * s / images:.1f}" for stage, s in study.seconds.items())
     print(f"the study's way: {images / seconds:.2f} images/s ({stages} ms an image)")
     print(f"the job: {summary['images_per_second']:.2f} images/s, start of its workers included")

@@ -179,7 +179,7 @@ def main(config: Config) -> None:
     bench = Bench(config)
     results = {"stages": stages(bench, config), "variants": variants(bench, config)}
     if config.outside:
-        outside(bench, config)
+        outside(bench, config, config.outside)
     (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"pictures and results.json: {config.out}")
 
@@ -332,9 +332,9 @@ def mixed(code: torch.Tensor, others: torch.Tensor, layers: slice) -> torch.Tens
     return found
 
 
-def outside(bench: Bench, config: Config) -> None:
+def outside(bench: Bench, config: Config, folder: Path) -> None:
     """Pictures of another kind than the generator's: how they come out."""
-    files = sorted(path for path in config.outside.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
     files = files[:: max(1, len(files) // 8)][:8]
     none = np.zeros(len(files), np.int64)
     listing = Listing("outside", tuple(files), none, none, tuple(path.name for path in files), {})

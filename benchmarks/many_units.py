@@ -9,6 +9,7 @@ stub that waits, as a driver waits for GPUs elsewhere, and once with one that co
 """
 
 import dataclasses
+import logging
 import os
 import shutil
 import subprocess
@@ -85,7 +86,9 @@ class StubMixer:
         return with_columns(batch.select(["unit"]), columns)
 
 
-def put_through(output: Output, plan: Plan, pools: list[Pool], seconds: float, compute: bool) -> tuple[float, list]:
+def put_through(
+    output: Output, plan: Plan, pools: list[Pool], seconds: float, compute: bool
+) -> tuple[float, list[tuple[int, float]]]:
     """Make every unit with the stub; returns seconds from the first unit to the last, and (units, driver's MB)."""
     c = plan.configuration
     stages = [
@@ -106,6 +109,7 @@ def put_through(output: Output, plan: Plan, pools: list[Pool], seconds: float, c
             if number % max(1, len(units) // 10) == 0:
                 memory.append((number, me.memory_info().rss / 1e6))
     assert len(finished_units(output)) == plan.unit_count
+    assert first is not None  # a plan has a unit
     return time.perf_counter() - first, memory
 
 
@@ -154,6 +158,7 @@ def resumed_start(command: list[str], units: int) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=cwd
     ) as process:
+        assert process.stdout is not None  # it is a pipe
         for line in process.stdout:
             if line.startswith(("plan:", "pools:")) or f"/{units:,} units" in line:
                 print(f"resumed: {time.perf_counter() - start:5.1f} s  {line.rstrip()}", flush=True)
@@ -170,7 +175,7 @@ def many_nodes(config: Config) -> None:
             try:
                 for _ in range(count):
                     cluster.add_node(num_cpus=1, resources={"stub": 1})
-                ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+                ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
                 units = min(40 * count, 160)
                 output, plan = plan_of(config.out / f"{count}-{compute}", units)
                 pools = [Pool("stubs", count, 1.0, 0.0), Pool("writers", 1, 0.25, 0.0)]

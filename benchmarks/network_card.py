@@ -108,6 +108,13 @@ class SharedDonors(Configuration):
         """Seed of donor `variant`, none of whom is among the first people."""
         return (self.seed + 1_000_000 + variant) % 2**32
 
+    @classmethod
+    def of(cls, configuration: Configuration) -> "SharedDonors":
+        """The same configuration with such donors, of whom SHOWN_DONORS are shown."""
+        values = {field.name: getattr(configuration, field.name) for field in dataclasses.fields(configuration)}
+        values["variants"] = SHOWN_DONORS + 1
+        return cls(**values)
+
 
 def configuration(config: Config, layers: str) -> Configuration:
     """That of a run of jobs/generate.py with these layers."""
@@ -152,12 +159,12 @@ class Maker:
         return np.concatenate(parts).astype(np.float64)
 
 
-# ---- real people
+# ---- The measures of real people: what other pictures of the same person are like.
 
 
-def measure_reference(config: Config, maker: Maker) -> dict:
+def measure_reference(config: Config, reference: Path, maker: Maker) -> dict:
     """The same of real people: what the measures would be if variants were other pictures of the person."""
-    files = list_split(config.reference, "train")
+    files = list_split(reference, "train")
     chosen = set(identities(files)[: config.people])
     read = real_images(config, [file for file in files if file.identity in chosen])
     person, camera = (np.array([getattr(file, name) for file in read.files]) for name in ("identity", "camera"))
@@ -169,7 +176,7 @@ def measure_reference(config: Config, maker: Maker) -> dict:
     some = index < config.comparison_people
     passed = maker.scores(read.images[some]) >= config.threshold
     result = {
-        "tree": config.reference.name,
+        "tree": reference.name,
         "people": len(first),
         "images": len(own),
         "filter": share(by_person(index[some], passed), len(passed)),
@@ -198,17 +205,19 @@ def held_out(reference: Path) -> list[TreeImage]:
     return files
 
 
-def measure_fid(config: Config, inception: Callable[[np.ndarray], np.ndarray], made: Pictures) -> dict:
+def measure_fid(
+    config: Config, reference: Path, inception: Callable[[np.ndarray], np.ndarray], made: Pictures
+) -> dict[str, str | int | float]:
     """FID of all made images against the held-out people of --reference."""
     from passersby.metrics.fid import fid
 
-    real = real_images(config, held_out(config.reference)).images
+    real = real_images(config, held_out(reference)).images
     fake = made.images.reshape(-1, *made.images.shape[2:])
     value = fid(inception(real), inception(fake))
-    return {"value": value, "images": len(fake), "reference": config.reference.name, "reference_images": len(real)}
+    return {"value": value, "images": len(fake), "reference": reference.name, "reference_images": len(real)}
 
 
-# ---- the card
+# ---- The card: who measured what, and all measures in one file.
 
 
 def describe(config: Config, network: LoadedNetwork) -> dict:
@@ -216,7 +225,9 @@ def describe(config: Config, network: LoadedNetwork) -> dict:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    settings = {name: value for name, value in vars(config).items() if isinstance(value, int | float | str)}
+    settings = {
+        name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int | float | str)
+    }
     return {
         "network": {
             "file": config.network.name,
@@ -237,16 +248,18 @@ def describe(config: Config, network: LoadedNetwork) -> dict:
 def check(config: Config) -> None:
     """InputError for options that make no card."""
     for name in ("people", "variants", "comparison_people"):
-        if vars(config)[name] < 2:
+        if getattr(config, name) < 2:
             option = name.replace("_", "-")
-            raise InputError(f"--{option} {vars(config)[name]}: must be 2 or more, so that there are some to compare")
+            raise InputError(
+                f"--{option} {getattr(config, name)}: must be 2 or more, so that there are some to compare"
+            )
     if not 0 <= config.threshold <= 1:
         raise InputError(f"--threshold {config.threshold}: scores are 0 to 1")
     if config.inception and not config.reference:
         raise InputError(f"--inception {config.inception}: needs --reference, the people to compare with")
     if config.reference and len(identities(list_split(config.reference, "train"))) < 2:
         raise InputError(f"--reference {config.reference}: its training folder has one person: 2 or more are compared")
-    if config.inception:
+    if config.inception and config.reference:
         held_out(config.reference)
     try:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -277,13 +290,11 @@ def main(config: Config) -> None:
         for name, group in groups.items()
     }
     card["other_people"] = other_people(made.images[:, 0])
-    card["real"] = measure_reference(config, maker) if config.reference else None
-    card["fid"] = measure_fid(config, inception, made) if inception else None
+    card["real"] = measure_reference(config, config.reference, maker) if config.reference else None
+    card["fid"] = measure_fid(config, config.reference, inception, made) if inception and config.reference else None
 
-    shared = dataclasses.asdict(plan) | {"variants": SHOWN_DONORS + 1}
-    alone = dataclasses.asdict(configuration(config, GROUPS[DONORS])) | {"variants": SHOWN_DONORS + 1}
-    rows = maker(SharedDonors(**shared), min(config.people, SHOWN_DONORS))
-    head = maker(SharedDonors(**alone), 1)
+    rows = maker(SharedDonors.of(plan), min(config.people, SHOWN_DONORS))
+    head = maker(SharedDonors.of(configuration(config, GROUPS[DONORS])), 1)
     people = made.images[:SHOWN_PEOPLE, 0], made.scores[:SHOWN_PEOPLE, 0]
     save_png(config.out / "people.png", people_picture(*people, threshold, config.network.stem))
     shown = (head.images[0, 1:], head.scores[0, 1:], rows.images, rows.scores)

@@ -10,6 +10,7 @@ that of Python, PyTorch, the features and the case.
 """
 
 import dataclasses
+import importlib
 import importlib.util
 import multiprocessing
 import resource
@@ -98,20 +99,23 @@ def reranking(config: Config, made: dict[str, np.ndarray]) -> Scores:
 def torchreid_ranking(config: Config, made: dict[str, np.ndarray]) -> Scores:
     """Its distances and its evaluator in Cython."""
     sys.path.insert(0, str(config.torchreid))
-    from torchreid.metrics import compute_distance_matrix, rank
-
+    metrics = importlib.import_module("torchreid.metrics")
+    rank = metrics.rank
     if not rank.IS_CYTHON_AVAI:
         raise SystemExit(f"{config.torchreid}: its evaluator is not built: run make in torchreid/metrics/rank_cylib")
     made = without_junk(made)
     query, gallery = torch.from_numpy(made["query"]), torch.from_numpy(made["gallery"])
-    distances = compute_distance_matrix(query, gallery, "cosine").numpy()
+    distances = metrics.compute_distance_matrix(query, gallery, "cosine").numpy()
     cmc, mean = rank.evaluate_rank(distances, *arguments(made))
     return float(cmc[0]), float(mean)
 
 
 def torchreid_reranking(config: Config, made: dict[str, np.ndarray]) -> Scores:
     """Its re-ranking of its squared distances, ranked by us."""
+    assert config.torchreid is not None  # this case is measured only where it is given
     spec = importlib.util.spec_from_file_location("rerank", config.torchreid / "torchreid/utils/rerank.py")
+    assert spec is not None  # as the name ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     made = without_junk(made)
@@ -121,11 +125,11 @@ def torchreid_reranking(config: Config, made: dict[str, np.ndarray]) -> Scores:
     return found.rank1, found.mAP
 
 
-def measured(case: Callable[[Config, dict], Scores], config: Config) -> tuple[float, float, Scores]:
+def measured(case: Callable[[Config, dict[str, np.ndarray]], Scores], config: Config) -> tuple[float, float, Scores]:
     """Seconds, peak GiB and scores, in this process."""
     torch.set_num_threads(config.threads)
     made = features(config)
-    torch.ones(256, 256) @ torch.ones(256, 256)  # its threads start here
+    torch.mm(torch.ones(256, 256), torch.ones(256, 256))  # its threads start here
     start = time.perf_counter()
     scores = case(config, made)
     took = time.perf_counter() - start

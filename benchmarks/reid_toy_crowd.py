@@ -67,6 +67,7 @@ def main(config: Config) -> None:
         minutes.setdefault(name, []).append(loaded.record["minutes"])
         print(f"{path.parent.name}: {scores(found[name][-1])}", flush=True)
         untrained = untrained or loaded.network.config
+    assert untrained is not None  # there is at least one network
     torch.manual_seed(0)
     print(f"untrained: {scores(rank(listings, FeatureNetwork(ReidNetwork(untrained), '')))}", flush=True)
     print(f"colour histograms: {scores(rank(listings, colour_histograms, untrained.height * 2, untrained.width * 2))}")

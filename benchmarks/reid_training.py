@@ -74,7 +74,11 @@ class Files(Dataset):
         people = {identity: place for place, identity in enumerate(sorted({file.identity for file in self.files}))}
         self.classes = [people[file.identity] for file in self.files]
         size = (config.height, config.width)
-        steps = [transforms.Resize(size, interpolation=3), transforms.Pad(config.pad), transforms.RandomCrop(size)]
+        steps = [
+            transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.Pad(config.pad),
+            transforms.RandomCrop(size),
+        ]
         steps += [transforms.RandomHorizontalFlip(), transforms.ToTensor()]
         steps += [transforms.RandomErasing(config.erasing)] if config.erasing else []
         self.transform = transforms.Compose(steps)
@@ -116,7 +120,7 @@ def our_loop(config: ReidTraining, device: torch.device) -> Iterator[float]:
     data = load_data(config)
     dtype = autocast_type(config.precision, device)
     torch.manual_seed(0)
-    network = ReidNetwork(config.network(len(data.class_names))).to(device, memory_format=torch.channels_last)
+    network = ReidNetwork(config.network(len(data.class_names))).to(device).to(memory_format=torch.channels_last)
     optimizer, rates = make_optimizer(config, network)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     state = ReidState(network, optimizer, scaler, rates)
@@ -164,10 +168,8 @@ def main(bench: Config) -> None:
         torch.set_num_threads(bench.threads)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     for preset in bench.presets:
-        values = PRESETS[preset] | {"pretrained": False, "validation": "none"}
-        config = ReidTraining(
-            data=bench.data, out=Path("unused"), **values | ({"batch": bench.batch} if bench.batch else {})
-        )
+        config = ReidTraining(data=bench.data, out=Path("unused"), **PRESETS[preset])
+        config = dataclasses.replace(config, pretrained=False, validation="none", batch=bench.batch or config.batch)
         loops = {"plain": plain_loop(config, bench, device), "ours": our_loop(config, device)}
         rates: dict[str, list[float]] = {"plain": [], "ours": []}
         waiting = []

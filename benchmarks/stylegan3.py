@@ -40,7 +40,7 @@ class Config:
     device: str = "cpu"
 
 
-def cases(config: Config, network: Generator) -> dict[str, tuple[int, Callable[[], torch.Tensor]]]:
+def cases(config: Config, network: Generator) -> dict[str, tuple[int, Callable[[], torch.Tensor | None]]]:
     """Name -> (images a call makes, the call)."""
     device = torch.device(config.device)
     z = torch.randn(config.batch, network.z_dim, device=device)
@@ -72,7 +72,7 @@ def cases(config: Config, network: Generator) -> dict[str, tuple[int, Callable[[
     }
 
 
-def seconds(call: Callable[[], torch.Tensor], device: str) -> float:
+def seconds(call: Callable[[], torch.Tensor | None], device: str) -> float:
     """Wall seconds of one call, the device's work included."""
     start = time.perf_counter()
     call()

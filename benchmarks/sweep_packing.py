@@ -12,6 +12,7 @@ On 2 CPU cores that other work shared, at commit 89511bb plus the sweeps: 200 tr
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def main(config: Config) -> None:
             for _ in range(config.nodes):
                 cluster.add_node(num_cpus=config.gpus, num_gpus=config.gpus)
             cluster.wait_for_nodes()
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
             fitted = fit_trials(1.0, 1, 0, None, resources())
             print(fitted.describe(config.trials, resources()), flush=True)
             specs = [

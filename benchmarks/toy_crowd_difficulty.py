@@ -41,12 +41,20 @@ class Config:
     """CPU threads."""
 
 
+def picture(path: Path) -> np.ndarray:
+    """One file as RGB uint8 [128, 64, 3]."""
+    bgr = cv2.imread(str(path))
+    if bgr is None:
+        raise InputError(f"cannot read {path}: make the tree again")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures [N, 128, 64, 3] RGB uint8, identities [N] and cameras [N] of one folder of the tree."""
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
         raise InputError(f"no pictures in {folder}: make the tree with jobs/make_toy_crowd.py")
-    images = np.stack([cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths])
+    images = np.stack([picture(path) for path in paths])
     fields = [path.name.split("_") for path in paths]
     return (
         images,
