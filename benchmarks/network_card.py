@@ -217,7 +217,7 @@ def measure_fid(
     return {"value": value, "images": len(fake), "reference": reference.name, "reference_images": len(real)}
 
 
-# ---- The card: who measured what, and all measures in one file.
+# ---- The card: where the figures come from, and all of them in one file.
 
 
 def describe(config: Config, network: LoadedNetwork) -> dict:

@@ -1,1 +1,1 @@
-"""What flows in and out: units and shards, manifests, image trees, the toy crowd."""
+"""What is read and written: data sets, runs, exports, latents, the toy crowd. What computes on it stands elsewhere."""

@@ -1,1 +1,1 @@
-"""Generated images for other tools: which images, under which names, in which files. Reading a run stands in runs/."""
+"""Generated images for other tools: which images, under which names, in which files. Runs stand in runs/."""

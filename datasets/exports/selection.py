@@ -1,4 +1,4 @@
-"""Which images of a run an export takes, and the identities and cameras that it gives them."""
+"""Which images of a run an export takes, which identities and cameras they get, and the bytes that are written."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -231,7 +231,7 @@ def select(manifest: RunManifest, options: Options, people: People, columns: lis
             yield Piece(unit, places, table.take(pa.array(rows)))
 
 
-# ---- The bytes of exported images: as they are stored, or converted from PNG to JPEG where that was asked for.
+# ---- The bytes of the images: as the run's shards hold them, or converted from PNG to JPEG where the options say so.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Exports as files of many images: WebDataset tars and Parquet tables.
+"""Writing an export: files of many images (WebDataset tars, Parquet tables), and the work of any export as tasks.
 
 Which image goes into which file follows from the manifest alone, so a file that exists never has to be made again.
-Equal rows give equal bytes: no time, user or host stands in a file.
+Equal rows give equal bytes: no time, user or host stands in a file. How trees of image files are written:
+datasets/exports/trees.py.
 """
 
 import collections
@@ -118,7 +119,7 @@ def _row_groups(images: ExportImages, pieces: Sequence[Piece]) -> Iterator[pa.Ta
         yield pa.concat_tables(waiting)
 
 
-# ---- The work of an export in tasks that can be done in any order, and doing some of them at a time.
+# ---- The work of an export in any format: tasks that do not depend on each other, some of which run at a time.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Zip files and folders as the reference StyleGAN3's data set tool leaves them: images and a dataset.json.
+"""GAN training images in zip files, and in folders with a dataset.json, as the reference StyleGAN3's tool leaves them.
 
 `dataset.json` holds `{"labels": [[name, class number or list of numbers], ...]}` or null for labels. Archives are
 read in place, member by member: nothing is unpacked to disk, and what an archive promises is checked first.

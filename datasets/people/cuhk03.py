@@ -1,4 +1,4 @@
-"""CUHK03 by the new protocol: 767 people to train on, 700 to test.
+"""Reader of CUHK03 by the new protocol: 767 people to train on, 700 to test.
 
 images_labeled or images_detected, as torchreid extracts them from cuhk-03.mat, and beside it
 cuhk03_new_protocol_config_labeled.mat or _detected.mat, which says who is where (Zhong et al., "Re-ranking Person

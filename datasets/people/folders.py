@@ -1,4 +1,4 @@
-"""A folder of people: one sub-folder each, with an optional camera in the names of the files (_c3).
+"""Reader of re-ID data in a folder of people: one sub-folder each, with an optional camera in the file names (_c3).
 
 Sub-folders `train`, `query`, `gallery` and `multi-query`, each with one sub-folder a person, are the splits, as in
 layumi's Person_reID_baseline_pytorch (`train_all` goes before `train`). Where there are none of these, everything is

@@ -1,4 +1,7 @@
-"""Sets of images to be compared with each other: listed, hashed, measured, and cut into rows for the stages."""
+"""Image sets: images that are compared as a whole, as by FID, whoever they show; hashed, and cut into rows for stages.
+
+A set comes from a tree, a folder, a run or a network. Reading and decoding one image of a modest size stand here too.
+"""
 
 import dataclasses
 import hashlib

@@ -1,6 +1,6 @@
-"""Where a GAN's training images come from: trees, folders and archives, and the people set aside of them.
+"""The images of one GAN training, from a tree, folder or archive, divided into those trained on and those set aside.
 
-Listing opens no image. What is listed is split by people: those set aside are never trained on, so that a network's
+Listing opens no image. What is listed is divided by people: those set aside are never trained on, so that a network's
 pictures can be compared with people that it has not seen.
 """
 

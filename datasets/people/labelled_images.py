@@ -1,4 +1,7 @@
-"""Listings of images of people - who each shows, by which camera - and their pixels in one array."""
+"""Listings of re-ID data - who each image shows, by which camera - and the pixels of a listing in one array.
+
+Every reader of re-ID data gives such a Listing. What a GAN is trained on is listed in datasets/people/listing.py.
+"""
 
 import dataclasses
 import hashlib

@@ -1,8 +1,10 @@
-"""Listing what a GAN may be trained on in a folder, and the guard that keeps people of a test out of it.
+"""What a GAN may be trained on: the undecoded images of a tree or folder, and the guard that keeps test people out.
 
 Networks of this project make pictures for training re-identification, which is then measured on the query and
 gallery people of a Market-1501 tree: none of them may ever be seen by a generator. So of a tree only
 `bounding_box_train` is listed, and other folders are refused where they are, hold or repeat held-out people.
+
+Listings of re-ID data, which say of every image whom it shows, are others: datasets/people/labelled_images.py.
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ from datasets.people.market_tree import (
 )
 from passersby.errors import InputError
 
-# ---- A listing of images for a GAN training: what each file's name says, and reading one file's bytes.
+# ---- One image, a listing of images, and reading the bytes of one.
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABELS_FILE = "dataset.json"
@@ -49,7 +51,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What may be trained on, in the order of the names, and how much was left out and why."""
+    """What a GAN may be trained on, in the order of the names, and how much was left out and why."""
 
     kind: str  # "tree" | "folder" | "zip"
     root: Path
@@ -94,6 +96,8 @@ class Reader:
             return None
         return data if len(data) <= MOST_IMAGE_BYTES else None
 
+
+# ---- Listing a tree or a folder, and the guard.
 
 TRAIN_FOLDER = SPLIT_FOLDERS["train"]
 HELD_OUT_FOLDERS = (SPLIT_FOLDERS["query"], SPLIT_FOLDERS["gallery"], "gt_bbox")  # gt_bbox repeats all people

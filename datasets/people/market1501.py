@@ -1,4 +1,4 @@
-"""Market-1501 and DukeMTMC-reID trees, and trees in their layout such as the toy crowd.
+"""Reader of Market-1501 and DukeMTMC-reID, and of trees in their layout such as the toy crowd.
 
 bounding_box_train, query, bounding_box_test (the gallery) and, in Market-1501, gt_bbox (multi-query). Names read
 PPPP_cCsS_FFFFFF_BB.jpg (Zheng et al., "Scalable Person Re-identification", ICCV 2015), in DukeMTMC-reID

@@ -1,8 +1,9 @@
-"""Image trees in the layout of Market-1501: names, splits, and decoding into one array.
+"""The image files of a Market-1501 tree, listed by their names, and the bytes of any image back to pixels.
 
 A tree is a folder with `bounding_box_train`, `query` and `bounding_box_test` (the gallery). Names read
 `PPPP_cCsS_FFFFFF_BB.jpg`: identity (-1 junk, 0000 distractor), camera, sequence, frame, box (Zheng et al.,
-"Scalable Person Re-identification: A Benchmark", ICCV 2015).
+"Scalable Person Re-identification: A Benchmark", ICCV 2015). `decode`, `header_size` and `resized` serve images of
+every origin; `decode_files` decodes the files of a tree into one array.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from PIL import Image
 
 from passersby.errors import InputError
 
-# ---- Stored image bytes back to pixels.
+# ---- The bytes of one image, of whatever origin, back to pixels.
 
 MOST_PIXELS = 1 << 26  # of one image: a small file can promise gigabytes, so its header is read before it is decoded
 
@@ -66,6 +67,8 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     shrinks = image.shape[0] >= height and image.shape[1] >= width
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
+
+# ---- Trees: what the names of their files say, and the pixels of many files.
 
 SPLIT_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 JUNK_IDENTITY = -1

@@ -1,4 +1,4 @@
-"""MSMT17, V1 (train, test) and V2 (mask_train_v2, mask_test_v2): images by lists.
+"""Reader of MSMT17, V1 (train, test) and V2 (mask_train_v2, mask_test_v2): images by lists.
 
 list_train.txt, list_val.txt, list_query.txt and list_gallery.txt hold lines "0000/0000_000_01_0303morning_0008_0.jpg
 0": path and identity; the third part of the name is the camera (Wei et al., "Person Transfer GAN to Bridge Domain

@@ -1,4 +1,4 @@
-"""Any re-ID data by its path: which kind it is, and one split of it."""
+"""Any re-ID data by its path: which reader takes it, and one split of it."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""A CSV or Parquet table of images: columns path and identity, and where known camera and split."""
+"""Reader of re-ID data in a CSV or Parquet table: columns path and identity, and where known camera and split."""
 
 import csv
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What a re-ID training is made of, and files of features. Reading a data set stands in people/."""
+"""What a re-ID training is made of, runs as re-ID data, and files of features. Data sets are read in people/."""

@@ -1,4 +1,7 @@
-"""Runs of jobs/generate.py as re-ID data: the images that their manifest keeps, by person."""
+"""Runs of jobs/generate.py as re-ID data: the images that a run's manifest keeps, by person.
+
+Where only some people or images are wanted, they are the first ones, or those that a seed draws.
+"""
 
 import hashlib
 import itertools
@@ -22,7 +25,8 @@ from datasets.runs.verdicts import KEPT, LATENT, SCORES, verdicts, with_filters,
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
-# ---- Which few of many: the first so many, or the first in an order that a seed draws. Either way few are among more.
+# ---- Which of many are taken: the first, or the first in the order that a seed draws. Those taken of a smaller number
+# are always among those taken of a larger one.
 
 Item = TypeVar("Item")
 
@@ -44,6 +48,9 @@ def drawn_key(draw_seed: int, name: str) -> bytes:
     others keep their order.
     """
     return hashlib.sha256(f"{draw_seed}\n{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+# ---- A run as a reader of re-ID data sees it.
 
 
 class Row(TypedDict):

@@ -1,1 +1,1 @@
-"""Runs of generation: plan, rows, shards, verdicts, manifest, and whether they are whole. The pipeline makes them."""
+"""Runs of generation: plan, rows, shards, verdicts, manifest, whether they are whole. They are made in pipeline/."""

@@ -1,4 +1,10 @@
-"""What a plan says of every image, whoever makes it: its origin, its seeds, and how far it moves from its person."""
+"""A unit of work as one Ray Data row, and the columns of the row that the plan alone decides.
+
+One row is one unit: whole persons, so that no batch boundary of Ray's decides what is computed together. The columns
+of the images are therefore list columns with one entry an image; `images_of` and `with_columns` are the only place
+that knows that layout. The plan decides of every image, whoever makes it: its origin, its seeds, and how far it moves
+from its person.
+"""
 
 import sys
 from collections.abc import Awaitable
@@ -10,11 +16,7 @@ import pyarrow as pa
 from datasets.runs.configuration import PEOPLE, PICTURES, Configuration
 from datasets.runs.verdicts import LATENT
 
-# ---- How a unit of work lies in one Ray Data row, and back.
-#
-# One Ray Data row is one unit: whole persons, so that no batch boundary of Ray's decides what is
-# computed together. The columns of the images are therefore list columns with one entry an image; the
-# two functions at the top of this file are the only place that knows that layout.
+# ---- The layout of a row: its images as a table, and columns added to it.
 
 
 def images_of(batch: pa.Table) -> pa.Table:
@@ -75,6 +77,8 @@ def resolved(value: T | Reference[T]) -> T:
     ray = sys.modules.get("ray")
     return ray.get(value) if ray is not None and isinstance(value, ray.ObjectRef) else value
 
+
+# ---- What the plan says of every image.
 
 SEED = "seed"  # the `source` of artificial people's images
 NO_PARTNER = "this person has no other picture to move towards"

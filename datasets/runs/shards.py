@@ -1,4 +1,4 @@
-"""Shards: the one Parquet file that a unit becomes, every image with its origin and its scores."""
+"""What a unit becomes: a shard, the Parquet file of its images, origins and scores; or a record of its failure."""
 
 import dataclasses
 import json

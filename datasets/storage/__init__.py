@@ -1,1 +1,1 @@
-"""Where files lie and how they are kept: addresses, outputs, local copies, locks, caches. Not what is in them."""
+"""Where files lie and how they are kept: addresses, outputs, copies, locks, caches. What they hold stands elsewhere."""

@@ -1,4 +1,4 @@
-"""The toy crowd's heads with hair and hats, and its bags."""
+"""The toy crowd's heads with hair and hats, its bags, and the spines that all lofts of a person are drawn along."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from datasets.toy_crowd.fabric import hair_and_face
 from datasets.toy_crowd.people import Person
 from datasets.toy_crowd.render import Canvas, Material, View
 
-# ---- Spines of the toy crowd's lofts: curves in body coordinates [K, 3] and what varies along them.
+# ---- Spines: curves in body coordinates [K, 3], and what varies along them.
 
 
 def bend(start: np.ndarray, joint: np.ndarray, end: np.ndarray, softness: float = 0.3) -> np.ndarray:
@@ -37,6 +37,8 @@ def column(heights: list[float], rise: float, ahead: float | list[float] = 0.0, 
     heights_array = np.asarray(heights, np.float64) + rise
     return np.stack([np.full_like(heights_array, side), heights_array, np.zeros_like(heights_array) + ahead], axis=1)
 
+
+# ---- Heads and bags.
 
 CHIN = 0.868  # height of a standing person's chin, in statures
 

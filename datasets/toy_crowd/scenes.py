@@ -1,4 +1,4 @@
-"""The toy crowd's six cameras: where they look, how they see, and what is around people.
+"""The toy crowd's scenes: the things that stand about, and six cameras, where they look and how they see.
 
 A camera has three positions of its own (panoramas, drawn when first needed and kept) and three sessions
 (times of day), so that its backgrounds vary; colours, light, sharpness and noise stay the camera's own.
@@ -14,7 +14,7 @@ import numpy as np
 from datasets.toy_crowd.people import stream, three
 from datasets.toy_crowd.render import COLUMNS, ROWS, Light, smooth_noise
 
-# ---- Things that stand about in the toy crowd's scenes, behind people and before them.
+# ---- Things that stand about, behind people and before them.
 
 Colour = tuple[float, float, float]  # RGB, 0..255
 
@@ -85,6 +85,8 @@ def draw_prop(image: np.ndarray, kind: str, x: int, base: int, size: float, rand
         draw_prop(image, "bush", x, int(base - 0.5 * s), 0.8 * s, random)
         box(-0.75, -0.55, 0.75, 0.1, (146.0, 138.0, 128.0))
 
+
+# ---- The cameras, their backdrops and times of day.
 
 CAMERAS, POSITIONS, SESSIONS = 6, 3, 3
 PANORAMA_ROWS, PANORAMA_COLUMNS = ROWS * 5 // 4, COLUMNS * 6
