@@ -33,6 +33,7 @@ from jobs import generate
 from jobs.common import run_job
 from passersby import weights
 from passersby.errors import InputError
+from passersby.files import write_atomically
 from passersby.metrics.variants import (
     by_person,
     colour_histograms,
@@ -43,7 +44,7 @@ from passersby.metrics.variants import (
     other_people,
     share,
 )
-from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, write_atomically
+from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
 from pipeline.generation import Inputs
 from reporting.gan.card import card_markdown, mixes_picture, people_picture
 from reporting.grid import save_png

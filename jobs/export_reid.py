@@ -15,9 +15,9 @@ from torch import nn
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
 from passersby.errors import InputError
+from passersby.files import write_atomically
 from passersby.reid.checkpoint import LoadedReid, load_reid
 from passersby.reid.network import ReidNetwork
-from passersby.stylegan3.checkpoint import write_atomically
 
 OPSET = 18  # of 2022: readers of that age and later take it
 METADATA_KEY = "passersby-reid"

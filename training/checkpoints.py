@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from passersby.errors import InputError
+from passersby.files import sync, write_atomically
 from passersby.options import Json, differences, flag
-from passersby.stylegan3.checkpoint import write_atomically
 
 
 def claim(
@@ -57,7 +57,7 @@ def commit(folder: Path, write: Callable[[Path], None]) -> Path:
         temporary.mkdir()
         write(temporary)
         os.replace(temporary, folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}") from error
     finally:
@@ -69,19 +69,3 @@ def keep_newest(parent: Path, count: int) -> None:
     """Remove all but the `count` folders with the highest numbers."""
     for old in sorted(parent.glob("[0-9]*"), key=lambda path: int(path.name))[:-count]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def write_synced(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whose bytes are on the disk when this returns."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the new name reaches the disk
-    finally:
-        os.close(descriptor)

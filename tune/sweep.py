@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.options import Json, canonical_sha256, defaults, differences, known_part
-from passersby.reid.checkpoint import file_sha256
 from training.reid.config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
 from tune.leak_guard import DataSet, Finding, verdict_of
 from tune.levels import PEOPLE_SWEEP, GeneratedRun, Trial, trials_of

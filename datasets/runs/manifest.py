@@ -14,6 +14,7 @@ from datasets.runs.shards import SCHEMA, SCHEMA_VERSION, read_shard, shard_name
 from datasets.runs.verdicts import VERDICTS, Thresholds, add_counts, count_verdicts, verdicts
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.manifest import manifest_name, manifest_rows
 
 COLUMNS = [name for name in SCHEMA.names if name != "image"]
 MANIFEST_SCHEMA = (
@@ -23,11 +24,6 @@ MANIFEST_SCHEMA = (
 )
 SHARDS_AT_ONCE = 64  # also the row group: small enough for any memory, large enough to be read quickly
 READERS = 8  # object stores answer slowly and many at a time
-
-
-def manifest_name(name: str | None = None) -> str:
-    """File name of the run's manifest, or of another one over the same shards."""
-    return f"manifest-{name}.parquet" if name else "manifest.parquet"
 
 
 def write_manifest(
@@ -76,8 +72,4 @@ def _groups(output: Output, plan: Plan, units: Iterator[Unit]) -> Iterator[pa.Ta
 def read_manifest(output: Output, name: str | None = None, columns: list[str] | None = None) -> pa.Table:
     """A manifest's rows, all columns or the named ones. Raises InputError when it is missing or damaged."""
     with output.open(manifest_name(name)) as file:
-        try:
-            return pq.read_table(file, columns=columns)
-        except (pa.ArrowInvalid, OSError) as error:
-            address = output.address(manifest_name(name))
-            raise InputError(f"{address} is damaged: remove it and run the same command again") from error
+        return manifest_rows(file, output.address(manifest_name(name)), columns)

@@ -5,10 +5,8 @@ whenever it is computed, so a file that exists never has to be made again.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 
 from datasets.runs.configuration import Configuration, Origin
@@ -149,18 +147,6 @@ class Plan:
             "extents": [dataclasses.asdict(extent) for extent in self.extents],
         }
         return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def file_sha256(path: str | os.PathLike, option: str) -> str:
-    """sha256 of a file given by `option`. Raises InputError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except OSError as error:
-        raise InputError(f"{option} {path}: {error.strerror or error}: check the path") from error
-    return digest.hexdigest()
 
 
 def read_plan(output: Output) -> Plan | None:

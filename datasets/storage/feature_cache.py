@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from passersby.errors import InputError
+from passersby.files import write_atomically
 from passersby.perception.inception import FEATURES, Inception
-from passersby.stylegan3.checkpoint import write_atomically
 from passersby.weights import cache_folder
 
 FOLDER = "features"

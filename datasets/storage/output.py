@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from datasets.storage.addresses import STORES, explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
+from passersby.files import sync
 
 # .NAME.HOST.PID.tmp: who wrote a leftover can be told, so that a living writer's file is never removed.
 TEMPORARY = re.compile(r"^\..+\.([^.]*)\.(\d+)\.tmp$")
@@ -155,12 +156,12 @@ class Output:
         temporary = final.with_name(f".{final.name}.{_host()}.{os.getpid()}.tmp")
         try:
             yield str(temporary)
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, final)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(final.parent)  # otherwise a power cut could undo the rename
+        sync(final.parent)  # otherwise a power cut could undo the rename
 
     @contextlib.contextmanager
     def _upload(self, name: str) -> Iterator[str]:
@@ -203,14 +204,6 @@ class Output:
 
 def _host() -> str:
     return socket.gethostname().replace(".", "-")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_leftover(path: Path) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from passersby import weights
 from passersby.errors import InputError
-from passersby.reid.checkpoint import file_sha256
+from passersby.files import file_sha256
 from passersby.reid.formats import read_tensors
 
 # ---- The AlexNet of "Shift-tolerant Perceptual Similarity Metric" (Ghildyal and Liu, 2022): it blurs before it

@@ -1,7 +1,6 @@
 """Re-identification networks in files: `save_reid`, `load_reid`, and `load_imagenet` for a backbone's start."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ import torch.hub
 from torchvision.models import get_model_weights
 
 from passersby.errors import InputError
+from passersby.files import file_sha256, write_atomically
 from passersby.reid.formats import (
     FORMAT_VERSION,
     METADATA_KEY,
@@ -28,7 +28,6 @@ from passersby.reid.formats import (
     read_tensors,
 )
 from passersby.reid.network import ReidNetwork
-from passersby.stylegan3.checkpoint import write_atomically
 
 _COUNTER = "num_batches_tracked"  # of batch normalisation; older files lack it, and nothing here needs it
 
@@ -149,12 +148,6 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
     except InputError as error:
         raise InputError(f"ImageNet weights {path}: {error}") from error
     return (f"backbone {name} starts from ImageNet weights: {path.name}, sha256 {sha256}; their classifier is unused",)
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """The hash of a file's contents, in hexadecimal digits. Raises OSError."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetched(name: str) -> Path:

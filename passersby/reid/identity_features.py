@@ -13,7 +13,8 @@ from torch import nn
 from torchvision.models import resnet50
 
 from passersby.errors import InputError
-from passersby.reid.checkpoint import file_sha256, load_reid
+from passersby.files import file_sha256
+from passersby.reid.checkpoint import load_reid
 from passersby.reid.formats import is_safetensors, read_tensors
 from passersby.reid.network import ReidNetwork
 

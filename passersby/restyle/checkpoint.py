@@ -17,12 +17,11 @@ from torch import nn
 
 from passersby.checkpoints import file_kind
 from passersby.errors import InputError
-from passersby.reid.checkpoint import file_sha256
+from passersby.files import file_sha256, write_atomically
 from passersby.reid.formats import METADATA_KEY as REID_KEY
 from passersby.reid.formats import read_tensors
 from passersby.restyle.encoder import EncoderConfig, RestyleEncoder
 from passersby.restyle.published import Published, Tensors, read_published
-from passersby.stylegan3.checkpoint import write_atomically
 from passersby.stylegan3.checkpoint_formats import METADATA_KEY as GENERATOR_KEY
 from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.generator import Generator

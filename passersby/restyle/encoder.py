@@ -9,7 +9,6 @@ Files: passersby/restyle/checkpoint.py.
 
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.reid.formats import read_tensors
 from passersby.stylegan3.schedule import GeneratorConfig
 
@@ -201,7 +201,7 @@ def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str
                 f"backbone {config.backbone} of width {config.width_factor}: there are no ImageNet weights for it; "
                 "take resnet34 or resnet18 at width 1, or random weights"
             )
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256 = file_sha256(path)
         found = read_tensors(path)
         names = {}  # torchvision's -> those of `body`, which counts the blocks of all stages
         for stage, count in enumerate(BLOCKS[config.backbone]):

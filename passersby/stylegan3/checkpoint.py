@@ -12,7 +12,6 @@ import io
 import json
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 
 from passersby.checkpoints import file_kind
 from passersby.errors import InputError
+from passersby.files import write_atomically
 from passersby.stylegan3.checkpoint_formats import FORMAT_VERSION, METADATA_KEY, READERS, Contents
 from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.discriminator import Discriminator
@@ -126,25 +126,6 @@ def stored_tensors(network: nn.Module, half: bool) -> Tensors:
         fits = tensor.abs().max() < torch.finfo(torch.float16).max if tensor.numel() else False
         stored[name] = tensor.half() if half and fits and name in matrices else tensor
     return stored
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
-    path = Path(path)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # temporary files are private to their owner
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 # ---- from tensors to networks

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from jobs import invert
-from passersby.reid.checkpoint import file_sha256
+from passersby.files import file_sha256
 from passersby.restyle.checkpoint import save_encoder
 from passersby.stylegan3.checkpoint import save_network
 from tests.helpers import drivers, inversion_networks

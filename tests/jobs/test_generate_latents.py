@@ -17,12 +17,13 @@ from datasets.latents.table import read_latents
 from datasets.people.labelled_images import decode_bicubic
 from datasets.people.market_tree import decode
 from datasets.reid.sources import list_sources
-from datasets.runs.plan import PLAN_FILE, Plan, file_sha256, read_plan
+from datasets.runs.plan import PLAN_FILE, Plan, read_plan
 from datasets.runs.shards import read_shard, write_shard
 from datasets.storage.output import Output
 from jobs import generate, verify
 from jobs.generate import Config
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.reid.checkpoint import load_reid, save_reid
 from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
 from passersby.stylegan3 import to_uint8

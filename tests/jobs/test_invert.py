@@ -25,7 +25,8 @@ from jobs import invert
 from jobs.invert import Config
 from passersby import weights
 from passersby.errors import InputError
-from passersby.reid.checkpoint import file_sha256, save_reid
+from passersby.files import file_sha256
+from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
 from passersby.restyle.checkpoint import save_encoder
 from passersby.stylegan3 import Generator, GeneratorConfig

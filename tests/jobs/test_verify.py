@@ -19,7 +19,7 @@ from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
 from datasets.runs.manifest import write_manifest
-from datasets.runs.plan import PLAN_FILE, Configuration, Extent, Plan, file_sha256, read_plan
+from datasets.runs.plan import PLAN_FILE, Configuration, Extent, Plan, read_plan
 from datasets.runs.rows import images_of
 from datasets.runs.shards import Failure, read_shard, shard_name, shard_table, write_failure, write_shard
 from datasets.runs.verdicts import Thresholds
@@ -27,6 +27,7 @@ from datasets.storage.output import Output
 from jobs.verify import Config, main
 from passersby import weights
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network
 from pipeline.recomputation import Recomputation
 from reporting.run.results import SUMMARY, publish

@@ -10,6 +10,7 @@ import torch
 from datasets.reid.training_set import TrainingImages, load_training_images
 from passersby import weights
 from passersby.errors import InputError
+from passersby.files import write_synced
 from passersby.options import defaults
 from passersby.perception.perceptual import load_perceptual
 from passersby.reid.identity_features import load_identity
@@ -19,7 +20,7 @@ from passersby.restyle.losses import InversionLoss
 from passersby.restyle.refinement import w_statistics
 from passersby.stylegan3 import GeneratorConfig
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
-from training.checkpoints import claim, commit, keep_newest, newest, write_synced
+from training.checkpoints import claim, commit, keep_newest, newest
 from training.encoder.config import FREE_TO_CHANGE, EncoderTraining
 from training.encoder.step import EncoderState, Frozen, Ranger
 from training.workers import check_memory

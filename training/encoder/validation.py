@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from datasets.reid.training_set import TrainingImages
+from passersby.files import write_atomically
 from passersby.restyle.encoder import RestyleEncoder, pooled, restyle_steps
 from passersby.restyle.refinement import refine
 from passersby.stylegan3 import Generator, to_uint8
-from passersby.stylegan3.checkpoint import write_atomically
 from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png
 from training.encoder.config import EncoderTraining
 from training.encoder.step import Batch, Frozen

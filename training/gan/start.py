@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from passersby.errors import InputError
+from passersby.files import write_synced
 from passersby.options import defaults
 from passersby.stylegan3 import Discriminator, Generator
 from passersby.stylegan3.checkpoint import load_network, save_network
 from passersby.stylegan3.mapping import set_precision
 from passersby.stylegan3.transfer import freeze_discriminator_layers, transfer
-from training.checkpoints import claim, commit, keep_newest, newest, write_synced
+from training.checkpoints import claim, commit, keep_newest, newest
 from training.gan.config import BEFORE, FREE_TO_CHANGE, GanConfig
 from training.gan.data import to_float
 from training.gan.step import TrainingState, new_state

@@ -13,10 +13,11 @@ import torch
 
 from datasets.reid.training_set import TrainingImages
 from passersby.errors import InputError
+from passersby.files import write_synced
 from passersby.options import defaults
 from passersby.reid.checkpoint import load_imagenet, load_reid, save_reid
 from passersby.reid.network import ReidNetwork
-from training.checkpoints import claim, commit, keep_newest, newest, write_synced
+from training.checkpoints import claim, commit, keep_newest, newest
 from training.reid.config import FREE_TO_CHANGE, ReidTraining
 from training.reid.data import ReidBatches
 from training.reid.step import ReidState, make_optimizer

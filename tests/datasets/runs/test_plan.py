@@ -9,9 +9,10 @@ import time
 import pytest
 
 from datasets.runs.configuration import Origin
-from datasets.runs.plan import PLAN_FILE, Configuration, Plan, agree, file_sha256, parse_layers, read_plan
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan, agree, parse_layers, read_plan
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.files import file_sha256
 
 ORIGINS = (Origin("0002", "a/1.jpg", 3, 4), Origin("0007", "a/2.jpg", None, 1), Origin("Zo\u00eb", "b.jpg", 1, 2))
 

@@ -10,7 +10,8 @@ import torchvision
 from torch import nn
 
 from passersby.errors import InputError
-from passersby.reid.checkpoint import file_sha256, save_reid
+from passersby.files import file_sha256
+from passersby.reid.checkpoint import save_reid
 from passersby.reid.identity_features import load_identity
 from passersby.reid.network import FeatureNetwork, ReidConfig, ReidNetwork
 
