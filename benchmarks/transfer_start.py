@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from passersby import weights
 from reporting.curves import read_history
 from training.gan.config import PRESETS, GanConfig
-from training.gan.run import pick_device, train
+from training.gan.run import train
 from training.gan.start import claim_folder
 from training.log import HISTORY
+from training.workers import pick_device
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TypeVar
 
 import ray
@@ -49,6 +50,13 @@ def named_preset(arguments: list[str], presets: Collection[str]) -> str:
     named = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--preset"]
     named += [word.partition("=")[2] for word in arguments if word.startswith("--preset=")]
     return named[-1] if named and named[-1] in presets else next(iter(presets))
+
+
+def preset_defaults(
+    arguments: list[str], presets: Collection[str], preset: Callable[[str, Path, Path], Config]
+) -> Config:
+    """Defaults for the command line: the values of the preset that it names, with data and out still missing."""
+    return preset(named_preset(arguments, presets), tyro.MISSING, tyro.MISSING)
 
 
 def connect() -> None:

@@ -141,7 +141,7 @@ def plan_resources(config: Config, sweep: "Sweep", trials: int) -> "TrialResourc
 
 def run(config: Config, output: Output, sweep: "Sweep") -> "SweepProgress":
     """Run the trials that have no result yet, as the only driver of this folder."""
-    from training.gan.data import command_line
+    from training.workers import command_line
     from tune.progress import SweepProgress
     from tune.runner import run_trials
     from tune.sweep import SWEEP_FILE

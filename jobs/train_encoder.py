@@ -5,15 +5,14 @@ import sys
 
 import ray
 
-from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
+from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job
 from passersby.errors import InputError
-from pipeline.ray_training import plan_resources, restart_with, train_on_workers
+from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_encoder_loop, train_on_workers
 from training.encoder.config import PATHS, PRESETS, EncoderTraining, preset
-from training.encoder.run import VALIDATION_PICTURE, train, train_loop
+from training.encoder.run import VALIDATION_PICTURE, train
 from training.encoder.start import ENCODER, claim_folder, load_data, load_generator, load_networks
-from training.gan.data import command_line
-from training.gan.run import pick_device
 from training.log import CURVES
+from training.workers import command_line, pick_device
 
 
 def main(config: EncoderTraining) -> None:
@@ -52,10 +51,10 @@ def train_on_ray(config: EncoderTraining, generator) -> None:
     connect()
     scaling = plan_resources(config.workers, config.gpus, config.threads)
     data = ray.put(load_data(config, generator))  # lives as long as this driver
-    values = {"config": config.as_json(), "command": command_line(), "data": data}
-    train_on_workers(train_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+    values: WorkerValues = {"config": config.as_json(), "command": command_line(), "data": data}
+    train_on_workers(train_encoder_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
 
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, EncoderTraining, default=preset(named_preset(sys.argv[1:], PRESETS)))
+    run_job(main, EncoderTraining, default=preset_defaults(sys.argv[1:], PRESETS, preset))

@@ -6,16 +6,17 @@ import sys
 import ray
 
 from datasets.people.image_source import ImageSource
-from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
+from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job
 from passersby import weights
 from passersby.errors import InputError
-from pipeline.ray_training import plan_resources, restart_with, train_on_workers
+from pipeline import image_stream
+from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_gan_loop, train_on_workers
 from training.gan.config import PRESETS, GanConfig, preset
-from training.gan.data import command_line
 from training.gan.images import list_data, load_data
-from training.gan.run import pick_device, train, train_loop
+from training.gan.run import train
 from training.gan.start import BEST, claim_folder, last_snapshot
 from training.gan.validation import images_wanted
+from training.workers import command_line, pick_device
 
 
 def main(config: GanConfig) -> None:
@@ -46,9 +47,14 @@ def train_on_ray(config: GanConfig, source: ImageSource) -> None:
     connect()
     scaling = plan_resources(config.workers, config.gpus, config.threads)
     inception = inception_bytes(config, scaling.use_gpu)
-    shared = [ray.put(load_data(config, source, on_ray=True)), ray.put(inception)]  # lives as long as this driver
-    values = {"config": config.as_json(), "command": command_line(), "shared": shared}
-    train_on_workers(train_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+    data = ray.put(image_stream.load_data(config, source))  # lives as long as this driver
+    values: WorkerValues = {
+        "config": config.as_json(),
+        "command": command_line(),
+        "data": data,
+        "inception": ray.put(inception),
+    }
+    train_on_workers(train_gan_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
 
 
 def inception_bytes(config: GanConfig, on_gpu: bool) -> bytes | None:
@@ -60,4 +66,4 @@ def inception_bytes(config: GanConfig, on_gpu: bool) -> bytes | None:
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, GanConfig, default=preset(named_preset(sys.argv[1:], PRESETS)))
+    run_job(main, GanConfig, default=preset_defaults(sys.argv[1:], PRESETS, preset))

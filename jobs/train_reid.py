@@ -6,15 +6,14 @@ import sys
 import ray
 
 from datasets.people.readers import address
-from jobs.common import CPU_VARIABLES, connect, named_preset, run_job
+from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job
 from passersby.errors import InputError
-from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.gan.data import command_line
-from training.gan.run import pick_device
+from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_on_workers, train_reid_loop
 from training.log import CURVES
 from training.reid.config import PRESETS, ReidTraining, preset
-from training.reid.run import load_data, train, train_loop
+from training.reid.run import load_data, train
 from training.reid.start import NETWORK, claim_folder
+from training.workers import command_line, pick_device
 
 
 def main(config: ReidTraining) -> None:
@@ -59,10 +58,10 @@ def train_on_ray(config: ReidTraining) -> None:
     connect()
     scaling = plan_resources(config.workers, config.gpus, config.threads)
     data = ray.put(load_data(config))  # lives as long as this driver
-    values = {"config": config.as_json(), "command": command_line(), "data": data}
-    train_on_workers(train_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+    values: WorkerValues = {"config": config.as_json(), "command": command_line(), "data": data}
+    train_on_workers(train_reid_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
 
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, ReidTraining, default=preset(named_preset(sys.argv[1:], PRESETS)))
+    run_job(main, ReidTraining, default=preset_defaults(sys.argv[1:], PRESETS, preset))

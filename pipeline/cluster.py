@@ -55,6 +55,11 @@ def resources() -> Resources:
     return Resources(tuple(sorted(nodes, key=lambda node: (-node.gpus, -node.cpus, node.name))))
 
 
+def smallest_object_store() -> int:
+    """Bytes of the smallest object store among the connected cluster's living nodes."""
+    return int(min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]))
+
+
 def wait_for_gpus(count: int, minutes: float) -> None:
     """Ask the autoscaler for `count` GPUs and wait until they are there, with a line every 10 s on stderr.
 

@@ -6,43 +6,99 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from passersby.errors import InputError
 from pipeline.cluster import resources
+from training.encoder.config import EncoderTraining
+from training.encoder.run import train as train_encoder
+from training.gan.config import GanConfig
+from training.gan.run import train as train_gan
 from training.log import LOG, REFUSAL
+from training.reid.config import ReidTraining
+from training.reid.run import train as train_reid
 
 # ---- How Ray Train enters a training in every worker.
 
 
-def enter(config: Any, train: Callable, values: dict) -> None:
-    """Call `train` in a Ray Train worker; values: `data` is a reference to the images, `command` the driver's command.
+class WorkerValues(TypedDict):
+    """What the driver hands to every worker: plain values, and references to what all workers of a node share.
+
+    config: `as_json()` of the training's configuration. command: the driver's. data: reference to the images.
+    inception: reference to the bytes of the inception network, of a GAN training alone.
+    """
+
+    config: dict[str, Any]
+    command: str
+    data: ray.ObjectRef
+    inception: NotRequired[ray.ObjectRef]
+
+
+class WorkerArguments(TypedDict):
+    """Keyword arguments that every `train` takes from Ray Train."""
+
+    device: torch.device
+    rank: int
+    command: str
+    report: Callable[..., None]
+
+
+def train_gan_loop(values: WorkerValues) -> None:
+    """Ray Train's entry of a GAN training."""
+    config = GanConfig.from_json(values["config"])
+    _enter(
+        config.out,
+        lambda: train_gan(
+            config, data=ray.get(values["data"]), inception=ray.get(values["inception"]), **_arguments(values)
+        ),
+    )
+
+
+def train_encoder_loop(values: WorkerValues) -> None:
+    """Ray Train's entry of an encoder training."""
+    config = EncoderTraining.from_json(values["config"])
+    _enter(config.out, lambda: train_encoder(config, data=ray.get(values["data"]), **_arguments(values)))
+
+
+def train_reid_loop(values: WorkerValues) -> None:
+    """Ray Train's entry of a re-ID training."""
+    config = ReidTraining.from_json(values["config"])
+    _enter(config.out, lambda: train_reid(config, data=ray.get(values["data"]), **_arguments(values)))
+
+
+def _arguments(values: WorkerValues) -> WorkerArguments:
+    return {
+        "device": ray.train.torch.get_device(),
+        "rank": ray.train.get_context().get_world_rank(),
+        "command": values["command"],
+        "report": ray.train.report,
+    }
+
+
+def _enter(out: Path, train: Callable[[], Path | None]) -> None:
+    """Call `train` in a Ray Train worker, unless a worker before it refused.
 
     Ray Train starts workers again whatever they died of. Bad input does not get better by that: it is written down,
     and workers that find it there end at once.
     """
-    refusal = config.out / REFUSAL
+    refusal = out / REFUSAL
     if refusal.exists():
         return
     try:
-        train(
-            config,
-            ray.train.torch.get_device(),
-            rank=ray.train.get_context().get_world_rank(),
-            data=ray.get(values["data"]),
-            command=values["command"],
-            report=ray.train.report,
-        )
+        train()
     except InputError as error:
         refusal.write_text(str(error))
         raise
 
+
+# ---- Ray Train as the driver uses it.
 
 _CPUS_PER_WORKER = 2
 
@@ -77,8 +133,8 @@ def plan_resources(workers: int, gpus: int | None, threads: int | None) -> Scali
 
 
 def train_on_workers(
-    train_loop: Callable[[dict], None],
-    values: dict[str, Any],
+    train_loop: Callable[[WorkerValues], None],
+    values: WorkerValues,
     out: Path,
     scaling: ScalingConfig,
     restarts: int,

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from passersby.errors import InputError
 from reporting.curves import PANELS, Panel, append_history, rewind_history, save_curves
-from training.gan.step import Scalars
+from training.workers import Scalars
 
 LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
 REFUSAL = "refused.txt"  # why a worker would not go on: bad input does not get better by starting it again

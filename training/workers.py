@@ -1,6 +1,8 @@
-"""What workers that train together exchange. Every function does nothing outside a `torch.distributed` group."""
+"""What every training's worker needs: its device, its command, what workers exchange, and memory for images."""
 
 import os
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +10,27 @@ import torch
 import torch.distributed
 
 from passersby.errors import InputError
+
+Scalars = dict[str, torch.Tensor]  # per-image values of an iteration or step, by name
+
+
+def pick_device(gpus: int | None) -> torch.device:
+    """The device of a training without Ray: the first GPU, or the CPU where there is none or `gpus` is 0.
+
+    Raises InputError where a GPU is asked for and there is none.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise InputError(f"--gpus {gpus}: this machine has no usable CUDA device; give --gpus 0 for the CPU")
+    return torch.device("cuda", 0) if gpus != 0 and torch.cuda.is_available() else torch.device("cpu")
+
+
+def command_line() -> str:
+    """The command that runs, with folders of this machine cut down to their last part."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    return shlex.join(words)
+
+
+# ---- What workers that train together exchange. Every function does nothing outside a `torch.distributed` group.
 
 
 def workers() -> int:
@@ -51,7 +74,7 @@ def decided_by_first(decision: bool, device: torch.device) -> bool:
 # plain array; with Ray Train the driver puts the array into the object store, hands the reference to the workers
 # (`train_loop_config`), and `ray.get` there is a read-only view of the node's shared memory, not a copy. The driver
 # keeps the reference as long as it trains, so a worker that is started anew gets the same view. Where they do not fit,
-# `gan_stream.py` decodes every batch when it is needed.
+# `pipeline/image_stream.py` decodes every batch when it is needed.
 
 SHARE = 0.5  # of a node's memory; the networks, the second copy while the array is put, and others need the rest
 
@@ -84,13 +107,6 @@ def check_memory(needed: int, way_out: str = "a smaller") -> None:
             f"the images take {needed / 1e9:.1f} GB decoded, and {free / 1e9:.1f} GB may be used: give {way_out} "
             "--height and --width, or a machine with more memory"
         )
-
-
-def smallest_object_store() -> int:
-    """Bytes of the smallest object store among the connected cluster's living nodes."""
-    import ray
-
-    return int(min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]))
 
 
 def _meminfo_available() -> int | None:

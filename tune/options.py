@@ -91,7 +91,7 @@ def _training(name: str, options: Mapping[str, str]) -> ReidTraining:
         raise InputError(f"{filters[0]} beside filters={options['filters']}: give thresholds one way")
     options = {key: value for key, value in options.items() if key not in FILTERS}
     options |= {"filters": " ".join(filters)} if filters else {}
-    start = dataclasses.replace(preset(name), data=Path("."), out=Path("."), workers=0)
+    start = dataclasses.replace(preset(name, Path("."), Path(".")), workers=0)
     words = [word for key, value in options.items() for word in (f"--{flag(key)}", *value.replace("+", " ").split())]
     said = io.StringIO()
     try:

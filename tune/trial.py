@@ -19,11 +19,11 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid
 from pipeline.evaluation import QUERY, SINGLE, evaluated_by, rank_all
 from pipeline.features import Workers
-from pipeline.ray_training import train_on_workers
-from training.gan.run import pick_device
+from pipeline.ray_training import WorkerValues, train_on_workers, train_reid_loop
 from training.reid.config import ReidTraining
-from training.reid.run import load_data, train, train_loop
+from training.reid.run import load_data, train
 from training.reid.start import NETWORK, claim_folder
+from training.workers import pick_device
 from tune.levels import Trial
 from tune.runner import TrialResources
 from tune.sweep import Sweep
@@ -124,8 +124,8 @@ def _report_step(figures: Mapping[str, Any]) -> None:
 def _train_on_workers(spec: Spec, config: ReidTraining) -> None:
     share = {"CPU": config.threads} | ({"GPU": spec.gpus} if spec.gpus else {})
     scaling = ScalingConfig(num_workers=config.workers, use_gpu=bool(spec.gpus), resources_per_worker=share)
-    values = {"config": config.as_json(), "command": spec.command, "data": ray.put(load_data(config))}
-    train_on_workers(train_loop, values, config.out, scaling, config.restarts, dict(spec.variables))
+    values: WorkerValues = {"config": config.as_json(), "command": spec.command, "data": ray.put(load_data(config))}
+    train_on_workers(train_reid_loop, values, config.out, scaling, config.restarts, dict(spec.variables))
     if not (config.out / NETWORK).exists():
         raise InputError(f"{config.out}: the training ended without a network")
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jobs.common import named_preset, run_job
+from jobs.common import preset_defaults, run_job
 from jobs.train_gan import main
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
@@ -83,12 +83,12 @@ def test_a_missing_tree_and_an_output_that_cannot_be_written(tree, tmp_path):
 
 def test_presets_are_defaults_that_options_override():
     assert list(PRESETS) == ["person-128x64-t", "person-128x64-r", "study", "tiny"]
-    study = preset(named_preset(["--data", "x", "--preset", "study"], PRESETS))
+    study = preset_defaults(["--data", "x", "--preset", "study"], PRESETS, preset)
     assert (study.config, study.batch, study.gamma, study.kimg, study.fid_images) == ("r", 16, 2.0, 5000.0, 50_000)
-    assert preset(named_preset(["--preset=tiny"], PRESETS)).workers == 0
-    assert preset(named_preset([], PRESETS)) == preset(named_preset(["--preset", "person-128x64-t"], PRESETS))
+    assert preset_defaults(["--preset=tiny"], PRESETS, preset).workers == 0
+    assert preset_defaults([], PRESETS, preset) == preset_defaults(["--preset", "person-128x64-t"], PRESETS, preset)
     for name in PRESETS:
-        config = preset(named_preset(["--preset", name], PRESETS))
+        config = preset_defaults(["--preset", name], PRESETS, preset)
         GanConfig(**vars(config) | {"data": Path("a"), "out": Path("b")}).check()
 
 
@@ -225,7 +225,7 @@ def test_the_command_line_trains_without_ray(tree, tmp_path):
 def test_bad_input_is_one_line_and_exit_code_2(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_gan", *command_line(tree, tmp_path / "out"), "--gamma", "-2"])
     with pytest.raises(SystemExit) as stop:
-        run_job(main, GanConfig, default=preset(named_preset(sys.argv, PRESETS)))
+        run_job(main, GanConfig, default=preset_defaults(sys.argv, PRESETS, preset))
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: --gamma is -2.0: it must not be negative\n"
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jobs.common import CPU_VARIABLES, named_preset
+from jobs.common import CPU_VARIABLES, preset_defaults
 from jobs.train_reid import main
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid
@@ -54,9 +54,9 @@ def test_impossible_values_are_named(people, tmp_path, changes, message):
 
 
 def test_presets_are_defaults_that_options_override():
-    assert preset(named_preset(["--data", "x", "--preset", "study"], PRESETS)).batch == 16
-    assert preset(named_preset(["--preset=tiny"], PRESETS)).workers == 0
-    assert preset(named_preset([], PRESETS)) == preset(named_preset(["--preset", "strong"], PRESETS))
+    assert preset_defaults(["--data", "x", "--preset", "study"], PRESETS, preset).batch == 16
+    assert preset_defaults(["--preset=tiny"], PRESETS, preset).workers == 0
+    assert preset_defaults([], PRESETS, preset) == preset_defaults(["--preset", "strong"], PRESETS, preset)
 
 
 def test_two_ray_workers_train_one_network(ray_cluster, people, tmp_path, capsys):

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from passersby.options import flag, require
 from passersby.restyle.encoder import EncoderConfig
 from passersby.restyle.losses import LossWeights
@@ -208,6 +206,6 @@ PRESETS: dict[str, dict] = {
 }
 
 
-def preset(name: str) -> EncoderTraining:
-    """The preset's values, with data and out still missing: defaults for the command line. KeyError if unknown."""
-    return EncoderTraining(data=tyro.MISSING, out=tyro.MISSING, preset=name, **PRESETS[name])
+def preset(name: str, data: Path, out: Path) -> EncoderTraining:
+    """The preset's values for these data and this folder. KeyError if unknown."""
+    return EncoderTraining(data=data, out=out, preset=name, **PRESETS[name])

@@ -1,4 +1,4 @@
-"""The loop around encoder steps: what Ray Train runs in every worker, and what runs without Ray."""
+"""The loop around encoder steps, in this process alone or in each of several workers."""
 
 import math
 import time
@@ -10,7 +10,6 @@ import torch
 from datasets.reid.training_set import TrainingImages
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import save_encoder
-from pipeline.ray_training import enter
 from reporting.curves import Panel
 from training.encoder.config import PATHS, EncoderTraining
 from training.encoder.start import (
@@ -24,12 +23,11 @@ from training.encoder.start import (
     save_checkpoint,
     start,
 )
-from training.encoder.step import Scalars, train_step
+from training.encoder.step import train_step
 from training.encoder.validation import Feeder, Validation
-from training.gan.data import command_line
 from training.log import Means, RunLog, duration, memory_gb
 from training.trainer import SteppedRun
-from training.workers import workers
+from training.workers import Scalars, command_line, workers
 
 # ---- What an encoder training says while it runs: the status line, and the records of its history.
 
@@ -107,11 +105,6 @@ class Progress(RunLog):
 
 
 VALIDATION_PICTURE = "validation.png"
-
-
-def train_loop(values: dict) -> None:
-    """Ray Train's entry point: `config` is `EncoderTraining.as_json()`, the rest as `enter` says."""
-    enter(EncoderTraining.from_json(values["config"]), train, values)
 
 
 def train(

@@ -10,7 +10,7 @@ from passersby.restyle.encoder import RestyleEncoder, pooled, restyle_steps
 from passersby.restyle.losses import InversionLoss
 from passersby.stylegan3 import Generator
 from training.reid.step import running_statistics
-from training.workers import average_over_workers, workers
+from training.workers import Scalars, average_over_workers, workers
 
 # ---- Ranger: rectified Adam with lookahead and centralised gradients, the optimiser of pSp and ReStyle.
 
@@ -54,9 +54,6 @@ class Ranger(torch.optim.RAdam):
             "exp_avg_sq": torch.zeros_like(parameter),
             "slow": parameter.detach().clone(),
         }
-
-
-Scalars = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass

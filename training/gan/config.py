@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from passersby.options import flag, require
 from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
 from training.gan.augment import AUGMENTATIONS, AdaController
@@ -295,6 +293,6 @@ PRESETS: dict[str, dict] = {
 }
 
 
-def preset(name: str) -> GanConfig:
-    """The preset's values, with data and out still missing: defaults for the command line. KeyError if unknown."""
-    return GanConfig(data=tyro.MISSING, out=tyro.MISSING, preset=name, **PRESETS[name])
+def preset(name: str, data: Path, out: Path) -> GanConfig:
+    """The preset's values for these data and this folder. KeyError if unknown."""
+    return GanConfig(data=data, out=out, preset=name, **PRESETS[name])

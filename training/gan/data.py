@@ -7,9 +7,6 @@ and going on from a checkpoint needs no stored random state.
 """
 
 import dataclasses
-import shlex
-import sys
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -21,12 +18,6 @@ from training.gan.step import AUGMENTED, Inputs, Latents
 
 # One independent stream for each use: no use sees the numbers of another.
 _ORDER, _MIRROR, _LATENTS, _AUGMENT = 0, 1, 2, 3  # _AUGMENT + k: the k-th name of AUGMENTED
-
-
-def command_line() -> str:
-    """The command that runs, with folders of this machine cut down to their last part."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
-    return shlex.join(words)
 
 
 class Order:

@@ -1,20 +1,35 @@
 """The images and labels of a GAN training, ready for its workers: decoded in memory, or streamed."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from datasets.people.decoding import Target, decode_items, load_images
+from datasets.people.decoding import Target, load_images
 from datasets.people.image_source import ImageSource, open_images
 from datasets.people.labels import Labels, colour_features, labels
-from datasets.people.listing import Reader as FileReader
 from passersby.errors import InputError
 from training.gan.config import GanConfig
 from training.gan.data import InMemory, Order, Reader
-from training.gan.stream import ImageStream, survey_images
-from training.workers import available_memory, fits, smallest_object_store
+from training.workers import available_memory, fits
 
-_SAMPLE = 10_000  # images decoded for FID and pictures where the training's own are streamed
+
+class StreamFactory(Protocol):
+    """Makes a reader that decodes images when they are needed, such as `pipeline.image_stream.Streamed`."""
+
+    def __call__(
+        self,
+        source: ImageSource,
+        target: Target,
+        indices: Callable[[int], np.ndarray],
+        batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Reader:
+        """This worker's share of each batch, whose places in `source.training` are indices(images seen)."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +43,16 @@ class TrainingData:
     target: Target
     sample: np.ndarray
     validation: np.ndarray
-    streamed: bool
+    stream: StreamFactory | None  # for images that do not fit in memory
     labels: np.ndarray | None  # [N, c_dim] float32 of the training images
     validation_labels: np.ndarray | None
     label_record: dict
     notes: tuple[str, ...]  # for people: what was left out, and where the images are
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are decoded when they are needed."""
+        return self.stream is not None
 
     @property
     def label_size(self) -> int:
@@ -45,64 +65,52 @@ class TrainingData:
 
     def reader(self, config: GanConfig, rank: int, world_size: int) -> Reader:
         """Where this worker's images come from."""
-        if not self.streamed:
+        if self.stream is None:
             return InMemory(self.sample)
         order, batch = self.order(config), config.batch
-        return Streamed(
-            ImageStream(
-                self.source,
-                self.target,
-                lambda seen: order.indices(seen, batch),
-                batch,
-                rank=rank,
-                world_size=world_size,
-            ),
+        return self.stream(
+            self.source,
+            self.target,
+            lambda seen: order.indices(seen, batch),
             batch,
+            rank=rank,
+            world_size=world_size,
         )
 
 
-class Streamed:
-    """A stream as a reader of one batch after the other; a jump begins a new stream."""
+def load_data(config: GanConfig, source: ImageSource) -> TrainingData:
+    """Decode and label what `list_data` listed.
 
-    def __init__(self, stream: ImageStream, batch: int):
-        self.stream, self.batch = stream, batch
-        self.next, self.batches = -1, iter(())
-
-    def read(self, images_seen: int, indices: np.ndarray) -> np.ndarray:
-        """The images of the batch after `images_seen` images, uint8 [n, H, W, 3]."""
-        if images_seen != self.next:
-            self.batches, self.next = self.stream.batches(images_seen), images_seen
-        self.next += self.batch
-        return next(self.batches)
-
-
-def load_data(config: GanConfig, source: ImageSource, on_ray: bool = False) -> TrainingData:
-    """Decode and label what `list_data` listed; on Ray, images that do not fit in memory are streamed.
-
-    Raises InputError for data that cannot be used, and without Ray for more than fits.
+    Raises InputError for data that cannot be used, and for more than fits in memory (`pipeline.image_stream.load_data`
+    streams that).
     """
-    target = Target(config.height, config.width, config.fit, config.enlarge)
-    images = len(source.training) + len(source.validation)
-    store = smallest_object_store() if on_ray else None
-    if fits(images, config.height, config.width, available_memory(), store):
-        loaded = load_images(source, target)
-        features = _features(config, [loaded.training, loaded.validation])
-        return _assemble(config, loaded.source, target, loaded.training, loaded.validation, features, loaded.unreadable)
-    if not on_ray:
+    if not in_memory(config, source):
+        images = len(source.training) + len(source.validation)
         raise InputError(
             f"{images} images of {config.height}x{config.width} do not fit in this machine's memory: "
             "give --workers 1, which streams them"
         )
-    survey = survey_images(source, target, features=config.condition == "cluster")
-    index = np.linspace(0, len(survey.source.training) - 1, min(_SAMPLE, len(survey.source.training))).astype(int)
-    some = [survey.source.training[place] for place in index]
-    sample, _ = decode_items(FileReader(source.root), some, target)
+    return decode(config, source)
+
+
+def in_memory(config: GanConfig, source: ImageSource, object_store: int | None = None) -> bool:
+    """Whether the images stay in memory; object_store: as of `training.workers.fits`."""
+    images = len(source.training) + len(source.validation)
+    return fits(images, config.height, config.width, available_memory(), object_store)
+
+
+def decode(config: GanConfig, source: ImageSource) -> TrainingData:
+    """Decode all images, and label them."""
+    loaded = load_images(source, image_target(config))
     features = None
-    if survey.features is not None:
-        features = np.concatenate([survey.features, colour_features(survey.validation)])
-    return _assemble(
-        config, survey.source, target, sample, survey.validation, features, survey.unreadable, streamed=True
-    )
+    if config.condition == "cluster":
+        features = np.concatenate([colour_features(part) for part in (loaded.training, loaded.validation)])
+    return assemble(config, loaded.source, loaded.training, loaded.validation, features, loaded.unreadable)
+
+
+def image_target(config: GanConfig) -> Target:
+    """What every image is made into."""
+    return Target(config.height, config.width, config.fit, config.enlarge)
 
 
 def list_data(config: GanConfig) -> ImageSource:
@@ -112,22 +120,31 @@ def list_data(config: GanConfig) -> ImageSource:
     return source
 
 
-def _assemble(config, source, target, sample, validation, features, unreadable, streamed=False) -> TrainingData:
+def assemble(
+    config: GanConfig,
+    source: ImageSource,
+    sample: np.ndarray,
+    validation: np.ndarray,
+    features: np.ndarray | None,
+    unreadable: Sequence[str],
+    stream: StreamFactory | None = None,
+) -> TrainingData:
+    """Label what was decoded. features: `colour_features` of training and validation images, for clusters."""
     _require_enough(config, source)
     notes = []
     if unreadable:
         notes.append(f"left out, unreadable: {len(unreadable)} images, the first is {unreadable[0]}")
-    if streamed:
+    if stream:
         notes.append("the images do not fit in half of a node's memory: they are streamed through Ray Data")
     conditional = config.condition != "none"
     rows = _labels(config, source, features)
     count = len(source.training)
     return TrainingData(
         source,
-        target,
+        image_target(config),
         sample,
         validation,
-        streamed,
+        stream,
         rows.rows[:count] if conditional else None,
         rows.rows[count:] if conditional else None,
         {"labels": rows.meaning} if conditional else {},
@@ -140,10 +157,6 @@ def _require_enough(config: GanConfig, source: ImageSource) -> None:
         raise InputError(
             f"--batch {config.batch} is more than the {len(source.training)} training images in {config.data}"
         )
-
-
-def _features(config: GanConfig, parts: list[np.ndarray]) -> np.ndarray | None:
-    return np.concatenate([colour_features(part) for part in parts]) if config.condition == "cluster" else None
 
 
 def _labels(config: GanConfig, source: ImageSource, features: np.ndarray | None) -> Labels:

@@ -1,23 +1,20 @@
-"""The loop around training iterations: what Ray Train runs in every worker, and what runs without Ray."""
+"""The loop around training iterations, in this process alone or in each of several workers."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ray
-import ray.train
-import ray.train.torch
 import torch
 
 from passersby.errors import InputError
 from training.gan.config import GanConfig
-from training.gan.data import Batches, command_line
+from training.gan.data import Batches
 from training.gan.images import TrainingData, list_data, load_data
 from training.gan.start import Start, is_best, keep_best, last_checkpoint, save_checkpoint, save_snapshot, start
-from training.gan.step import Scalars, StepSettings, train_iteration
+from training.gan.step import StepSettings, train_iteration
 from training.gan.validation import SnapshotFid, Validation, save_grids, save_reals, stop_if_diverged, warnings
-from training.log import REFUSAL, Means, RunLog, duration, memory_gb
-from training.workers import decided_by_first, workers
+from training.log import Means, RunLog, duration, memory_gb
+from training.workers import Scalars, command_line, decided_by_first, workers
 
 # ---- What a GAN training says while it runs: the status line, and the records of its history.
 
@@ -82,33 +79,6 @@ class Progress(RunLog):
 
 
 _ASK_EVERY = 16  # iterations between two looks at the clock that all workers share
-
-
-def train_loop(values: dict) -> None:
-    """Ray Train's entry point: `config` is `GanConfig.as_json()`, `shared` are references to the driver's
-    `TrainingData` and to the bytes of the inception network.
-
-    Ray Train starts workers again whatever they died of. Bad input does not get better by that: it is written down,
-    and workers that find it there end at once.
-    """
-    config = GanConfig.from_json(values["config"])
-    refusal = config.out / REFUSAL
-    if refusal.exists():
-        return
-    data, inception = (ray.get(reference) for reference in values["shared"])
-    try:
-        train(
-            config,
-            ray.train.torch.get_device(),
-            rank=ray.train.get_context().get_world_rank(),
-            data=data,
-            command=values["command"],
-            report=ray.train.report,
-            inception=inception,
-        )
-    except InputError as error:
-        refusal.write_text(str(error))
-        raise
 
 
 def train(
@@ -327,13 +297,3 @@ class Run:
 
 def _crosses(before: int, after: int, every_kimg: float) -> bool:
     return after // (every_kimg * 1000) > before // (every_kimg * 1000)
-
-
-def pick_device(gpus: int | None) -> torch.device:
-    """The device of a training without Ray: the first GPU, or the CPU where there is none or `gpus` is 0.
-
-    Raises InputError where a GPU is asked for and there is none.
-    """
-    if gpus and not torch.cuda.is_available():
-        raise InputError(f"--gpus {gpus}: this machine has no usable CUDA device; give --gpus 0 for the CPU")
-    return torch.device("cuda", 0) if gpus != 0 and torch.cuda.is_available() else torch.device("cpu")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from passersby.stylegan3 import Discriminator, Generator
 from training.gan.augment import AdaController, Draws, apply
-from training.workers import average_over_workers, workers
+from training.workers import Scalars, average_over_workers, workers
 
 # ---- The losses of StyleGAN3's training and the blur before its discriminator, as functions of tensors.
 
@@ -103,9 +103,6 @@ class Inputs:
             None if self.labels is None else self.labels[share],
             {name: draws.share(share) for name, draws in self.draws.items()},
         )
-
-
-Scalars = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from datasets.runs.verdicts import Thresholds, with_filters
 from passersby.options import flag, require
 from passersby.reid.network import BACKBONES, ReidConfig
@@ -321,6 +319,6 @@ PRESETS: dict[str, dict] = {
 }
 
 
-def preset(name: str) -> ReidTraining:
-    """The preset's values, with data and out still missing: defaults for the command line. KeyError if unknown."""
-    return ReidTraining(data=tyro.MISSING, out=tyro.MISSING, preset=name, **PRESETS[name])
+def preset(name: str, data: Path, out: Path) -> ReidTraining:
+    """The preset's values for these data and this folder. KeyError if unknown."""
+    return ReidTraining(data=data, out=out, preset=name, **PRESETS[name])

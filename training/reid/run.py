@@ -1,4 +1,4 @@
-"""The loop around re-ID steps: what Ray Train runs in every worker, and what runs without Ray."""
+"""The loop around re-ID steps, in this process alone or in each of several workers."""
 
 import functools
 import math
@@ -14,9 +14,7 @@ from datasets.reid.training_set import TrainingImages, load_training_images
 from passersby.errors import InputError
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidNetwork
-from pipeline.ray_training import enter
 from reporting.curves import Panel
-from training.gan.data import command_line
 from training.log import Means, RunLog, duration, memory_gb
 from training.reid.config import ReidTraining
 from training.reid.data import Feeder
@@ -30,9 +28,9 @@ from training.reid.start import (
     save_checkpoint,
     start,
 )
-from training.reid.step import Scalars, StepSettings, autocast, train_step
+from training.reid.step import StepSettings, autocast, train_step
 from training.trainer import SteppedRun
-from training.workers import check_memory, workers
+from training.workers import Scalars, check_memory, command_line, workers
 
 # ---- Loss and Rank-1 error on images of the training people that were set aside.
 
@@ -160,11 +158,6 @@ def load_data(config: ReidTraining) -> TrainingImages:
         filters=config.filters,
         check_memory=functools.partial(check_memory, way_out="--most-people, --most-variants, a smaller"),
     )
-
-
-def train_loop(values: dict) -> None:
-    """Ray Train's entry point: `config` is `ReidTraining.as_json()`, the rest as `enter` says."""
-    enter(ReidTraining.from_json(values["config"]), train, values)
 
 
 def train(

@@ -12,7 +12,7 @@ from passersby.reid.network import Outputs, ReidNetwork
 from training.reid.augment import Draws, augment
 from training.reid.config import ReidTraining
 from training.reid.labels import Labelling
-from training.workers import average_over_workers, workers
+from training.workers import Scalars, average_over_workers, workers
 
 # ---- Losses of a re-identification network, each sample's own. Computed in float32, whatever autocast says.
 
@@ -92,9 +92,6 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def _precise(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision -> float32; double stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-Scalars = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass

@@ -272,7 +272,7 @@ def test_a_training_that_diverges_ends_with_advice(files, tmp_path):
 
 def test_presets_are_complete():
     for name in PRESETS:
-        dataclasses.replace(preset(name), data=Path("data"), out=Path("out"), identity_network=Path("reid")).check()
+        dataclasses.replace(preset(name, Path("data"), Path("out")), identity_network=Path("reid")).check()
 
 
 def test_batches_without_generated_images_have_no_codes(files, tmp_path):

@@ -18,10 +18,11 @@ from reporting.curves import read_history
 from training.gan import run as gan_loop
 from training.gan import start as gan_snapshot
 from training.gan.config import GanConfig
-from training.gan.run import pick_device, train
+from training.gan.run import train
 from training.gan.start import CHECKPOINTS_KEPT, NETWORK, STATE, claim_folder, last_checkpoint, last_snapshot, start
 from training.gan.validation import Validation
 from training.log import HISTORY
+from training.workers import pick_device
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]

@@ -276,10 +276,12 @@ def test_teacher_labels_and_lsro_train_end_to_end(data, straight, tmp_path):
 def test_steps_can_be_fixed_and_schedules_stretch(data, tmp_path):
     run(strong(data, tmp_path, steps=5))
     assert load_reid(tmp_path / NETWORK).record["steps"] == 5
-    config = preset("study")
+    config = preset("study", Path("d"), Path("o"))
     factors = [config.rate_factor(step, 600) for step in (0, 399, 400, 599)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1])
-    strong_factors = [preset("strong").rate_factor(step, 1200) for step in (0, 50, 100, 399, 400, 700)]
+    strong_factors = [
+        preset("strong", Path("d"), Path("o")).rate_factor(step, 1200) for step in (0, 50, 100, 399, 400, 700)
+    ]
     assert strong_factors == pytest.approx([0.01, 0.505, 1, 1, 0.1, 0.01])
 
 
@@ -321,7 +323,7 @@ def test_bad_options_are_one_clear_line(changes, message):
 
 
 def test_presets_are_what_their_sources_say():
-    study = preset("study")
+    study = preset("study", Path("d"), Path("o"))
     assert (study.backbone, study.batch, study.lr, study.backbone_lr_factor, study.epochs) == (
         "resnet50",
         16,
@@ -330,13 +332,10 @@ def test_presets_are_what_their_sources_say():
         60,
     )
     assert study.network(751) == ReidConfig(751, "resnet50", "embedding", 256, 128, 2, 512, "relu", 0.5)
-    bag = preset("strong")
+    bag = preset("strong", Path("d"), Path("o"))
     assert (bag.batch // bag.instances, bag.instances, bag.margin, bag.last_stride) == (16, 4, 0.3, 1)
     for name in PRESETS:
-        config = preset(name)
-        config = ReidTraining(
-            **{**{f: getattr(config, f) for f in config.as_json()}, "data": Path("d"), "out": Path("o")}
-        )
+        config = preset(name, Path("d"), Path("o"))
         config.check()
         assert ReidTraining.from_json(config.as_json()) == config
 

@@ -23,10 +23,14 @@ from datasets.people.image_source import ImageSource
 from datasets.people.labels import colour_features
 from datasets.people.listing import Reader
 from passersby.errors import InputError
+from pipeline.cluster import smallest_object_store
+from training.gan.config import GanConfig
+from training.gan.images import TrainingData, assemble, decode, image_target, in_memory
 
 STRETCH_IMAGES = 8192  # over all workers; fewer where they are large, because ...
 STRETCH_BYTES = 256 << 20  # ... all of a stretch can lie in the object store at once, and all of the next one
 TASKS = 2  # at once, for one worker
+_SAMPLE = 10_000  # images decoded for FID and pictures where the training's own are streamed
 _PIECE_IMAGES, _PIECE_BYTES = 128, 16 << 20  # of one task, at most: some 30 ms of work
 
 
@@ -143,6 +147,49 @@ class _Stretch:
     def close(self) -> None:
         """Stop the pipeline."""
         self._batches.close()
+
+
+class Streamed:
+    """A stream as a reader of one batch after the other (a `StreamFactory`); a jump begins a new stream."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        target: Target,
+        indices: Callable[[int], np.ndarray],
+        batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.stream = ImageStream(source, target, indices, batch, rank=rank, world_size=world_size)
+        self.batch = batch
+        self.next, self.batches = -1, iter(())
+
+    def read(self, images_seen: int, indices: np.ndarray) -> np.ndarray:
+        """The images of the batch after `images_seen` images, uint8 [n, H, W, 3]."""
+        if images_seen != self.next:
+            self.batches, self.next = self.stream.batches(images_seen), images_seen
+        self.next += self.batch
+        return next(self.batches)
+
+
+def load_data(config: GanConfig, source: ImageSource) -> TrainingData:
+    """Decode and label what `list_data` listed, for Ray Train's workers; what does not fit in memory is streamed.
+
+    Needs a connected Ray. Raises InputError for data that cannot be used.
+    """
+    if in_memory(config, source, smallest_object_store()):
+        return decode(config, source)
+    target = image_target(config)
+    survey = survey_images(source, target, features=config.condition == "cluster")
+    index = np.linspace(0, len(survey.source.training) - 1, min(_SAMPLE, len(survey.source.training))).astype(int)
+    some = [survey.source.training[place] for place in index]
+    sample, _ = decode_items(Reader(source.root), some, target)
+    features = None
+    if survey.features is not None:
+        features = np.concatenate([survey.features, colour_features(survey.validation)])
+    return assemble(config, survey.source, sample, survey.validation, features, survey.unreadable, Streamed)
 
 
 def _piece(target: Target) -> int:

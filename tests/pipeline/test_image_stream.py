@@ -11,7 +11,7 @@ from datasets.people.decoding import Target, load_images
 from datasets.people.image_source import open_images
 from datasets.people.labels import colour_features
 from passersby.errors import InputError
-from training.gan.stream import ImageStream, survey_images
+from pipeline.image_stream import ImageStream, survey_images
 
 COUNT, BATCH, TARGET = 50, 8, Target(16, 8)
 
@@ -43,7 +43,7 @@ def sources(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
     # Several tasks at once, so that an order kept by chance would show.
-    monkeypatch.setattr("training.gan.stream._PIECE_IMAGES", 8)
+    monkeypatch.setattr("pipeline.image_stream._PIECE_IMAGES", 8)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,12 @@ def test_streamed_batches_are_those_in_memory(ray_cluster, loaded, sources, plac
 
 
 def test_an_image_that_went_away_is_named(ray_cluster, tmp_path):
+    folder = tmp_path / "folder"  # which is compared with the trees beside it
+    folder.mkdir()
     for number in range(BATCH):
-        (tmp_path / f"{number}.jpg").write_bytes(encoded(number))
-    source = open_images(tmp_path, 0)
-    (tmp_path / "5.jpg").unlink()
+        (folder / f"{number}.jpg").write_bytes(encoded(number))
+    source = open_images(folder, 0)
+    (folder / "5.jpg").unlink()
     stream = ImageStream(source, TARGET, lambda seen: np.arange(BATCH), BATCH, stretch_images=BATCH)
     with pytest.raises(InputError, match=r"5\.jpg of .* no longer can: restore it"):
         next(stream.batches(0))
