@@ -1,11 +1,13 @@
 """What every job needs: its command line, its exit codes, its connection to Ray."""
 
+import dataclasses
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import ray
 import ray.exceptions
@@ -14,7 +16,21 @@ import tyro
 from passersby.errors import InputError
 
 Config = TypeVar("Config")
+# The folder of --out and the command line -> the options that a job begun there has, as the configuration holds them.
+Begun = Callable[[str, list[str]], dict[str, Any]]
 PROGRAM: str | None = None  # how help texts call the program; None: by the file that was started
+
+
+class Training(Protocol):
+    """The configuration of a training: a dataclass that its config.json holds."""
+
+    preset: str
+
+    @classmethod
+    def from_json(cls, values: dict) -> Self:
+        """Read back what its as_json wrote."""
+        ...
+
 
 # glibc gives large freed blocks back to the system at once and faults every page in again at the next image:
 # keeping them makes synthesis on a CPU about twice as fast (benchmarks/stylegan3.py measures both ways).
@@ -24,16 +40,19 @@ MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "10000000
 CPU_VARIABLES = MALLOC_VARIABLES | {"GOMP_SPINCOUNT": "50000"}
 
 
-def run_job(main: Callable[[Config], int | None], config_class: type[Config], default: Config | None = None) -> None:
+def run_job(
+    main: Callable[[Config], int | None],
+    config_class: type[Config],
+    default: Config | None = None,
+    begun: Begun | None = None,
+) -> None:
     """Read the command line into `config_class` (a frozen dataclass), call `main` with it, and exit.
 
-    `default` holds the values of options that are not given, instead of the class's own.
-
-    Exit codes: what `main` returns (None is 0); 2 for bad input, with one line on stderr; 130 when
-    interrupted.
+    `default` and `begun` as for `parse`. Exit codes: what `main` returns (None is 0); 2 for bad input, with one line
+    on stderr; 130 when interrupted.
     """
     try:
-        config = tyro.cli(config_class, prog=PROGRAM, description=config_class.__doc__, default=default)
+        config = parse(config_class, sys.argv[1:], default, begun)
         code = main(config) or 0
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -43,6 +62,60 @@ def run_job(main: Callable[[Config], int | None], config_class: type[Config], de
         code = 130
     sys.stdout.flush()
     sys.exit(code)
+
+
+def parse(
+    config_class: type[Config], arguments: list[str], default: Config | None = None, begun: Begun | None = None
+) -> Config:
+    """The configuration that a command line gives.
+
+    An option that the command does not give takes the value of the run, training or sweep that was begun in the folder
+    of --out, as `begun` reads it; without one that of `default`; else the class's own.
+    """
+    out = given(arguments, "out")
+    if begun is not None and out is not None:
+        try:
+            values = begun(out, arguments)
+        except InputError:
+            values = {}  # the job itself says what is wrong with the folder
+        if values:
+            default = dataclasses.replace(unfilled(config_class) if default is None else default, **values)
+    return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=config_class.__doc__, default=default)
+
+
+def given(arguments: list[str], option: str) -> str | None:
+    """The value that a command line gives to an option, the last one if several; None where it gives none."""
+    flags = {f"--{option}", f"--{option.replace('_', '-')}"}
+    values = [b for a, b in zip(arguments, arguments[1:], strict=False) if a in flags]
+    values += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in flags and "=" in word]
+    return values[-1] if values else None
+
+
+def unfilled(config_class: type[Config]) -> Config:
+    """The configuration of a command line without options: those that have to be given are still missing."""
+    needed = [field for field in dataclasses.fields(config_class) if field.default is field.default_factory]
+    return config_class(**{field.name: tyro.MISSING for field in needed})
+
+
+def training_begun(kind: type[Training], left_open: Collection[str], is_begun: Callable[[Path], bool]) -> Begun:
+    """What `parse` takes from a training's config.json: all options but those that every start decides anew.
+
+    A preset that the command names, and that is not the stored one, gives all its values instead. is_begun: whether
+    the folder holds a training, and not only the options of one that could not start.
+    """
+
+    def begun(out: str, arguments: list[str]) -> dict[str, Any]:
+        try:
+            stored = json.loads((Path(out) / "config.json").read_text())
+            training = kind.from_json(stored)
+        except (OSError, ValueError, TypeError, KeyError):  # none, or of another version: the job says so
+            return {}
+        if not is_begun(Path(out)) or given(arguments, "preset") not in (None, training.preset):
+            return {}
+        names = {field.name for field in dataclasses.fields(kind)} & stored.keys() - set(left_open)
+        return {name: getattr(training, name) for name in names | {"preset"}}
+
+    return begun
 
 
 def named_preset(arguments: list[str], presets: Collection[str]) -> str:

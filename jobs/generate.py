@@ -18,7 +18,7 @@ from datasets.runs.verdicts import Thresholds
 from datasets.storage.local_copy import local_copy
 from datasets.storage.lock import hold
 from datasets.storage.output import Output
-from jobs.common import connect, run_job
+from jobs.common import connect, given, run_job
 from passersby import weights
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import failure_advice, make_units
@@ -163,6 +163,21 @@ class Config:
         return freeze(choices, inputs, existing)
 
 
+def begun(out: str, arguments: list[str]) -> dict[str, object]:
+    """The options of the run that lies in a folder, for `jobs.common.parse`: none where there is no run."""
+    plan = read_plan(Output(out))
+    if plan is None:
+        return {}
+    c = plan.configuration
+    names = ["variants", "seed", "partners", "method", "height", "width", "format", "ssim_data_range", "unit_images"]
+    names += [name for name in ("amount", "truncation_psi", "jpeg_quality") if getattr(c, name) is not None]
+    values = {name: getattr(c, name) for name in names}
+    values |= {"people": plan.people, "layers": ",".join(map(str, c.layers))}
+    if given(arguments, "method") not in (None, c.method):  # another method has defaults of its own
+        values = {name: value for name, value in values.items() if name not in ("amount", "layers")}
+    return values
+
+
 def main(config: Config) -> int | None:
     """Plan, make what is missing, derive what people look at. Returns 1 when units failed for good."""
     thresholds, output = config.thresholds, Output(config.out)
@@ -271,4 +286,4 @@ def plan_pools(config: Config, device: str, units: int, fewer: bool = False) -> 
 
 
 if __name__ == "__main__":
-    run_job(main, Config)
+    run_job(main, Config, begun=begun)

@@ -15,7 +15,7 @@ from datasets.runs.shards import finished_units
 from datasets.storage.local_copy import local_copy
 from datasets.storage.lock import hold
 from datasets.storage.output import Output
-from jobs.common import connect, run_job
+from jobs.common import connect, given, run_job
 from passersby import weights
 from passersby.errors import InputError
 from passersby.files import file_sha256
@@ -95,6 +95,18 @@ class Config:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: it belongs to --refine {needed}")
         given = {name: usual[name] if getattr(self, name) is None else getattr(self, name) for name in runs}
         return {name: given[name] if goes else None for name, goes in runs.items()}
+
+
+def begun(out: str, arguments: list[str]) -> dict[str, object]:
+    """The options of the inversion that lies in a folder, for `jobs.common.parse`: none where there is none."""
+    plan = read_inversion_plan(Output(out))
+    if plan is None:
+        return {}
+    c = plan.configuration
+    names = ["splits", "pictures", "steps", "refine", "unit_images"]
+    if given(arguments, "refine") in (None, c.refine):  # another refinement has defaults of its own
+        names += ["refine_steps", "pivotal_steps"]
+    return {name: getattr(c, name) for name in names} | {"people": sum(plan.extents)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,4 +207,4 @@ def prepare(
 
 
 if __name__ == "__main__":
-    run_job(main, Config)
+    run_job(main, Config, begun=begun)

@@ -1,6 +1,10 @@
 """Does augmentation help? Re-ID trainings at many levels of generated pictures, with several seeds, on Ray Tune."""
 
+import contextlib
 import dataclasses
+import io
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -71,6 +75,27 @@ class Config:
     """Go on although the networks that made the pictures have seen people that are tested with; the report says so."""
     dry_run: bool = False
     """Print the trials and what they ask of the cluster; write nothing."""
+
+
+def begun(out: str, arguments: list[str]) -> dict[str, object]:
+    """The options of the sweep that lies in a folder, for `jobs.common.parse`: none where there is none.
+
+    sweep.json holds the command that it was last gone on with: what that command gave is given again.
+    """
+    from tune.sweep import SWEEP_FILE
+
+    text = Output(out).read(SWEEP_FILE)
+    if text is None:
+        return {}
+    try:
+        content = json.loads(text)
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            before = tyro.cli(Config, args=shlex.split(content["command"])[1:])
+        levels = {name: tuple(map(int, content[name])) for name in ("levels", "seeds")}
+    except (ValueError, KeyError, TypeError, SystemExit):  # of another version: the job says what is wrong with it
+        return {}
+    names = ("sweep", "preset", "set", "arms", "cross", "steps", "equal_epochs")
+    return {name: getattr(before, name) for name in names} | levels
 
 
 def main(config: Config) -> int | None:
@@ -167,4 +192,4 @@ def run(config: Config, output: Output, sweep: "Sweep") -> "SweepProgress":
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # workers inherit them: training on CPUs is more than twice as fast
-    run_job(main, Config)
+    run_job(main, Config, begun=begun)

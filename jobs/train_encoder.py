@@ -5,12 +5,12 @@ import sys
 
 import ray
 
-from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job
+from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby.errors import InputError
 from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_encoder_loop, train_on_workers
-from training.encoder.config import PATHS, PRESETS, EncoderTraining, preset
+from training.encoder.config import FREE_TO_CHANGE, PATHS, PRESETS, EncoderTraining, preset
 from training.encoder.run import VALIDATION_PICTURE, train
-from training.encoder.start import ENCODER, claim_folder, load_data, load_generator, load_networks
+from training.encoder.start import ENCODER, claim_folder, is_begun, load_data, load_generator, load_networks
 from training.log import CURVES
 from training.workers import command_line, pick_device
 
@@ -57,4 +57,5 @@ def train_on_ray(config: EncoderTraining, generator) -> None:
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, EncoderTraining, default=preset_defaults(sys.argv[1:], PRESETS, preset))
+    begun = training_begun(EncoderTraining, FREE_TO_CHANGE, is_begun)
+    run_job(main, EncoderTraining, preset_defaults(sys.argv[1:], PRESETS, preset), begun)

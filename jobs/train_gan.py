@@ -6,15 +6,15 @@ import sys
 import ray
 
 from datasets.people.image_source import ImageSource
-from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job
+from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby import weights
 from passersby.errors import InputError
 from pipeline import image_stream
 from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_gan_loop, train_on_workers
-from training.gan.config import PRESETS, GanConfig, preset
+from training.gan.config import FREE_TO_CHANGE, PRESETS, GanConfig, preset
 from training.gan.images import list_data, load_data
 from training.gan.run import train
-from training.gan.start import BEST, claim_folder, last_snapshot
+from training.gan.start import BEST, claim_folder, is_begun, last_snapshot
 from training.gan.validation import images_wanted
 from training.workers import command_line, pick_device
 
@@ -66,4 +66,5 @@ def inception_bytes(config: GanConfig, on_gpu: bool) -> bytes | None:
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, GanConfig, default=preset_defaults(sys.argv[1:], PRESETS, preset))
+    begun = training_begun(GanConfig, FREE_TO_CHANGE - {"kimg"}, is_begun)
+    run_job(main, GanConfig, preset_defaults(sys.argv[1:], PRESETS, preset), begun)

@@ -6,13 +6,13 @@ import sys
 import ray
 
 from datasets.people.readers import address
-from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job
+from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby.errors import InputError
 from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_on_workers, train_reid_loop
 from training.log import CURVES
-from training.reid.config import PRESETS, ReidTraining, preset
+from training.reid.config import FREE_TO_CHANGE, PRESETS, ReidTraining, preset
 from training.reid.run import load_data, train
-from training.reid.start import NETWORK, claim_folder
+from training.reid.start import NETWORK, claim_folder, is_begun
 from training.workers import command_line, pick_device
 
 
@@ -64,4 +64,5 @@ def train_on_ray(config: ReidTraining) -> None:
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    run_job(main, ReidTraining, default=preset_defaults(sys.argv[1:], PRESETS, preset))
+    begun = training_begun(ReidTraining, FREE_TO_CHANGE, is_begun)
+    run_job(main, ReidTraining, preset_defaults(sys.argv[1:], PRESETS, preset), begun)

@@ -36,10 +36,14 @@ NETWORK, STATE, BEST = "network.safetensors", "training_state.pt", "best.safeten
 CHECKPOINTS_KEPT = 2
 
 
+def is_begun(out: Path) -> bool:
+    """Whether the folder holds anything of a training that could be lost."""
+    return bool(last_snapshot(out) or last_checkpoint(out))
+
+
 def claim_folder(config: GanConfig) -> None:
     """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
-    begun = bool(last_snapshot(config.out) or last_checkpoint(config.out))
-    claim(config.out, config.as_json(), defaults(GanConfig) | BEFORE, FREE_TO_CHANGE, begun)
+    claim(config.out, config.as_json(), defaults(GanConfig) | BEFORE, FREE_TO_CHANGE, is_begun(config.out))
 
 
 def last_snapshot(out: Path) -> Path | None:

@@ -26,10 +26,14 @@ NETWORK, STATE = "network.safetensors", "training_state.pt"
 CHECKPOINTS_KEPT = 2
 
 
+def is_begun(out: Path) -> bool:
+    """Whether the folder holds anything of a training that could be lost."""
+    return bool(last_checkpoint(out)) or (out / NETWORK).exists()
+
+
 def claim_folder(config: ReidTraining) -> None:
     """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
-    begun = bool(last_checkpoint(config.out)) or (config.out / NETWORK).exists()
-    claim(config.out, config.as_json(), defaults(ReidTraining), FREE_TO_CHANGE, begun)
+    claim(config.out, config.as_json(), defaults(ReidTraining), FREE_TO_CHANGE, is_begun(config.out))
 
 
 def last_checkpoint(out: Path) -> Path | None:
