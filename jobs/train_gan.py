@@ -10,7 +10,7 @@ from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, traini
 from passersby import weights
 from passersby.errors import InputError
 from pipeline import image_stream
-from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_gan_loop, train_on_workers
+from pipeline.ray_training import GanWorkerValues, plan_resources, restart_with, train_gan_loop, train_on_workers
 from training.gan.config import FREE_TO_CHANGE, PRESETS, GanConfig, preset
 from training.gan.images import list_data, load_data
 from training.gan.run import train
@@ -22,7 +22,8 @@ from training.workers import command_line, pick_device
 def main(config: GanConfig) -> None:
     """Check everything that can be checked in seconds, then train in this process or on Ray."""
     config.check()
-    config.generator(), config.discriminator()
+    config.generator()  # its sizes are checked, and ...
+    config.discriminator()  # ... its discriminator's
     config = dataclasses.replace(config, data=config.data.resolve(), out=config.out.resolve())
     source = list_data(config)
     if config.transfer and not config.transfer.is_file():
@@ -46,9 +47,9 @@ def train_on_ray(config: GanConfig, source: ImageSource) -> None:
     """
     connect()
     scaling = plan_resources(config.workers, config.gpus, config.threads)
-    inception = inception_bytes(config, scaling.use_gpu)
+    inception = inception_bytes(config, bool(scaling.use_gpu))
     data = ray.put(image_stream.load_data(config, source))  # lives as long as this driver
-    values: WorkerValues = {
+    values: GanWorkerValues = {
         "config": config.as_json(),
         "command": command_line(),
         "data": data,

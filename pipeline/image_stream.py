@@ -59,7 +59,7 @@ def survey_images(source: ImageSource, target: Target, *, features: bool = False
     parts = list(data.iter_batches(batch_size=None, batch_format="numpy"))
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     sizes = zip(found["kind"], found["height"], found["width"], strict=True)
-    problems = [Problem(str(kind), int(height), int(width)) if kind else None for kind, height, width in sizes]
+    problems = [_found(str(kind), int(height), int(width)) for kind, height, width in sizes]
     validation, more_problems = decode_items(Reader(source.root), source.validation, target)
     unreadable = check_problems(source.training + source.validation, problems + more_problems, target)
     usable = source.without(unreadable)
@@ -192,6 +192,15 @@ def load_data(config: GanConfig, source: ImageSource) -> TrainingData:
     return assemble(config, survey.source, sample, survey.validation, features, survey.unreadable, Streamed)
 
 
+def _found(kind: str, height: int, width: int) -> Problem | None:
+    """What `_examine` says of one image."""
+    if not kind:
+        return None
+    if kind not in ("unreadable", "aspect", "small"):
+        raise ValueError(f"no such problem of an image: {kind}")
+    return Problem(kind, height, width)
+
+
 def _piece(target: Target) -> int:
     return max(1, min(_PIECE_IMAGES, _PIECE_BYTES // (target.height * target.width * 3)))
 
@@ -205,7 +214,8 @@ def _pipeline(names: Sequence[str], work: Callable[[dict], dict], tasks: int, pi
     data.context.enable_progress_bars = False
     data.context.execution_options.preserve_order = True
     compute = ray.data.TaskPoolStrategy(size=min(tasks, pieces))
-    return data.map_batches(work, batch_size=None, num_cpus=0, compute=compute)
+    # Ray's type wants a function of every format of a batch; its default format is a dictionary.
+    return data.map_batches(work, batch_size=None, num_cpus=0, compute=compute)  # pyright: ignore[reportArgumentType]
 
 
 @functools.lru_cache(maxsize=2)
@@ -228,11 +238,11 @@ def _decode(rows: dict[str, np.ndarray], root: Path, target: Target) -> dict[str
 def _examine(rows: dict[str, np.ndarray], root: Path, target: Target, features: bool) -> dict[str, np.ndarray]:
     read = _reader(root)
     results = [decode_bytes(read(str(name)), target) for name in rows["name"]]
-    problems = [result if isinstance(result, Problem) else Problem("", 0, 0) for result in results]
+    problems = [result if isinstance(result, Problem) else None for result in results]
     found = {
-        "kind": np.array([problem.kind for problem in problems]),
-        "height": np.array([problem.height for problem in problems]),
-        "width": np.array([problem.width for problem in problems]),
+        "kind": np.array([problem.kind if problem else "" for problem in problems]),
+        "height": np.array([problem.height if problem else 0 for problem in problems]),
+        "width": np.array([problem.width if problem else 0 for problem in problems]),
     }
     if features:
         blank = np.zeros((target.height, target.width, 3), np.uint8)

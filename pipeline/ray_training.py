@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict, TypeVar, cast
 
 import ray
 import ray.train
@@ -24,6 +24,7 @@ from training.gan.run import train as train_gan
 from training.log import LOG, REFUSAL
 from training.reid.config import ReidTraining
 from training.reid.run import train as train_reid
+from training.workers import Report
 
 # ---- How Ray Train enters a training in every worker.
 
@@ -32,13 +33,20 @@ class WorkerValues(TypedDict):
     """What the driver hands to every worker: plain values, and references to what all workers of a node share.
 
     config: `as_json()` of the training's configuration. command: the driver's. data: reference to the images.
-    inception: reference to the bytes of the inception network, of a GAN training alone.
     """
 
     config: dict[str, Any]
     command: str
     data: ray.ObjectRef
-    inception: NotRequired[ray.ObjectRef]
+
+
+class GanWorkerValues(WorkerValues):
+    """Of a GAN training. inception: reference to the bytes of its network, or to None where FID is not wanted."""
+
+    inception: ray.ObjectRef
+
+
+Values = TypeVar("Values", bound=WorkerValues)
 
 
 class WorkerArguments(TypedDict):
@@ -47,10 +55,10 @@ class WorkerArguments(TypedDict):
     device: torch.device
     rank: int
     command: str
-    report: Callable[..., None]
+    report: Report
 
 
-def train_gan_loop(values: WorkerValues) -> None:
+def train_gan_loop(values: GanWorkerValues) -> None:
     """Ray Train's entry of a GAN training."""
     config = GanConfig.from_json(values["config"])
     _enter(
@@ -133,8 +141,8 @@ def plan_resources(workers: int, gpus: int | None, threads: int | None) -> Scali
 
 
 def train_on_workers(
-    train_loop: Callable[[WorkerValues], None],
-    values: WorkerValues,
+    train_loop: Callable[[Values], None],
+    values: Values,
     out: Path,
     scaling: ScalingConfig,
     restarts: int,
@@ -146,8 +154,8 @@ def train_on_workers(
     `out/refused.txt`: that is raised here as InputError, as is what killed the workers too often.
     """
     trainer = TorchTrainer(
-        train_loop,
-        train_loop_config=values,
+        cast(Callable[[dict[str, Any]], None], train_loop),  # a TypedDict is a dictionary
+        train_loop_config={**values},
         scaling_config=scaling,
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",

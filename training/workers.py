@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ import torch.distributed
 from passersby.errors import InputError
 
 Scalars = dict[str, torch.Tensor]  # per-image values of an iteration or step, by name
+Report = Callable[[dict[str, float]], None]  # takes a training's figures
 
 
 def pick_device(gpus: int | None) -> torch.device:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from passersby.options import flag, require
 from passersby.restyle.encoder import EncoderConfig
@@ -166,15 +166,16 @@ class EncoderTraining:
         late = max(2 * step / self.steps - 1, 0.0)
         return self.lr * (self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * late)) / 2)
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         """Plain values for JSON and for Ray Train; `from_json` reads them back."""
         values = dataclasses.asdict(self)
         return values | {name: None if values[name] is None else str(values[name]) for name in PATHS}
 
     @classmethod
-    def from_json(cls, values: dict) -> "EncoderTraining":
+    def from_json(cls, values: dict[str, Any]) -> "EncoderTraining":
         """The configuration that `as_json` wrote."""
-        return cls(**values | {name: Path(values[name]) for name in PATHS if values[name] is not None})
+        paths = {name: Path(values[name]) for name in PATHS if values[name] is not None}
+        return dataclasses.replace(cls(**values), **paths)
 
 
 PATHS = ("data", "out", "network", "weights", "identity_network", "alexnet")
@@ -186,7 +187,7 @@ _NOT_NEGATIVE += ("max_minutes", "shown_refine_steps", "generated_psi")
 
 # ---- Named settings of encoder training: for tall networks, the study's, and one for CPUs.
 
-PRESETS: dict[str, dict] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "person-128x64": {},
     # facts of the study: ReStyle-pSp at 256x256, batch 2, 240,000 steps, Ranger at 1e-4, MoCo-v2 as identity.
     "study": {"height": 256, "width": 256, "batch": 2, "steps": 240_000},
@@ -208,4 +209,4 @@ PRESETS: dict[str, dict] = {
 
 def preset(name: str, data: Path, out: Path) -> EncoderTraining:
     """The preset's values for these data and this folder. KeyError if unknown."""
-    return EncoderTraining(data=data, out=out, preset=name, **PRESETS[name])
+    return dataclasses.replace(EncoderTraining(data, out), preset=name, **PRESETS[name])

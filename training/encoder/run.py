@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,11 +22,11 @@ from training.encoder.start import (
     save_checkpoint,
     start,
 )
-from training.encoder.step import train_step
+from training.encoder.step import EncoderState, train_step
 from training.encoder.validation import Feeder, Validation
 from training.log import Means, RunLog, duration, memory_gb
 from training.trainer import SteppedRun
-from training.workers import Scalars, command_line, workers
+from training.workers import Report, Scalars, command_line, workers
 
 # ---- What an encoder training says while it runs: the status line, and the records of its history.
 
@@ -114,7 +113,7 @@ def train(
     rank: int = 0,
     data: TrainingImages | None = None,
     command: str | None = None,
-    report: Callable[[dict], None] | None = None,
+    report: Report | None = None,
 ) -> Path | None:
     """Train to the end, or for `config.max_minutes`; goes on from the last checkpoint in `config.out`.
 
@@ -132,10 +131,18 @@ def train(
         run.close()
 
 
-class Run(SteppedRun):
+class Run(SteppedRun[EncoderTraining, EncoderState, Progress]):
     """One worker's part of an encoder training."""
 
-    def __init__(self, config: EncoderTraining, device, data: TrainingImages, rank, command, report):
+    def __init__(
+        self,
+        config: EncoderTraining,
+        device: torch.device,
+        data: TrainingImages,
+        rank: int,
+        command: str,
+        report: Report | None,
+    ):
         super().__init__(config, device, report)
         self.data, self.command = data, command
         self.networks = load_networks(config, device)
@@ -151,10 +158,10 @@ class Run(SteppedRun):
             if extra:
                 self.seconds_before = extra["seconds"]
                 self.progress.since_record.load_state_dict(extra["means"], device)
-            self._introduce(notes, extra)
+            self._introduce(self.progress, notes, extra)
 
-    def _introduce(self, notes: tuple[str, ...], extra: dict | None) -> None:
-        config, data, say, about = self.config, self.data, self.progress.say, self.networks
+    def _introduce(self, progress: Progress, notes: tuple[str, ...], extra: dict | None) -> None:
+        config, data, say, about = self.config, self.data, progress.say, self.networks
         size = sum(parameter.numel() for parameter in self.state.encoder.parameters()) / 1e6
         on_gpu = self.device.type == "cuda"
         where = torch.cuda.get_device_name(self.device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
@@ -177,7 +184,7 @@ class Run(SteppedRun):
         if extra:
             say(f"going on from step {self.state.step:,}")
 
-    def _step(self, before: int) -> dict:
+    def _step(self, before: int) -> Scalars:
         config = self.config
         scalars = train_step(
             self.state, self.networks.frozen, self.feeder.batch(before), config.refinements, config.codes_weight,
@@ -186,9 +193,9 @@ class Run(SteppedRun):
         self.state.images_seen += config.batch
         return scalars
 
-    def _status(self) -> None:
+    def _status(self, progress: Progress) -> None:
         state = self.state
-        self.figures |= self.progress.tell(state.step, state.images_seen, self.config.rate(state.step - 1))
+        self.figures |= progress.tell(state.step, state.images_seen, self.config.rate(state.step - 1))
         loss = self.figures.get("loss/total", 0.0)
         if not math.isfinite(loss):
             raise InputError(
@@ -269,21 +276,21 @@ class Run(SteppedRun):
             "configuration": about,
         }
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, progress: Progress) -> None:
         extra = {
             "fingerprint": self.data.fingerprint,
             "networks": self._hashes(),
-            "means": self.progress.since_record.state_dict(),
+            "means": progress.since_record.state_dict(),
             "seconds": self.seconds(),
         }
         average, generator = self.networks.frozen.average, self.networks.generator
         save_checkpoint(self.config.out, self.state, average, generator, self._record(), extra)
 
-    def _write_finished(self) -> Path:
+    def _write_finished(self, progress: Progress) -> Path:
         path, best = self.config.out / ENCODER, self.config.out / BEST
         if not path.exists():
             best.replace(path)
-            self.progress.say(
+            progress.say(
                 f"finished after {self.seconds() / 60:.1f} minutes, best validation LPIPS {self.state.best:.3f}: {path}"
             )
         return path

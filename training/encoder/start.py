@@ -51,7 +51,9 @@ def last_checkpoint(out: Path) -> Path | None:
     return newest(out, f"checkpoints/[0-9]*/{STATE}")
 
 
-def save_checkpoint(out: Path, state: EncoderState, average, generator: dict, record: dict, extra: dict) -> Path:
+def save_checkpoint(
+    out: Path, state: EncoderState, average: torch.Tensor, generator: dict, record: dict, extra: dict
+) -> Path:
     """Write everything that training needs to go on; `extra`: values and tensors that `resume` gives back.
 
     Of the checkpoints before, one is kept. Raises InputError where it cannot be written; earlier ones stay.
@@ -156,7 +158,9 @@ def load_data(config: EncoderTraining, generator: GeneratorConfig) -> TrainingIm
     return data
 
 
-def start(config: EncoderTraining, generator: GeneratorConfig, device: torch.device):
+def start(
+    config: EncoderTraining, generator: GeneratorConfig, device: torch.device
+) -> tuple[EncoderState, tuple[str, ...]]:
     """(state, notes): encoder and optimiser at step 0, and what there is to say about its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

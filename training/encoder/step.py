@@ -93,7 +93,9 @@ class Batch:
     generated: int
 
 
-def train_step(state: EncoderState, frozen: Frozen, batch: Batch, refinements: int, codes_weight: float, rate: float):
+def train_step(
+    state: EncoderState, frozen: Frozen, batch: Batch, refinements: int, codes_weight: float, rate: float
+) -> Scalars:
     """One step; returns this worker's scalars [n] or fewer values each: of the last refinement.
 
     The gradients are the sum over the refinements of those of the mean loss over the images; codes and reconstructions

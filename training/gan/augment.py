@@ -123,7 +123,7 @@ def apply(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     dtype = images.dtype
     images = images.to(torch.promote_types(dtype, torch.float32))
     if draws.theta is not None:
-        images = _resample(images, draws)
+        images = _resample(images, draws, draws.theta.to(images.dtype))
     if draws.colour is not None:
         colour = draws.colour.to(images.dtype)
         pixels = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], images.flatten(2))
@@ -132,19 +132,18 @@ def apply(images: torch.Tensor, draws: Draws) -> torch.Tensor:
         images = _amplify_bands(images, draws.gains)
     if draws.noise is not None:
         images = images + draws.noise
-    if draws.cut_rows is not None:
+    if draws.cut_rows is not None and draws.cut_columns is not None:
         images = images.masked_fill((draws.cut_rows[:, :, None] & draws.cut_columns[:, None, :])[:, None], 0)
     return images.to(dtype)
 
 
-def _resample(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _resample(images: torch.Tensor, draws: Draws, theta: torch.Tensor) -> torch.Tensor:
     """The inverse affine transforms: reflect, double, sample bilinearly, halve; [N, 3, H, W] -> [N, 3, H, W]."""
     height, width = images.shape[2:]
     left, top, right, bottom = draws.margins
     kind = images.device, images.dtype
     double_x, double_y = doubling(width, left, right, *kind), doubling(height, top, bottom, *kind)
     halve_x, halve_y = halving(width, *kind), halving(height, *kind)
-    theta = draws.theta.to(images.dtype)
     if draws.separable:
         # All of it is then one matrix for the rows and one for the columns of each sample: far less work than the
         # padded image in double resolution, up to 36 times the image's pixels.

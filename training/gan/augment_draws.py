@@ -101,7 +101,7 @@ def band_matrices(length: int, device: torch.device, dtype: torch.dtype) -> torc
     source = np.pad(np.arange(length), taps // 2, mode="reflect")
     matrices = np.zeros((4, length, length))
     for row in range(length):
-        np.add.at(matrices[:, row], (slice(None), source[row : row + taps]), bank)
+        np.add.at(matrices[:, row].T, source[row : row + taps], bank.T)
     return _constant(matrices, device, dtype)
 
 
@@ -222,19 +222,22 @@ def draw(
     colour = _colour(dice)
     gains = _band_gains(dice)
     cut_rows, cut_columns = _cutout(dice, height, width)
-    parts = {
-        "colour": None if (colour == np.eye(3, 4)).all() else _tensor(colour),
-        "gains": None if (gains == 1).all() else _tensor(gains),
-        "noise": _noise(dice, height, width) if "noise" in names else None,
-    }
+    draws = Draws(
+        height,
+        width,
+        colour=None if (colour == np.eye(3, 4)).all() else _tensor(colour),
+        gains=None if (gains == 1).all() else _tensor(gains),
+        noise=_noise(dice, height, width) if "noise" in names else None,
+    )
     if cut_rows.any():
-        parts |= {"cut_rows": torch.from_numpy(cut_rows), "cut_columns": torch.from_numpy(cut_columns)}
+        cut = torch.from_numpy(cut_rows), torch.from_numpy(cut_columns)
+        draws = dataclasses.replace(draws, cut_rows=cut[0], cut_columns=cut[1])
     if (inverse != np.eye(3)).any():
         margins = _margins(inverse, height, width)
         separable = not (inverse[:, [0, 1], [1, 0]] != 0).any()
         theta = _tensor(_theta(inverse, height, width, margins))
-        parts |= {"margins": margins, "separable": separable, "theta": theta}
-    return Draws(height, width, **parts)
+        draws = dataclasses.replace(draws, margins=margins, separable=separable, theta=theta)
+    return draws
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
@@ -298,7 +301,8 @@ def _margins(inverse: np.ndarray, height: int, width: int) -> tuple[int, int, in
     corners = inverse[:, :2, :2] @ corners + inverse[:, :2, 2:]  # [N, xy, corner]
     reach = np.stack([-corners.min(axis=(0, 2)), corners.max(axis=(0, 2))]) + 2 * GEOMETRY_PAD - centre
     # One reflection cannot be wider than the image. The small number keeps rounding from asking for another pixel.
-    return tuple(int(side) for side in np.ceil(np.clip(reach, 0, 2 * centre) - 1e-6).ravel())
+    left, top, right, bottom = (int(side) for side in np.ceil(np.clip(reach, 0, 2 * centre) - 1e-6).ravel())
+    return left, top, right, bottom
 
 
 def _theta(inverse: np.ndarray, height: int, width: int, margins: tuple[int, int, int, int]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from passersby.options import flag, require
 from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
@@ -231,16 +231,16 @@ class GanConfig:
         kimg = self.ada_kimg or (100.0 if self.transfer else 500.0)
         return AdaController(self.augment, self.augment_p, target=self.ada_target, kimg=kimg, p_max=self.augment_p_max)
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         """Plain values for JSON and for Ray Train; `from_json` reads them back."""
         values = dataclasses.asdict(self)
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     @classmethod
-    def from_json(cls, values: dict) -> "GanConfig":
+    def from_json(cls, values: dict[str, Any]) -> "GanConfig":
         """The configuration that `as_json` wrote."""
         paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
-        return cls(**values | paths)
+        return dataclasses.replace(cls(**values), **paths)
 
 
 _PATHS = ("data", "out", "transfer", "inception")
@@ -257,7 +257,7 @@ def _is_power_of_two(number: int) -> bool:
 # ---- Named settings of GAN training: for people, for the study, for a laptop.
 
 # Values that differ from GanConfig's own defaults, which are those of person-128x64-t.
-PRESETS: dict[str, dict] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "person-128x64-t": {},
     "person-128x64-r": {"config": "r"},
     # The study: train.py --cfg=stylegan3-r --gpus=1 --batch=16 --gamma=2 --kimg=5000 --snap=20, resumed from another
@@ -295,4 +295,4 @@ PRESETS: dict[str, dict] = {
 
 def preset(name: str, data: Path, out: Path) -> GanConfig:
     """The preset's values for these data and this folder. KeyError if unknown."""
-    return GanConfig(data=data, out=out, preset=name, **PRESETS[name])
+    return dataclasses.replace(GanConfig(data, out), preset=name, **PRESETS[name])

@@ -44,6 +44,7 @@ class Reader(Protocol):
 
     def read(self, images_seen: int, indices: np.ndarray) -> np.ndarray:
         """This worker's images `indices` of the batch after `images_seen` images, uint8 [n, H, W, 3]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,11 @@ class Batches:
     def inputs(self, images_seen: int, p: float, z_dim: int, num_ws: int, device: torch.device) -> Inputs:
         """Everything random of the iteration after `images_seen` images, augmented with probability `p`."""
         mine = self.order.indices(images_seen, self.config.batch)[self.share]
+        reals = to_float(self.reals(images_seen, mine), device)
+        first, second = self.latents(images_seen, z_dim, num_ws)
         return Inputs(
-            to_float(self.reals(images_seen, mine), device),
-            tuple(latents.to(device) for latents in self.latents(images_seen, z_dim, num_ws)),
+            reals,
+            (first.to(device), second.to(device)),
             None if self.labels is None else torch.from_numpy(self.labels[mine]).to(device),
             {name: draws.to(device) for name, draws in self.draws(images_seen, p).items()},
         )
@@ -120,8 +123,8 @@ class Batches:
             mix_from = np.where(mixed, stream.integers(1, num_ws, batch), num_ws)
         if self.labels is not None:  # labels of fakes are as frequent as those of real images
             labels = self.labels[stream.integers(len(self.labels), size=batch)]
-        parts = (None if part is None else torch.from_numpy(part) for part in (z, mix_z, mix_from, labels))
-        return Latents(*parts).share(self.share)
+        others = (None if part is None else torch.from_numpy(part) for part in (mix_z, mix_from, labels))
+        return Latents(torch.from_numpy(z), *others).share(self.share)
 
 
 def to_float(reals: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from training.gan.start import Start, is_best, keep_best, last_checkpoint, save_
 from training.gan.step import StepSettings, train_iteration
 from training.gan.validation import SnapshotFid, Validation, save_grids, save_reals, stop_if_diverged, warnings
 from training.log import Means, RunLog, duration, memory_gb
-from training.workers import Scalars, command_line, decided_by_first, workers
+from training.workers import Report, Scalars, command_line, decided_by_first, workers
 
 # ---- What a GAN training says while it runs: the status line, and the records of its history.
 
@@ -88,7 +88,7 @@ def train(
     rank: int = 0,
     data: TrainingData | None = None,
     command: str | None = None,
-    report: Callable[[dict], None] | None = None,
+    report: Report | None = None,
     inception: bytes | None = None,
 ) -> Path | None:
     """Train until `config.kimg` or `config.max_minutes`; goes on from the last checkpoint in `config.out`.
@@ -117,7 +117,17 @@ def train(
 class Run:
     """One worker's part of a training; the first one (`progress` is not None) also tells and writes."""
 
-    def __init__(self, config, device, begun: Start, data: TrainingData, rank, command, report, inception):
+    def __init__(
+        self,
+        config: GanConfig,
+        device: torch.device,
+        begun: Start,
+        data: TrainingData,
+        rank: int,
+        command: str,
+        report: Report | None,
+        inception: bytes | None,
+    ):
         self.config, self.device, self.report = config, device, report
         self.state, self.data, self.origin = begun.state, data, begun.origin
         self.settings: StepSettings = config.step_settings()
@@ -127,7 +137,7 @@ class Run:
         self.started = self.checkpoint_clock = time.monotonic()
         self.figures: dict[str, float] = {}
         self.command = command
-        self.progress = None
+        self.progress: Progress | None = None
         if rank == 0:
             z_dim = self.state.generator.z_dim
             self.validation = (
@@ -136,7 +146,7 @@ class Run:
             self.progress = Progress(config, device, self.state.images_seen)
             if begun.extra:
                 self.progress.since_record.load_state_dict(begun.extra["means"], device)
-            self._introduce(begun)
+            self._introduce(self.progress, begun)
 
     def to_the_end(self) -> Path | None:
         """Iterate until there is enough or no time left; returns the last snapshot's folder."""
@@ -149,9 +159,9 @@ class Run:
             scalars = train_iteration(state, self.settings, inputs)
             last = state.images_seen >= end
             if self.progress:
-                self._tell(scalars)
+                self._tell(self.progress, scalars)
                 if last or _crosses(before, state.images_seen, config.validation_kimg):
-                    self._validate()
+                    self._validate(self.progress)
             if not last and _crosses(before, state.images_seen, config.snapshot_kimg):
                 snapshot = self._snapshot(must=False)
                 self._checkpoint(must=False)
@@ -164,8 +174,8 @@ class Run:
 
     # ---- what the first worker says
 
-    def _introduce(self, begun: Start) -> None:
-        config, data, progress = self.config, self.data, self.progress
+    def _introduce(self, progress: Progress, begun: Start) -> None:
+        config, data = self.config, self.data
         size = {
             name: sum(parameter.numel() for parameter in getattr(self.state, name).parameters()) / 1e6
             for name in ("generator", "discriminator")
@@ -183,27 +193,27 @@ class Run:
             save_reals(config.out, data.sample)
         progress.skip(self.state.images_seen)
 
-    def _tell(self, scalars: dict[str, torch.Tensor]) -> None:
-        self.progress.add(scalars)
-        if self.progress.due():
-            self._status()
+    def _tell(self, progress: Progress, scalars: Scalars) -> None:
+        progress.add(scalars)
+        if progress.due():
+            self._status(progress)
 
-    def _status(self) -> None:
-        self.figures |= self.progress.tell(self.state.images_seen, self.state.ada.p)
+    def _status(self, progress: Progress) -> None:
+        self.figures |= progress.tell(self.state.images_seen, self.state.ada.p)
         stop_if_diverged(self.figures, self.state.images_seen / 1000)
 
-    def _validate(self) -> None:
+    def _validate(self, progress: Progress) -> None:
         state = self.state
         measured = {"augment/p": state.ada.p}
         clock = time.monotonic()
         if self.validation:
             measured |= self.validation.measure(state)
-        record = self.progress.record(state.images_seen, measured)
-        self.progress.clock += time.monotonic() - clock  # measuring and drawing are no training
+        record = progress.record(state.images_seen, measured)
+        progress.clock += time.monotonic() - clock  # measuring and drawing are no training
         self.figures |= {name: value for name, value in record.items() if name != "kimg"}
         stop_if_diverged(record, state.images_seen / 1000)
         for line in warnings(self.figures):
-            self.progress.say(f"warning: {line}")
+            progress.say(f"warning: {line}")
 
     # ---- what is kept
 
@@ -223,18 +233,18 @@ class Run:
     def _snapshot(self, must: bool) -> Path | None:
         self._status_before_saving()
         fid = self.fid.measure(self.state.generator_ema)
-        folder = None
-        if self.progress:
+        folder, progress = None, self.progress
+        if progress:
             if fid is not None:
                 self.figures["fid"] = fid
-            folder = self._attempt(must, lambda: self._write_snapshot(fid))
-            self.progress.skip(self.state.images_seen)
+            folder = self._attempt(progress, must, lambda: self._write_snapshot(progress, fid))
+            progress.skip(self.state.images_seen)
         if self.report:
             self.report(self.figures | {"images_seen": self.state.images_seen})
         return folder
 
-    def _write_snapshot(self, fid: float | None) -> Path:
-        progress, state, out = self.progress, self.state, self.config.out
+    def _write_snapshot(self, progress: Progress, fid: float | None) -> Path:
+        state, out = self.state, self.config.out
         folder = save_snapshot(out, state, self._record())
         save_grids(out, state.generator_ema, state.images_seen)
         words = ""
@@ -256,27 +266,28 @@ class Run:
     def _checkpoint(self, must: bool) -> None:
         self._status_before_saving()
         self.checkpoint_clock = time.monotonic()
-        if not self.progress:
+        progress = self.progress
+        if not progress:
             return
         extra = {
             "origin": self.origin,
             "fingerprint": self.data.source.fingerprint,
-            "means": self.progress.since_record.state_dict(),
+            "means": progress.since_record.state_dict(),
         }
 
         def write() -> Path:
-            self.progress.write_history()  # a checkpoint whose history is missing could not be gone on from exactly
+            progress.write_history()  # a checkpoint whose history is missing could not be gone on from exactly
             return save_checkpoint(self.config.out, self.state, self._record(), extra)
 
-        self._attempt(must, write)
-        self.progress.clock += time.monotonic() - self.checkpoint_clock
+        self._attempt(progress, must, write)
+        progress.clock += time.monotonic() - self.checkpoint_clock
 
     def _status_before_saving(self) -> None:
         # Networks that have diverged since the last status line must not replace the last good ones.
         if self.progress and self.state.images_seen > self.progress.clock_images:
-            self._status()
+            self._status(self.progress)
 
-    def _attempt(self, must: bool, write: Callable[[], Path]) -> Path | None:
+    def _attempt(self, progress: Progress, must: bool, write: Callable[[], Path]) -> Path | None:
         # A full disk in the middle of a training is no reason to lose what is in memory: there is a next time.
         try:
             return write()
@@ -284,7 +295,7 @@ class Run:
             if must:
                 raise
             old = last_checkpoint(self.config.out)
-            self.progress.say(f"warning: {error}; training goes on, the last checkpoint is {old and old.name}")
+            progress.say(f"warning: {error}; training goes on, the last checkpoint is {old and old.name}")
             return None
 
     def _out_of_time(self) -> bool:

@@ -153,6 +153,8 @@ def resume(state: TrainingState, folder: Path) -> dict:
             "give its settings, or another --out and this one as --transfer"
         )
     try:
+        if loaded.training_generator is None or loaded.discriminator is None:
+            raise ValueError(f"{NETWORK} holds one network alone")
         values = _read_state(folder / STATE)
         state.generator_ema.load_state_dict(loaded.generator.state_dict())
         state.generator.load_state_dict(loaded.training_generator.state_dict())
@@ -202,7 +204,7 @@ def start(config: GanConfig, device: torch.device, label_size: int = 0, images: 
         discriminator = Discriminator(config.discriminator(label_size))
     average, origin, lines = None, {}, []
     if config.transfer and folder is None:
-        average, origin, lines = _transfer(config, generator, discriminator, images)
+        average, origin, lines = _transfer(config.transfer, generator, discriminator, images)
     if config.precision != "auto":
         for network in (generator, discriminator):
             set_precision(network, _PRECISIONS[config.precision])
@@ -227,8 +229,10 @@ def start(config: GanConfig, device: torch.device, label_size: int = 0, images: 
     return Start(state, extra["origin"], extra, [f"going on at kimg {state.images_seen / 1000:.1f}"])
 
 
-def _transfer(config: GanConfig, generator: Generator, discriminator: Discriminator, images: np.ndarray | None):
-    loaded = load_network(config.transfer)
+def _transfer(
+    path: Path, generator: Generator, discriminator: Discriminator, images: np.ndarray | None
+) -> tuple[Generator | None, dict, list[str]]:
+    loaded = load_network(path)
     same = loaded.generator.config == generator.config
     # A network of another shape is cut to size by the importance of its channels. The average and the network that
     # trains must be cut alike, so both start as the average then.
@@ -236,7 +240,7 @@ def _transfer(config: GanConfig, generator: Generator, discriminator: Discrimina
     reports = {"generator": transfer(source, generator)}
     if loaded.discriminator is None:
         raise InputError(
-            f"--transfer {config.transfer} holds no discriminator: a generator alone cannot go on learning; give the "
+            f"--transfer {path} holds no discriminator: a generator alone cannot go on learning; give the "
             "training's own network file"
         )
     some = None
@@ -246,7 +250,7 @@ def _transfer(config: GanConfig, generator: Generator, discriminator: Discrimina
     reports["discriminator"] = transfer(loaded.discriminator, discriminator, some)
     origin = {
         "transferred_from": {
-            "file": config.transfer.name,
+            "file": path.name,
             "sha256": loaded.sha256,
             "record": loaded.record,
             **{name: report.as_record() for name, report in reports.items()},

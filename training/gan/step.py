@@ -8,9 +8,15 @@ workers call the same functions inside a `torch.distributed` group.
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import (
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]  (torch's stubs do not export what torch exports)
+    _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
+    _foreach_div_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
+)
 
 from passersby.stylegan3 import Discriminator, Generator
 from training.gan.augment import AdaController, Draws, apply
@@ -71,14 +77,15 @@ class Latents:
 
     def share(self, index: slice) -> "Latents":
         """The codes of some samples."""
-        return Latents(*(None if part is None else part[index] for part in self._parts()))
+        return self._map(lambda part: part[index])
 
     def to(self, device: torch.device) -> "Latents":
         """The same codes on the device."""
-        return Latents(*(None if part is None else part.to(device) for part in self._parts()))
+        return self._map(lambda part: part.to(device))
 
-    def _parts(self):
-        return self.z, self.mix_z, self.mix_from, self.labels
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Latents":
+        others = (None if part is None else change(part) for part in (self.mix_z, self.mix_from, self.labels))
+        return Latents(change(self.z), *others)
 
 
 # What is augmented in an iteration, each with draws of its own: fakes that train G, fakes and reals that train D, R1.
@@ -188,6 +195,7 @@ def synthesize(generator: Generator, latents: Latents, update_emas: bool = False
     """
     ws = generator.mapping(latents.z, latents.labels, update_emas=update_emas)  # [N, num_ws, w_dim]
     if latents.mix_z is not None:
+        assert latents.mix_from is not None  # with `mix_z` comes `mix_from`
         mix_ws = generator.mapping(latents.mix_z, latents.labels)
         index = torch.arange(ws.shape[1], device=ws.device)
         ws = torch.where((index[None, :] < latents.mix_from[:, None])[:, :, None], ws, mix_ws)
@@ -264,7 +272,7 @@ def apply_gradients(optimizer: torch.optim.Optimizer, rounds: int = 1) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if rounds > 1:
-        torch._foreach_div_(gradients, float(rounds))
+        _foreach_div_(gradients, float(rounds))
     average_over_workers(gradients)
     for gradient in gradients:
         torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
@@ -324,11 +332,11 @@ def _discriminator_rounds(state: TrainingState, rounds: list[Inputs], sigma: flo
     total = [torch.zeros_like(buffer) for buffer in averages]
     scalars = []
     for part in rounds:
-        torch._foreach_copy_(averages, start)
+        _foreach_copy_(averages, start)
         draws = part.draws.get("fakes"), part.draws.get("reals")
         scalars.append(discriminator_phase(state, part.reals, part.latents[1], sigma, part.labels, draws))
-        torch._foreach_add_(total, averages, alpha=1 / len(rounds))
-    torch._foreach_copy_(averages, total)
+        _foreach_add_(total, averages, alpha=1 / len(rounds))
+    _foreach_copy_(averages, total)
     average_over_workers(averages)
     return scalars
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from datasets.storage.feature_cache import real_features
 from passersby.errors import InputError
 from passersby.metrics.fid import fid
-from passersby.perception.inception import load_inception
+from passersby.perception.inception import Inception, load_inception
 from passersby.stylegan3 import Generator, to_uint8
 from reporting.grid import image_grid, save_png
 from training.gan.config import GanConfig
@@ -117,19 +117,18 @@ class SnapshotFid:
         real = data.validation if held_out else data.sample
         self.real = real[: _whole_shares(len(real))]
         self.reference = f"{len(self.real)} images of {'validation' if held_out else 'training'} people"
-        self.inception_bytes, self.inception, self.real_features = inception, None, None
+        self.inception_bytes = inception
+        self.loaded: tuple[Inception, np.ndarray] | None = None  # the network, and the real images' features
 
     @torch.inference_mode()
     def measure(self, generator: Generator) -> float | None:
         """FID of this generator, the same in all workers; None where none is asked for."""
         if self.count == 0:
             return None
-        if self.inception is None:
-            self.inception = load_inception(self.inception_bytes, self.device)
-            self.real_features = self._gathered(real_features(self.real[self.share], self.inception))
+        inception, real = self.loaded = self.loaded or self._load()
         z = np.random.default_rng(_FID_SEED).standard_normal((self.count, generator.z_dim), np.float32)[self.share]
         labels = None
-        if generator.c_dim:
+        if generator.c_dim and self.data.labels is not None:
             rows = np.random.default_rng(_FID_SEED).integers(len(self.data.labels), size=self.count)
             labels = torch.from_numpy(self.data.labels[rows[self.share]])
         fakes = []
@@ -137,8 +136,14 @@ class SnapshotFid:
             part = slice(start, start + _FID_AT_ONCE)
             given = None if labels is None else labels[part].to(self.device)
             images = to_uint8(generator(torch.from_numpy(z[part]).to(self.device), given))
-            fakes.append(self.inception(images.cpu().numpy()))
-        return fid(self.real_features, self._gathered(np.concatenate(fakes)))
+            fakes.append(inception(images.cpu().numpy()))
+        return fid(real, self._gathered(np.concatenate(fakes)))
+
+    def _load(self) -> tuple[Inception, np.ndarray]:
+        if self.inception_bytes is None:
+            raise ValueError("FID needs the inception network")
+        inception = load_inception(self.inception_bytes, self.device)
+        return inception, self._gathered(real_features(self.real[self.share], inception))
 
     def _gathered(self, features: np.ndarray) -> np.ndarray:
         return gather_rows(torch.from_numpy(features).to(self.device)).cpu().numpy()
@@ -162,8 +167,8 @@ class Validation:
         index = np.linspace(0, len(images) - 1, count).astype(int)
         self.images, self.device = images[index], device
         z = np.random.default_rng(_SEED).standard_normal((count, z_dim), np.float32)
-        labels = None if labels is None else torch.from_numpy(labels[index])
-        self.latents = Latents(torch.from_numpy(z), labels=labels)
+        chosen = None if labels is None else torch.from_numpy(labels[index])
+        self.latents = Latents(torch.from_numpy(z), labels=chosen)
 
     @torch.no_grad()
     def measure(self, state: TrainingState) -> dict[str, float]:

@@ -67,7 +67,7 @@ def draw(config: AugmentConfig, batch_size: int, height: int, width: int, rng: n
     area = rng.uniform(*config.erase_area, (batch_size, _ATTEMPTS)) * (height * width)
     aspect = rng.uniform(*config.erase_aspect, (batch_size, _ATTEMPTS))
     sizes = np.stack([np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))], 2).astype(np.int64)
-    fits = ((sizes >= 1) & (sizes < (height, width))).all(2)
+    fits = np.all((sizes >= 1) & (sizes < (height, width)), axis=2)
     chosen = sizes[np.arange(batch_size), fits.argmax(1)]  # the first that fits
     corners = np.floor(rng.random((batch_size, 2)) * ((height, width) - chosen + 1)).astype(np.int64)
     erased &= fits.any(1)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datasets.runs.verdicts import Thresholds, with_filters
 from passersby.options import flag, require
@@ -246,7 +246,7 @@ class ReidTraining:
         rest = max(epoch - self.warmup_epochs, 0) / max(self.epochs - self.warmup_epochs, 1e-9)
         return factor * (1 + math.cos(math.pi * min(rest, 1.0))) / 2
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         """Plain values for JSON and for Ray Train; `from_json` reads them back."""
         values = dataclasses.asdict(self)
         for name in _PATHS:
@@ -258,12 +258,12 @@ class ReidTraining:
         )
 
     @classmethod
-    def from_json(cls, values: dict) -> "ReidTraining":
+    def from_json(cls, values: dict[str, Any]) -> "ReidTraining":
         """The configuration that `as_json` wrote."""
         paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
         tuples = {name: tuple(map(Path, values[name])) for name in _PATH_TUPLES}
         tuples |= {name: tuple(values[name]) for name in ("milestones", "filters")}
-        return cls(**values | paths | tuples)
+        return dataclasses.replace(cls(**values), **paths, **tuples)
 
 
 _PATHS, _PATH_TUPLES = ("data", "out", "weights", "teacher"), ("people", "variants")
@@ -308,7 +308,7 @@ _SMALL = {
     "pad": 3,
     "workers": 0,
 }
-PRESETS: dict[str, dict] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "strong": {},
     "study": _STUDY,
     # Few epochs leave little time to learn from half-erased images.
@@ -321,4 +321,4 @@ PRESETS: dict[str, dict] = {
 
 def preset(name: str, data: Path, out: Path) -> ReidTraining:
     """The preset's values for these data and this folder. KeyError if unknown."""
-    return ReidTraining(data=data, out=out, preset=name, **PRESETS[name])
+    return dataclasses.replace(ReidTraining(data, out), preset=name, **PRESETS[name])

@@ -66,7 +66,7 @@ class ReidBatches:
 
     def batch(self, step: int) -> np.ndarray:
         """The images of a step, [batch] int64. With "pk" the images of one person stand together."""
-        if self._last is not None and step >= self.real_only_from:
+        if self._last is not None and self.real_only_from is not None and step >= self.real_only_from:
             return self._last.at(step - self.real_only_from)
         if self._extra is None:
             return self._main.at(step)
@@ -82,7 +82,7 @@ class ReidBatches:
         if left:
             raise InputError(f"a batch of {self.batch_size} does not divide among {workers} workers: change one")
         if self.sampler == "pk":
-            last = self._last is not None and step >= self.real_only_from
+            last = self.real_only_from is not None and step >= self.real_only_from
             people = (self.batch_size - (0 if last else self.generated_per_batch)) // self.instances
             if people % workers:
                 raise InputError(
@@ -139,7 +139,7 @@ class _Epochs:
 
     def __init__(self, steps: int, build: Callable[[int], np.ndarray]):
         self.steps, self._build = steps, build
-        self._epoch: tuple[int, np.ndarray | None] = (-1, None)
+        self._epoch = (-1, np.empty((0, 0), np.int64))
 
     def at(self, step: int) -> np.ndarray:
         epoch, place = divmod(step, self.steps)

@@ -3,7 +3,6 @@
 import functools
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,9 @@ from training.reid.start import (
     save_checkpoint,
     start,
 )
-from training.reid.step import StepSettings, autocast, train_step
+from training.reid.step import ReidState, StepSettings, autocast, train_step
 from training.trainer import SteppedRun
-from training.workers import Scalars, check_memory, command_line, workers
+from training.workers import Report, Scalars, check_memory, command_line, workers
 
 # ---- Loss and Rank-1 error on images of the training people that were set aside.
 
@@ -167,7 +166,7 @@ def train(
     rank: int = 0,
     data: TrainingImages | None = None,
     command: str | None = None,
-    report: Callable[[dict], None] | None = None,
+    report: Report | None = None,
 ) -> Path | None:
     """Train to the end, or for `config.max_minutes`; goes on from the last checkpoint in `config.out`.
 
@@ -185,10 +184,18 @@ def train(
         run.close()
 
 
-class Run(SteppedRun):
+class Run(SteppedRun[ReidTraining, ReidState, Progress]):
     """One worker's part of a re-ID training."""
 
-    def __init__(self, config: ReidTraining, device, data: TrainingImages, rank, command, report):
+    def __init__(
+        self,
+        config: ReidTraining,
+        device: torch.device,
+        data: TrainingImages,
+        rank: int,
+        command: str,
+        report: Report | None,
+    ):
         super().__init__(config, device, report)
         self.data, self.rank, self.command = data, rank, command
         classes = config.labelling(1).class_count(data.real_classes, len(data.class_names))
@@ -214,14 +221,14 @@ class Run(SteppedRun):
             self.progress = Progress(config, device, self.state.step, self.state.images_seen, self.steps)
             if extra:
                 self.progress.since_record.load_state_dict(extra["means"], device)
-            self._introduce(notes, extra)
+            self._introduce(self.progress, notes, extra)
 
     def close(self) -> None:
         """End the thread that gathers images, and close the log."""
         self.feeder.close()
         super().close()
 
-    def _step(self, before: int) -> dict:
+    def _step(self, before: int) -> Scalars:
         state, config = self.state, self.config
         batch = self.feeder.batch(before)
         # Dropout draws from PyTorch's own stream: begun anew for each step, it is the same after a restart.
@@ -232,8 +239,8 @@ class Run(SteppedRun):
 
     # ---- what the first worker says
 
-    def _introduce(self, notes: tuple[str, ...], extra: dict | None) -> None:
-        config, data, say = self.config, self.data, self.progress.say
+    def _introduce(self, progress: Progress, notes: tuple[str, ...], extra: dict | None) -> None:
+        config, data, say = self.config, self.data, progress.say
         size = sum(parameter.numel() for parameter in self.state.network.parameters()) / 1e6
         on_gpu = self.device.type == "cuda"
         where = torch.cuda.get_device_name(self.device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
@@ -250,10 +257,10 @@ class Run(SteppedRun):
         if extra:
             say(f"going on from step {self.state.step:,}")
 
-    def _status(self) -> None:
+    def _status(self, progress: Progress) -> None:
         state = self.state
         rate = state.optimizer.param_groups[-1]["lr"]
-        self.figures |= self.progress.tell(state.step, state.images_seen, rate, self.feeder.waited)
+        self.figures |= progress.tell(state.step, state.images_seen, rate, self.feeder.waited)
         loss = self.figures.get("loss/real", 0.0)
         if not math.isfinite(loss):
             raise InputError(
@@ -311,17 +318,17 @@ class Run(SteppedRun):
             "configuration": about,
         }
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, progress: Progress) -> None:
         extra = {
             "fingerprint": self.data.fingerprint,
-            "means": self.progress.since_record.state_dict(),
+            "means": progress.since_record.state_dict(),
             "seconds": self.seconds(),
         }
         save_checkpoint(self.config.out, self.state, self.class_names, self._record(), extra)
 
-    def _write_finished(self) -> Path:
+    def _write_finished(self, progress: Progress) -> Path:
         path = self.config.out / NETWORK
         if not path.exists():
             save_reid(path, self.state.network, class_names=self.class_names, record=self._record())
-            self.progress.say(f"finished after {self.seconds() / 60:.1f} minutes: {path}")
+            progress.say(f"finished after {self.seconds() / 60:.1f} minutes: {path}")
         return path

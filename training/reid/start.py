@@ -114,7 +114,9 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     return _DTYPES[precision]
 
 
-def start(config: ReidTraining, classes: int, device: torch.device, dtype) -> tuple[ReidState, tuple[str, ...]]:
+def start(
+    config: ReidTraining, classes: int, device: torch.device, dtype: torch.dtype | None
+) -> tuple[ReidState, tuple[str, ...]]:
     """Networks and optimiser at step 0, and what there is to say about their weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -122,7 +124,7 @@ def start(config: ReidTraining, classes: int, device: torch.device, dtype) -> tu
     notes: tuple[str, ...] = ()
     if config.pretrained and last_checkpoint(config.out) is None:
         notes = load_imagenet(network, config.weights)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = _on_device(network, device)
     optimizer, rates = make_optimizer(config, network)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return ReidState(network, optimizer, scaler, rates), notes
@@ -135,6 +137,8 @@ def load_teacher(config: ReidTraining, data: TrainingImages, device: torch.devic
     """
     if config.variants_labels != "teacher" or not config.variants:
         return None
+    if config.teacher is None:
+        raise InputError("--variants-labels teacher: give --teacher FILE")
     loaded = load_reid(config.teacher)
     if loaded.class_names != data.class_names[: data.real_classes]:
         raise InputError(
@@ -144,4 +148,9 @@ def load_teacher(config: ReidTraining, data: TrainingImages, device: torch.devic
     sizes = [(about.height, about.width) for about in (loaded.network.config, config)]
     if sizes[0] != sizes[1]:
         raise InputError(f"--teacher {config.teacher} takes images of {sizes[0]}, this training has {sizes[1]}")
-    return loaded.network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return _on_device(loaded.network.eval().requires_grad_(False), device)
+
+
+def _on_device(network: ReidNetwork, device: torch.device) -> ReidNetwork:
+    # torch's stubs leave out the keyword.
+    return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
