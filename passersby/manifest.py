@@ -20,9 +20,10 @@ def read_manifest(run: str | os.PathLike, name: str | None = None, columns: list
     run: the folder that `jobs/generate.py --out` made, a path or a pyarrow filesystem URI such as s3://bucket/run.
     name: of a manifest that `jobs/refilter.py --name` made. Raises InputError where it is missing or damaged.
 
+    >>> import passersby
     >>> manifest = passersby.read_manifest("OUT", columns=["person", "variant", "verdict"])
-    >>> kept = manifest.filter(pyarrow.compute.equal(manifest["verdict"], "kept"))
-    >>> kept.to_pylist()[0]
+    >>> kept = [row for row in manifest.to_pylist() if row["verdict"] == "kept"]
+    >>> kept[0]
     {'person': 0, 'variant': 0, 'verdict': 'kept'}
     """
     address = os.path.expanduser(os.fspath(run))

@@ -15,9 +15,9 @@ from datasets.people.market_tree import DecodingError
 from datasets.people.readers import read_split
 from datasets.reid.feature_files import FeatureSet, read_features
 from passersby.errors import InputError
-from passersby.metrics.ranking import Ranking, evaluate_ranking, multi_query_features, rank_distances
+from passersby.metrics.features import multi_query_features, normalised
+from passersby.metrics.ranking import Ranking, evaluate_ranking, rank_distances
 from passersby.metrics.reranking import k_reciprocal_distances
-from passersby.metrics.verification import normalised
 from passersby.options import Json
 from passersby.reid.checkpoint import LoadedReid, load_reid
 from passersby.reid.network import FeatureNetwork

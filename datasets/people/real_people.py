@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.people.labelled_images import Listing
 from passersby.errors import InputError
-from passersby.metrics.verification import normalised
+from passersby.metrics.features import normalised
 
 _SHOWN = 3  # names in a line
 

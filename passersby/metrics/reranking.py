@@ -12,10 +12,9 @@ import torch
 from scipy import sparse
 
 from passersby.errors import InputError
-from passersby.metrics.ranking import feature_pair
+from passersby.metrics.features import feature_pair
 
-# ---- k-reciprocal neighbours: images that are among each other's nearest, and their like-minded neighbours'
-# neighbours.
+# ---- k-reciprocal neighbours: images that are among each other's nearest, and the neighbours of such neighbours.
 
 ROWS = 2048  # images at a time: some 500 kB of their candidates' neighbours fit a processor's cache
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from passersby.errors import InputError
+from passersby.metrics.features import normalised
 from passersby.metrics.ranking import evaluate_ranking
 
 # ---- Rankings from one camera to another: which pairs of cameras a network connects, and which it does not.
@@ -55,6 +56,8 @@ def camera_pairs(
             pairs.append(CameraPair(int(seen), int(camera), int(matched.sum()), found.rank1, found.mAP))
     return pairs
 
+
+# ---- Pairs of the same and of different people, counted by their similarity.
 
 STEP = 1e-4  # of similarity, the width of a bin
 BINS = 20_001  # centred at -1, -1 + STEP, ..., 1
@@ -133,18 +136,6 @@ def count_pairs(
         matches = (query_ids[part, None] == gallery_ids) & (gallery_ids > DISTRACTOR)
         same += np.bincount(bins[matches], minlength=BINS + 1)
     return PairCounts(same[:BINS], (everything - same)[:BINS])
-
-
-def normalised(features: np.ndarray, name: str) -> np.ndarray:
-    """Features [N, D] with rows of length 1, float32; rows of zeros stay. InputError where some are not finite."""
-    features = np.asarray(features, np.float32)
-    if features.ndim != 2:
-        raise InputError(f"{name} features have shape {features.shape}: give [images, dimensions]")
-    length = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
-    bad = int((~np.isfinite(length)).sum())
-    if bad:
-        raise InputError(f"{bad} of {len(features)} {name} images have features that are not finite: leave them out")
-    return features / np.maximum(length, np.finfo(np.float32).tiny)[:, None].astype(np.float32)
 
 
 def same_person_thresholds(counts: PairCounts, accepts: float = 0.01) -> Thresholds:

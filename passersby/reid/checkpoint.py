@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.hub
@@ -27,7 +28,7 @@ from passersby.reid.formats import (
     read_passersby,
     read_tensors,
 )
-from passersby.reid.network import ReidNetwork
+from passersby.reid.network import FeatureNetwork, ReidNetwork
 
 _COUNTER = "num_batches_tracked"  # of batch normalisation; older files lack it, and nothing here needs it
 
@@ -46,6 +47,14 @@ class LoadedReid:
     sha256: str
     kind: str  # "passersby" | "layumi" | "torchreid"
     notes: tuple[str, ...]
+
+    def features(self, images: np.ndarray, device: str | torch.device | None = None) -> np.ndarray:
+        """Features [N, D] float32 of length 1 of images [N, H, W, 3] uint8 RGB of the network's size, flip-averaged.
+
+        device: where they are computed, and where the network stays; by default where it is. Raises InputError for
+        images of another size or type.
+        """
+        return FeatureNetwork(self.network, self.sha256, device)(images)
 
 
 def save_reid(
@@ -82,6 +91,12 @@ def load_reid(
     `last_stride` (1 | 2) say it; for a file that does say it they must agree. `height` and `width` [pixels] are the
     images' size where it is not the file's, or not 256 x 128. Raises InputError, one line that names the path and
     what was found there, for a file that is missing, damaged, hostile or of another kind.
+
+    >>> import numpy, passersby
+    >>> reid = passersby.load_reid("reid.safetensors")
+    >>> images = numpy.zeros((4, 64, 32, 3), numpy.uint8)
+    >>> reid.features(images).shape
+    (4, 16)
     """
     path = Path(path)
     try:

@@ -1,4 +1,7 @@
-"""StyleGAN3: generator, discriminator, and the files they live in."""
+"""StyleGAN3: generator, discriminator, the files they live in, and the transfer of one network into another.
+
+How they are trained stands in training/gan; codes of given images stand in restyle/.
+"""
 
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, save_network
 from passersby.stylegan3.discriminator import Discriminator, DiscriminatorConfig

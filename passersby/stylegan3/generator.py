@@ -4,7 +4,9 @@ For square networks names and shapes of the state dict are those of the referenc
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +15,8 @@ from passersby.stylegan3.mapping import FullyConnected, MappingNetwork, Precisio
 from passersby.stylegan3.ops.convolution import modulated_conv2d
 from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
 from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec, lowpass_filter
+
+IMAGES_AT_ONCE = 16  # of `Generator.images`: some hundred megabytes of maps
 
 
 class FourierInput(nn.Module):
@@ -170,6 +174,47 @@ class Generator(nn.Module):
         """Mapping, truncation and synthesis in one call."""
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff, update_emas=update_emas)
         return self.synthesis(ws, update_emas=update_emas)
+
+    @torch.inference_mode()
+    def images(
+        self,
+        people: Sequence[int] | np.ndarray,
+        others: Sequence[int] | np.ndarray | None = None,
+        layers: Iterable[int] = (),
+        truncation_psi: float = 1.0,
+    ) -> np.ndarray:
+        """Pictures of people [N, height, width, 3], uint8 (RGB where the network makes three channels).
+
+        people: seeds, the same people as in the reference's tools and in our runs, or z [N, z_dim]. others: who gives
+        each of them (one for all, or as many) the style inputs `layers`, counted from 0: style mixing. Raises
+        InputError for what does not fit, and for a network that needs labels.
+        """
+        ws = self._ws_of(people, truncation_psi)
+        chosen = list(layers)
+        if others is not None:
+            given = self._ws_of(others, truncation_psi)
+            if len(given) not in (1, len(ws)):
+                raise InputError(f"{len(given)} others for {len(ws)} people: give one, or one for each")
+            if not chosen or not 0 <= min(chosen) <= max(chosen) < self.num_ws:
+                raise InputError(f"layers {chosen}: give one or more of the style inputs 0 to {self.num_ws - 1}")
+            ws[:, chosen] = given[:, chosen]
+        elif chosen:
+            raise InputError(f"layers {chosen} are mixed with nobody: give others")
+        return np.concatenate([to_uint8(self.synthesis(part)).cpu().numpy() for part in ws.split(IMAGES_AT_ONCE)])
+
+    def _ws_of(self, people: Sequence[int] | np.ndarray, truncation_psi: float) -> torch.Tensor:
+        values = np.asarray(people)
+        if not len(values):
+            raise InputError("no people: give one seed or z, or more")
+        if values.ndim == 1 and values.dtype.kind in "iu":
+            values = z_of_seeds(values.tolist(), self.z_dim)
+        z = torch.as_tensor(values, dtype=torch.float32, device=self.mapping.w_avg.device)
+        return self.mapping(z, truncation_psi=truncation_psi)
+
+
+def z_of_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
+    """[N, z_dim] float64: the z of each seed by itself, as the reference's tools draw it."""
+    return np.concatenate([np.random.RandomState(seed).randn(1, z_dim) for seed in seeds])  # noqa: NPY002
 
 
 # Keywords of the reference that have no meaning here: they choose kernels or memory, never numbers.

@@ -1,1 +1,4 @@
-"""YOLOv4-tiny and the pedestrian filter made of it. Thresholds and verdicts stand in datasets/runs."""
+"""YOLOv4-tiny, read from Darknet's files, and the pedestrian filter made of it.
+
+The filter gives scores; thresholds and verdicts stand in datasets/runs.
+"""

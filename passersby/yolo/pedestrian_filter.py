@@ -32,6 +32,12 @@ class PedestrianFilter:
     `weights` is a Darknet .weights with its .cfg beside it. `device` is "cpu" (float32) or "cuda"
     (float16). `windowed=False` evaluates the network everywhere, with the same result, for comparison.
     Raises InputError for files that do not fit, sizes that make no sense, and for "cuda" without a GPU.
+
+    >>> import numpy, passersby, passersby.weights
+    >>> detector = passersby.PedestrianFilter(passersby.weights.get("yolov4-tiny"), 128, 64)
+    >>> images = numpy.full((1, 128, 64, 3), 128, numpy.uint8)
+    >>> detector.scores(images).shape, len(detector.boxes(images))
+    ((1,), 1)
     """
 
     def __init__(

@@ -1,1 +1,4 @@
-"""The operations that StyleGAN3 is built of: convolutions and the filtered leaky ReLU. Networks stand one folder up."""
+"""The operations that StyleGAN3 is built of: convolutions and the filtered leaky ReLU, as functions of tensors.
+
+The layers and networks that use them stand one folder up.
+"""

@@ -2,8 +2,9 @@
 
 Matching is by layer, never by name and shape: names carry sizes and channels, so that of a 512 px generator a
 64 px one would get little, and that with the low-pass filters of the wrong schedule. Filters are never
-transferred. What each kind of difference does is told where it is done: `generator.py`,
-`discriminator.py`, `mapping.py`, `channels.py`, `kernels.py`.
+transferred. What each kind of difference does is told where it is done: other kernels and layers in `generator.py`,
+other blocks in `discriminator.py`, other channels and mapping networks in `channels.py`. The training that follows
+stands in training/gan.
 """
 
 import torch

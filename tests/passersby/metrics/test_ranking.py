@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from passersby.errors import InputError
 from passersby.metrics import ranking
-from passersby.metrics.ranking import CMC_RANKS, evaluate_ranking, multi_query_features, rank_distances
+from passersby.metrics.features import multi_query_features
+from passersby.metrics.ranking import CMC_RANKS, evaluate_ranking, rank_distances
 
 REFERENCE = Path(__file__).parents[2] / "data/reid"
 EXPECTED = json.loads((REFERENCE / "eval_oracle.json").read_text())

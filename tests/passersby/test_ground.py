@@ -1,0 +1,40 @@
+"""What stands below the pipeline needs neither Ray nor the libraries of jobs and metrics: each module can be imported
+without them."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import importlib, pkgutil, sys
+from importlib.machinery import PathFinder
+
+BLOCKED = {"ray", "tyro", "lpips", "torch_fidelity", "timm", "tqdm"}
+find_spec = PathFinder.find_spec
+
+
+def without_blocked(name, path=None, target=None):
+    return None if name.partition(".")[0] in BLOCKED else find_spec(name, path, target)
+
+
+PathFinder.find_spec = without_blocked  # as if they were not installed: PyTorch asks for the specs of some
+package = importlib.import_module(sys.argv[1])
+names = [sys.argv[1], *(module.name for module in pkgutil.walk_packages(package.__path__, f"{sys.argv[1]}."))]
+failed = []
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        failed.append(f"{name}: {error}")
+print(*failed, sep="\\n")
+assert not BLOCKED & set(sys.modules)
+assert len(names) > 5
+sys.exit(bool(failed))
+"""
+
+
+@pytest.mark.parametrize("package", ["passersby", "training", "actors"])
+def test_every_module_can_be_imported_without_ray_and_the_jobs_libraries(package):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, package], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
