@@ -47,11 +47,18 @@ def tiny():
     return reference_format
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped, with the reason, where PyTorch sees no CUDA device."""
+    """Marks that follow from where a test stands and what it uses: `crash`, and `ray` for what shares the one Ray.
+
+    Tests marked `gpu` are skipped, with the reason, where PyTorch sees no CUDA device.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if "crash" in item.path.parts:
+            item.add_marker("crash")
+        if "crash" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -38,7 +38,7 @@ RUN = {
 }
 # Not run here, and why. What our own parsers, Ray's and make's know of them is still checked.
 PARSED = {
-    r"make( [A-Z]+=\S+)* (test|lint|format|clean|setup)$": "this very run, or no business of a test",
+    r"make( [A-Z]+=\S+)* (test|test-rest|test-all|lint|format|clean|setup)$": "this very run, or no business of a test",
     r"make( [A-Z]+=\S+)* chain(-variants)?$": "trainings of an hour and more",
     r".*\b(s3|gs)://": "a bucket",
     r"ray ": "a cluster",
@@ -52,6 +52,7 @@ PARSED = {
     r"python jobs/convert\.py .*--for ": "a square network, as that tool wants it; the demo network is tall",
     r"python jobs/score\.py ": "inception features of thousands of images",
     r"python benchmarks/\w+\.py": "measures for minutes",
+    r"passersby ": "the job's file does the same, by another name",
 }
 
 # Words of the pages that stand for a place: (folder of the test)/name.
@@ -66,7 +67,21 @@ PLACES = {
 }
 NETWORKS = {"IN", "FILE", "network.pkl"}
 COUNTS = {"N": "2", "K": "1"}
-PROGRAMS = ("make", "python", "ray", "kubectl", "docker", "pip", "export", "aws", "curl", "git", "helm", "cd")
+PROGRAMS = (
+    "make",
+    "python",
+    "passersby",
+    "ray",
+    "kubectl",
+    "docker",
+    "pip",
+    "export",
+    "aws",
+    "curl",
+    "git",
+    "helm",
+    "cd",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +244,10 @@ def test_a_documented_command_is_one_that_exists(command):
     words = command.words()
     if words[0] == "python":
         parse_job(words, unfinished=not command.fenced)
+    elif words[0] == "passersby":
+        if words[1:] not in ([], ["--help"], ["JOB", "--help"]):
+            job = f"jobs/{words[1].replace('-', '_')}.py"
+            parse_job(["python", job, *words[2:]], unfinished=not command.fenced)
     elif words[0] == "ray":
         parse_ray(words, command.fenced)
     elif words[0] == "make" and shutil.which("make"):
