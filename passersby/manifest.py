@@ -3,8 +3,8 @@
 import os
 
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from passersby.errors import InputError
 
@@ -33,9 +33,9 @@ def read_manifest(run: str | os.PathLike, name: str | None = None, columns: list
         shown = f"{scheme}://{rest.rpartition('@')[2]}"  # without credentials
     shown = f"{shown.rstrip('/')}/{manifest_name(name)}"
     try:
-        files, root = pa.fs.LocalFileSystem(), address
+        files, root = fs.LocalFileSystem(), address
         if "://" in address:
-            files, root = pa.fs.FileSystem.from_uri(address)
+            files, root = fs.FileSystem.from_uri(address)
         file = files.open_input_file(f"{root.rstrip('/')}/{manifest_name(name)}")
     except (OSError, pa.ArrowInvalid) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__

@@ -3,18 +3,19 @@
 What their comparison is worth stands in ranking.py, reranking.py and verification.py.
 """
 
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from passersby.errors import InputError
 
+Array: TypeAlias = np.ndarray | torch.Tensor  # what users give: NumPy's, or a tensor on any device
 METRICS = ("cosine", "euclidean")
 ROWS = 4096  # whose lengths are taken at a time, in float64
 
 
-def feature_pair(query: Any, gallery: Any, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
+def feature_pair(query: Array, gallery: Array, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Features [Q, D] and [G, D], both NumPy arrays or both tensors of one device -> float32 tensors on that device.
 
     metric "cosine": of length 1, rows of zeros stay. Raises InputError for another metric, shape or type, for features
@@ -42,16 +43,17 @@ def feature_pair(query: Any, gallery: Any, metric: str) -> tuple[torch.Tensor, t
     if metric == "cosine":
         tiny = torch.finfo(torch.float32).tiny
         # Not in float64 in between: that would be the gallery twice more.
-        return tuple(t / n.clamp_min(tiny).float()[:, None] for t, n in zip(tensors, lengths, strict=True))
+        one, other = (t / n.clamp_min(tiny).float()[:, None] for t, n in zip(tensors, lengths, strict=True))
+        return one, other
     longest = max(float(length.max()) for length in lengths)
     if longest > 1e18:
         raise InputError(
             f"a feature has length {longest:.3g}, whose square float32 cannot hold: scale all of them down"
         )
-    return tuple(tensors)
+    return tensors[0], tensors[1]
 
 
-def _float32(features: Any) -> torch.Tensor:
+def _float32(features: Array) -> torch.Tensor:
     if isinstance(features, torch.Tensor):
         return features.detach().float()
     with np.errstate(over="ignore"):  # float64 beyond float32 is reported as not finite

@@ -8,13 +8,12 @@ for that query.
 import dataclasses
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
 
 from passersby.errors import InputError
-from passersby.metrics.features import feature_pair
+from passersby.metrics.features import Array, feature_pair
 
 # ---- What is ranked: features and labels, checked once and brought into one form.
 
@@ -36,7 +35,9 @@ class Labels:
     kept: np.ndarray
 
 
-def checked_labels(query_ids: Any, gallery_ids: Any, query_cameras: Any = None, gallery_cameras: Any = None) -> Labels:
+def checked_labels(
+    query_ids: Array, gallery_ids: Array, query_cameras: Array | None = None, gallery_cameras: Array | None = None
+) -> Labels:
     """Labels of arrays or tensors. Raises InputError for other types and lengths, and where nothing can be ranked."""
     if (query_cameras is None) != (gallery_cameras is None):
         given, missing = ("gallery", "query") if query_cameras is None else ("query", "gallery")
@@ -49,7 +50,7 @@ def checked_labels(query_ids: Any, gallery_ids: Any, query_cameras: Any = None, 
             raise InputError(
                 f"{name} identity {values.min()} of image {values.argmin()}: people are above 0, distractors 0, junk -1"
             )
-    if query_cameras is None:
+    if query_cameras is None or gallery_cameras is None:
         cameras = [np.full(len(values), UNKNOWN_CAMERA) for values in ids]
     else:
         cameras = [_integers(query_cameras, "query cameras"), _integers(gallery_cameras, "gallery cameras")]
@@ -59,7 +60,7 @@ def checked_labels(query_ids: Any, gallery_ids: Any, query_cameras: Any = None, 
     kept = np.flatnonzero(ids[1] != JUNK)
     if not len(kept):
         raise InputError(f"all {len(ids[1])} gallery images are junk (identity -1): give some that count")
-    return Labels(*ids, *cameras, kept)
+    return Labels(ids[0], ids[1], cameras[0], cameras[1], kept)
 
 
 def check_counts(labels: Labels, queries: int, gallery: int) -> None:
@@ -69,7 +70,7 @@ def check_counts(labels: Labels, queries: int, gallery: int) -> None:
             raise InputError(f"{images} {name} images and {len(ids)} {name} identities: give one for each image")
 
 
-def _integers(values: Any, name: str) -> np.ndarray:
+def _integers(values: Array, name: str) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = values.cpu().numpy()
     values = np.asarray(values)
@@ -245,12 +246,12 @@ class Ranking:
 
 
 def evaluate_ranking(
-    query_features: np.ndarray | torch.Tensor,
-    gallery_features: np.ndarray | torch.Tensor,
-    query_ids: np.ndarray | torch.Tensor,
-    gallery_ids: np.ndarray | torch.Tensor,
-    query_cameras: np.ndarray | torch.Tensor | None = None,
-    gallery_cameras: np.ndarray | torch.Tensor | None = None,
+    query_features: Array,
+    gallery_features: Array,
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array | None = None,
+    gallery_cameras: Array | None = None,
     *,
     metric: str = "cosine",
     chunk: int | None = None,
@@ -288,11 +289,11 @@ def evaluate_ranking(
 
 
 def rank_distances(
-    distances: np.ndarray | torch.Tensor | Iterable[np.ndarray | torch.Tensor],
-    query_ids: np.ndarray | torch.Tensor,
-    gallery_ids: np.ndarray | torch.Tensor,
-    query_cameras: np.ndarray | torch.Tensor | None = None,
-    gallery_cameras: np.ndarray | torch.Tensor | None = None,
+    distances: Array | Iterable[Array],
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array | None = None,
+    gallery_cameras: Array | None = None,
     *,
     chunk: int | None = None,
     top: int = 0,
@@ -307,9 +308,7 @@ def rank_distances(
     return _ranking(_scores_of(blocks, labels, chunk), labels, top)
 
 
-def _scores_of(
-    blocks: Iterable[np.ndarray | torch.Tensor], labels: Labels, chunk: int | None
-) -> Iterator[torch.Tensor]:
+def _scores_of(blocks: Iterable[Array], labels: Labels, chunk: int | None) -> Iterator[torch.Tensor]:
     start = 0
     for block in blocks:
         if block.ndim != 2 or block.shape[1] != len(labels.gallery_ids):
@@ -362,11 +361,24 @@ def _summed_up(every: dict[str, np.ndarray]) -> Ranking:
     sums["mAP"] = float(every["average_precision"][matched].sum())
     sums["mAP_trapezoid"] = float(every["average_precision_trapezoid"][matched].sum())
     sums["mINP"] = float(every["inverse_negative_penalty"][matched].sum())
+    means = {name: value / valid if valid else np.nan for name, value in sums.items()}
     return Ranking(
-        **{name: value / valid if valid else np.nan for name, value in sums.items()},
+        rank1=means["rank1"],
+        rank5=means["rank5"],
+        rank10=means["rank10"],
+        rank20=means["rank20"],
+        mAP=means["mAP"],
+        mAP_trapezoid=means["mAP_trapezoid"],
+        mINP=means["mINP"],
         all_queries={name: value / queries for name, value in sums.items()},
         cmc=counts / valid if valid else np.full(CMC_RANKS, np.nan),
         queries=queries,
         valid=valid,
-        **every,
+        average_precision=every["average_precision"],
+        average_precision_trapezoid=every["average_precision_trapezoid"],
+        inverse_negative_penalty=every["inverse_negative_penalty"],
+        first_hit=every["first_hit"],
+        matches=every["matches"],
+        top_places=every["top_places"],
+        top_similarities=every["top_similarities"],
     )

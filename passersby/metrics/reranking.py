@@ -181,12 +181,13 @@ def _blocks(
     queries = len(furthest)
     ours, theirs = encoding[:queries], encoding[queries:].tocsc()
     del encoding
-    rows = _rows(theirs.shape[0])
+    size = len(squares) - queries
+    rows = _rows(size)
     for start in range(0, queries, rows):
         part = slice(start, min(start + rows, queries))
         d = torch.addmm(squares[queries:], features[part], features[queries:].T, alpha=-2)
         d.add_(squares[part, None]).clamp_min_(0).div_(furthest[part, None]).square_().mul_(lambda_value)
-        shared = _shared(ours[part], theirs)  # s; Jaccard distance = 1 - s / (2 - s)
+        shared = _shared(ours[part], theirs, size)  # s; Jaccard distance = 1 - s / (2 - s)
         shared /= 2 - shared
         np.subtract(1, shared, out=shared)
         shared *= 1 - lambda_value
@@ -194,11 +195,11 @@ def _blocks(
         yield shared
 
 
-def _shared(ours: sparse.csr_array, theirs: sparse.csc_array) -> np.ndarray:
-    """[n, G] float32: sums of the lesser of both entries, of encodings [n, N] by rows and [G, N] by columns."""
-    size = theirs.shape[0]
-    total = np.zeros(ours.shape[0] * size, np.float32)
-    row = np.repeat(np.arange(ours.shape[0]), np.diff(ours.indptr))
+def _shared(ours: sparse.csr_array, theirs: sparse.csc_array, size: int) -> np.ndarray:
+    """[n, G] float32: sums of the lesser of both entries, of encodings [n, N] by rows and [G, N] by columns; size: G."""
+    queries = len(ours.indptr) - 1
+    total = np.zeros(queries * size, np.float32)
+    row = np.repeat(np.arange(queries), np.diff(ours.indptr))
     first = theirs.indptr[ours.indices].astype(np.int64)
     length = theirs.indptr[ours.indices + 1] - first
     terms = np.cumsum(length)  # of all entries up to each: cut where there are TERMS

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -74,7 +75,8 @@ def critical_value(confidence: float, loads: tuple[float, ...], freedom: int) ->
     high = stats.t.ppf(1 - (1 - confidence) / (2 * len(loads)), freedom)
     if len(loads) == 1:
         return float(low)
-    return float(optimize.brentq(lambda t: _all_within(t, loads, freedom) - confidence, low, high, xtol=1e-7))
+    root = optimize.brentq(lambda t: _all_within(t, loads, freedom) - confidence, low, high, xtol=1e-7)
+    return float(cast(float, root))  # SciPy says no types, and with other arguments it returns more
 
 
 def shown_with_probability(gain: float, deviation: float, seeds: int, levels: int, confidence: float) -> float:
@@ -301,7 +303,7 @@ def _trend(rank: np.ndarray, score: np.ndarray, noise: float, freedom: int, tail
     """The slope of scores [T] over the ranks [T] of their levels."""
     steps = int(rank.max())
     if not steps:
-        return Trend(*(math.nan,) * 5, CANNOT_TELL)
+        return Trend(math.nan, math.nan, math.nan, math.nan, math.nan, CANNOT_TELL)
     centred = rank - rank.mean()
     spread = float(centred @ centred)
     slope = float(centred @ score) / spread

@@ -118,7 +118,6 @@ def count_pairs(
             f"{len(query)} queries and {len(gallery)} gallery images have {len(query_ids)} and {len(gallery_ids)} "
             "identities: give one for each"
         )
-    by_camera = query_cameras is not None and gallery_cameras is not None
     everything, same = np.zeros(BINS + 1, np.int64), np.zeros(BINS + 1, np.int64)  # the last bin: pairs not to count
     step = max(1, CHUNK_BYTES // (4 * max(1, len(gallery))))
     for start in range(0, len(query), step):
@@ -130,7 +129,7 @@ def count_pairs(
         np.clip(bins, 0, BINS - 1, out=bins)  # rounding may lead beyond 1
         bins[query_ids[part] == JUNK] = BINS
         bins[:, gallery_ids == JUNK] = BINS
-        if by_camera:
+        if query_cameras is not None and gallery_cameras is not None:
             bins[query_cameras[part, None] == gallery_cameras] = BINS
         everything += np.bincount(bins.ravel(), minlength=BINS + 1)
         matches = (query_ids[part, None] == gallery_ids) & (gallery_ids > DISTRACTOR)

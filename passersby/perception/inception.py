@@ -151,7 +151,7 @@ class Inception:
     def to(self, device: str | torch.device) -> "Inception":
         """Move to a device, in place; returns itself."""
         self.device = torch.device(device)
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
         return self
 
     @torch.inference_mode()

@@ -7,8 +7,10 @@ needs torchvision's ImageNet AlexNet; the shift-tolerant network is complete in 
 "st-lpips-alex"), and its distances are others: results say which network measured them.
 """
 
+import functools
 import importlib.util
 import math
+import operator
 import os
 from pathlib import Path
 
@@ -38,6 +40,8 @@ class Blur(nn.Module):
     Two places are mirrored in front of the first and behind the last one.
     """
 
+    weight: torch.Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         line = torch.tensor(_LINE, device="cpu")
@@ -56,6 +60,12 @@ class BlurredConvolution(nn.Module):
     the first blurred place is the second once more, the last is the one before it once more when the convolution's
     length is odd, and the mean of its last two places when that is even.
     """
+
+    bias: torch.Tensor
+    inner: torch.Tensor
+    below: torch.Tensor
+    right: torch.Tensor
+    corner: torch.Tensor
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor):
         super().__init__()
@@ -104,9 +114,9 @@ def shift_tolerant_stages(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> li
 
 def convolution(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, padding: int = 0) -> nn.Conv2d:
     """A frozen layer with given weights; none are drawn, so that loading does not change what a seed gives."""
-    outputs, inputs, *kernel = weight.shape
+    outputs, inputs, height, width = weight.shape
     with torch.device("meta"):
-        layer = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+        layer = nn.Conv2d(inputs, outputs, (height, width), stride, padding)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer
@@ -134,6 +144,9 @@ class Perceptual(nn.Module):
     `name` says which network it is, and belongs into every result; `short` is "lpips" or "st-lpips".
     `channel_weights` are the five layers' [C], 0 or more.
     """
+
+    shift: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, name: str, short: str, stages: list[nn.Module], channel_weights: list[torch.Tensor]):
         super().__init__()
@@ -166,7 +179,8 @@ class Perceptual(nn.Module):
     def distance(self, features_a: tuple[torch.Tensor, ...], features_b: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """[N] float32, 0 or more, of two tuples from `features`; images of one size."""
         pairs = zip(features_a, features_b, strict=True)
-        return sum((a - b).square().sum((1, 2, 3)) / (a.shape[2] * a.shape[3]) for a, b in pairs)
+        parts = ((a - b).square().sum((1, 2, 3)) / (a.shape[2] * a.shape[3]) for a, b in pairs)
+        return functools.reduce(operator.add, parts)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """[N] float32, 0 or more: the distances of the images a from the images b."""

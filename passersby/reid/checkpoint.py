@@ -104,8 +104,8 @@ def load_reid(
         sha256 = file_sha256(path)
         contents = read_passersby(path) if is_safetensors(path) else read_foreign(path, activation, last_stride)
         config, notes = contents.config, list(contents.notes)
-        has = {"activation": config.activation if config.neck == "embedding" else "none"}
-        has["last_stride"] = config.last_stride
+        activated = config.activation if config.neck == "embedding" else "none"
+        has = {"activation": activated, "last_stride": config.last_stride}
         for name, asked in (("activation", activation), ("last_stride", last_stride)):
             if asked not in (None, has[name]):
                 raise InputError(f"{name} {asked} was asked for, but the file's is {has[name]}")
@@ -166,7 +166,7 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
 
 
 def _fetched(name: str) -> Path:
-    url = get_model_weights(name).IMAGENET1K_V1.url
+    url = get_model_weights(name)["IMAGENET1K_V1"].url
     file = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if path.is_file():

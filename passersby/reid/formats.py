@@ -8,9 +8,9 @@ resnet18, resnet34, resnet50 and resnet50_fc512. Nothing that a file contains is
 import dataclasses
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import safetensors
 import torch
@@ -57,7 +57,7 @@ def _ignored_number(*arguments: Any) -> None:
 
 
 # Allowing NumPy's own constructors would let a file hand them whatever it likes.
-_STANDINS = [(_IgnoredType, "numpy.dtype")]
+_STANDINS: list[Callable | tuple[Callable, str]] = [(_IgnoredType, "numpy.dtype")]
 _STANDINS += [(_ignored_number, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
 
 
@@ -163,17 +163,16 @@ def _layumi(tensors: Tensors, path: Path, activation: str | None, last_stride: i
         raise InputError("it was trained without its linear layer (linear_num 0), which is not read")
     if activation is None:
         notes.append("no activation after its batch normalisation, as in its published code: the file does not say it")
-    if last_stride is None:
-        last_stride = options.get("stride", 2)
-        if "stride" not in options:
-            notes.append("last stride 2, its default: the file does not say it")
+    stride = options.get("stride", 2) if last_stride is None else last_stride
+    if last_stride is None and "stride" not in options:
+        notes.append("last stride 2, its default: the file does not say it")
     renamed = _renamed(kept, prefixes)
     config = ReidConfig(
         classes=_rows(renamed, "classifier.weight"),
         backbone=_backbone_name(renamed),
         embedding=_rows(renamed, "embed.weight"),
         activation=activation or "none",
-        last_stride=last_stride,
+        last_stride=stride,
         dropout=options.get("droprate", 0.5),
     )
     return Contents("layumi", config, renamed, (), {"trained_on": "unknown"}, tuple(notes))
@@ -245,7 +244,7 @@ def _options(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _config(values: dict[str, Any]) -> ReidConfig:
-    fields = {field.name: field.type for field in dataclasses.fields(ReidConfig)}
+    fields = get_type_hints(ReidConfig)
     for name, value in values.items():
         if name not in fields:
             raise InputError(f"its configuration has {name[:40]!r}, which this version does not know")

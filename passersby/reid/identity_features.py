@@ -80,7 +80,7 @@ def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The query encoder without its head, whose two linear layers only served its training."""
     with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
         network = resnet50()
-        network.fc = nn.Identity()
+        network.register_module("fc", nn.Identity())
     found = {
         name.removeprefix(_MOCO_PREFIX): value
         for name, value in tensors.items()

@@ -98,6 +98,9 @@ class DomainBatchNorm(nn.Module):
 class ReidNetwork(nn.Module):
     """Images of people -> embeddings and logits; a new one has random weights, drawn as the sources draw them."""
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, config: ReidConfig):
         super().__init__()
         self.config = config
@@ -194,7 +197,7 @@ class FeatureNetwork:
     def to(self, device: str | torch.device) -> "FeatureNetwork":
         """Move to a device, in place; returns itself."""
         self.device = torch.device(device)
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
         return self
 
     @torch.inference_mode()
@@ -222,15 +225,15 @@ class FeatureNetwork:
 def _backbone(config: ReidConfig) -> ResNet:
     block, layers = BLOCKS[config.backbone]
     backbone = ResNet(block, layers, norm_layer=functools.partial(_norm, nn.BatchNorm2d, domains=config.domains))
-    backbone.fc = nn.Identity()
+    backbone.register_module("fc", nn.Identity())
     if config.stem == "small":
         backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        backbone.maxpool = nn.Identity()
+        backbone.register_module("maxpool", nn.Identity())
     if config.last_stride == 1:
-        first = backbone.layer4[0]
-        strided = first.conv2 if block is Bottleneck else first.conv1
-        strided.stride = first.downsample[0].stride = (1, 1)
+        for convolution in backbone.layer4[0].modules():  # two have stride 2: one of the block, one beside it
+            if isinstance(convolution, nn.Conv2d):
+                convolution.stride = (1, 1)
     return backbone
 
 

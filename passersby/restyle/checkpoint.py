@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -21,7 +21,7 @@ from passersby.files import file_sha256, write_atomically
 from passersby.reid.formats import METADATA_KEY as REID_KEY
 from passersby.reid.formats import read_tensors
 from passersby.restyle.encoder import EncoderConfig, RestyleEncoder
-from passersby.restyle.published import Published, Tensors, read_published
+from passersby.restyle.published import Tensors, read_published
 from passersby.stylegan3.checkpoint_formats import METADATA_KEY as GENERATOR_KEY
 from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.generator import Generator
@@ -32,6 +32,7 @@ METADATA_KEY = "passersby-encoder"  # of our metadata in a .safetensors file
 AVERAGE = "average"  # the tensor beside those named encoder.*
 
 _OTHERS = {GENERATOR_KEY: "a generator network of this program", REID_KEY: "a re-identification network"}
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def check_pair(
                 raise InputError(f"the encoder carries a generator with other weights ({name}): take its own")
 
 
-def filled(network: nn.Module, tensors: Tensors, what: str) -> nn.Module:
+def filled(network: Network, tensors: Tensors, what: str) -> Network:
     """`network` in eval mode without gradients, with all of `tensors`; InputError unless they are exactly its own.
 
     One built on the device "meta" gets memory on the CPU, only after the names and shapes are known to fit.
@@ -180,10 +181,10 @@ def _load_passersby(path: Path, sha256: str) -> LoadedEncoder:
     except (ValueError, RecursionError) as error:
         raise InputError(f"its metadata is no JSON ({str(error)[:80]}): the file is damaged") from error
     version = said.get("format_version") if isinstance(said, dict) else None
-    if version != FORMAT_VERSION:
+    if not isinstance(said, dict) or version != FORMAT_VERSION:
         raise InputError(f"format version {str(version)[:20]}; this program reads version {FORMAT_VERSION}")
-    values, generator, record = (said.get(key) for key in ("config", "generator", "record"))
-    if not all(isinstance(part, dict) for part in (values, generator, record)):
+    values, generator, record = said.get("config"), said.get("generator"), said.get("record")
+    if not isinstance(values, dict) or not isinstance(generator, dict) or not isinstance(record, dict):
         raise InputError("its metadata lacks the configuration, the generator or the record: the file is damaged")
     if not all(isinstance(value, str) for value in generator.values()):
         raise InputError("its metadata says of the generator what is no text: the file is damaged")
@@ -204,7 +205,9 @@ def _load_passersby(path: Path, sha256: str) -> LoadedEncoder:
 def _load_published(path: Path, sha256: str) -> LoadedEncoder:
     found = read_published(path)
     encoder = _encoder(found.config, found.tensors, "")
-    decoder = _decoder(found, path.stat().st_size) if found.decoder_config is not None else None
+    decoder = None
+    if found.decoder_config is not None:
+        decoder = _decoder(found.decoder_config, found.decoder_tensors, path.stat().st_size)
     return LoadedEncoder(encoder, found.average, {}, found.record, sha256, "stylegan3-editing", decoder, found.notes)
 
 
@@ -214,9 +217,9 @@ def _encoder(config: EncoderConfig, tensors: Tensors, prefix: str) -> RestyleEnc
     return filled(network, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, "encoder")
 
 
-def _decoder(found: Published, file_size: int) -> Generator:
-    if 2 * weight_count(found.decoder_config) > file_size:
+def _decoder(config: GeneratorConfig, tensors: Tensors, file_size: int) -> Generator:
+    if 2 * weight_count(config) > file_size:
         raise InputError("its generator claims more weights than the whole file holds")
     with torch.random.fork_rng(devices=[]):  # as above: its filters are real numbers, so it is not built on "meta"
-        network = Generator(found.decoder_config)
-    return filled(network, found.decoder_tensors, "decoder")
+        network = Generator(config)
+    return filled(network, tensors, "decoder")

@@ -84,6 +84,7 @@ class InversionLoss(nn.Module):
         l2 = (reconstructions - target.images).square().mean((1, 2, 3))
         lpips = cosine = torch.full_like(l2, math.nan, requires_grad=False)
         if self.perceptual is not None:
+            assert target.perceptual is not None  # `target` made it, with the same network
             lpips = self.perceptual.distance(self.perceptual.features(reconstructions), target.perceptual)
         if self.identity is not None:
             cosine = (self.identity(reconstructions) * target.identity).sum(1)

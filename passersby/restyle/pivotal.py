@@ -94,7 +94,7 @@ def apply_delta(generator: Generator, delta: Delta) -> Iterator[Generator]:
     try:
         for name, weight in changed.items():
             module = generator.synthesis.get_submodule(name.removesuffix(".weight"))
-            exchanged.append((module, module.weight))
+            exchanged.append((module, module.get_parameter("weight")))
             module.weight = nn.Parameter(weight, requires_grad=False)
         yield generator
     finally:
@@ -183,7 +183,7 @@ def tune(
     """
     _check(target, pivots, steps, rank, batch, {"learning rate": learning_rate, "likeness": likeness})
     synthesis, pivots, size = generator.synthesis, pivots.detach(), target.images.shape[2:]
-    likeness = likeness if loss.identity is not None else 0.0
+    identity = loss.identity
     weights = tuned_weights(generator)
     factors = {name: _start(weight, rank, place) for place, (name, weight) in enumerate(weights.items())}
     optimizer = torch.optim.Adam([factor for pair in factors.values() for factor in pair])
@@ -193,10 +193,10 @@ def tune(
             changed = {name: weights[name] + (up @ down).view_as(weights[name]) for name, (up, down) in factors.items()}
             images = pooled(functional_call(synthesis, changed, (pivots[places],)), *size)
             value = loss.total(loss.measure(images, target.take(places))).mean()
-            if likeness > 0:
+            if identity is not None and likeness > 0:
                 mixed = variants(generator, pivots[places[:VARIANTS]], step)
                 images = pooled(functional_call(synthesis, changed, (mixed,)), *size)
-                cosines = (loss.identity(images) * target.take(places[:VARIANTS]).identity).sum(1)
+                cosines = (identity(images) * target.take(places[:VARIANTS]).identity).sum(1)
                 value = value + likeness * (1 - cosines).mean()
             if not math.isfinite(value.item()):
                 raise InputError(f"pivotal tuning: the loss is {value.item()} at step {step}: lower the learning rate")
@@ -205,7 +205,7 @@ def tune(
             group["lr"] = learning_rate * ramp(step / steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return Delta({name: tuple(factor.detach().half() for factor in pair) for name, pair in factors.items()})
+    return Delta({name: (up.detach().half(), down.detach().half()) for name, (up, down) in factors.items()})
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import dataclasses
 import pickle
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -59,7 +59,7 @@ def _path_name(*parts: Any) -> str:
 
 
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
-_STANDINS = [(_path_name, f"pathlib.{kind}") for kind in _PATHS]
+_STANDINS: list[Callable | tuple[Callable, str]] = [(_path_name, f"pathlib.{kind}") for kind in _PATHS]
 _STANDINS += [(_path_name, f"pathlib._local.{kind}") for kind in _PATHS]  # of Python 3.13
 _STANDINS += [(_Options, f"{argparse.Namespace.__module__}.{argparse.Namespace.__name__}")]
 
@@ -109,7 +109,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"no plain checkpoint, nothing of it was run ({reason[:120]}): fetch it again") from error
     state = found.get("state_dict") if isinstance(found, Mapping) else None
     names = [name for name in state if isinstance(name, str)] if isinstance(state, Mapping) else []
-    if not any(name.startswith("encoder.") for name in names) or len(names) != len(state):
+    has_encoder = any(name.startswith("encoder.") for name in names)
+    if not isinstance(state, Mapping) or not has_encoder or len(names) != len(state):
         raise InputError("no stylegan3-editing checkpoint: it has no `state_dict` with tensors named encoder.*")
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):

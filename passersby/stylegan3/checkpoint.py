@@ -14,7 +14,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import safetensors.torch
 import torch
@@ -60,8 +60,9 @@ def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNet
             if os.fstat(file.fileno()).st_size == 0:
                 raise InputError("the file is empty: fetch it again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                kind = file_kind(data)
-                contents = READERS[kind](data, path, width)
+                stream = cast(BinaryIO, data)  # a memory map is read and sought like a file
+                kind = file_kind(stream)
+                contents = READERS[kind](stream, path, width)
                 if width is not None and width != contents.generator.width:
                     size = f"{contents.generator.height} x {contents.generator.width}"
                     raise InputError(f"width {width} was asked for, but the file says that the network is {size}")

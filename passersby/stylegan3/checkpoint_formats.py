@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import mmap
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
@@ -36,7 +35,7 @@ class Contents:
     record: dict[str, Any]
 
 
-def _read_pickle(data: mmap.mmap, path: Path, width: int | None) -> Contents:
+def _read_pickle(data: BinaryIO, path: Path, width: int | None) -> Contents:
     del path, width
     found = read_reference_pickle(data)
     networks = {name: found[name] for name in ("G_ema", "G", "D") if isinstance(found.get(name), PersistentObject)}
@@ -58,7 +57,7 @@ def _read_pickle(data: mmap.mmap, path: Path, width: int | None) -> Contents:
     return Contents(config, discriminator_config, tensors, record)
 
 
-def _read_safetensors(data: mmap.mmap, path: Path, width: int | None) -> Contents:
+def _read_safetensors(data: BinaryIO, path: Path, width: int | None) -> Contents:
     del data, width
     networks: dict[str, Tensors] = {}
     try:
@@ -96,7 +95,7 @@ def _parse_metadata(text: str) -> dict[str, Any]:
     return metadata
 
 
-def _read_state_dict(data: mmap.mmap, path: Path, width: int | None) -> Contents:
+def _read_state_dict(data: BinaryIO, path: Path, width: int | None) -> Contents:
     del data
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

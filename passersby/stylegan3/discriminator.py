@@ -55,6 +55,8 @@ class DiscriminatorConfig:
 class Conv(nn.Module):
     """Equalised convolution, optionally with leaky ReLU (gain sqrt(2)) and 2x down-sampling by [1, 3, 3, 1]."""
 
+    resample_filter: torch.Tensor
+
     def __init__(self, in_channels, out_channels, kernel, bias=True, activation=False, down=1, clamp=None):
         super().__init__()
         self.down, self.activation, self.clamp, self.padding = down, activation, clamp, kernel // 2

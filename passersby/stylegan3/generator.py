@@ -26,6 +26,10 @@ class FourierInput(nn.Module):
     is the inverse of a user's transform, identity by default.
     """
 
+    transform: torch.Tensor
+    freqs: torch.Tensor
+    phases: torch.Tensor
+
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         first = config.layers()[0]
@@ -69,6 +73,10 @@ class SynthesisLayer(nn.Module):
 
     x may hold one sample while w holds N (the shared trunk of several styles), and the other way round.
     """
+
+    magnitude_ema: torch.Tensor
+    up_filter: torch.Tensor | None
+    down_filter: torch.Tensor | None
 
     def __init__(self, spec: LayerSpec, config: GeneratorConfig):
         super().__init__()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -28,6 +30,14 @@ class Precision:
         return cls(torch.float16) if reduced else cls()
 
 
+@runtime_checkable
+class _Reducible(Protocol):
+    """A layer whose format can be set."""
+
+    reduced_precision: bool  # whether it is one of the highest resolutions
+    precision: Precision
+
+
 def set_precision(network: nn.Module, dtype: torch.dtype, on_cpu: bool = False) -> None:
     """Let the highest resolutions of a generator or discriminator (`num_fp16_res` octaves) compute in `dtype`.
 
@@ -41,7 +51,7 @@ def set_precision(network: nn.Module, dtype: torch.dtype, on_cpu: bool = False) 
         names = " or ".join(str(choice).removeprefix("torch.") for choice in allowed)
         raise InputError(f"precision {str(dtype).removeprefix('torch.')} cannot be used {where}: take {names}")
     for layer in network.modules():
-        if getattr(layer, "reduced_precision", False):
+        if isinstance(layer, _Reducible) and layer.reduced_precision:
             layer.precision = Precision(dtype, on_cpu)
 
 
@@ -56,10 +66,10 @@ class FullyConnected(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        activation=False,
-        lr_multiplier=1.0,
-        weight_init=1.0,
-        bias_init=0.0,
+        activation: bool = False,
+        lr_multiplier: float = 1.0,
+        weight_init: float = 1.0,
+        bias_init: float | Sequence[float] = 0.0,
     ):
         super().__init__()
         self.activation = activation
@@ -84,6 +94,8 @@ class MappingNetwork(nn.Module):
 
     Without `num_ws` (inside a conditional discriminator, where z_dim is 0) the result is [N, w_dim].
     """
+
+    w_avg: torch.Tensor  # [w_dim], only with `num_ws`
 
     def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int, w_avg_beta=0.998):
         super().__init__()

@@ -26,7 +26,7 @@ def lowpass_filter(taps: int, cutoff: float, half_width: float, rate: float, rad
         return None
     if not radial:
         kernel = scipy.signal.firwin(numtaps=taps, cutoff=cutoff, width=half_width * 2, fs=rate)
-        return kernel.astype(np.float32)
+        return np.asarray(kernel).astype(np.float32)
     x = (np.arange(taps) - (taps - 1) / 2) / rate
     r = np.hypot(*np.meshgrid(x, x))  # never 0: `taps` is even
     kernel = scipy.special.j1(2 * cutoff * (np.pi * r)) / (np.pi * r)
@@ -66,7 +66,8 @@ class LayerSpec:
 
         It places the output's samples so that their centre falls on the centre of the input's.
         """
-        return tuple(self._pad(o, i) for o, i in zip(self.out_size, self.in_size, strict=True))
+        height, width = (self._pad(o, i) for o, i in zip(self.out_size, self.in_size, strict=True))
+        return height, width
 
     def rate_is_high(self, height: int, octaves: int) -> bool:
         """Whether this layer's output rate lies within the last `octaves` octaves of an image of that height."""

@@ -8,7 +8,7 @@ reference trains by default.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -150,7 +150,7 @@ def infer_discriminator_config(tensors: Tensors) -> DiscriminatorConfig:
     return _with_channels(build, channels, bounds, fits)
 
 
-def _with_channels(build: Callable, channels: list[int], bounds: list[tuple[float, float]], fits: Callable):
+def _with_channels(build: Callable, channels: list[int], bounds: Sequence[tuple[float, float]], fits: Callable):
     """`build(channel_base, channel_max)` that has these channels: all such pairs are the same network.
 
     `bounds` are the channel bases that lead to each number of channels below the maximum.
@@ -186,9 +186,13 @@ def _check_filters(config: GeneratorConfig, tensors: Tensors) -> None:
             found = tensors.get(f"synthesis.{spec.name}.{kind}")
             if kernel is None and found is None:
                 continue
-            same = found is not None and kernel is not None and found.shape == kernel.shape
             # float16 files round taps of at most 0.5 by 2.5e-4; other cutoffs change them by far more.
-            if not same or not torch.allclose(found.float().cpu(), torch.from_numpy(kernel), rtol=0, atol=1e-3):
+            if (
+                found is None
+                or kernel is None
+                or found.shape != kernel.shape
+                or not torch.allclose(found.float().cpu(), torch.from_numpy(kernel), rtol=0, atol=1e-3)
+            ):
                 raise InputError(f"{spec.name}.{kind} is not the reference's filter at these sizes: {_WAY_OUT}")
 
 

@@ -197,17 +197,19 @@ def read_layer(section: Section, index: int, channels: int) -> Layer:
     raise section.error("stands twice")
 
 
-def output_shape(section: Section, layer: Layer, shapes: list[tuple[int, int, int]], before: tuple[int, int, int]):
+def output_shape(
+    section: Section, layer: Layer, shapes: list[tuple[int, int, int]], before: tuple[int, int, int]
+) -> tuple[int, int, int]:
     """[channels, height, width] behind `layer`; InputError when the layers before it do not fit."""
     channels, height, width = before
     if isinstance(layer, Convolution):
-        sides = [(side + 2 * layer.padding - layer.size) // layer.stride + 1 for side in (height, width)]
-        return (layer.filters, *sides)
+        high, wide = ((side + 2 * layer.padding - layer.size) // layer.stride + 1 for side in (height, width))
+        return (layer.filters, high, wide)
     if isinstance(layer, Route):
         parts = [shapes[source] for source in layer.sources]
         if len({part[1:] for part in parts}) > 1 or any(part[0] % layer.groups for part in parts):
             raise section.error(f"the routed layers {parts} do not fit together")
-        return (sum(part[0] // layer.groups for part in parts), *parts[0][1:])
+        return (sum(part[0] // layer.groups for part in parts), parts[0][1], parts[0][2])
     if isinstance(layer, MaxPool):
         if height % layer.stride or width % layer.stride:
             raise section.error(f"a map of {height} x {width} cannot be pooled by {layer.stride} without a rest")

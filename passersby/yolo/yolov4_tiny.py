@@ -58,7 +58,7 @@ def influenced(window: Window, size: int, stride: int, padding: int) -> Window:
     """
     first = [-((size - 1 - padding - start) // stride) for start in window[:2]]
     last = [(end - 1 + padding) // stride for end in window[2:]]
-    return Window(*first, last[0] + 1, last[1] + 1)
+    return Window(first[0], first[1], last[0] + 1, last[1] + 1)
 
 
 def needed(window: Window, size: int, stride: int, padding: int) -> Window:
@@ -70,6 +70,8 @@ def needed(window: Window, size: int, stride: int, padding: int) -> Window:
 
 class Paste(nn.Module):
     """Lays an activation's window into its background, over a region that may reach into the zero padding."""
+
+    template: Tensor
 
     def __init__(self, background: Tensor, window: Window, region: Window):
         """`background` [1, C, H, W]; `window` inside the map; `region` is what is asked for."""
@@ -95,6 +97,9 @@ class Paste(nn.Module):
 
 class WindowedLayer(nn.Module):
     """One layer: what it reads of which layers, and its operation on just that."""
+
+    weight: Tensor  # of convolutions alone, as the bias
+    bias: Tensor
 
     def __init__(self, layer, sources: list[int], pastes: list[Paste], window: Window):
         super().__init__()
@@ -178,6 +183,7 @@ class Yolov4Tiny(nn.Module):
         """Every layer's output for `images` [N, 3, window], each inside its own window."""
         maps = [images.contiguous(memory_format=torch.channels_last)]
         for layer in self.layers:
+            assert isinstance(layer, WindowedLayer)  # as `build` makes them
             maps.append(layer([maps[source] for source in layer.sources]))
         return maps[1:]
 

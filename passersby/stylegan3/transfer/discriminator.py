@@ -63,7 +63,7 @@ def fit_fromrgb(source: Discriminator, height: int, images: torch.Tensor | None)
     device = next(source.parameters()).device
     if images is None:
         # Blocks above know no size: a part of an image is enough.
-        images = dead_leaves(*(min(side, 16 * factor) for side in (config.height, config.width)), IMAGES)
+        images = dead_leaves(min(config.height, 16 * factor), min(config.width, 16 * factor), IMAGES)
     else:
         size = (config.height, max(config.height * images.shape[3] // images.shape[2], factor))
         images = resized(images, (size[0], size[1] // factor * factor))

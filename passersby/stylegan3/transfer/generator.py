@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from passersby.errors import InputError
-from passersby.stylegan3.generator import Generator, SynthesisLayer
+from passersby.stylegan3.generator import Generator, SynthesisLayer, z_of_seeds
 from passersby.stylegan3.schedule import LayerSpec
 from passersby.stylegan3.transfer.channels import (
     Channels,
@@ -218,7 +218,7 @@ def _importance(source: Generator) -> dict[int, torch.Tensor]:
     try:
         for seed in IMPORTANCE_SEEDS:
             source_device = source.mapping.w_avg.device
-            z = torch.from_numpy(np.random.RandomState(seed).randn(1, source.z_dim)).to(source_device)
+            z = torch.from_numpy(z_of_seeds([seed], source.z_dim)).to(source_device)
             label = torch.eye(max(source.c_dim, 1), device=source_device)[[seed % max(source.c_dim, 1)]]
             with torch.no_grad():
                 source(z, label if source.c_dim else None)
