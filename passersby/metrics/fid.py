@@ -9,10 +9,11 @@ import torch
 
 from passersby.errors import InputError
 
-# ---- Whether fakes lie among reals, and reals among fakes, by nearest neighbours of features.
+# ---- Precision, recall, density, coverage: whether fakes lie among reals, and reals among fakes.
 #
-# Precision and recall: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models",
-# 2019. Density and coverage: Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020.
+# All by nearest neighbours of features. Precision and recall: Kynkaanniemi et al., "Improved Precision and Recall Metric
+# for Assessing Generative Models", 2019. Density and coverage: Naeem et al., "Reliable Fidelity and Diversity Metrics
+# for Generative Models", 2020.
 
 PRECISION_NEIGHBOURS = 3  # the papers' own numbers
 DENSITY_NEIGHBOURS = 5
@@ -52,6 +53,8 @@ def _float64(features: np.ndarray) -> torch.Tensor:
     # Squared distances are differences of large numbers: in float32 near ones would be noise.
     return torch.as_tensor(features, dtype=torch.float64)
 
+
+# ---- FID and KID, and all scores in one call.
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000  # at most; half of the smaller set where that is less

@@ -15,7 +15,7 @@ import torch
 from passersby.errors import InputError
 from passersby.metrics.features import Array, feature_pair
 
-# ---- What is ranked: features and labels, checked once and brought into one form.
+# ---- Labels of what is ranked, checked once.
 
 JUNK = -1  # identity of images that are in no ranking; 0 is a distractor, people are above
 UNKNOWN_CAMERA = -1
@@ -205,6 +205,8 @@ def best_columns(scores: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Te
     values[rows, place] = score[order]
     return columns, values
 
+
+# ---- Rankings by features and by distances.
 
 CMC_RANKS = 50
 RANKS = (1, 5, 10, 20)

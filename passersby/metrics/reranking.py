@@ -14,7 +14,7 @@ from scipy import sparse
 from passersby.errors import InputError
 from passersby.metrics.features import feature_pair
 
-# ---- k-reciprocal neighbours: images that are among each other's nearest, and the neighbours of such neighbours.
+# ---- Neighbours: images that are among each other's nearest, and the neighbours of such neighbours.
 
 ROWS = 2048  # images at a time: some 500 kB of their candidates' neighbours fit a processor's cache
 
@@ -59,6 +59,8 @@ def _mutual(neighbours: np.ndarray) -> np.ndarray:
         found[part] = (neighbours[neighbours[part]] == own).any(2)
     return found
 
+
+# ---- Distances: of features, and of the sets of neighbours.
 
 CHUNK_BYTES = 64 << 20  # of distances, or of pairs of features, held at a time; a few such arrays exist
 TERMS = 1 << 18  # of sums held at a time: they fit a processor's cache
@@ -196,7 +198,10 @@ def _blocks(
 
 
 def _shared(ours: sparse.csr_array, theirs: sparse.csc_array, size: int) -> np.ndarray:
-    """[n, G] float32: sums of the lesser of both entries, of encodings [n, N] by rows and [G, N] by columns; size: G."""
+    """[n, G] float32: sums of the lesser of both entries, of encodings [n, N] by rows and [G, N] by columns.
+
+    size: G.
+    """
     queries = len(ours.indptr) - 1
     total = np.zeros(queries * size, np.float32)
     row = np.repeat(np.arange(queries), np.diff(ours.indptr))

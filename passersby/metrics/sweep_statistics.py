@@ -2,7 +2,7 @@
 
 Every score is its level's mean + noise of the seed, with the same deviation at all levels, estimated from all of them
 together. Each level is compared with level 0 by Dunnett's intervals, which hold for all comparisons at once
-(passersby/metrics/sweep_statistics.py). The trend is the slope over the *rank* of the level, tested against the same
+(`critical_value`). The trend is the slope over the *rank* of the level, tested against the same
 deviation: over ranks the study's two published curves are nearest to straight (r = 0.96 and -0.97; over log(1 + level)
 0.82 and -0.97, over the level itself 0.95 and -0.86), and one measure has to be chosen before the scores are seen.
 
@@ -26,7 +26,7 @@ from scipy import optimize, special, stats
 
 from passersby.errors import InputError
 
-# ---- Intervals of means over people, by resampling people.
+# ---- Means over people with their intervals.
 
 
 def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -44,7 +44,7 @@ def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple
     return float(values.mean()), float(low), float(high)
 
 
-# ---- How large the greatest of several comparisons with one baseline gets by chance, and how often a real gain shows.
+# ---- Dunnett's comparison of several levels with one baseline, and how often a real gain shows.
 #
 # C. W. Dunnett, A multiple comparison procedure for comparing several treatments with a control, 1955. The statistics
 # t_i = (mean_i - mean_0) / (s sqrt(1/n_i + 1/n_0)) share the baseline and the deviation s, so that their correlation is
@@ -118,6 +118,8 @@ def _deviation_nodes(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     weights = weights * stats.chi.pdf(s, freedom, scale=scale)
     return s, weights / weights.sum()
 
+
+# ---- What a sweep says: levels, trend, verdicts.
 
 BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell"
 BASELINE = "baseline"  # stands for level 0's verdict

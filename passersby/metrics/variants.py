@@ -16,7 +16,7 @@ from passersby.errors import InputError
 from passersby.metrics.ssim import ssim
 from passersby.metrics.sweep_statistics import mean_interval
 
-# ---- How different two pictures are in where their edges lie, whatever the colours: outline and pose.
+# ---- Edges: outline and pose of a person, whatever the colours.
 
 NOISE = 1 / 128  # standard deviation, of the height, of the smoothing before edges are taken
 TOLERANCE = 2 / 128  # and of that after: edges so far apart count as half the same
@@ -50,7 +50,7 @@ def edge_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a - b).sum((1, 2)) / 2
 
 
-# ---- Colour histograms of pictures of people: a description of the clothes that knows nothing of the pose.
+# ---- Colour histograms: the clothes of a person, whatever the pose.
 #
 # CIELAB colours in soft bins, counted apart in three stripes (about head and shoulders, trunk, legs) of the central
 # columns, where a pedestrian stands and little background does. Horizontal stripes of colours come from D. Gray and
@@ -103,6 +103,8 @@ def nearest(histograms: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return (histograms @ gallery.T).argmax(1)
 
 
+# ---- Scores of people and their variants.
+
 _PAIRS = 256  # compared at a time: SSIM takes a hundred times the memory of the images
 _OTHERS = 5  # people that each is compared with
 
@@ -142,7 +144,7 @@ def measure_pose(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """How far pairs of images [N, H, W, 3] uint8 are apart, as means over the pairs.
 
     ssim_4095 and ssim_255: SSIM with these data ranges. absolute_difference: of values 0..255. edge_distance: the
-    share of edges that moved, 0..1, blind to colour (`passersby/metrics/variants.py`).
+    share of edges that moved, 0..1, blind to colour (`edge_distances`).
     """
     sums = {"ssim_4095": 0.0, "ssim_255": 0.0, "absolute_difference": 0.0, "edge_distance": 0.0}
     for start in range(0, len(first), _PAIRS):

@@ -13,7 +13,7 @@ from passersby.errors import InputError
 from passersby.metrics.features import normalised
 from passersby.metrics.ranking import evaluate_ranking
 
-# ---- Rankings from one camera to another: which pairs of cameras a network connects, and which it does not.
+# ---- Pairs of cameras: which of them a network connects, and which it does not.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,7 @@ from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.reid.formats import read_tensors
 
-# ---- The AlexNet of "Shift-tolerant Perceptual Similarity Metric" (Ghildyal and Liu, 2022): it blurs before it
-# subsamples.
+# ---- The shift-tolerant AlexNet: it blurs before it subsamples.
 #
 # As in Zhang, "Making Convolutional Networks Shift-Invariant Again" (2019). The first convolution has stride 1 and is
 # blurred before its ReLU, the maxima have stride 1 and are blurred. The weights are those of passersby/weights.py,
@@ -131,6 +130,8 @@ def _composed(weight: torch.Tensor, vertical: tuple[float, ...], horizontal: tup
             composed[:, :, row : row + _KERNEL, column : column + _KERNEL] += by_row * by_column * weight
     return composed.float()
 
+
+# ---- Distances by either network.
 
 LEAST_SIDE = 64  # [pixels]; smaller images are enlarged: the last layers would see next to nothing
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's colours, of values -1..1

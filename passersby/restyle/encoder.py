@@ -253,7 +253,7 @@ def _block(before: int, after: int, stride: int) -> BasicBlock:
     return block
 
 
-# ---- Iterative refinement of latent codes by a ReStyle encoder (Alaluf et al. 2021), step by step.
+# ---- The encoder's steps: each starts from the code and the image of the one before.
 
 Synthesis = Callable[[torch.Tensor], torch.Tensor]  # ws [N, num_ws, w_dim] -> images [N, 3, height, width] float32
 

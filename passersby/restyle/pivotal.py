@@ -25,7 +25,7 @@ from passersby.restyle.losses import InversionLoss, Target
 from passersby.restyle.refinement import ramp
 from passersby.stylegan3.generator import Generator
 
-# ---- What pivotal tuning changes in a generator for one person: its making, its few bytes, its use.
+# ---- Deltas: what tuning changes in a generator for one person, as a few bytes and in use.
 #
 # A delta is a low-rank matrix for each tuned kernel (Hu et al. 2021, LoRA): kernel + up @ down. It belongs to one
 # generator, told by the sha256 of its file. Nothing in a file of deltas is ever executed.
@@ -119,7 +119,7 @@ def changed_weights(generator: Generator, delta: Delta) -> dict[str, torch.Tenso
     return changed
 
 
-# ---- from bytes to factors
+# ---- From bytes to factors.
 
 
 def _metadata(content: bytes) -> dict:
@@ -154,6 +154,8 @@ def _factors(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, 
 def _one_line(value) -> str:
     return " ".join(str(value).split())[:80]
 
+
+# ---- Tuning.
 
 VARIANTS = 2  # in a step, beside the pictures
 

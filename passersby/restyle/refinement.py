@@ -161,7 +161,7 @@ def _check(codes, target, average, steps, pull, learning_rate, spread, space):
             raise InputError(f"refinement: {name} {value}: a number above 0 is needed")
 
 
-# ---- The code of a person: the robust mean of the codes of that person's pictures.
+# ---- A person's code: the robust mean of the codes of that person's pictures.
 
 ITERATIONS = 1000  # Weiszfeld's converge linearly; tens are usual
 TOLERANCE = 1e-9  # of the step, relative to the codes' mean distance from their mean

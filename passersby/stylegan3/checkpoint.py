@@ -129,7 +129,7 @@ def stored_tensors(network: nn.Module, half: bool) -> Tensors:
     return stored
 
 
-# ---- from tensors to networks
+# ---- From tensors to networks.
 
 
 def _assemble(contents: Contents, kind: str, sha256: str, file_size: int) -> LoadedNetwork:

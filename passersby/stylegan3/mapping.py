@@ -1,4 +1,4 @@
-"""The mapping network z -> w, and the equalised linear layer that all networks here share."""
+"""The mapping network z -> w, and what all networks here share: the equalised linear layer, and number formats."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from torch import nn
 
 from passersby.errors import InputError
 
-# ---- In which number format the highest resolutions of a network compute: float16, bfloat16 or float32.
+# ---- Number formats of the highest resolutions: float16, bfloat16 or float32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,9 @@ def set_precision(network: nn.Module, dtype: torch.dtype, on_cpu: bool = False) 
     for layer in network.modules():
         if isinstance(layer, _Reducible) and layer.reduced_precision:
             layer.precision = Precision(dtype, on_cpu)
+
+
+# ---- Linear layers, and the mapping network made of them.
 
 
 class FullyConnected(nn.Module):

@@ -13,7 +13,7 @@ import scipy.special
 
 from passersby.errors import InputError
 
-# ---- Low-pass filters of StyleGAN3: Kaiser-windowed sinc, separable or radially symmetric (jinc).
+# ---- Low-pass filters: Kaiser-windowed sinc, separable or radially symmetric (jinc).
 
 
 def lowpass_filter(taps: int, cutoff: float, half_width: float, rate: float, radial: bool = False) -> np.ndarray | None:
@@ -34,6 +34,9 @@ def lowpass_filter(taps: int, cutoff: float, half_width: float, rate: float, rad
     window = np.kaiser(taps, scipy.signal.kaiser_beta(attenuation))
     kernel *= np.outer(window, window)
     return (kernel / kernel.sum()).astype(np.float32)
+
+
+# ---- The layers, and the configuration that they follow from.
 
 
 @dataclasses.dataclass(frozen=True)

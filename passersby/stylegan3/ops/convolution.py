@@ -141,10 +141,10 @@ def _per_channel(kernel, x):
     return kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
 
 
-# ---- The generator's modulated convolution on a CPU: every sample with its own kernel.
+# ---- Convolutions of samples that have a kernel each, for the modulated ones on a CPU.
 #
 # One sample fits into the cache, and with the modulation inside the kernels nothing has to be scaled on the maps. A GPU
-# prefers one call for the whole batch (see modulated_convolution.py). Measured and given up: going on to the filtered
+# prefers one call for the whole batch (`whole_batch`, below). Measured and given up: going on to the filtered
 # leaky ReLU sample by sample (no faster).
 
 
@@ -197,7 +197,7 @@ def _summed(gradient, count):
     return gradient if len(gradient) == count else gradient.sum(0, keepdim=True)
 
 
-# ---- The modulated, demodulated convolution (Karras et al. 2020, StyleGAN2) in two ways with the same result.
+# ---- The generator's modulated, demodulated convolution (Karras et al. 2020, StyleGAN2), in two ways.
 #
 # y = d * conv(s * x; W) + b, "full" (padding k - 1), with styles s [N, I] and output scales d [N, O]. A GPU does it
 # for the whole batch at once; a CPU sample by sample, where maps stay in the cache.

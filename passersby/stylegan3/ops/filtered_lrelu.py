@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from passersby.stylegan3.schedule import LayerSpec
 
-# ---- Leaky ReLU and clamp in one step, in place, with a gradient that needs nothing but the result.
+# ---- Leaky ReLU and clamp in one step, in place; the gradient needs nothing but the result.
 
 
 def leaky_clamp_(x: torch.Tensor, slope: float, clamp: float | None) -> torch.Tensor:
@@ -72,6 +72,8 @@ class _Gradient(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         return _Gradient.apply(grad, y, ctx.slope, ctx.clamp), None, None, None
 
+
+# ---- The same between two filters.
 
 TILE_BYTES = 8 << 20
 

@@ -83,7 +83,7 @@ def fan_in_gain(old: int, new: int) -> float:
     return math.sqrt(new / old)
 
 
-# ---- Transfer of mapping networks: other depths, and labels that come, go or change.
+# ---- Mapping networks of another depth, and labels that come, go or change.
 
 
 def transfer_mapping(source: MappingNetwork, target: MappingNetwork, ledger: Ledger) -> None:

@@ -20,7 +20,7 @@ from passersby.stylegan3.transfer.channels import (
 )
 from passersby.stylegan3.transfer.report import Ledger
 
-# ---- What the layers of a discriminator make of colours: how a new first layer is fitted to the ones it stands for.
+# ---- A new first layer, fitted to what the layers that it stands for make of colours.
 
 IMAGES = 64
 RECTANGLES = 60
@@ -124,6 +124,9 @@ def features_of_colours(network: Discriminator, height: int) -> torch.Tensor:
             skip = getattr(network, f"b{above}").skip
             x = x @ skip.weight[:, :, 0, 0].t() * (skip.weight_gain * math.sqrt(0.5))
     return x
+
+
+# ---- The whole discriminator.
 
 
 def transfer_discriminator(

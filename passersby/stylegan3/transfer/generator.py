@@ -21,7 +21,7 @@ from passersby.stylegan3.transfer.channels import (
 )
 from passersby.stylegan3.transfer.report import Ledger
 
-# ---- Convolution kernels of the synthesis layers for another kernel size or sampling rate.
+# ---- Kernels of another size or sampling rate.
 
 
 def fit_kernel(weight: torch.Tensor, old: LayerSpec, new: LayerSpec) -> tuple[torch.Tensor, str]:
@@ -59,6 +59,8 @@ def _resampling(old: LayerSpec, new: LayerSpec) -> np.ndarray:
     gram = correlation(want[:, None] - want[None]) + 1e-3 * np.eye(3)
     return np.linalg.solve(gram, correlation(want[:, None] - have[None]))
 
+
+# ---- The whole generator.
 
 IMPORTANCE_SEEDS = range(4)  # of the codes on which channels are weighed
 
