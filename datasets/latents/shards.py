@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.latents.plan import InversionPlan, InversionUnit
-from datasets.latents.table import LATENTS_FILE, SCHEMA, SCHEMA_VERSION, About
+from datasets.latents.table import LATENTS_FILE, SCHEMA, SCHEMA_VERSION
 from datasets.runs.manifest import READERS, SHARDS_AT_ONCE
 from datasets.runs.shards import shard_name
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json
 
 # Codes look random to a compressor, and would only cost time there.
 _LEAVES = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SCHEMA]
@@ -66,7 +67,7 @@ def read_latents_shard(output: Output, plan: InversionPlan, unit: InversionUnit)
     return table
 
 
-def write_latents(output: Output, plan: InversionPlan, about: About) -> pa.Table:
+def write_latents(output: Output, plan: InversionPlan, about: Mapping[str, Json]) -> pa.Table:
     """Derive OUT/latents.parquet from the shards; returns its rows without the codes.
 
     Rows stand in the order of the plan. Shards are read some at a time, so memory does not grow with their number.
