@@ -62,7 +62,7 @@ class IdentityScorer:
         for row in rows:
             row["cosine"] = row["nearest"] = row["margin"] = None
         for places, found in features_in_chunks(self.network, self._pixels(rows)):
-            good: np.ndarray = np.isfinite(found).all(axis=1)  # [CHUNK] bool
+            good = np.all(np.isfinite(found), axis=1)  # [CHUNK] bool
             for place in np.flatnonzero(~good[: len(places)]):
                 rows[places[place]] |= {"status": "error", "message": "its features for the identity are not finite"}
             features[places] = found[: len(places)]

@@ -22,7 +22,7 @@ from jobs.common import connect, given, run_job
 from passersby import weights
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import failure_advice, make_units
-from pipeline.generation import Choices, Inputs, freeze, read_inputs
+from pipeline.generation import Choices, Here, Inputs, freeze, read_inputs
 from pipeline.pools import Pool, describe, fit_pools
 from reporting.grid import discard_table, filters_set
 from reporting.run.forecast import forecast
@@ -195,7 +195,7 @@ def main(config: Config) -> int | None:
         return expect(config, output, plan, inputs, pending) if pending else None
     if (pending or not is_published(output, plan, thresholds)) and make(config, output, configuration, people, inputs):
         return 1
-    print(discard_table(counts_of(read_summary(output) or {}), filters_set(dataclasses.asdict(thresholds))))
+    print(discard_table(counts_of(read_summary(output)), filters_set(dataclasses.asdict(thresholds))))
     print(f"contact sheet: {output.address(SHEET)}\nreport: {output.address(REPORT)}")
     return 0
 
@@ -255,7 +255,7 @@ def prepare(
     if device == "auto":
         device = "cuda" if gpus else "cpu"
         print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
-    here = {"device": device, "threads": THREADS}
+    here: Here = {"device": device, "threads": THREADS}
     people = {"codes": ray.put(codes)} if codes else {}
     scoring = {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS}
     stages = [

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,17 @@ from passersby.metrics.identity import (
 )
 from passersby.reid.network import FeatureNetwork
 from reporting.grid import encode_png
-from reporting.run.identity import PRIVACY, PRIVACY_SHEET, SHEET_PAIRS, Pair, privacy_sheet
+from reporting.run.identity import (
+    PRIVACY,
+    PRIVACY_SHEET,
+    SHEET_PAIRS,
+    DoublesFound,
+    NearCopies,
+    NearestImage,
+    Pair,
+    Privacy,
+    privacy_sheet,
+)
 
 FIRST_PAIRS = 100  # of doubles, that are named
 # Where no real pictures say what is alike: a guess for networks trained with a metric loss or a classifier, whose
@@ -51,7 +60,7 @@ def privacy(
     listing: Listing | None = None,
     near_copy_cosine: float | None = None,
     double_cosine: float | None = None,
-) -> dict[str, Any]:
+) -> Privacy:
     """Find near-copies and doubles in the shards of a whole run; writes OUT/privacy.json and OUT/privacy.png.
 
     Near-copies: images whose stored cosine to the nearest real picture reaches `near_copy_cosine`, by default what
@@ -74,7 +83,7 @@ def privacy(
     with tempfile.TemporaryFile() as file:
         people: list[int] = []
         for persons, features in features_in_chunks(network, scan.references()):
-            good: np.ndarray = np.isfinite(features[: len(persons)]).all(axis=1)  # bool
+            good = np.all(np.isfinite(features[: len(persons)]), axis=1)
             file.write(features[: len(persons)][good].tobytes())
             people += [person for person, finite in zip(persons, good.tolist(), strict=True) if finite]
         file.flush()
@@ -85,16 +94,18 @@ def privacy(
             features = np.memmap(file, np.float32, "r", shape=shape) if people else np.empty(shape, np.float32)
             found = doubles(features, threshold, FIRST_PAIRS, device)
     nearest, copies = _nearest(scan.most_alike(), network, real, listing)
-    content = {
+    content: Privacy = {
         "plan_hash": plan.configuration.hash,
         "images": plan.images,
         "network": network.sha256,
-        "real": real and {"name": real.name, "pictures": len(real), "people": len(np.unique(real.identities))},
+        "real": None
+        if real is None
+        else {"name": real.name, "pictures": len(real), "people": len(np.unique(real.identities))},
         "near_copies": scan.near_copies(),
         "nearest": nearest,
         "doubles": found and _doubles_record(found, people, threshold, chosen),
     }
-    pairs = _double_pairs(output, plan, content["doubles"]) if found else []
+    pairs = _double_pairs(output, plan, content["doubles"]) if content["doubles"] else []
     sheet = privacy_sheet(copies, pairs)
     if sheet is None:
         output.remove(PRIVACY_SHEET)
@@ -171,7 +182,7 @@ class _Scan:
             return NEAR_COPY_COSINE, f"a fixed one, as no real picture can be compared with {whom}"
         return threshold, f"{100 * SHARE:g}% of real pictures are as like {whom}"
 
-    def near_copies(self) -> dict[str, Any] | None:
+    def near_copies(self) -> NearCopies | None:
         """The record of what was counted."""
         if self._threshold is None:
             return None
@@ -201,9 +212,10 @@ def _nearest(
     network: FeatureNetwork,
     real: RealPeople | None,
     listing: Listing | None,
-) -> tuple[list[dict[str, Any]], list[Pair]]:
+) -> tuple[list[NearestImage], list[Pair]]:
     """Records and pairs of generated images and their nearest real pictures, which shards do not name."""
-    records, pairs = [], []
+    records: list[NearestImage] = []
+    pairs: list[Pair] = []
     if real is None:  # then nothing was found near to any
         return records, pairs
     places = {} if listing is None else {name: place for place, name in enumerate(listing.names)}
@@ -215,9 +227,11 @@ def _nearest(
             cosine, person, variant, content = images[place]
             identity = int(real.identities[picture])
             name = real.people.get(identity, str(identity))
-            record = {"person": person, "variant": variant, "cosine": round(cosine, 6), "name": name}
-            records.append(record | {"picture": real.pictures[picture] if real.pictures else None})
-            shown = _real_picture(listing, places.get(records[-1]["picture"]))
+            file = real.pictures[picture] if real.pictures else None
+            records.append(
+                {"person": person, "variant": variant, "cosine": round(cosine, 6), "name": name, "picture": file}
+            )
+            shown = _real_picture(listing, None if file is None else places.get(file))
             pairs.append(Pair(decode(content), f"{person}/{variant}", shown, f"{cosine:.3f} {_printable(name)}"))
     return records, pairs
 
@@ -237,7 +251,7 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _doubles_record(found: Doubles, people: Sequence[int], threshold: float, chosen: str) -> dict[str, Any]:
+def _doubles_record(found: Doubles, people: Sequence[int], threshold: float, chosen: str) -> DoublesFound:
     named = zip(found.first.tolist(), found.cosines.tolist(), strict=True)
     return {
         "count": found.count,
@@ -250,7 +264,7 @@ def _doubles_record(found: Doubles, people: Sequence[int], threshold: float, cho
     }
 
 
-def _double_pairs(output: Output, plan: Plan, record: dict[str, Any]) -> list[Pair]:
+def _double_pairs(output: Output, plan: Plan, record: DoublesFound) -> list[Pair]:
     shown = record["first"][:SHEET_PAIRS]
     wanted = {person for pair in shown for person in pair["people"]}
     images: dict[int, np.ndarray] = {}

@@ -135,7 +135,7 @@ def identity_of(
     real: a data set, of which the splits that the latents were made of are taken, and "train" for artificial people.
     needing: values of other options that mean nothing without --identity. Raises InputError.
     """
-    given = [f"{option} {value}" for option, value in ({"--real": real} | needing).items() if value is not None]
+    given = [f"{option} {value}" for option, value in {"--real": real, **needing}.items() if value is not None]
     if network is None:
         if given:
             raise InputError(f"{given[0]}: it belongs to --identity NETWORK, a re-ID network that compares people")

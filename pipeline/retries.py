@@ -6,7 +6,7 @@ from collections import Counter
 
 import pyarrow as pa
 import ray
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 
 TRIES = 3  # of one stage with one unit, in a worker that lives on
 ENDED_WORKERS = 4  # workers that may end over one unit; more than TRIES, as spot nodes end for reasons of their own
@@ -42,7 +42,7 @@ class Guarded:
 
     stage: type
 
-    def __init__(self, attempts: ActorHandle, arguments: dict):
+    def __init__(self, attempts: ActorProxy[Attempts], arguments: dict):
         self.attempts, self.name = attempts, self.stage.__name__
         self.called = self.stage(**arguments)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import ray
 import ray.exceptions
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from passersby.errors import InputError
@@ -58,7 +58,7 @@ def pipeline_of(
     units: list[dict],
     actors: Sequence[tuple[type, dict]],
     pools: Sequence[Pool],
-    attempts: ActorHandle,
+    attempts: ActorProxy[Attempts],
     unit_bytes: int,
 ) -> "ray.data.Dataset":
     """The pipeline, which starts when its rows are asked for."""
@@ -98,8 +98,9 @@ def rows_until_stuck(data: "ray.data.Dataset", pools: Sequence[Pool]) -> Iterato
     def watch() -> None:
         while not ended.wait(STUCK_SECONDS / 10):
             executor = data._current_executor  # Ray 2.60 has no public way from another thread
-            stuck = executor is not None and time.monotonic() - last > STUCK_SECONDS
-            if stuck and homes - {node.id for node in resources().nodes}:
+            if executor is None or time.monotonic() - last <= STUCK_SECONDS:
+                continue
+            if homes - {node.id for node in resources().nodes}:
                 executor.shutdown(force=True)
                 return
 

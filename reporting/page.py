@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import jinja2
 import markupsafe
@@ -15,10 +15,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.runs.verdicts import KEPT
+from passersby.options import Json
 from reporting.gan.scores import HEADINGS, STUDY, WARNING, Training, fid_rows
 from reporting.grid import FILTERS, FRAME_COLOURS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
 from reporting.progress import duration
-from reporting.run.identity import PLOT_HEIGHT, PLOT_WIDTH, Plot, histogram, identity_figures, identity_plots
+from reporting.run.identity import (
+    PLOT_HEIGHT,
+    PLOT_WIDTH,
+    Identities,
+    Plot,
+    Privacy,
+    histogram,
+    identity_figures,
+    identity_plots,
+)
+
+if TYPE_CHECKING:
+    from reporting.run.page import Control, Explorer
 
 # ---- One HTML file that needs nothing beside itself: a template of this folder with its style and its script inside.
 
@@ -28,7 +41,7 @@ _FOLDER = Path(__file__).parent
 _DARK = 200  # sum of red, green and blue: below, a frame cannot be seen on a dark page
 
 
-def rendered(template: str, script_file: str | None = None, **values: Any) -> str:
+def rendered(template: str, script_file: str | None = None, **values: object) -> str:
     """The page as text: `values` go into the template, escaped, with the style of all pages and, if named, one script.
 
     The page's content policy allows that script by its hash, and no other.
@@ -91,7 +104,7 @@ STEPS = {
 }
 
 
-def is_toy(record: Any) -> bool:
+def is_toy(record: Json) -> bool:
     """Whether a network's record says, in a key or text, that it was trained on the drawn toy crowd."""
     if isinstance(record, Mapping):
         return any(is_toy(key) or is_toy(value) for key, value in record.items())
@@ -100,7 +113,7 @@ def is_toy(record: Any) -> bool:
     return isinstance(record, str) and re.search(r"toy[ _-]?crowd", record, re.IGNORECASE) is not None
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(settings: Mapping[str, Json], prefix: str = "") -> list[tuple[str, str]]:
     """A nested mapping as (dotted key, value as text) in its own order; None reads "none"."""
     pairs = []
     for key, value in settings.items():
@@ -113,26 +126,48 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
     return pairs
 
 
+class Summary(TypedDict):
+    """summary.json of a run of generation.
+
+    thresholds: of `datasets.runs.verdicts.Thresholds`; records of older runs lack the optional ones. seconds: wall
+    clock of the last run; run_images: made by it; stage_seconds: name in STAGES or other -> seconds, summed over all
+    workers. configuration: the frozen one; network: the record of the network. identity, privacy: where there are some.
+    """
+
+    plan_hash: str
+    people: int
+    images: int
+    counts: dict[str, int]
+    percent: dict[str, float]
+    thresholds: Mapping[str, float | None]
+    seconds: NotRequired[float]
+    run_images: NotRequired[int]
+    stage_seconds: NotRequired[Mapping[str, float]]
+    images_per_second: NotRequired[float]
+    configuration: Mapping[str, Json]
+    network: Mapping[str, Json]
+    identity: NotRequired[Identities]
+    privacy: NotRequired[Privacy]
+
+
 def render_report(
     *,
     title: str,
-    summary: Mapping[str, Any],
+    summary: Summary,
     manifest: pa.Table,
     sheet_png: bytes | None = None,
-    configuration: Mapping[str, Any],
-    network: Mapping[str, Any],
+    configuration: Mapping[str, Json],
+    network: Mapping[str, Json],
     check_commands: Sequence[tuple[str, str]] = (),
-    privacy: Mapping[str, Any] | None = None,
+    privacy: Privacy | None = None,
     privacy_png: bytes | None = None,
-    explorer: Mapping[str, Any] | None = None,
+    explorer: "Explorer | None" = None,
     trainings: Sequence[Training] = (),
 ) -> str:
     """The report of one run as the text of a self-contained HTML page.
 
-    summary: thresholds {detector, ssim_floor, ssim_ceiling, and as optional ones identity_floor, identity_margin,
-        identity_ceiling: float or None}; optional are seconds (wall clock of the last run), images_per_second,
-        run_images (images made by the last run), stage_seconds {name in STAGES or other: seconds, summed over all
-        workers}. Other keys are ignored.
+    summary: thresholds, and what is there of seconds, images_per_second, run_images and stage_seconds; the rest is
+        ignored.
     manifest: every image's row; columns person, variant, reference_variant, detector_score, ssim, verdict; of runs that
         compared identities also source, identity_cosine, identity_margin.
     sheet_png: the contact sheet, as the bytes of a PNG file; explorer: what reporting/run/page.py gathers for
@@ -166,7 +201,7 @@ def render_report(
         plots=plots,
         plot_width=PLOT_WIDTH,
         plot_height=PLOT_HEIGHT,
-        explorer=explorer and explorer | {"cards": _cards(plots, explorer["controls"]), "funnel": _funnel(rows)},
+        explorer=explorer and {**explorer, "cards": _cards(plots, explorer["controls"]), "funnel": _funnel(rows)},
         sheet=base64.b64encode(sheet_png).decode() if sheet_png else None,
         identity=identity_figures(manifest),
         privacy=privacy,
@@ -184,13 +219,16 @@ def render_report(
     )
 
 
-def _cards(plots: Sequence[Plot], controls: Sequence[Any]) -> list[dict[str, Any]]:
+def _cards(plots: Sequence[Plot], controls: "Sequence[Control]") -> "list[dict[str, str | Plot | list[Control]]]":
     """Each plot with the thresholds that are its lines."""
-    cards = [{"score": PLOT_SCORES[plot.name], "plot": plot} for plot in plots]
-    return [card | {"controls": [one for one in controls if one.score == card["score"]]} for card in cards]
+    scores = [(PLOT_SCORES[plot.name], plot) for plot in plots]
+    return [
+        {"score": score, "plot": plot, "controls": [one for one in controls if one.score == score]}
+        for score, plot in scores
+    ]
 
 
-def _funnel(rows: Sequence[DiscardRow]) -> list[dict[str, Any]]:
+def _funnel(rows: Sequence[DiscardRow]) -> list[dict[str, str | float]]:
     """What each filter leaves; left, gone: percent of all images."""
     steps, left, made = [], rows[0].count, max(1, rows[0].count)
     for row in rows[1:-2]:
@@ -229,7 +267,7 @@ def _plots(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list[P
 
 
 def _headline(
-    summary: Mapping[str, Any], rows: Sequence[DiscardRow], manifest: pa.Table, privacy: Mapping[str, Any] | None
+    summary: Summary, rows: Sequence[DiscardRow], manifest: pa.Table, privacy: Privacy | None
 ) -> list[tuple[str, str]]:
     made, kept = rows[0], rows[-1]
     people = len(manifest["person"].unique())
@@ -240,14 +278,14 @@ def _headline(
     ]
     if privacy and privacy["near_copies"] and privacy["near_copies"]["scored"]:
         figures.append((percent(privacy["near_copies"]["share"]), "near-copies of real pictures"))
-    if summary.get("images_per_second"):
-        figures.append((f"{summary['images_per_second']:,.1f}", "images/s"))
-    if summary.get("seconds") is not None:
-        figures.append((duration(summary["seconds"]), "in all"))
+    if rate := summary.get("images_per_second"):
+        figures.append((f"{rate:,.1f}", "images/s"))
+    if (seconds := summary.get("seconds")) is not None:
+        figures.append((duration(seconds), "in all"))
     return figures
 
 
-def _kept_per_person(manifest: pa.Table) -> dict[str, Any] | None:
+def _kept_per_person(manifest: pa.Table) -> dict[str, str | int | list[tuple[int, int, int]]] | None:
     """How many people kept how many images, in at most ten steps of equal width."""
     if not manifest.num_rows:
         return None
@@ -269,7 +307,7 @@ def _kept_per_person(manifest: pa.Table) -> dict[str, Any] | None:
     }
 
 
-def _stages(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _stages(summary: Summary) -> list[dict[str, str | float | None]]:
     seconds = summary.get("stage_seconds") or {}
     total = sum(seconds.values())
     images = summary.get("run_images")

@@ -7,7 +7,7 @@ can be found: "clean" and "leak" where the record shows it, else "unknown". docs
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from datasets.people.market1501 import toy_crowd_record
 from datasets.people.readers import address, read_split
@@ -16,6 +16,7 @@ from datasets.people.splits import GALLERY, QUERY, TRAIN
 from datasets.reid.sources import people_sha256
 from datasets.runs.configuration import Origin
 from passersby.errors import InputError
+from passersby.options import Json
 from tune.levels import GeneratedRun
 
 CLEAN, LEAK, UNKNOWN = VERDICTS = ("clean", "leak", "unknown")
@@ -66,7 +67,7 @@ def read_data_set(root: str | Path) -> DataSet:
             f"--data {root}: {len(shared):,} people are trained on and tested with, the first is {shared[0]!r}: give a "
             "data set whose query and gallery are other people"
         )
-    toy = toy_crowd_record(root) if isinstance(address(root), Path) else None
+    toy = toy_crowd_record(Path(root)) if isinstance(address(root), Path) else None
     contents = (*splits[QUERY].contents, *splits[GALLERY].contents)
     relative = (path.relative_to(root).as_posix() for path in contents if _is_below(path, root))
     return DataSet(
@@ -91,7 +92,7 @@ def verdict_of(findings: Iterable[Finding]) -> str:
     return next((verdict for verdict in (LEAK, UNKNOWN) if verdict in found), CLEAN)
 
 
-def judge_network(what: str, record: Any, data: DataSet) -> list[Finding]:
+def judge_network(what: str, record: Json, data: DataSet) -> list[Finding]:
     """Findings on a network's record, and on those of the networks that it started from, of training after training."""
     findings, number = [], 0
     for number, ancestor in enumerate(_line(record)):
@@ -102,7 +103,7 @@ def judge_network(what: str, record: Any, data: DataSet) -> list[Finding]:
     return findings or [Finding(what, UNKNOWN, "no record says whom it was trained on")]
 
 
-def _line(record: Any) -> Iterator[Mapping]:
+def _line(record: Json) -> Iterator[Mapping[str, Json]]:
     for _ in range(_MOST_ANCESTORS):
         if not isinstance(record, Mapping):
             return
@@ -115,20 +116,21 @@ def _line(record: Any) -> Iterator[Mapping]:
         record = record if isinstance(record, Mapping) else {}
 
 
-def judge_training(what: str, trained_on: Any, data: DataSet) -> Finding:
+def judge_training(what: str, trained_on: Json, data: DataSet) -> Finding:
     """The finding on one record "trained_on": that of a generator (training/gan/run.py), or of a training on a
     TrainingImages (encoders, re-ID networks), whose `real` lists data sets."""
     if not isinstance(trained_on, Mapping):
         return Finding(what, UNKNOWN, "no record says whom it was trained on")
     parts = trained_on.get("real") if "real" in trained_on else [trained_on]
-    if not isinstance(parts, list) or not parts or not all(isinstance(part, Mapping) for part in parts):
+    known = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+    if not isinstance(parts, list) or not parts or len(known) < len(parts):
         return Finding(what, UNKNOWN, "its record of whom it was trained on cannot be read")
-    findings = [_judge_part(what, part, data) for part in parts]
+    findings = [_judge_part(what, part, data) for part in known]
     verdict = verdict_of(findings)
     return next(finding for finding in findings if finding.verdict == verdict)
 
 
-def _judge_part(what: str, part: Mapping, data: DataSet) -> Finding:
+def _judge_part(what: str, part: Mapping[str, Json], data: DataSet) -> Finding:
     name = str(part.get("name", "data of unknown name"))[:80]
     identities = part.get("identities")
     if isinstance(identities, Mapping):  # of a generator
@@ -154,7 +156,7 @@ def _judge_part(what: str, part: Mapping, data: DataSet) -> Finding:
     return Finding(what, UNKNOWN, f"{name}: people who cannot be compared with those of {data.name}")
 
 
-def _group_of(sha256: Any, count: Any, data: DataSet) -> str | None:
+def _group_of(sha256: Json, count: Json, data: DataSet) -> str | None:
     """Which people of the data set have this hash: of a split the first `count` (a generator's training sets the last
     ones aside for validation)."""
     if not isinstance(sha256, str) or not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -190,7 +192,7 @@ def judge_origins(origins: Iterable[Origin], data: DataSet) -> Finding:
     return Finding(what, CLEAN, f"{len(names):,} people of {data.name} train")
 
 
-def judge_latents(about: Mapping[str, Any], data: DataSet) -> list[Finding]:
+def judge_latents(about: Mapping[str, Json], data: DataSet) -> list[Finding]:
     """Findings on what the metadata of latents say: whether of test people, and of whom their networks have seen."""
     findings = []
     if about.get("test_people") is not False:
@@ -205,7 +207,7 @@ def judge_latents(about: Mapping[str, Any], data: DataSet) -> list[Finding]:
     return findings
 
 
-def judge_run(run: GeneratedRun, latents_about: Mapping[str, Any] | None, data: DataSet) -> list[Finding]:
+def judge_run(run: GeneratedRun, latents_about: Mapping[str, Json] | None, data: DataSet) -> list[Finding]:
     """Findings on a run; latents_about: `about` of the latents that it was made from, None where they are not at
     hand."""
     if run.plan is None:

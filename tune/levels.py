@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from datasets.latents.table import Latents
 from datasets.reid import runs
@@ -19,6 +19,7 @@ from datasets.runs.manifest import manifest_name
 from datasets.runs.plan import Plan, read_plan
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json
 
 PEOPLE_SWEEP, VARIANTS_SWEEP = "artificial-people", "variants-of-real-people"
 LEVELS = {
@@ -82,21 +83,37 @@ def trials_of(levels: Iterable[int], seeds: Iterable[int], arms: Iterable[str]) 
 SUMMARY = "summary.json"
 
 
+class RunRecord(TypedDict):
+    """What pins the contents of generated pictures, without the folder that they lie in.
+
+    name: what they are called. fingerprint: of their listing. Of a run, plan: the hash of its configuration; manifest:
+    the file's sha256; latents: that of the table that it was made from.
+    """
+
+    name: str
+    images: int
+    people: int
+    fingerprint: str
+    plan: str | None
+    manifest: NotRequired[str]
+    latents: NotRequired[str | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class GeneratedRun:
     """A run of jobs/generate.py, or a folder or table of pictures. `plan` is None where it is no run.
 
-    record: what pins its contents, plain JSON values, without the folder that it lies in. people: how many it has;
+    record: what pins its contents. people: how many it has;
     pictures: the most of any person; images: all. network: the generator's record with its file's sha256, {} where
     nobody wrote it.
     """
 
     path: str | Path
-    record: dict[str, Any]
+    record: RunRecord
     people: int
     pictures: int
     images: int
-    network: dict[str, Any]
+    network: dict[str, Json]
     plan: Plan | None
 
 
@@ -109,8 +126,13 @@ def read_generated(path: str | Path, sweep: str, data: str | Path, filters: Sequ
         raise InputError(f"--generated {path}: there is not one picture of a person of {data}")
     source = found[0]
     counts = collections.Counter(source.persons)
-    record = {"name": source.listing.name, "images": len(source), "people": len(counts)}
-    record |= {"fingerprint": source.listing.fingerprint(), "plan": None}
+    record: RunRecord = {
+        "name": source.listing.name,
+        "images": len(source),
+        "people": len(counts),
+        "fingerprint": source.listing.fingerprint(),
+        "plan": None,
+    }
     plan, network = None, {}
     if runs.holds(path):
         output = Output(str(path))
@@ -118,12 +140,13 @@ def read_generated(path: str | Path, sweep: str, data: str | Path, filters: Sequ
         if plan is None:
             raise InputError(f"--generated {path}: its plan.json is gone")
         manifest = hashlib.sha256(output.read(manifest_name()) or b"").hexdigest()
-        record |= {"plan": plan.configuration.hash, "manifest": manifest, "latents": plan.configuration.latents}
+        record["plan"], record["manifest"] = plan.configuration.hash, manifest
+        record["latents"] = plan.configuration.latents
         network = _network(output)
     return GeneratedRun(path, record, len(counts), max(counts.values()), len(source), network, plan)
 
 
-def _network(output: Output) -> dict[str, Any]:
+def _network(output: Output) -> dict[str, Json]:
     try:
         network = json.loads(output.read(SUMMARY) or b"{}").get("network", {})
     except (ValueError, AttributeError, RecursionError):

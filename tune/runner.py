@@ -8,10 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from passersby.errors import InputError
 from pipeline.cluster import Node, Resources
+
+if TYPE_CHECKING:
+    from ray import tune
+    from ray.tune.experiment import Trial
 
 # ---- What a trial asks of the cluster, and how many trials it holds at a time.
 
@@ -96,13 +100,22 @@ _SETTINGS = {
 }
 
 
+class Named(TypedDict):
+    """The least that a trial's values hold."""
+
+    name: str
+
+
+Values = TypeVar("Values", bound=Named)
+
+
 def run_trials(
-    trainable: Callable[[dict[str, Any]], None],
-    specs: Sequence[dict[str, Any]],
+    trainable: Callable[[dict[str, Values]], None],
+    specs: Sequence[Values],
     resources: TrialResources,
     storage: Path,
     retries: int,
-    callbacks: Sequence[Any] = (),
+    callbacks: "Sequence[tune.Callback]" = (),
 ) -> None:
     """Run `trainable({"trial": spec})` for every spec, in their order, on the connected cluster, until all have ended.
 
@@ -139,5 +152,5 @@ def run_trials(
     shutil.rmtree(storage / name, ignore_errors=True)
 
 
-def _trial_name(trial: Any) -> str:
+def _trial_name(trial: "Trial") -> str:
     return trial.config["trial"]["name"]

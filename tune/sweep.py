@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -39,7 +38,7 @@ class Sweep:
     allow_leak: bool
     known: frozenset[str] | None = None
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self) -> dict[str, Json]:
         """All that changes a trial's result, as plain JSON values: no folders, not where it runs. Levels and seeds are
         absent: more of them extend a sweep."""
         data = {"name": self.data.name, "toy_crowd": self.data.toy_hash} | dict(self.data.fingerprints)
@@ -47,7 +46,7 @@ class Sweep:
             "sweep": self.name,
             "data": data,
             "training": {arm: _frozen(training, self.known) for arm, training in self.arms.items()},
-            "runs": {str(seed): run.record for seed, run in self.runs.items()},
+            "runs": {str(seed): {**run.record} for seed, run in self.runs.items()},
         }
 
     @property
@@ -87,9 +86,9 @@ class Sweep:
         """The run whose pictures a trial trains on."""
         return self.runs[ONE_RUN] if ONE_RUN in self.runs else self.runs[trial.seed]
 
-    def training(self, trial: Trial, out: Path, **where: Any) -> ReidTraining:
+    def training(self, trial: Trial, out: Path, **where: int) -> ReidTraining:
         """A trial's training in OUT/trials/<trial>; where: workers, gpus, threads."""
-        chosen: dict[str, Any] = {}
+        chosen: dict[str, int | tuple[str | Path]] = {}
         base = self.arms[trial.arm]
         if trial.level:
             kind = "people" if self.name == PEOPLE_SWEEP else "variants"
@@ -112,7 +111,7 @@ class Sweep:
             "trials": len(self.trials()),
             "equal": "steps" if all(training.steps for training in self.arms.values()) else "epochs",
             "steps": {arm: training.steps for arm, training in self.arms.items()},
-            "one_generator": len({run.network.get("sha256") for run in runs.values()}) == 1,
+            "one_generator": len({json.dumps(run.network.get("sha256")) for run in runs.values()}) == 1,
             "leak": {
                 "verdict": verdict_of(self.findings),
                 "allowed": self.allow_leak,
@@ -177,7 +176,7 @@ def agree(output: Output, sweep: Sweep) -> Sweep:
     return sweep
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
     """Nested mappings as one, with keys such as data.name."""
     flat = {}
     for name, value in values.items():

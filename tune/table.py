@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +34,29 @@ SCHEMA = pa.schema(
         ("network", pa.string()),  # below OUT
     ]
 )
-Row = dict[str, Any]
+
+
+class Row(TypedDict):
+    """A finished trial, in the columns of SCHEMA."""
+
+    trial: str
+    sweep: str
+    arm: str
+    level: int
+    seed: int
+    steps: int
+    minutes: float
+    rank1: float
+    rank5: float
+    rank10: float
+    mAP: float
+    mINP: float
+    generated_images: int
+    real_images: int
+    query_identity: list[int]
+    query_ap: list[float]
+    query_first_hit: list[int]
+    network: str
 
 
 def write_result(folder: Path, row: Row, sweep_hash: str) -> None:

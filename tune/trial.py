@@ -1,12 +1,11 @@
 """One trial: a re-ID training and its evaluation, as a function that Ray Tune runs."""
 
 import contextlib
-import dataclasses
 import gc
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import ray
 import torch
@@ -16,6 +15,7 @@ from ray.train import ScalingConfig
 from datasets.storage.lock import hold
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json
 from passersby.reid.checkpoint import load_reid
 from pipeline.evaluation import QUERY, SINGLE, evaluated_by, rank_all
 from pipeline.features import Workers
@@ -30,12 +30,11 @@ from tune.sweep import Sweep
 from tune.table import FAILURE, Row, read_result, write_failure, write_result
 
 WAIT_SECONDS = 90.0  # for the trial's former process, which outlives a killed driver by a moment
-PARAMETER = "trial"  # under which Tune hands a Spec's values over
+PARAMETER = "trial"  # under which Tune hands a Spec over
 STEP = "step"  # what a running trial reports: how many steps it has done
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
+class Spec(TypedDict):
     """What a trial needs to know, plain values. training: `ReidTraining.as_json()`, whose `out` is the trial's folder.
     gpus: of each process, 0 for the CPU. root: OUT of the sweep. variables: environment of Ray Train's workers."""
 
@@ -46,21 +45,21 @@ class Spec:
     seed: int
     sweep_hash: str
     root: str
-    training: Mapping[str, Any]
+    training: dict[str, Json]
     gpus: float
     command: str
-    variables: Mapping[str, str]
+    variables: dict[str, str]
 
 
-def run_trial(config: Mapping[str, Any]) -> None:
-    """Tune's function trainable; `config["trial"]` holds a Spec's values. Reports its step after every validation, and
+def run_trial(config: Mapping[str, Spec]) -> None:
+    """Tune's function trainable; `config["trial"]` is the Spec. Reports its step after every validation, and
     at the end mAP, or why it failed.
 
     Bad input does not get better by trying again: it is written down, and reported as a result. What else ends a trial
     is raised, and Tune starts it again, from its last checkpoint.
     """
-    spec = Spec(**config[PARAMETER])
-    folder = Path(spec.training["out"])
+    spec = config[PARAMETER]
+    folder = Path(str(spec["training"]["out"]))
     try:
         with _alone(folder):
             row = finish(spec, folder)
@@ -95,80 +94,96 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def finish(spec: Spec, folder: Path) -> Row:
     """The trial's row: that on disk, else after training (from the last checkpoint on) and evaluation."""
-    found = read_result(folder, spec.sweep_hash)
+    found = read_result(folder, spec["sweep_hash"])
     if found is not None:
         return found
     (folder / FAILURE).unlink(missing_ok=True)
-    config = ReidTraining.from_json(dict(spec.training))
+    config = ReidTraining.from_json(spec["training"])
     config.check()
     claim_folder(config)
     if not (folder / NETWORK).exists():
         if config.workers == 0:
-            train(config, pick_device(config.gpus), data=load_data(config), command=spec.command, report=_report_step)
+            train(
+                config, pick_device(config.gpus), data=load_data(config), command=spec["command"], report=_report_step
+            )
         else:
             _train_on_workers(spec, config)
-    about = dataclasses.asdict(spec)
     if config.workers == 0:
-        row = evaluate(about)
+        row = evaluate(spec)
     else:  # this process has no GPU of its own
-        where = {"num_gpus": spec.gpus, "num_cpus": config.threads, "scheduling_strategy": "DEFAULT"}
-        row = ray.get(ray.remote(**where)(evaluate).remote(about))
-    write_result(folder, row, spec.sweep_hash)
+        where = {"num_gpus": spec["gpus"], "num_cpus": config.threads, "scheduling_strategy": "DEFAULT"}
+        row = ray.get(ray.remote(**where)(evaluate).remote(spec))
+    write_result(folder, row, spec["sweep_hash"])
     return row
 
 
-def _report_step(figures: Mapping[str, Any]) -> None:
+def _report_step(figures: Mapping[str, float]) -> None:
     tune.report({STEP: figures["step"]})
 
 
 def _train_on_workers(spec: Spec, config: ReidTraining) -> None:
-    share = {"CPU": config.threads} | ({"GPU": spec.gpus} if spec.gpus else {})
-    scaling = ScalingConfig(num_workers=config.workers, use_gpu=bool(spec.gpus), resources_per_worker=share)
-    values: WorkerValues = {"config": config.as_json(), "command": spec.command, "data": ray.put(load_data(config))}
-    train_on_workers(train_reid_loop, values, config.out, scaling, config.restarts, dict(spec.variables))
+    share = {"CPU": config.threads} | ({"GPU": spec["gpus"]} if spec["gpus"] else {})
+    scaling = ScalingConfig(num_workers=config.workers, use_gpu=bool(spec["gpus"]), resources_per_worker=share)
+    values: WorkerValues = {
+        "config": config.as_json(),
+        "command": spec["command"],
+        "data": ray.put(load_data(config)),
+    }
+    train_on_workers(train_reid_loop, values, config.out, scaling, config.restarts, spec["variables"])
     if not (config.out / NETWORK).exists():
         raise InputError(f"{config.out}: the training ended without a network")
 
 
-def evaluate(about: Mapping[str, Any]) -> Row:
-    """Rank the gallery by the trial's network, in this process; a row of trials.parquet. about: a Spec's values."""
-    spec = Spec(**about)
-    config = ReidTraining.from_json(dict(spec.training))
+def evaluate(spec: Spec) -> Row:
+    """Rank the gallery by the trial's network, in this process; a row of trials.parquet."""
+    config = ReidTraining.from_json(spec["training"])
     if config.threads:
         torch.set_num_threads(config.threads)
     start = time.monotonic()
     path = config.out / NETWORK
     loaded = load_reid(path)
-    found = evaluated_by(loaded, config.data, Workers.chosen("cuda" if spec.gpus else "cpu", here=True), False)
+    found = evaluated_by(loaded, config.data, Workers.chosen("cuda" if spec["gpus"] else "cpu", here=True), False)
     ranking = rank_all(found, "cosine", False, 0)[0][SINGLE]
     trained = loaded.record["trained_on"]["trained"]
     return {
-        "trial": spec.name,
-        "sweep": spec.sweep,
-        "arm": spec.arm,
-        "level": spec.level,
-        "seed": spec.seed,
+        "trial": spec["name"],
+        "sweep": spec["sweep"],
+        "arm": spec["arm"],
+        "level": spec["level"],
+        "seed": spec["seed"],
         "steps": int(loaded.record["steps"]),
         "minutes": float(loaded.record["minutes"]) + (time.monotonic() - start) / 60,
-        **{score: float(getattr(ranking, score)) for score in ("rank1", "rank5", "rank10", "mAP", "mINP")},
+        "rank1": float(ranking.rank1),
+        "rank5": float(ranking.rank5),
+        "rank10": float(ranking.rank10),
+        "mAP": float(ranking.mAP),
+        "mINP": float(ranking.mINP),
         "generated_images": trained["people"] + trained["variants"],
         "real_images": trained["real"],
         "query_identity": found.sets[QUERY].identities.tolist(),
         "query_ap": ranking.average_precision.tolist(),
         "query_first_hit": ranking.first_hit.tolist(),
-        "network": path.relative_to(spec.root).as_posix(),
+        "network": path.relative_to(spec["root"]).as_posix(),
     }
 
 
 def spec_of(
     sweep: Sweep, trial: Trial, out: Path, resources: TrialResources, command: str, variables: Mapping[str, str]
-) -> dict[str, Any]:
-    """A trial's Spec as plain values; variables: environment of Ray Train's workers."""
+) -> Spec:
+    """A trial's Spec; variables: environment of Ray Train's workers."""
     gpus = max(resources.workers, 1) if resources.gpus else 0
     training = sweep.training(trial, out, workers=resources.workers, gpus=gpus, threads=resources.cpus)
     training.check()
-    spec = Spec(
-        trial.name, sweep.name, trial.arm, trial.level, trial.seed, sweep.hash, str(out), training.as_json(),
-        resources.gpus, command, dict(variables),
-    )  # fmt: skip
-    return dataclasses.asdict(spec)
+    return {
+        "name": trial.name,
+        "sweep": sweep.name,
+        "arm": trial.arm,
+        "level": trial.level,
+        "seed": trial.seed,
+        "sweep_hash": sweep.hash,
+        "root": str(out),
+        "training": training.as_json(),
+        "gpus": resources.gpus,
+        "command": command,
+        "variables": dict(variables),
+    }

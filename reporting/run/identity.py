@@ -1,11 +1,12 @@
 """How like their people the images of a run are: figures and plots out of a manifest's identity scores."""
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +109,11 @@ class Plot:
     what: str
 
 
-def identity_summary(manifest: pa.Table) -> dict[str, Any] | None:
+Figures = dict[str, float | None]
+Identities = dict[str, dict[str, Figures]]
+
+
+def identity_summary(manifest: pa.Table) -> Identities | None:
     """Figures of all scored images and of the kept ones, plain JSON values; None where no identities were compared.
 
     {"all" | "kept": {"variants": of real people, {scored, compared, right, share_right, median_cosine}; "artificial":
@@ -139,7 +144,7 @@ def _columns(manifest: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     return cosine, margin, latent, reference
 
 
-def _variants(cosine: np.ndarray, margin: np.ndarray) -> dict[str, Any]:
+def _variants(cosine: np.ndarray, margin: np.ndarray) -> Figures:
     compared, right = int(np.isfinite(margin).sum()), int((margin > 0).sum())
     return {
         "scored": int(np.isfinite(cosine).sum()),
@@ -150,7 +155,7 @@ def _variants(cosine: np.ndarray, margin: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _artificial(cosine: np.ndarray, nearest: np.ndarray) -> dict[str, Any]:
+def _artificial(cosine: np.ndarray, nearest: np.ndarray) -> Figures:
     return {
         "scored": int(np.isfinite(cosine).sum()),
         "compared": int(np.isfinite(nearest).sum()),
@@ -240,38 +245,98 @@ class Pair:
     second_name: str
 
 
-def read_privacy(output: Output, plan: Plan, manifest: pa.Table) -> dict[str, Any] | None:
+class RealPictures(TypedDict):
+    """The real pictures that a run was compared with."""
+
+    name: str
+    pictures: int
+    people: int
+
+
+class NearCopies(TypedDict):
+    """How many images come as near to a real picture as the threshold; chosen: why it is this one. kept: count, scored
+    and share among the images kept."""
+
+    count: int
+    scored: int
+    share: float | None
+    threshold: float
+    chosen: str
+    kept: NotRequired[dict[str, float | int | None]]
+
+
+class NearestImage(TypedDict):
+    """An image, with the real picture nearest to it, and whom that shows."""
+
+    person: int
+    variant: int
+    cosine: float
+    name: str
+    picture: str | None
+
+
+class DoublePair(TypedDict):
+    """Two artificial people who are alike."""
+
+    people: list[int]
+    cosine: float
+
+
+class DoublesFound(TypedDict):
+    """How many pairs of artificial people are as alike as the threshold; first: the most alike."""
+
+    count: int
+    pairs: int
+    share: float | None
+    people: int
+    threshold: float
+    chosen: str
+    first: list[DoublePair]
+
+
+class Privacy(TypedDict):
+    """privacy.json; network: the sha256 of the one that compared. None where a part does not apply."""
+
+    plan_hash: str
+    images: int
+    network: str
+    real: RealPictures | None
+    near_copies: NearCopies | None
+    nearest: list[NearestImage]
+    doubles: DoublesFound | None
+
+
+def read_privacy(output: Output, plan: Plan, manifest: pa.Table) -> Privacy | None:
     """privacy.json of these images, or None: there is none, or it is of fewer people than the run has now.
 
     The near-copies get "kept", their {count, scored, share} among the images kept. manifest: columns source,
     identity_cosine, identity_margin, verdict.
     """
     text = output.read(PRIVACY)
-    try:
+    found: Privacy | None = None
+    with contextlib.suppress(ValueError):
         found = json.loads(text) if text else None
-    except ValueError:
-        found = None
     this = {"plan_hash": plan.configuration.hash, "images": plan.images}
     if not isinstance(found, dict) or {name: found.get(name) for name in this} != this:
         return None
     copies = found.get("near_copies")
     if copies:
         kept = pc.call_function("equal", [manifest["verdict"], KEPT]).to_numpy()
-        found["near_copies"] = copies | {"kept": near_copies(nearest_real(manifest)[kept], copies["threshold"])}
+        copies["kept"] = near_copies(nearest_real(manifest)[kept], copies["threshold"])
     return found
 
 
-def privacy_lines(found: Mapping[str, Any]) -> list[str]:
+def privacy_lines(found: Privacy) -> list[str]:
     """The figures in lines for the terminal."""
     lines = []
     if copies := found["near_copies"]:
-        share = f" ({100 * copies['share']:.2f}%)" if copies["scored"] else ""
+        share = f" ({100 * copies['share']:.2f}%)" if copies["share"] is not None else ""
         lines.append(
             f"near-copies of real pictures: {copies['count']:,} of {copies['scored']:,} images{share}, from cosine "
             f"{copies['threshold']:.3f} on: {copies['chosen']}"
         )
     if doubles := found["doubles"]:
-        share = f" ({100 * doubles['share']:.2f}%)" if doubles["pairs"] else ""
+        share = f" ({100 * doubles['share']:.2f}%)" if doubles["share"] is not None else ""
         lines.append(
             f"doubles among artificial people: {doubles['count']:,} of {doubles['pairs']:,} pairs{share}, from cosine "
             f"{doubles['threshold']:.3f} on: {doubles['chosen']}"

@@ -6,7 +6,7 @@ import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,10 @@ from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, nearest_real_picture
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json
 from reporting.gan.scores import Training
 from reporting.grid import FILTERS, fit
-from reporting.page import render_report
+from reporting.page import Summary, render_report
 from reporting.run.identity import PRIVACY_SHEET, read_privacy
 
 # ---- Every score of a run inside its page: packed so that the page judges exactly as datasets/runs/verdicts.py does.
@@ -74,7 +75,7 @@ def controls(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list
     return found
 
 
-def pack_scores(manifest: pa.Table) -> dict[str, Any]:
+def pack_scores(manifest: pa.Table) -> dict[str, int | str | dict[str, str]]:
     """Scores and flags of all images, for the page's script: {"count", "columns", "flags", "people"}.
 
     columns: score -> base64 of little-endian float32 [count], the bits of the shards (NaN where null); left out where
@@ -230,7 +231,7 @@ def run_page(
     output: Output,
     plan: Plan,
     manifest: pa.Table,
-    summary: Mapping[str, Any],
+    summary: Summary,
     *,
     sample: int = SAMPLE,
     trainings: Sequence[Training] = (),
@@ -257,10 +258,42 @@ def run_page(
     )
 
 
+class ImageRow(TypedDict):
+    """What is shown of an image's row in the manifest."""
+
+    person: int
+    variant: int
+    reference_variant: int | None
+    detector_score: float | None
+    ssim: float | None
+    verdict: str
+    source: str
+    identity_cosine: float | None
+
+
+class Strip(TypedDict):
+    """A person's first pictures: of each its place among all images, verdict, caption and what a `Thumbnail` has."""
+
+    person: int
+    cells: list[dict[str, int | str]]
+
+
+class Explorer(TypedDict):
+    """What sliders, galleries and strips need. filters: the keys of the controls; sampled: how many pictures are in the
+    page; data: for the page's script."""
+
+    controls: list[Control]
+    filters: list[str]
+    strips: list[Strip]
+    sampled: int
+    reference_threshold: float
+    data: dict[str, Json]
+
+
 def gather(
     output: Output, plan: Plan, manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int
-) -> dict[str, Any]:
-    """What sliders, galleries and strips need, for the template and (under "data") for the page's script."""
+) -> Explorer:
+    """What the page explores, for the template and (under "data") for its script."""
     shown = controls(manifest, thresholds)
     strips = choose_strips(manifest)
     in_strips = np.concatenate([*strips, np.empty(0, np.int64)]).astype(np.int64)
@@ -286,8 +319,8 @@ def gather(
     }
 
 
-def _strip(manifest: pa.Table, rows: np.ndarray, thumbnails: Mapping[int, Thumbnail]) -> dict[str, Any]:
-    images = manifest.take(pa.array(rows)).to_pylist()
+def _strip(manifest: pa.Table, rows: np.ndarray, thumbnails: Mapping[int, Thumbnail]) -> Strip:
+    images: list[ImageRow] = manifest.take(pa.array(rows)).to_pylist()
     cells = [
         {"row": row, "verdict": image["verdict"], "caption": _caption(image), **dataclasses.asdict(thumbnails[row])}
         for row, image in zip(rows.tolist(), images, strict=True)
@@ -295,7 +328,7 @@ def _strip(manifest: pa.Table, rows: np.ndarray, thumbnails: Mapping[int, Thumbn
     return {"person": images[0]["person"], "cells": cells}
 
 
-def _caption(image: Mapping[str, Any]) -> str:
+def _caption(image: ImageRow) -> str:
     reference = image["variant"] == image["reference_variant"]
     scores = [image["detector_score"], None if reference else image["ssim"]]
     scores.append(None if reference and image["source"] != LATENT else image["identity_cosine"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, Thresholds, verdicts
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json
 from reporting.grid import KEPT, SheetCell, SheetRow, contact_sheet, encode_png
-from reporting.page import is_toy
+from reporting.page import Summary, is_toy
 from reporting.run.identity import identity_summary, read_privacy
 from reporting.run.page import COLUMNS, run_page
 
@@ -40,11 +42,11 @@ class RunTimes:
         return self.run_images / self.seconds if self.seconds > 0 else 0.0
 
 
-def read_summary(output: Output) -> dict | None:
+def read_summary(output: Output) -> Summary | None:
     """summary.json, or None when there is none that can be read: it is derived, and can be derived again."""
     text = output.read(SUMMARY)
     try:
-        content = json.loads(text) if text else None
+        content: Summary | None = json.loads(text) if text else None
     except ValueError:
         return None
     return content if isinstance(content, dict) else None
@@ -63,10 +65,10 @@ def is_published(output: Output, plan: Plan, thresholds: Thresholds) -> bool:
     )
 
 
-def _recorded(summary: Mapping) -> Thresholds | None:
+def _recorded(summary: Summary) -> Thresholds | None:
     # Not compared as mappings: records of older runs lack thresholds that came later, and mean none.
     try:
-        return Thresholds(**summary["thresholds"])
+        return dataclasses.replace(Thresholds(), **summary["thresholds"])
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -75,7 +77,7 @@ def publish(
     output: Output,
     plan: Plan,
     thresholds: Thresholds,
-    network: Mapping,
+    network: Mapping[str, Json],
     times: RunTimes | None,
 ) -> dict[str, int]:
     """Derive manifest, contact sheet, report and summary of a finished run; returns images by verdict.
@@ -94,11 +96,11 @@ def publish(
     if times is None:
         names = ("seconds", "run_images", "stage_seconds", "images_per_second")
         earlier = read_summary(output) or {}
-        timing = {name: earlier[name] for name in names if name in earlier}
+        timing = {name: earlier.get(name) for name in names if name in earlier}
     manifest = read_manifest(output, columns=COLUMNS)
     privacy, identity = read_privacy(output, plan, manifest), identity_summary(manifest)
     found = {"identity": identity, "privacy": privacy}
-    summary = {
+    content = {
         "plan_hash": plan.configuration.hash,
         "people": plan.people,
         "images": plan.images,
@@ -110,6 +112,7 @@ def publish(
         "network": dict(network),
         **{name: figures for name, figures in found.items() if figures},
     }
+    summary = cast(Summary, content)
     output.write(SHEET, encode_png(draw_sheet(output, plan, thresholds, toy=is_toy(network))))
     output.write(REPORT, run_page(output, plan, manifest, summary).encode())
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
@@ -161,7 +164,7 @@ def _sheet_cell(image: Mapping) -> SheetCell:
     return SheetCell(None if content is None else decode(content), caption, image["verdict"])
 
 
-def counts_of(summary: Mapping) -> dict[str, int]:
+def counts_of(summary: Summary | None) -> dict[str, int]:
     """Images by verdict out of a summary, in the order of VERDICTS."""
-    counts = summary.get("counts", {})
+    counts = {} if summary is None else summary.get("counts", {})
     return {name: int(counts.get(name, 0)) for name in (KEPT, *VERDICTS[1:])}
