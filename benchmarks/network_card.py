@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,7 +47,7 @@ from passersby.metrics.variants import (
 )
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
 from pipeline.generation import Inputs
-from reporting.gan.card import card_markdown, mixes_picture, people_picture
+from reporting.gan.card import Card, card_markdown, mixes_picture, people_picture
 from reporting.grid import save_png
 
 # What --layers is compared with. With all layers of the donor the variant is the donor itself.
@@ -302,7 +303,7 @@ def main(config: Config) -> None:
     title = f"{config.network.stem}: each person with the {layers_name(config.layers)} layers of the donors"
     save_png(config.out / "mixes.png", mixes_picture(*shown, threshold, title))
     write_atomically(config.out / "card.json", (json.dumps(card, indent=2) + "\n").encode())
-    text = card_markdown(card)
+    text = card_markdown(cast(Card, card))
     write_atomically(config.out / "card.md", text.encode())
     print(text)
 

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from passersby import weights
-from reporting.curves import read_history
+from reporting.curves import kimg_of, read_history
 from training.gan.config import PRESETS, GanConfig
 from training.gan.run import train
 from training.gan.start import claim_folder
@@ -76,7 +76,8 @@ def run(config: Config, folder: str, values: dict) -> list[tuple[float, float]]:
     training.check()
     claim_folder(training)
     train(training, pick_device(0), inception=weights.get("inception-2015").read_bytes())
-    return [(r["kimg"], r["fid"]) for r in read_history(training.out / HISTORY) if r.get("fid") is not None]
+    pairs = [(kimg_of(record), record.get("fid")) for record in read_history(training.out / HISTORY)]
+    return [(kimg, fid) for kimg, fid in pairs if fid is not None]
 
 
 def draw(config: Config, results: dict[str, list[tuple[float, float]]]) -> None:

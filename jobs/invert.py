@@ -21,8 +21,12 @@ from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.options import flag
 from pipeline.cluster import wait_for_gpus
-from reporting.inversion.results import is_inversion_published, publish_inversion, summary_lines
-from reporting.run.results import read_summary
+from reporting.inversion.results import (
+    is_inversion_published,
+    publish_inversion,
+    read_inversion_summary,
+    summary_lines,
+)
 
 if TYPE_CHECKING:
     from pipeline.inversion import Networks
@@ -106,7 +110,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, object]:
     names = ["splits", "pictures", "steps", "refine", "unit_images"]
     if given(arguments, "refine") in (None, c.refine):  # another refinement has defaults of its own
         names += ["refine_steps", "pivotal_steps"]
-    return {name: getattr(c, name) for name in names} | {"people": sum(plan.extents)}
+    return {**{name: getattr(c, name) for name in names}, "people": sum(plan.extents)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +159,8 @@ def main(config: Config) -> int | None:
         failed = invert(config, output, configuration, pictures, files)
         if failed or config.dry_run:
             return failed
-    print(*summary_lines(read_summary(output) or {}, output), sep="\n")
+    if summary := read_inversion_summary(output):
+        print(*summary_lines(summary, output), sep="\n")
     return 0
 
 

@@ -3,9 +3,8 @@
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +16,9 @@ from datasets.runs.plan import read_plan
 from datasets.storage.output import Output
 from jobs.common import run_job
 from passersby.errors import InputError
+
+if TYPE_CHECKING:
+    from reporting.sweep.page import SweepRecord
 
 SWEEP, TRIALS, SWEEP_REPORT = "sweep.json", "trials.parquet", "sweep_report.html"
 TOP = 8  # pictures found for a query
@@ -90,7 +92,7 @@ def write_sweep_page(config: Config) -> str:
     return output.address(SWEEP_REPORT)
 
 
-def read_sweep(output: Output) -> tuple[dict[str, Any], pa.Table]:
+def read_sweep(output: Output) -> "tuple[SweepRecord, pa.Table]":
     """sweep.json and trials.parquet. Raises InputError where one is missing or damaged."""
     text = output.read(SWEEP)
     if text is None:
@@ -99,7 +101,8 @@ def read_sweep(output: Output) -> tuple[dict[str, Any], pa.Table]:
     if content is None:
         raise InputError(f"--sweep {output.root_address}: no {TRIALS} yet: it comes with the first finished trial")
     try:
-        sweep, trials = json.loads(text), pq.read_table(io.BytesIO(content))
+        sweep: SweepRecord = json.loads(text)
+        trials = pq.read_table(io.BytesIO(content))
     except (ValueError, pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"--sweep {output.root_address}: {SWEEP} or {TRIALS} is damaged ({reason})") from error
@@ -108,9 +111,7 @@ def read_sweep(output: Output) -> tuple[dict[str, Any], pa.Table]:
     return sweep, trials
 
 
-def draw_queries(
-    output: Output, sweep: Mapping[str, Any], trials: pa.Table, each: int
-) -> tuple[bytes | None, list[str]]:
+def draw_queries(output: Output, sweep: "SweepRecord", trials: pa.Table, each: int) -> tuple[bytes | None, list[str]]:
     """Queries that got better and worse at the best level of the first arm, as a PNG; or none, and a note why."""
     from passersby.metrics.sweep_statistics import analyse
     from pipeline.evaluation import changed_queries_sheet
@@ -123,7 +124,7 @@ def draw_queries(
     if changed is None:
         return None, []
     data = sweep.get("paths", {}).get("data")
-    networks = {}
+    networks: dict[int, str] = {}
     for row in table.select(["level", "seed", "network"]).to_pylist():
         if row["level"] in (0, level):
             networks.setdefault(row["level"], output.address(row["network"]))

@@ -95,7 +95,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, object]:
     except (ValueError, KeyError, TypeError, SystemExit):  # of another version: the job says what is wrong with it
         return {}
     names = ("sweep", "preset", "set", "arms", "cross", "steps", "equal_epochs")
-    return {name: getattr(before, name) for name in names} | levels
+    return {**{name: getattr(before, name) for name in names}, **levels}
 
 
 def main(config: Config) -> int | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -12,6 +11,7 @@ from datasets.latents.pictures import Pictures
 from datasets.latents.plan import InversionPlan, InversionUnit
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json
 from passersby.perception.perceptual import load_perceptual
 from passersby.reid.identity_features import load_identity
 from passersby.restyle.checkpoint import LoadedEncoder, check_pair, load_encoder
@@ -22,6 +22,7 @@ from passersby.stylegan3.generator import Generator
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import Work
 from pipeline.pools import Pool, describe, fit_pools
+from reporting.inversion.results import AboutNetworks
 
 THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a code
 
@@ -35,7 +36,7 @@ class Networks:
     loss: InversionLoss
     files: dict[str, str]  # file names of encoder and generator
     generator_sha256: str
-    generator_record: dict[str, Any]
+    generator_record: dict[str, Json]
 
     @classmethod
     def load(cls, encoder: Path, generator: Path, perceptual: Path, identity: Path | None) -> "Networks":
@@ -51,15 +52,21 @@ class Networks:
         files = {"encoder": encoder.name, "generator": generator.name}
         return cls(loaded, network.generator, loss, files, network.sha256, network.record)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> AboutNetworks:
         """What the metadata of latents.parquet say of them; a training that nobody recorded is "unknown"."""
         config = self.generator.config
-        sizes = {name: getattr(config, name) for name in ("height", "width", "num_ws", "w_dim")}
         records = {"generator": self.generator_record, "encoder": self.encoder.record}
         perceptual = self.loss.perceptual
         assert perceptual is not None  # `load` gives it one
         return {
-            "generator": {"file": self.files["generator"], "sha256": self.generator_sha256, **sizes},
+            "generator": {
+                "file": self.files["generator"],
+                "sha256": self.generator_sha256,
+                "height": config.height,
+                "width": config.width,
+                "num_ws": config.num_ws,
+                "w_dim": config.w_dim,
+            },
             "encoder": {
                 "file": self.files["encoder"],
                 "sha256": self.encoder.sha256,

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +22,7 @@ from scipy.ndimage import gaussian_filter1d
 from passersby.errors import InputError
 from passersby.files import write_atomically
 
-Record = Mapping[str, Any]
+Record = Mapping[str, float | None]
 Curve = tuple[np.ndarray, np.ndarray]  # kimg and value of the records that have a finite one, both [n] float64
 
 _GENERATOR, _DISCRIMINATOR, _VALIDATION, _INK, _FAINT = "#d55e00", "#0072b2", "#009e73", "#202124", "#9aa0a6"
@@ -93,7 +92,7 @@ def save_curves(
     stands at the best FID. The file is written whole or not at all. Raises InputError when it cannot be written, or no
     record has a value to draw.
     """
-    history = sorted(history, key=lambda record: record["kimg"])
+    history = sorted(history, key=kimg_of)
     keys = {key for panel in panels for key, *_ in panel.series} | _NEEDED
     curves = {key: _curve(history, key) for key in keys}
     curves[_OVERFITTING] = _overfitting(curves, smoothing)
@@ -120,8 +119,16 @@ def save_curves(
     write_atomically(path, buffer.getvalue())
 
 
+def kimg_of(record: Record) -> float:
+    """Thousands of images seen, which every record of a history says. Raises ValueError where it does not."""
+    kimg = record.get("kimg")
+    if kimg is None or not math.isfinite(kimg):
+        raise ValueError(f"a record of the history needs a finite kimg: {dict(record)}")
+    return kimg
+
+
 def _curve(history: Iterable[Record], key: str) -> Curve:
-    pairs = [(record["kimg"], record.get(key)) for record in history]
+    pairs = [(kimg_of(record), record.get(key)) for record in history]
     kept = [(kimg, value) for kimg, value in pairs if value is not None and math.isfinite(value)]
     table = np.array(kept, np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
@@ -194,8 +201,7 @@ def append_history(path: str | os.PathLike, record: Record) -> None:
     Numbers that are not finite become null. A torn last line, left by a process that was killed, is cut off first.
     Raises ValueError for a record without a finite "kimg", InputError when the file cannot be written.
     """
-    if not math.isfinite(record.get("kimg", math.nan)):
-        raise ValueError(f"a record of the history needs a finite kimg: {dict(record)}")
+    kimg_of(record)
     finite = {key: None if _is_undefined(value) else value for key, value in record.items()}
     line = json.dumps(finite, allow_nan=False) + "\n"
     path = Path(path)
@@ -213,11 +219,11 @@ def append_history(path: str | os.PathLike, record: Record) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _is_undefined(value: object) -> bool:
+def _is_undefined(value: float | None) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def read_history(path: str | os.PathLike, until_kimg: float = math.inf) -> list[dict[str, Any]]:
+def read_history(path: str | os.PathLike, until_kimg: float = math.inf) -> list[Record]:
     """The records up to and with `until_kimg`, in the file's order; none when there is no file.
 
     A last line without its end was torn by a kill and is left out. Raises InputError for any other line that is not
@@ -245,7 +251,7 @@ def read_history(path: str | os.PathLike, until_kimg: float = math.inf) -> list[
     return records
 
 
-def rewind_history(path: str | os.PathLike, kimg: float) -> list[dict[str, Any]]:
+def rewind_history(path: str | os.PathLike, kimg: float) -> list[Record]:
     """For a training that resumes at `kimg`: drop what lies beyond, in the file too; returns the records left.
 
     So the file of a resumed training has the same records as that of an undisturbed one. Errors as `read_history`.

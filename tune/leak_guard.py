@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
+from datasets.latents.table import About
 from datasets.people.market1501 import toy_crowd_record
 from datasets.people.readers import address, read_split
 from datasets.people.real_people import matched_names
@@ -192,7 +193,7 @@ def judge_origins(origins: Iterable[Origin], data: DataSet) -> Finding:
     return Finding(what, CLEAN, f"{len(names):,} people of {data.name} train")
 
 
-def judge_latents(about: Mapping[str, Json], data: DataSet) -> list[Finding]:
+def judge_latents(about: About, data: DataSet) -> list[Finding]:
     """Findings on what the metadata of latents say: whether of test people, and of whom their networks have seen."""
     findings = []
     if about.get("test_people") is not False:
@@ -207,7 +208,7 @@ def judge_latents(about: Mapping[str, Json], data: DataSet) -> list[Finding]:
     return findings
 
 
-def judge_run(run: GeneratedRun, latents_about: Mapping[str, Json] | None, data: DataSet) -> list[Finding]:
+def judge_run(run: GeneratedRun, latents_about: About | None, data: DataSet) -> list[Finding]:
     """Findings on a run; latents_about: `about` of the latents that it was made from, None where they are not at
     hand."""
     if run.plan is None:

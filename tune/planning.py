@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.latents.table import read_latents
+from datasets.latents.table import About, read_latents
 from datasets.people.readers import address
 from datasets.reid.sources import REAL, Source, list_sources
 from passersby.errors import InputError
-from passersby.options import Json
 from training.reid.config import ReidTraining
 from training.reid.data import ReidBatches
 from tune.leak_guard import DataSet, Finding, judge_run, read_data_set, refuse_leak
@@ -91,7 +90,7 @@ def _findings(runs: Mapping[int | str, GeneratedRun], latents: Sequence[str], da
     for table in tables:
         if all(run.record.get("latents") != table.sha256 for run in runs.values()):
             check_latents(next(iter(runs.values())), table)
-    abouts: dict[str | None, Mapping[str, Json]] = {table.sha256: table.about for table in tables}
+    abouts: dict[str | None, About] = {table.sha256: table.about for table in tables}
     found = (judge_run(run, abouts.get(run.record.get("latents")), data) for run in runs.values())
     return tuple(dict.fromkeys(finding for findings in found for finding in findings))
 

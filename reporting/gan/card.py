@@ -4,11 +4,12 @@ What a card holds is said by `benchmarks/network_card.py`, which measures it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NotRequired, Required, TypedDict
 
 import numpy as np
 
 from datasets.runs.verdicts import KEPT
+from passersby.options import Json
 from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
 from reporting.page import flatten
 
@@ -17,7 +18,108 @@ _COLUMNS = 16
 _LONGEST = 300  # characters of a cell of a table
 
 
-def card_markdown(card: Mapping[str, Any]) -> str:
+class Share(TypedDict):
+    """A mean over people, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ByPerson(TypedDict):
+    """Of each person's images, what the pedestrian filter lets through."""
+
+    median: float
+    at_least_half: Share
+    none: Share
+
+
+class Passing(TypedDict):
+    """What the pedestrian filter lets through."""
+
+    all: Share
+    base: Share
+    by_person: ByPerson
+
+
+class Compared(TypedDict, total=False):
+    """Images beside the base images, as in `_LEGEND`; the shares only where they were measured."""
+
+    filter: Share
+    filter_minus_base: Share
+    nearest_own: Share
+    own_before_donor: Share
+    nearest_donor: Share
+    ssim_4095: Required[float]
+    ssim_255: Required[float]
+    absolute_difference: Required[float]
+    edge_distance: Required[float]
+
+
+class RealPeople(TypedDict):
+    """The same of real people, of a Market-1501 tree."""
+
+    tree: str
+    filter: Share
+    other_people: Compared
+    same_camera: NotRequired[Compared]
+    other_camera: NotRequired[Compared]
+
+
+class Fid(TypedDict):
+    """FID of all images against held-out people of a tree."""
+
+    value: float
+    images: int
+    reference: str
+    reference_images: int
+
+
+class GeneratorSettings(TypedDict):
+    """What the card says of a generator's configuration."""
+
+    height: int
+    width: int
+    use_radial_filters: bool
+
+
+class Network(TypedDict):
+    """The network; record: what its file says of its training."""
+
+    file: str
+    sha256: str
+    parameters: int
+    generator: GeneratorSettings
+    record: Mapping[str, Json]
+
+
+class Settings(TypedDict):
+    """How its people were made."""
+
+    people: int
+    variants: int
+    height: int
+    width: int
+    threshold: float
+
+
+class Card(TypedDict):
+    """All figures. mixing: name of the mixed layers -> variants beside their base images."""
+
+    network: Network
+    settings: Settings
+    command: str
+    commit: str | None
+    hardware: str
+    software: Mapping[str, str]
+    filter: Passing
+    mixing: Mapping[str, Compared]
+    other_people: Compared
+    real: RealPeople | None
+    fid: Fid | None
+
+
+def card_markdown(card: Card) -> str:
     """The tables of a card as Markdown text.
 
     What comes from the network's file is anybody's text: it cannot leave its cell of the table.
@@ -51,7 +153,7 @@ _LEGEND = """- passes: share that the pedestrian filter lets through; over base:
 - SSIM: with the base image, at data ranges 4095 (that of the filter) and 255; difference: mean, of values 0 to 255"""
 
 
-def _network_rows(network: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _network_rows(network: Network) -> list[tuple[str, str]]:
     generator, record = network["generator"], dict(network["record"])
     kind = "R" if generator["use_radial_filters"] else "T"
     rows = [
@@ -63,7 +165,7 @@ def _network_rows(network: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows + flatten(record)
 
 
-def _people_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _people_rows(card: Card) -> list[tuple[str, ...]]:
     measured, real = card["filter"], card["real"]
     person = measured["by_person"]
     rows = [
@@ -83,7 +185,7 @@ def _people_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _mixing_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _mixing_rows(card: Card) -> list[tuple[str, ...]]:
     columns = ("passes", "over base", "own by clothes", "own before donor", "donor by clothes", "pose")
     rows = [("compared with the base image", *columns, "SSIM 4095", "SSIM 255", "difference")]
     apart = card["other_people"]
@@ -91,23 +193,23 @@ def _mixing_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows.append(_mixing_row("other people's base images", apart, apart))
     if card["real"]:
         real = card["real"]
-        for key, name in (("same_camera", "same camera"), ("other_camera", "another camera")):
-            if key in real:
-                rows.append(_mixing_row(f"real: same person, {name}", real[key], real["other_people"]))
+        for row, name in ((real.get("same_camera"), "same camera"), (real.get("other_camera"), "another camera")):
+            if row is not None:
+                rows.append(_mixing_row(f"real: same person, {name}", row, real["other_people"]))
         rows.append(_mixing_row("real: other people", real["other_people"], real["other_people"]))
     return rows
 
 
-def _mixing_row(name: str, row: Mapping[str, Any], apart: Mapping[str, float]) -> tuple[str, ...]:
+def _mixing_row(name: str, row: Compared, apart: Compared) -> tuple[str, ...]:
     over = f"{100 * row['filter_minus_base']['value']:+.1f}" if "filter_minus_base" in row else ""
-    keys = ("filter", "nearest_own", "own_before_donor", "nearest_donor")
-    shares = [_share(row[key]) if key in row else "" for key in keys]
+    measured = (row.get(key) for key in ("filter", "nearest_own", "own_before_donor", "nearest_donor"))
+    shares = ["" if share is None else _share(share) for share in measured]
     pose = row["edge_distance"] / apart["edge_distance"] if apart["edge_distance"] else 0.0
-    ssim = [f"{row[key]:.3f}" for key in ("ssim_4095", "ssim_255")]
+    ssim = [f"{value:.3f}" for value in (row["ssim_4095"], row["ssim_255"])]
     return (name, shares[0], over, *shares[1:], f"{100 * pose:.0f}%", *ssim, f"{row['absolute_difference']:.1f}")
 
 
-def _share(measured: Mapping[str, Any]) -> str:
+def _share(measured: Share) -> str:
     return f"{percent(measured['value'])} ({100 * measured['low']:.1f} to {100 * measured['high']:.1f})"
 
 
@@ -116,9 +218,9 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
-def _safe(text: object) -> str:
+def _safe(text: str) -> str:
     # One line, no markup: cells cannot be ended, links and tags cannot be begun.
-    line = " ".join(str(text).split())
+    line = " ".join(text.split())
     line = line if len(line) <= _LONGEST else line[:_LONGEST] + "..."
     return line.translate({ord(character): f"&#{ord(character)};" for character in "|<>[]`"})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets.people.image_sets import ImageSet
 from passersby.errors import InputError
-from reporting.curves import read_history, save_curves
+from reporting.curves import kimg_of, read_history, save_curves
 
 # ---- FID beside FID: what the study lists, and our own rows, each marked with the images that it is about.
 
@@ -182,18 +182,21 @@ def read_training(folder: Path, toy: bool) -> Training:
         path = Path(temporary) / "curves.png"
         save_curves(path, history, title=name)
         png = base64.b64encode(path.read_bytes()).decode()
-    length = max(record["kimg"] for record in history)
-    scored = [record for record in history if isinstance(record.get("fid"), int | float)]
+    length = max(map(kimg_of, history))
+    pairs = [(record.get("fid"), kimg_of(record)) for record in history]
+    scored = [(fid, kimg) for fid, kimg in pairs if isinstance(fid, int | float)]
     said = f"{length:,.4g} thousand images seen"
     if not scored:
         return Training(name, f"{said}, no FID was measured", png, None)
-    best = min(scored, key=lambda record: record["fid"])
-    said += f", FID {best['fid']:.2f} at its best, after {best['kimg']:,.4g} thousand"
+    fid, kimg = min(scored, key=lambda pair: pair[0])
+    said += f", FID {fid:.2f} at its best, after {kimg:,.4g} thousand"
     data_set = TOY if toy else Path(str(config.get("data", "not stated"))).name
     size = f"{config['height']}x{config['width']}" if {"height", "width"} <= config.keys() else "size not stated"
-    reference = {"validation": "held-out people", "training": "training people"}.get(config.get("fid_reference"), "")
+    reference = {"validation": "held-out people", "training": "training people"}.get(
+        str(config.get("fid_reference")), ""
+    )
     compared_with = f"{reference or 'people of its data'}, {size}"
-    return Training(name, said, png, FidRow(name, float(best["fid"]), data_set, compared_with, "measured in training"))
+    return Training(name, said, png, FidRow(name, float(fid), data_set, compared_with, "measured in training"))
 
 
 def _read_config(path: Path) -> dict:

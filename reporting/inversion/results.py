@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,14 @@ import torch
 from datasets.latents.pictures import Pictures
 from datasets.latents.plan import InversionConfiguration, InversionPlan
 from datasets.latents.shards import is_complete, write_latents
-from datasets.latents.table import Latents, read_latents
+from datasets.latents.table import About, AboutGenerator, Latents, read_latents
 from datasets.people.image_sets import read_bytes
 from datasets.people.labelled_images import decode_bicubic
 from datasets.people.market_tree import DecodingError
 from datasets.reid.sources import people_sha256
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.options import Json
 from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.encoder import pooled, restyle_steps, working_size
 from passersby.restyle.losses import InversionLoss, Target
@@ -134,15 +135,62 @@ _TIMES = ("seconds", "run_pictures", "pictures_per_second", "seconds_per_picture
 _MOST_MESSAGES = 10
 
 
+class AboutNetworks(TypedDict):
+    """What the metadata of latents.parquet say of the networks. metric, identity: names of the networks that measure;
+    trained_on, records: of generator and encoder."""
+
+    generator: AboutGenerator
+    encoder: Mapping[str, Json]
+    metric: str
+    identity: str | None
+    weights: Mapping[str, float]
+    trained_on: Mapping[str, Json]
+    records: Mapping[str, Json]
+
+
+class Networks(Protocol):
+    """The networks of an inversion, on the CPU: pipeline.inversion.Networks."""
+
+    @property
+    def encoder(self) -> LoadedEncoder: ...
+    @property
+    def generator(self) -> Generator: ...
+    @property
+    def loss(self) -> InversionLoss: ...
+
+    def about(self) -> AboutNetworks:
+        """What the metadata say of them."""
+        ...
+
+
+class Figure(TypedDict):
+    """A loss over the pictures that have one."""
+
+    mean: float | None
+    median: float | None
+    pictures: int
+
+
+class InversionSummary(TypedDict):
+    """What is read again of summary.json of an inversion; there is more in it, for people."""
+
+    plan_hash: str
+    test_people: bool
+    people: int
+    pictures: int
+    inverted: int
+    errors: int
+    figures: dict[str, Figure]
+    lpips_reduction: float | None
+    metric: str
+
+
 def about_latents(
-    configuration: InversionConfiguration,
-    pictures: Pictures,
-    people: int,
-    networks: Mapping[str, Any],
-) -> dict:
-    """The metadata "about" of latents.parquet. networks: generator, encoder, metric, identity, records as they are."""
+    configuration: InversionConfiguration, pictures: Pictures, people: int, networks: AboutNetworks
+) -> About:
+    """The metadata "about" of latents.parquet."""
     names = pictures.names(people)
-    return {
+    about = {
         **networks,
         **{name: getattr(configuration, name) for name in ("steps", "refine", "refine_steps", "pivotal_steps")},
         "data": pictures.name,
@@ -151,11 +199,17 @@ def about_latents(
         "identities": {"count": len(names), "sha256": people_sha256(names)},
         "plan_hash": configuration.hash,
     }
+    return cast(About, about)
+
+
+def read_inversion_summary(output: Output) -> InversionSummary | None:
+    """summary.json, or None when there is none that can be read."""
+    return cast(InversionSummary | None, read_summary(output))
 
 
 def is_inversion_published(output: Output, plan: InversionPlan) -> bool:
     """Whether everything derived is there, for this plan. The summary is written last."""
-    summary = read_summary(output)
+    summary = read_inversion_summary(output)
     return (
         summary is not None
         and summary.get("plan_hash") == plan.configuration.hash
@@ -166,16 +220,15 @@ def is_inversion_published(output: Output, plan: InversionPlan) -> bool:
 
 
 def publish_inversion(
-    output: Output, plan: InversionPlan, pictures: Pictures, networks: Any, times: RunTimes | None
+    output: Output, plan: InversionPlan, pictures: Pictures, networks: Networks, times: RunTimes | None
 ) -> None:
     """Derive latents.parquet, the sheet and the summary of a finished run.
 
-    networks: `pipeline.inversion.Networks`. times: of the run that has just ended; None keeps those of an earlier
-    summary. Raises InputError when the shards do not make up the plan, and where not one picture could be inverted.
+    times: of the run that has just ended; None keeps those of an earlier summary. Raises InputError when the shards do
+    not make up the plan, and where not one picture could be inverted.
     """
-
-    c = plan.configuration
-    about = about_latents(c, pictures, plan.people, networks.about())
+    c, known = plan.configuration, networks.about()
+    about = about_latents(c, pictures, plan.people, known)
     table = write_latents(output, plan, about)
     good = table.filter(pc.call_function("equal", [table["status"], "ok"]))
     if not good.num_rows:
@@ -189,19 +242,19 @@ def publish_inversion(
     lines = inverted_pictures(latents, contents, networks.encoder, networks.generator, networks.loss, c.steps, c.refine)
     test = f", {', '.join(c.splits)}: TEST PEOPLE, not to be trained on" if c.test_people else ""
     data = f"{len(lines)} of {latents.people:,} people of {pictures.name}{test}"
-    sheet = draw_inversion_sheet(lines, about["metric"], data, toy=is_toy(about["records"]["generator"]))
+    sheet = draw_inversion_sheet(lines, known["metric"], data, toy=is_toy(known["records"]["generator"]))
     output.write(SHEET, encode_png(sheet))
-    summary = summarise(table, plan, about, list(pictures.listing.notes)) | _timing(output, times)
+    summary = summarise(table, plan, about, known["metric"], list(pictures.listing.notes)) | _timing(output, times)
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def summarise(table: pa.Table, plan: InversionPlan, about: Mapping[str, Any], notes: list[str]) -> dict:
+def summarise(table: pa.Table, plan: InversionPlan, about: About, metric: str, notes: list[str]) -> InversionSummary:
     """What a run found, of the rows of all its pictures. Means and medians are over the pictures that have a figure."""
     good = table.filter(pc.call_function("equal", [table["status"], "ok"]))
     reasons = Counter(table["message"].drop_null().to_pylist())
     figures = {name: _figure(good[name]) for name in FIGURES}
     before, after = figures["encoder_lpips"]["mean"], figures["lpips"]["mean"]
-    return {
+    summary = {
         "plan_hash": plan.configuration.hash,
         "test_people": plan.configuration.test_people,
         "people": plan.people,
@@ -212,15 +265,18 @@ def summarise(table: pa.Table, plan: InversionPlan, about: Mapping[str, Any], no
         "people_without": plan.people - pc.call_function("count_distinct", [good["person"]]).as_py(),
         "deltas": pc.call_function("count_distinct", [good["delta"]]).as_py(),
         "figures": figures,
-        "lpips_reduction": 1 - after / before if before else None,  # by refinement, of the encoder's last step
-        "metric": about["metric"],
+        "lpips_reduction": 1 - after / before
+        if before and after is not None
+        else None,  # by refinement, of the encoder's last step
+        "metric": metric,
         "notes": notes,
         "configuration": dataclasses.asdict(plan.configuration),
-        "about": dict(about),
+        "about": about,
     }
+    return cast(InversionSummary, summary)
 
 
-def _figure(column: pa.ChunkedArray) -> dict[str, float | int | None]:
+def _figure(column: pa.ChunkedArray) -> Figure:
     values = column.drop_null().to_numpy().astype(np.float64)
     if not len(values):
         return {"mean": None, "median": None, "pictures": 0}
@@ -230,7 +286,7 @@ def _figure(column: pa.ChunkedArray) -> dict[str, float | int | None]:
 def _timing(output: Output, times: RunTimes | None) -> dict:
     if times is None:
         earlier = read_summary(output) or {}
-        return {name: earlier[name] for name in _TIMES if name in earlier}
+        return {name: earlier.get(name) for name in _TIMES if name in earlier}
     pictures = max(1, times.run_images)
     return {
         "seconds": times.seconds,
@@ -240,7 +296,7 @@ def _timing(output: Output, times: RunTimes | None) -> dict:
     }
 
 
-def summary_lines(summary: Mapping[str, Any], output: Output) -> list[str]:
+def summary_lines(summary: InversionSummary, output: Output) -> list[str]:
     """What a run found, in lines for people."""
     figures = summary["figures"]
 

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from passersby.metrics.ranking import Ranking
 from passersby.metrics.verification import BINS, STEP, CameraPair, PairCounts, Threshold, Thresholds
+from passersby.options import Json
 
 # ---- Curves of a ranking: cumulative matches, and similarities of pairs with the thresholds between them.
 
@@ -132,7 +133,7 @@ SCORES = {
 MOST_CAMERAS = 8  # of a table in the terminal: wider ones wrap
 
 
-def scores_record(ranking: Ranking) -> dict[str, Any]:
+def scores_record(ranking: Ranking) -> Json:
     """All scores of a ranking, 0..1, as JSON values: null where undefined.
 
     Those outside of all_queries are means over the `valid` queries, which have a match; those inside divide by all.
@@ -142,20 +143,22 @@ def scores_record(ranking: Ranking) -> dict[str, Any]:
     return json_values(record | {"cmc": ranking.cmc.tolist()})
 
 
-def thresholds_record(thresholds: Thresholds) -> dict[str, Any]:
+def thresholds_record(thresholds: Thresholds) -> Json:
     """Both thresholds, null where undefined."""
     return json_values(dataclasses.asdict(thresholds))
 
 
-def json_values(value: Any) -> Any:
+Numbers: TypeAlias = Json | np.generic | Sequence["Numbers"] | Mapping[str, "Numbers"]
+
+
+def json_values(value: Numbers) -> Json:
     """The same with None for numbers that are not finite, which JSON does not have, and plain numbers for NumPy's."""
     if isinstance(value, Mapping):
         return {key: json_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [json_values(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    plain: Json = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def score_table(rankings: Mapping[str, Ranking]) -> list[str]:

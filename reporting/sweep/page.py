@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from passersby.errors import InputError
 from passersby.metrics.sweep_statistics import BETTER, WORSE, Analysis, Trials, analyse, query_interval
+from passersby.options import Json
 from reporting.page import flatten, is_toy, rendered
 
 # ---- Lines with bands over levels, with the geometry in which a page draws them.
@@ -146,8 +147,45 @@ class Changed:
     after: np.ndarray
 
 
+class FoundLeak(TypedDict, total=False):
+    """A finding of the leak guard: what was looked at, the verdict on it, and why."""
+
+    what: str
+    verdict: str
+    reason: str
+
+
+class Leak(TypedDict, total=False):
+    """What the leak guard found in all, and whether a leak was allowed."""
+
+    verdict: str
+    allowed: bool
+    findings: list[FoundLeak]
+
+
+class SweepPaths(TypedDict, total=False):
+    """Where a sweep's data and runs lay."""
+
+    data: str
+    runs: dict[str, str]
+
+
+class SweepRecord(TypedDict, total=False):
+    """What is read of sweep.json (tune/sweep.py), of which anything may lack. trials: how many are planned."""
+
+    configuration: Mapping[str, Json]
+    sweep: str
+    arms: list[str]
+    trials: int
+    equal: str
+    one_generator: bool
+    leak: Leak | None
+    paths: SweepPaths
+    command: str
+
+
 def sweep_page(
-    sweep: Mapping[str, Any],
+    sweep: SweepRecord,
     trials: pa.Table,
     pictures: bytes | None = None,
     notes: Sequence[str] = (),
@@ -161,11 +199,11 @@ def sweep_page(
     notes = [*notes, *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in waiting)]
     tables = {arm: trials.filter(pc.call_function("equal", [trials["arm"], arm])) for arm in arms}
     found = {score: {arm: analyse(trials_of(tables[arm], score)) for arm in arms} for score in SCORES}
-    leak = sweep.get("leak") or {}
+    leak: Leak = sweep.get("leak") or {}
     return rendered(
         "sweep.html.j2",
         title=f"Sweep: {name.replace('-', ' ')}",
-        toy=is_toy(sweep),
+        toy=is_toy(cast(Mapping[str, Json], sweep)),
         leak=leak if leak.get("verdict") == "leak" else None,
         unknown=[one for one in leak.get("findings", []) if one.get("verdict") == "unknown"],
         headline=_headline(trials, sweep),
@@ -186,12 +224,13 @@ def sweep_page(
     )
 
 
-def settings_of(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings_of(configuration: Mapping[str, Json]) -> list[tuple[str, str]]:
     """A sweep's configuration as (dotted key, text): what the trainings of all arms share once, what differs by arm."""
-    trainings = configuration.get("training")
-    if not isinstance(trainings, Mapping) or not all(isinstance(one, Mapping) for one in trainings.values()):
+    stored = configuration.get("training")
+    stored = stored if isinstance(stored, Mapping) else {}
+    trainings = {arm: dict(flatten(training)) for arm, training in stored.items() if isinstance(training, Mapping)}
+    if not isinstance(configuration.get("training"), Mapping) or len(trainings) < len(stored):
         return flatten(configuration)
-    trainings = {arm: dict(flatten(training)) for arm, training in trainings.items()}
     pairs = [pair for training in trainings.values() for pair in training.items()]
     shared = {key: text for key, text in pairs if pairs.count((key, text)) == len(trainings)}
     arms = {
@@ -207,7 +246,7 @@ def trials_of(table: pa.Table, score: str) -> Trials:
     return Trials(*(table[name].to_numpy() for name in ("level", "seed", score)))
 
 
-def compared_arms(trials: pa.Table, sweep: Mapping[str, Any]) -> list[str]:
+def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
     """The arms whose level 0 has finished, in the sweep's order. Raises InputError where there is none."""
     pairs = zip(trials["arm"].to_pylist(), trials["level"].to_pylist(), strict=True)
     found = dict.fromkeys(arm for arm, level in pairs if level == 0)
@@ -247,7 +286,7 @@ def _precisions(table: pa.Table, level: int) -> np.ndarray | None:
     return np.array([[math.nan if ap is None else ap for ap in precisions] for _, precisions in lists])
 
 
-def _headline(trials: pa.Table, sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _headline(trials: pa.Table, sweep: SweepRecord) -> list[tuple[str, str]]:
     levels, seeds = (len(trials[name].unique()) for name in ("level", "seed"))
     planned = sweep.get("trials")
     once = trials.group_by("trial").aggregate([("minutes", "max")])  # arms may share those of level 0
@@ -279,7 +318,9 @@ def _list(words: Sequence[str]) -> str:
     return f"level{'s' * (len(words) > 1)} {', '.join(words)}"
 
 
-def _charts(score: str, found: Mapping[str, Analysis], tables: Mapping[str, pa.Table], sweep: str) -> dict[str, Any]:
+def _charts(
+    score: str, found: Mapping[str, Analysis], tables: Mapping[str, pa.Table], sweep: str
+) -> dict[str, str | Chart | None]:
     title = SCORES[score]
     ours = [_series(number, arm, analysis, tables[arm], score) for number, (arm, analysis) in enumerate(found.items())]
     said = "; ".join(f"{one.name}: " + ", ".join(text for *_, text in one.points) for one in ours)
@@ -302,7 +343,9 @@ def _series(number: int, arm: str, analysis: Analysis, table: pa.Table, score: s
     return Series(arm or "this sweep", f"series-{min(number, 5)}", points, band, dots)
 
 
-def _arm(arm: str, table: pa.Table, found: Mapping[str, Analysis]) -> dict[str, Any]:
+def _arm(
+    arm: str, table: pa.Table, found: Mapping[str, Analysis]
+) -> dict[str, str | float | list[dict[str, str | int]] | None]:
     analysis, rank1 = found["mAP"], found["rank1"]
     steps = table.group_by("level").aggregate([("steps", "mean"), ("generated_images", "mean")]).to_pylist()
     by_level = {row["level"]: row for row in steps}
