@@ -5,26 +5,30 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar
 
 import ray
 import ray.exceptions
 import tyro
 
 from passersby.errors import InputError
+from passersby.options import Json, Options
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Options)
 # The folder of --out and the command line -> the options that a job begun there has, as the configuration holds them.
-Begun = Callable[[str, list[str]], dict[str, Any]]
+Begun: TypeAlias = Callable[[str, list[str]], Mapping[str, Json | Path]]
 PROGRAM: str | None = None  # how help texts call the program; None: by the file that was started
 
 
-class Training(Protocol):
+class Training(Options, Protocol):
     """The configuration of a training: a dataclass that its config.json holds."""
 
-    preset: str
+    @property
+    def preset(self) -> str:
+        """Name of the preset whose values its options started from."""
+        ...
 
     @classmethod
     def from_json(cls, values: dict) -> Self:
@@ -80,7 +84,10 @@ def parse(
             values = {}  # the job itself says what is wrong with the folder
         if values:
             default = dataclasses.replace(unfilled(config_class) if default is None else default, **values)
-    return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=config_class.__doc__, default=default)
+    described = {"prog": PROGRAM, "description": config_class.__doc__}
+    if default is None:
+        return tyro.cli(config_class, args=arguments, **described)
+    return tyro.cli(config_class, args=arguments, default=default, **described)
 
 
 def given(arguments: list[str], option: str) -> str | None:
@@ -104,7 +111,7 @@ def training_begun(kind: type[Training], left_open: Collection[str], is_begun: C
     the folder holds a training, and not only the options of one that could not start.
     """
 
-    def begun(out: str, arguments: list[str]) -> dict[str, Any]:
+    def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         try:
             stored = json.loads((Path(out) / "config.json").read_text())
             training = kind.from_json(stored)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import ray
@@ -20,6 +21,7 @@ from datasets.storage.lock import hold
 from datasets.storage.output import Output
 from jobs.common import connect, given, run_job
 from passersby import weights
+from passersby.options import Json
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import failure_advice, make_units
 from pipeline.generation import Choices, Here, Inputs, freeze, read_inputs
@@ -163,7 +165,7 @@ class Config:
         return freeze(choices, inputs, existing)
 
 
-def begun(out: str, arguments: list[str]) -> dict[str, object]:
+def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
     """The options of the run that lies in a folder, for `jobs.common.parse`: none where there is no run."""
     plan = read_plan(Output(out))
     if plan is None:

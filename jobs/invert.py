@@ -19,7 +19,7 @@ from jobs.common import connect, given, run_job
 from passersby import weights
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.options import flag
+from passersby.options import Json, flag
 from pipeline.cluster import wait_for_gpus
 from reporting.inversion.results import (
     is_inversion_published,
@@ -101,7 +101,7 @@ class Config:
         return {name: given[name] if goes else None for name, goes in runs.items()}
 
 
-def begun(out: str, arguments: list[str]) -> dict[str, object]:
+def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
     """The options of the inversion that lies in a folder, for `jobs.common.parse`: none where there is none."""
     plan = read_inversion_plan(Output(out))
     if plan is None:

@@ -15,6 +15,7 @@ from datasets.storage.lock import hold
 from datasets.storage.output import Output
 from jobs.common import CPU_VARIABLES, connect, run_job
 from passersby.errors import InputError
+from passersby.options import Json
 from pipeline.ray_training import restart_with
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Config:
     """Print the trials and what they ask of the cluster; write nothing."""
 
 
-def begun(out: str, arguments: list[str]) -> dict[str, object]:
+def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
     """The options of the sweep that lies in a folder, for `jobs.common.parse`: none where there is none.
 
     sweep.json holds the command that it was last gone on with: what that command gave is given again.
