@@ -8,7 +8,7 @@ from its person.
 
 import sys
 from collections.abc import Awaitable
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +75,9 @@ Reference: TypeAlias = Awaitable[T]  # a Ray reference (`ray.put`), as stages se
 def resolved(value: T | Reference[T]) -> T:
     """The value itself, or what a Ray reference stands for. Where Ray was never imported, nothing is a reference."""
     ray = sys.modules.get("ray")
-    return ray.get(value) if ray is not None and isinstance(value, ray.ObjectRef) else value
+    if ray is not None and isinstance(value, ray.ObjectRef):
+        return ray.get(value)
+    return cast(T, value)  # no reference, which no type checker can tell where Ray is not imported
 
 
 # ---- What the plan says of every image.
