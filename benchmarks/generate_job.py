@@ -148,7 +148,9 @@ def main(config: Config) -> None:
     rows = [row for row in rows if row["person"] < config.study_people]
     equal = sum(study.verdicts[row["person"], row["variant"]] == row["verdict"] for row in rows)
     summary, seconds = read_summary(output), sum(study.seconds.values())
-    assert summary is not None  # the job has ended
+    assert summary is not None  # the job has ended, and measured itself
+    assert "images_per_second" in summary
+    assert "stage_seconds" in summary
     stages = ", ".join(f"{stage} {1e3 * s / images:.1f}" for stage, s in study.seconds.items())
     print(f"the study's way: {images / seconds:.2f} images/s ({stages} ms an image)")
     print(f"the job: {summary['images_per_second']:.2f} images/s, start of its workers included")
