@@ -84,10 +84,10 @@ def parse(
             values = {}  # the job itself says what is wrong with the folder
         if values:
             default = dataclasses.replace(unfilled(config_class) if default is None else default, **values)
-    described = {"prog": PROGRAM, "description": config_class.__doc__}
+    text = config_class.__doc__
     if default is None:
-        return tyro.cli(config_class, args=arguments, **described)
-    return tyro.cli(config_class, args=arguments, default=default, **described)
+        return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=text)
+    return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=text, default=default)
 
 
 def given(arguments: list[str], option: str) -> str | None:
