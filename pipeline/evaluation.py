@@ -1,4 +1,7 @@
-"""What is ranked in an evaluation: features of query and gallery, by a network or out of a file, made comparable."""
+"""An evaluation of re-ID: features of query and gallery, by a network or out of a file, made comparable and ranked.
+
+Also the queries that a sweep made better and worse, as a picture.
+"""
 
 import dataclasses
 import functools
@@ -243,7 +246,7 @@ def write_queries(path: str | Path, found: Evaluated, rankings: Mapping[str, Ran
     pq.write_table(pa.concat_tables(tables), path)
 
 
-# ---- Queries that a sweep made better and worse, with what its networks found for them before and after.
+# ---- Queries that a sweep made better and worse: a picture of what its networks found for them.
 
 
 def changed_queries_sheet(

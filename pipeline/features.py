@@ -1,4 +1,4 @@
-"""Features of sets of images: rows through stages that end with a FeatureExtractor, on Ray or in this process."""
+"""Features of images, on Ray or in this process: of Inception for a set, of a re-ID network for a list of files."""
 
 import dataclasses
 import hashlib
@@ -168,7 +168,7 @@ def run_here(rows: Sequence[dict], stages: Sequence[tuple[type, dict]]) -> Itera
         yield {name: batch[name][0].as_py() for name in batch.column_names}
 
 
-# ---- Re-identification features of listed images: rows through FeatureExtractors, on Ray or in this process.
+# ---- Features of a list of images by a re-ID network.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run's people are compared with: a re-ID network, and pictures of real people as it sees them."""
+"""What a run makes people from and compares them with: files looked at on the driver, options frozen with them."""
 
 import dataclasses
 import functools
@@ -27,6 +27,8 @@ from reporting.run.identity import PRIVACY, privacy_lines
 if TYPE_CHECKING:
     from datasets.people.real_people import RealPeople
     from passersby.reid.network import FeatureNetwork
+
+# ---- Whom people are compared with: a re-ID network, and pictures of real people as it sees them.
 
 DRY_PICTURES = 16  # real pictures of a dry run: enough to see that they can be read
 
@@ -158,7 +160,7 @@ def identity_of(
     return Identity(path, sha256, pictures.listing, pictures.fingerprint)
 
 
-# ---- What jobs/generate.py makes people from: files looked at on the driver, and the configuration that they freeze.
+# ---- What people are made from: the files of a run, and the configuration that its options and they give.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What people look at: progress, tables, contact sheets, pages."""
+"""What people look at: progress, tables, contact sheets, pages. Nothing here measures, generates or knows Ray."""

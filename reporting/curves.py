@@ -192,7 +192,7 @@ def _decorate(axes: Axes, panel: Panel) -> None:
     axes.legend(fontsize=8, framealpha=0.85)
 
 
-# ---- the file
+# ---- The file of JSON lines: appended to, read, and cut off where a training goes on.
 
 
 def append_history(path: str | os.PathLike, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of pictures: contact sheets with captions and verdicts, and plain grids."""
+"""Contact sheets with captions and verdicts, plain grids of pictures, and the table of discarded images."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets.runs.verdicts import KEPT
 from passersby.errors import InputError
 
-# ---- The table of discarded images: how many reached each filter, how many it threw away.
+# ---- The table of discarded images: how many reached each filter, and how many it discarded.
 
 # In the order in which an image meets them; a discarded image counts where it failed first.
 FILTERS = {
@@ -101,6 +101,8 @@ def discard_table(counts: Mapping[str, int], shown: Collection[str] = ()) -> str
     rule = "-" * max(map(len, lines))
     return "\n".join([lines[0], rule, lines[1], rule, *lines[2:-2], rule, *lines[-2:]])
 
+
+# ---- Pictures of pictures.
 
 # Told apart with any colour vision, as their lightness differs too. Kept images have no frame: the eye finds
 # the others.

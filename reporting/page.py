@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing beside itself, for a browser on any machine."""
+"""Pages for a browser on any machine, each one HTML file that needs nothing beside itself, and the page of a run."""
 
 import base64
 import hashlib
@@ -33,7 +33,7 @@ from reporting.run.identity import (
 if TYPE_CHECKING:
     from reporting.run.page import Control, Explorer
 
-# ---- One HTML file that needs nothing beside itself: a template of this folder with its style and its script inside.
+# ---- Any page: a template of this folder, with its style and its script inside.
 
 # Not allowed in HTML, or not encodable: control characters and lone halves of surrogate pairs.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
@@ -77,6 +77,8 @@ def _frame_colours() -> str:
     )
     return f"{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
 
+
+# ---- The page of a run: what every template of a run shows, out of its summary and its manifest.
 
 STAGES = {
     "generate": "making the images",

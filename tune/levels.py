@@ -1,6 +1,7 @@
-"""The levels of a sweep: how many artificial people, or generated pictures of each real person, beside the real ones.
+"""The levels of a sweep, and the runs that it takes generated pictures from.
 
-Levels are nested inside a seed: what level 10 has is a part of what level 20 has (datasets/reid/runs.py).
+A level is how many artificial people, or generated pictures of each real person, stand beside the real ones. Levels are
+nested inside a seed: what level 10 has is a part of what level 20 has (datasets/reid/runs.py).
 """
 
 import collections
@@ -20,6 +21,8 @@ from datasets.runs.plan import Plan, read_plan
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.options import Json
+
+# ---- Levels, and the trials of all of them.
 
 PEOPLE_SWEEP, VARIANTS_SWEEP = "artificial-people", "variants-of-real-people"
 LEVELS = {
@@ -78,7 +81,7 @@ def trials_of(levels: Iterable[int], seeds: Iterable[int], arms: Iterable[str]) 
     return trials
 
 
-# ---- The generated pictures of a sweep: what a run is, and how many people and pictures it has to give.
+# ---- Runs: how many people and pictures each has to give.
 
 SUMMARY = "summary.json"
 

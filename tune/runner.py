@@ -1,4 +1,4 @@
-"""Running many trials on a Ray cluster with Tune: packed onto cards by fractions, so many at a time, tried again."""
+"""Many trials on a Ray cluster with Tune: how many fit at a time, each on its part of a card, and running them."""
 
 import dataclasses
 import logging
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray import tune
     from ray.tune.experiment import Trial
 
-# ---- What a trial asks of the cluster, and how many trials it holds at a time.
+# ---- What a trial asks of the cluster, and how many trials the cluster holds at a time.
 
 _MOST_CPUS = 8  # of a trial with a GPU, by default: decoding and augmentation gain little from more
 _ROUNDING = 1e-6
@@ -87,6 +87,8 @@ def _places(node: Node, cpus: int, share: float) -> int:
     by_cpus = math.floor(node.cpus / cpus + _ROUNDING)
     return min(by_cpus, node.gpus * _on_a_card(share)) if share else by_cpus
 
+
+# ---- Running trials, each tried again where it fails.
 
 # Tune's own tables and loggers say what the sweep says better, and its handler of Ctrl-C waits for all trials.
 _SETTINGS = {

@@ -1,6 +1,6 @@
 """The card of a network for people: measured figures as Markdown tables, and its people as pictures.
 
-What a card holds is said by `benchmarks/network_card.py`, which measures it.
+`benchmarks/network_card.py` measures what a card holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,8 @@ from datasets.runs.verdicts import KEPT
 from passersby.options import Json
 from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
 from reporting.page import flatten
+
+# ---- What a card holds.
 
 _CELL_HEIGHT = 256  # pixels: images of 128 x 64 twice as large
 _COLUMNS = 16
@@ -117,6 +119,9 @@ class Card(TypedDict):
     other_people: Compared
     real: RealPeople | None
     fid: Fid | None
+
+
+# ---- The tables of a card.
 
 
 def card_markdown(card: Card) -> str:
@@ -225,7 +230,7 @@ def _safe(text: str) -> str:
     return line.translate({ord(character): f"&#{ord(character)};" for character in "|<>[]`"})
 
 
-# ---- pictures
+# ---- The pictures of a card.
 
 
 def people_picture(images: np.ndarray, scores: np.ndarray, threshold: float, name: str) -> np.ndarray:

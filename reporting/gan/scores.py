@@ -1,4 +1,4 @@
-"""The scores of a set of images for people, and as the record that scripts read."""
+"""Scores of sets of images for people: FIDs beside the published ones, score lines, records, and a training's best."""
 
 import base64
 import dataclasses
@@ -12,7 +12,7 @@ from datasets.people.image_sets import ImageSet
 from passersby.errors import InputError
 from reporting.curves import kimg_of, read_history, save_curves
 
-# ---- FID beside FID: what the study lists, and our own rows, each marked with the images that it is about.
+# ---- The table of FIDs: those that the study lists, and our own, each with the images that it is about.
 
 STUDY = "Generation of Images using Generative Adversarial Networks for Augmentation of Training Data in " + (
     "Re-identification Models, Universidad Autonoma de Yucatan"
@@ -104,6 +104,9 @@ def fid_html(own: Sequence[FidRow] = ()) -> str:
     return f'<table class="fid">{head}<tbody>{"".join(rows)}</tbody></table><p>{note}</p>'
 
 
+# ---- A comparison of two sets of images, in lines and as a record.
+
+
 def describe_sets(scored: ImageSet, reference: ImageSet, height: int, width: int) -> list[str]:
     """What is compared with what, and what happens to the images first, in lines."""
     lines = [f"scored     {scored.description}", f"reference  {reference.description}"]
@@ -153,7 +156,7 @@ def own_row(scored: ImageSet, reference: ImageSet, fid: float, size: tuple[int, 
     return FidRow(scored.description, fid, data_set, compared_with, "measured here")
 
 
-# ---- A GAN training for the page of what it made: its curves and its best FID, out of its own folder.
+# ---- A GAN training, out of its own folder: its curves and its best FID, for the page of a run.
 
 HISTORY, CONFIG = "history.jsonl", "config.json"
 

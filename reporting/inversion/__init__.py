@@ -1,1 +1,1 @@
-"""What people see of an inversion: its sheet and its summary. Its files stand in datasets/latents."""
+"""What people see of an inversion: its sheet and its summary. Its shards and tables stand in datasets/latents."""

@@ -15,7 +15,7 @@ import torch
 from datasets.latents.pictures import Pictures
 from datasets.latents.plan import InversionConfiguration, InversionPlan
 from datasets.latents.shards import is_complete, write_latents
-from datasets.latents.table import About, AboutGenerator, Latents, read_latents
+from datasets.latents.table import AboutGenerator, Latents, read_latents
 from datasets.people.image_sets import read_bytes
 from datasets.people.labelled_images import decode_bicubic
 from datasets.people.market_tree import DecodingError
@@ -32,8 +32,7 @@ from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png, perce
 from reporting.page import is_toy
 from reporting.run.results import SUMMARY, RunTimes, read_summary
 
-# ---- The picture of an inversion: people's pictures, what the encoder makes of them step by step, and the refined
-# ones.
+# ---- The sheet: people's pictures, what the encoder makes of them step by step, and the refined ones.
 
 SHEET_PEOPLE = 8
 
@@ -129,6 +128,8 @@ def _reconstruction(made: torch.Tensor, loss: InversionLoss, target: Target) -> 
     return Reconstruction(to_uint8(made)[0].numpy(), float(loss.measure(made, target).lpips))
 
 
+# ---- Latents and summary, and all files of an inversion together.
+
 SHEET = "inversion.png"
 FIGURES = ("encoder_lpips", "lpips", "l2", "identity_cosine")
 _TIMES = ("seconds", "run_pictures", "pictures_per_second", "seconds_per_picture")
@@ -187,7 +188,7 @@ class InversionSummary(TypedDict):
 
 def about_latents(
     configuration: InversionConfiguration, pictures: Pictures, people: int, networks: AboutNetworks
-) -> About:
+) -> dict[str, Json]:
     """The metadata "about" of latents.parquet."""
     names = pictures.names(people)
     about = {
@@ -199,7 +200,7 @@ def about_latents(
         "identities": {"count": len(names), "sha256": people_sha256(names)},
         "plan_hash": configuration.hash,
     }
-    return cast(About, about)
+    return cast(dict[str, Json], about)
 
 
 def read_inversion_summary(output: Output) -> InversionSummary | None:
@@ -248,7 +249,9 @@ def publish_inversion(
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def summarise(table: pa.Table, plan: InversionPlan, about: About, metric: str, notes: list[str]) -> InversionSummary:
+def summarise(
+    table: pa.Table, plan: InversionPlan, about: Mapping[str, Json], metric: str, notes: list[str]
+) -> InversionSummary:
     """What a run found, of the rows of all its pictures. Means and medians are over the pictures that have a figure."""
     good = table.filter(pc.call_function("equal", [table["status"], "ok"]))
     reasons = Counter(table["message"].drop_null().to_pylist())

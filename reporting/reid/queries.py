@@ -1,4 +1,7 @@
-"""Pictures of rankings: a query at the left, and the images found for it from the most alike on."""
+"""Pictures of rankings: a query at the left, beside it the images found for it, the most alike first.
+
+Any ranked lists can be drawn; of a whole ranking its best, median and worst queries are.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +12,8 @@ from PIL import Image, ImageDraw
 from datasets.reid.feature_files import FeatureSet
 from passersby.metrics.ranking import Ranking
 from reporting.grid import draw_text, text_width
+
+# ---- Any ranked lists.
 
 # Told apart with any colour vision, as their lightness differs too.
 RIGHT, WRONG = (86, 190, 100), (190, 20, 40)
@@ -175,7 +180,7 @@ def _fitted(image: np.ndarray, height: int, width: int) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
-# ---- The best, median and worst queries of a ranking, with what was found for them, as one picture.
+# ---- The best, median and worst queries of a ranking.
 
 EACH = 4  # queries of each kind
 

@@ -1,4 +1,4 @@
-"""A ranking in words: the table of scores, the thresholds, the pairs of cameras; and the same as JSON values."""
+"""A ranking for people and for scripts: plots of its curves, tables of scores, thresholds and cameras, JSON values."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ from passersby.metrics.ranking import Ranking
 from passersby.metrics.verification import BINS, STEP, CameraPair, PairCounts, Threshold, Thresholds
 from passersby.options import Json
 
-# ---- Curves of a ranking: cumulative matches, and similarities of pairs with the thresholds between them.
+# ---- Plots: cumulative matches, and similarities of pairs with the thresholds between them.
 
 _SAME, _DIFFERENT, _INK, _LINES = "#009e73", "#d55e00", "#202124", ("#0072b2", "#d55e00", "#009e73", "#aa3377")
 _BARS, _FEW_BARS, _FEW_PAIRS = (
@@ -120,6 +120,8 @@ def _png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
+
+# ---- Tables in lines, and the same as JSON values.
 
 SCORES = {
     "rank1": "Rank-1",

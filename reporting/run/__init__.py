@@ -1,1 +1,1 @@
-"""What people see of a run of generation: its page, figures, forecast. Its files stand in datasets/runs."""
+"""What people see of a run of generation: its page, figures, forecast. Its plans and shards stand in datasets/runs."""

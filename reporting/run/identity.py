@@ -1,4 +1,8 @@
-"""How like their people the images of a run are: figures and plots out of a manifest's identity scores."""
+"""What a re-ID network says of a run: how like their people the images are, and whom they look too much like.
+
+Histograms and figures of the scores of identity out of a manifest, near-copies of real pictures, and doubles among
+artificial people.
+"""
 
 import contextlib
 import dataclasses
@@ -18,7 +22,7 @@ from datasets.storage.output import Output
 from passersby.metrics.identity import near_copies
 from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
 
-# ---- Histograms of scores: counted into bars, with the geometry in which a page draws them.
+# ---- Histograms of scores of any kind, with the geometry in which a page draws them.
 
 PLOT_WIDTH, PLOT_HEIGHT = 600, 160  # units of the SVG's coordinates
 
@@ -108,6 +112,8 @@ class Plot:
     name: str
     what: str
 
+
+# ---- How like their people images are.
 
 Figures = dict[str, float | None]
 Identities = dict[str, dict[str, Figures]]
@@ -225,7 +231,7 @@ def identity_plots(manifest: pa.Table, kept: np.ndarray, thresholds: Mapping[str
     return plots
 
 
-# ---- What was found about near-copies of real pictures and doubles among artificial people, for people to see.
+# ---- Near-copies of real pictures and doubles among artificial people, as pipeline/copies.py found them.
 
 PRIVACY, PRIVACY_SHEET = "privacy.json", "privacy.png"
 SHEET_PAIRS = 12  # of each kind

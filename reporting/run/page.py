@@ -1,4 +1,4 @@
-"""Which pictures of a run a page shows, and the pictures themselves, small: a sample however large the run is."""
+"""The page of a run: the scores of all its images, and small pictures of a sample, however large the run is."""
 
 import base64
 import dataclasses
@@ -25,7 +25,7 @@ from reporting.grid import FILTERS, fit
 from reporting.page import Summary, render_report
 from reporting.run.identity import PRIVACY_SHEET, read_privacy
 
-# ---- Every score of a run inside its page: packed so that the page judges exactly as datasets/runs/verdicts.py does.
+# ---- Scores of all images: packed so that the page judges exactly as datasets/runs/verdicts.py does.
 
 # Bits of an image's flag byte; report_run.js names the same ones.
 FAILED, NO_DETECTOR, NO_SSIM, NO_COSINE, NO_MARGIN, FROM_LATENT, IS_REFERENCE = (1 << bit for bit in range(7))
@@ -111,6 +111,8 @@ def _people(person: np.ndarray) -> np.ndarray:
 def _base64(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
+
+# ---- Which pictures are shown, and the pictures, small.
 
 STRIP_PEOPLE, STRIP_VARIANTS = 24, 16
 SAMPLE = 1200  # pictures for the galleries, besides those of the strips
@@ -220,7 +222,7 @@ def thumbnail(content: bytes | None) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-# ---- The page of a generation run: gathered out of its shards, and given to the template that every run has.
+# ---- The page: all of that gathered for the template that every run has.
 
 COLUMNS = ["unit", "person", "variant", "reference_variant", "status", "detector_score", "ssim", "verdict"]
 COLUMNS += ["source", "identity_cosine", "identity_margin"]

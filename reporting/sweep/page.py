@@ -15,7 +15,7 @@ from passersby.metrics.sweep_statistics import BETTER, WORSE, Analysis, Trials, 
 from passersby.options import Json
 from reporting.page import flatten, is_toy, rendered
 
-# ---- Lines with bands over levels, with the geometry in which a page draws them.
+# ---- Charts: lines with bands over levels, with the geometry in which a page draws them.
 
 WIDTH, HEIGHT = 560, 300  # units of the SVG's coordinates
 
@@ -126,6 +126,8 @@ def study_curve(sweep: str, score: str) -> list[tuple[int, float]]:
     place = STUDY_SCORES.index(score)
     return [(level, values[place]) for level, values in STUDY_CURVES.get(sweep, {}).items()]
 
+
+# ---- The page: answers, charts, tables and settings of a sweep.
 
 SCORES = {"mAP": "mAP", "rank1": "Rank-1"}
 MEANING = {
