@@ -11,9 +11,9 @@ from passersby.errors import InputError
 
 # ---- Precision, recall, density, coverage: whether fakes lie among reals, and reals among fakes.
 #
-# All by nearest neighbours of features. Precision and recall: Kynkaanniemi et al., "Improved Precision and Recall
-# Metric for Assessing Generative Models", 2019. Density and coverage: Naeem et al., "Reliable Fidelity and Diversity
-# Metrics for Generative Models", 2020.
+# By nearest neighbours of features. Precision and recall: Kynkaanniemi et al., "Improved Precision and Recall Metric
+# for Assessing Generative Models", 2019. Density and coverage: Naeem et al., "Reliable Fidelity and Diversity Metrics
+# for Generative Models", 2020.
 
 PRECISION_NEIGHBOURS = 3  # the papers' own numbers
 DENSITY_NEIGHBOURS = 5
