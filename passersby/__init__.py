@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from passersby.errors import InputError
-    from passersby.manifest import read_manifest
+    from passersby.files import read_manifest
     from passersby.metrics.ranking import evaluate_ranking
-    from passersby.notebook import load_generator, pedestrian_scores
+    from passersby.metrics.reranking import k_reciprocal_distances
     from passersby.reid.checkpoint import load_reid
-    from passersby.yolo.pedestrian_filter import PedestrianFilter
+    from passersby.stylegan3.checkpoint import load_generator
+    from passersby.yolo.pedestrian_filter import PedestrianFilter, pedestrian_scores
 
 __all__ = [
     "InputError",
     "PedestrianFilter",
     "evaluate_ranking",
+    "k_reciprocal_distances",
     "load_generator",
     "load_reid",
     "pedestrian_scores",
@@ -32,10 +34,11 @@ if not TYPE_CHECKING:  # a type checker would believe that every name is there
         "InputError": "passersby.errors",
         "PedestrianFilter": "passersby.yolo.pedestrian_filter",
         "evaluate_ranking": "passersby.metrics.ranking",
-        "load_generator": "passersby.notebook",
+        "k_reciprocal_distances": "passersby.metrics.reranking",
+        "load_generator": "passersby.stylegan3.checkpoint",
         "load_reid": "passersby.reid.checkpoint",
-        "pedestrian_scores": "passersby.notebook",
-        "read_manifest": "passersby.manifest",
+        "pedestrian_scores": "passersby.yolo.pedestrian_filter",
+        "read_manifest": "passersby.files",
     }
 
     def __getattr__(name):

@@ -14,7 +14,7 @@ from datasets.runs.shards import SCHEMA, SCHEMA_VERSION, read_shard, shard_name
 from datasets.runs.verdicts import VERDICTS, Thresholds, add_counts, count_verdicts, verdicts
 from datasets.storage.output import Output
 from passersby.errors import InputError
-from passersby.manifest import manifest_name, manifest_rows
+from passersby.files import manifest_name, manifest_rows
 
 COLUMNS = [name for name in SCHEMA.names if name != "image"]
 MANIFEST_SCHEMA = (

@@ -88,6 +88,12 @@ def k_reciprocal_distances(
     result. Features are arrays or tensors, whose device computes distances; neighbourhoods are worked out on the CPU.
     Memory: the features twice, some CHUNK_BYTES, and a few kilobytes an image. Raises InputError, before the first
     block, as `feature_pair` does and for parameters out of range.
+
+    >>> import numpy, passersby
+    >>> gallery = numpy.eye(6, 4, dtype=numpy.float32) + 0.1  # features [G, D] of a network
+    >>> distances = numpy.concatenate(list(passersby.k_reciprocal_distances(gallery[:2], gallery, k1=2, k2=1)))
+    >>> distances.shape, distances.argmin(1).tolist()
+    ((2, 6), [0, 1])
     """
     for name, value in (("k1", k1), ("k2", k2)):
         if value < 1:

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from passersby import weights
 from passersby.checkpoints import file_kind
 from passersby.errors import InputError
 from passersby.files import write_atomically
@@ -71,6 +72,22 @@ def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNet
         raise InputError(f"network {path}: {error.strerror or error}: check the path") from error
     except InputError as error:
         raise InputError(f"network {path}: {error}") from error
+
+
+def load_generator(file: str | os.PathLike = weights.DEMO_NETWORK, device: str = "cpu") -> Generator:
+    """The generator of a network file: a reference .pkl, a .safetensors of ours or a .pt; by default the demo network.
+
+    Raises InputError for a file that is no such network. `passersby.stylegan3.load_network` gives all that a file
+    holds.
+
+    >>> import passersby
+    >>> generator = passersby.load_generator()
+    >>> people = generator.images([0, 1, 2], truncation_psi=0.7)
+    >>> people.shape, people.dtype
+    ((3, 64, 32, 3), dtype('uint8'))
+    >>> variants = generator.images([0, 0], others=[7, 8], layers=range(5, 12), truncation_psi=0.7)
+    """
+    return load_network(file).generator.to(device)
 
 
 def save_network(

@@ -6,6 +6,8 @@ border matters: a 64 pixel wide person stretched over the whole input is no long
 real crops 9% are rejected at 0.6 with the border, 99% without).
 """
 
+import functools
+import os
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from passersby import weights as registry
 from passersby.errors import InputError
 from passersby.yolo.darknet import read_network
 from passersby.yolo.yolov4_tiny import Window, Yolov4Tiny
@@ -142,3 +145,25 @@ def reached(border: int, length: int, padded: int, size: int) -> tuple[int, int]
     low = np.floor((np.arange(size) + 0.5) * padded / size - 0.5)
     touched = np.flatnonzero((low + 1 >= border) & (low < border + length))
     return int(touched[0]), int(touched[-1]) + 1
+
+
+def pedestrian_scores(images: np.ndarray, weights: str | os.PathLike | None = None, device: str = "cpu") -> np.ndarray:
+    """How sure YOLOv4-tiny is of a person in each of images [N, H, W, 3] uint8 RGB: [N] float32, 0..1.
+
+    Runs keep images with 0.6 or more. weights: the file yolov4-tiny.weights with its .cfg beside it, fetched when it is
+    not given (passersby/weights.py). Raises InputError for other images, and where there are no weights.
+
+    >>> import numpy, passersby
+    >>> grey = numpy.full((2, 128, 64, 3), 128, numpy.uint8)
+    >>> (passersby.pedestrian_scores(grey) >= 0.6).tolist()
+    [False, False]
+    """
+    if images.ndim != 4:
+        raise InputError(f"pedestrian filter: images {images.shape} are not [N, H, W, 3]")
+    path = registry.get("yolov4-tiny", weights)
+    return _filter(path, images.shape[1], images.shape[2], device).scores(images)
+
+
+@functools.lru_cache(maxsize=4)
+def _filter(path: Path, height: int, width: int, device: str) -> PedestrianFilter:
+    return PedestrianFilter(path, height, width, device=device)
