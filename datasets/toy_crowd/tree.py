@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -77,9 +77,8 @@ def plan(options: TreeOptions) -> list[Picture]:
     for number in range(options.test_people):
         for index, picture in _pictures_of(FIRST_TEST + number, GALLERY, options):
             # One query for each camera that saw the person, as in Market-1501; the rest is gallery.
-            pictures.append(
-                picture if index else Picture(**{**vars(picture), "path": f"{QUERY}/{picture.path.split('/')[1]}"})
-            )
+            query = replace(picture, path=f"{QUERY}/{picture.path.split('/')[1]}")
+            pictures.append(picture if index else query)
     for number in range(options.distractors):
         random = stream("distractor", number)
         identity, camera, frame = (

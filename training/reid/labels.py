@@ -82,7 +82,7 @@ class Labelling:
         sources: [n] int64 of REAL, PEOPLE, VARIANTS.
         teacher_logits: [n, T], T <= count, with T the first classes; later ones, of people whom the teacher does not
         know, get 0. Only rows of variants are looked at. They are softened by `temperature`; the network's own
-        logits are not: where those should be too (Hinton et al. 2015), `reid_losses.distillation` is the loss.
+        logits are not: where those should be too (Hinton et al. 2015), `training.reid.step.distillation` is the loss.
         Raises InputError where "teacher" has no teacher, or one of more classes.
         """
         nobody, variants = self._nobody(sources), sources == VARIANTS
