@@ -1,12 +1,13 @@
 """Pages for a browser on any machine, each one HTML file that needs nothing beside itself, and the page of a run."""
 
 import base64
+import dataclasses
 import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import jinja2
 import markupsafe
@@ -29,9 +30,6 @@ from reporting.run.identity import (
     identity_figures,
     identity_plots,
 )
-
-if TYPE_CHECKING:
-    from reporting.run.page import Control, Explorer
 
 # ---- Any page: a template of this folder, with its style and its script inside.
 
@@ -152,6 +150,39 @@ class Summary(TypedDict):
     privacy: NotRequired[Privacy]
 
 
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """A threshold that the page can move. value: the run's, None where it has none; low, high: what refilter takes."""
+
+    key: str  # of datasets.runs.verdicts.Thresholds
+    score: str  # the plot whose line it is
+    label: str
+    option: str  # of jobs/refilter.py
+    low: float
+    high: float
+    value: float | None
+    suggested: float  # where it starts when it is switched on
+
+
+class Strip(TypedDict):
+    """A person's first pictures: of each its place among all images, verdict, caption and what a `Thumbnail` has."""
+
+    person: int
+    cells: list[dict[str, int | str]]
+
+
+class Explorer(TypedDict):
+    """What sliders, galleries and strips need. filters: the keys of the controls; sampled: how many pictures are in the
+    page; data: for the page's script."""
+
+    controls: list[Control]
+    filters: list[str]
+    strips: list[Strip]
+    sampled: int
+    reference_threshold: float
+    data: dict[str, Json]
+
+
 def render_report(
     *,
     title: str,
@@ -163,7 +194,7 @@ def render_report(
     check_commands: Sequence[tuple[str, str]] = (),
     privacy: Privacy | None = None,
     privacy_png: bytes | None = None,
-    explorer: "Explorer | None" = None,
+    explorer: Explorer | None = None,
     trainings: Sequence[Training] = (),
 ) -> str:
     """The report of one run as the text of a self-contained HTML page.
@@ -221,7 +252,7 @@ def render_report(
     )
 
 
-def _cards(plots: Sequence[Plot], controls: "Sequence[Control]") -> "list[dict[str, str | Plot | list[Control]]]":
+def _cards(plots: Sequence[Plot], controls: Sequence[Control]) -> list[dict[str, str | Plot | list[Control]]]:
     """Each plot with the thresholds that are its lines."""
     scores = [(PLOT_SCORES[plot.name], plot) for plot in plots]
     return [

@@ -1,1 +1,1 @@
-"""Step functions without Ray, and the loops that Ray Train calls."""
+"""Trainings of generators, encoders and re-ID networks: steps, and loops around them. Ray Train stands in pipeline/."""

@@ -19,10 +19,9 @@ from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, nearest_real_picture
 from datasets.storage.output import Output
 from passersby.errors import InputError
-from passersby.options import Json
 from reporting.gan.scores import Training
 from reporting.grid import FILTERS, fit
-from reporting.page import Summary, render_report
+from reporting.page import Control, Explorer, Strip, Summary, render_report
 from reporting.run.identity import PRIVACY_SHEET, read_privacy
 
 # ---- Scores of all images: packed so that the page judges exactly as datasets/runs/verdicts.py does.
@@ -35,20 +34,6 @@ SCORES = {
     "cosine": ("identity_cosine", NO_COSINE),
     "margin": ("identity_margin", NO_MARGIN),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Control:
-    """A threshold that the page can move. value: the run's, None where it has none; low, high: what refilter takes."""
-
-    key: str  # of datasets.runs.verdicts.Thresholds
-    score: str  # the plot whose line it is
-    label: str
-    option: str  # of jobs/refilter.py
-    low: float
-    high: float
-    value: float | None
-    suggested: float  # where it starts when it is switched on
 
 
 _CONTROLS = (
@@ -271,25 +256,6 @@ class ImageRow(TypedDict):
     verdict: str
     source: str
     identity_cosine: float | None
-
-
-class Strip(TypedDict):
-    """A person's first pictures: of each its place among all images, verdict, caption and what a `Thumbnail` has."""
-
-    person: int
-    cells: list[dict[str, int | str]]
-
-
-class Explorer(TypedDict):
-    """What sliders, galleries and strips need. filters: the keys of the controls; sampled: how many pictures are in the
-    page; data: for the page's script."""
-
-    controls: list[Control]
-    filters: list[str]
-    strips: list[Strip]
-    sampled: int
-    reference_threshold: float
-    data: dict[str, Json]
 
 
 def gather(
