@@ -75,6 +75,15 @@ def test_every_module_of_the_wheel_imports_without_the_checkout_and_the_demo_net
 
 
 @pytest.mark.slow
+def test_the_wheel_has_the_data_of_every_folder(wheel):
+    def data(root: Path) -> set[str]:
+        paths = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(root)) for path in paths if path.suffix not in (".py", ".pyc")}
+
+    assert data(wheel) == data(ROOT) >= {"reporting/report.html.j2", "passersby/demo/toy_crowd.safetensors"}
+
+
+@pytest.mark.slow
 def test_the_program_of_the_wheel_lists_every_job_in_one_line_each(wheel):
     done = run(wheel, "-m", "jobs", "--help")
     assert done.returncode == 0, done.stderr
