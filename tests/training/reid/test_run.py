@@ -218,8 +218,8 @@ import sys
 from pathlib import Path
 import torch, torch.distributed
 torch.set_num_threads(1)
-sys.path.insert(0, "tests/training")
-import test_reid_loop as here
+sys.path.insert(0, "tests/training/reid")
+import test_run as here
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/meeting", rank=rank, world_size=2)
 torch.save(here.step_on_half(rank, 2), f"{sys.argv[2]}/{rank}.pt")
