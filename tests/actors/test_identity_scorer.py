@@ -91,6 +91,7 @@ def cosines_by_hand(network, image: np.ndarray) -> dict[int, float]:
     return {identity: max(float(feature(network, image) @ other) for other in of) for identity, of in values.items()}
 
 
+@pytest.mark.slow
 def test_variants_of_real_people_are_compared_with_their_own_pictures_and_all_others(network, real):
     rows = [row(person, variant, "latent") for person in (0, 1) for variant in range(3)]
     rows.append(row(1, 3, "latent", image=png(picture(908))))  # a copy of somebody else's picture

@@ -88,6 +88,7 @@ def by_hand(networks, image: np.ndarray, steps: int = 3) -> tuple[torch.Tensor, 
     return code[0], generator.synthesis(code).reshape(1, 3, 32, 2, 16, 2).mean((3, 5))
 
 
+@pytest.mark.slow
 def test_codes_and_losses_are_those_of_the_written_out_loop(networks, monkeypatch):
     monkeypatch.setattr("actors.inverter.MOST_CHUNK", 4)
     images = [picture(seed) for seed in range(6)]  # two chunks, the border in the second person
@@ -110,6 +111,7 @@ def test_codes_and_losses_are_those_of_the_written_out_loop(networks, monkeypatc
     assert (codes(table)[0] - codes(table)[1]).abs().max() > 1e-3  # the picture matters
 
 
+@pytest.mark.slow
 def test_a_picture_alone_has_the_code_that_it_has_among_others(networks):
     contents = [png(picture(seed)) for seed in range(4)]
     among, single = unit([b"broken", *contents], [0, 0, 1, 1, 2]), unit([contents[2]], [1])
@@ -122,6 +124,7 @@ def test_a_picture_alone_has_the_code_that_it_has_among_others(networks):
     assert (after - codes(alone)).norm() < 0.02 * (after - before).norm()
 
 
+@pytest.mark.slow
 def test_refinement_lowers_what_the_encoder_left(networks):
     batch = unit([png(picture(seed)) for seed in range(3)], [0, 0, 1])
     plain, refined = invert(networks, batch), invert(networks, batch, **REFINED)
@@ -133,6 +136,7 @@ def test_refinement_lowers_what_the_encoder_left(networks):
     assert (after < before).all()
 
 
+@pytest.mark.slow
 def test_pivotal_tuning_gives_each_person_a_delta_that_shows_what_was_measured(networks):
     batch = unit([png(picture(seed)) for seed in range(3)] + [b""], [4, 4, 5, 6])
     refined = invert(networks, batch, **TUNED | {"refine": "w"})

@@ -64,6 +64,7 @@ def card(command, settings, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_it_writes_the_figures_and_the_pictures(card):
     assert sorted(path.name for path in card.iterdir()) == ["card.json", "card.md", "mixes.png", "people.png"]
     figures = json.loads((card / "card.json").read_text())
@@ -102,6 +103,7 @@ def test_the_images_are_those_of_the_main_job(command, settings, network):
     np.testing.assert_array_equal(made.images[1], np.stack([decode(row["image"]) for row in rows]))
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_card(command, settings, card, tmp_path):
     command.main(command.Config(out=tmp_path, **settings))
     for name in ("card.json", "people.png", "mixes.png"):

@@ -45,6 +45,7 @@ def pixels(path: Path) -> np.ndarray:
     return cv2.imread(str(path))[:, :, ::-1]
 
 
+@pytest.mark.slow
 def test_curve_and_similarities_are_those_of_the_files(config, tree, capsys):
     record = calibrated(config, reject=0.3, ssim_lost=0.1)
     files = sorted((tree / "bounding_box_train").iterdir())

@@ -84,6 +84,7 @@ def test_a_known_ranking(here):
         assert cv2.imread(str(here / name)) is not None, name
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_features(ray_cluster, network, tree, here, tmp_path):
     main(Config(out=str(tmp_path), network=network, data=tree, device="cpu", workers=1))
     one, two = (pq.read_table(folder / FEATURES) for folder in (here, tmp_path))
@@ -94,6 +95,7 @@ def test_ray_gives_the_same_features(ray_cluster, network, tree, here, tmp_path)
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_our_features_and_those_of_layumis_tool_and_torchreid_rank_alike(here, tmp_path):
     random = np.random.default_rng(0)
     query, gallery = random.normal(size=(6, 5)).astype(np.float32), random.normal(size=(30, 5)).astype(np.float32)
@@ -118,6 +120,7 @@ def test_our_features_and_those_of_layumis_tool_and_torchreid_rank_alike(here, t
     assert again["scores"]["single_query"] == first["scores"]["single_query"]
 
 
+@pytest.mark.slow
 def test_pictures_of_features_are_found_by_name_or_by_order(here, tree, tmp_path):
     main(Config(out=str(tmp_path / "named"), features=here / FEATURES, data=tree))
     assert (tmp_path / "named" / SHEET).read_bytes() == (here / SHEET).read_bytes()

@@ -77,6 +77,7 @@ run_job(main, Config)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["market1501", "webdataset"])
 def test_a_killed_export_goes_on_and_ends_as_an_undisturbed_one(tmp_path, name):
     run = runs.make_run(str(tmp_path / "run"), people=40)
@@ -181,6 +182,7 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_the_formats_and_ends_in_one_line(run, tmp_path):
     command = [sys.executable, "jobs/export.py", "--run", run.root_address, "--out", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

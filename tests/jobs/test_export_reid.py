@@ -42,6 +42,7 @@ def run(path, images):
     return features
 
 
+@pytest.mark.slow
 def test_features_are_pytorchs_for_any_number_of_images(trained, exported):
     images = np.random.default_rng(0).random((5, 3, 64, 32), np.float32)
     network = load_reid(trained).network
@@ -70,6 +71,7 @@ def test_file_says_what_it_takes_and_where_it_comes_from(trained, exported):
     assert not any("classifier" in entry.name for entry in model.graph.initializer)
 
 
+@pytest.mark.slow
 def test_without_flip(trained, tmp_path, capsys):
     main(Config(trained, tmp_path / "a.onnx", flip=False))
     images = np.random.default_rng(0).random((2, 3, 64, 32), np.float32)

@@ -85,6 +85,7 @@ def test_shards_hold_what_the_stages_make_without_ray(finished):
         assert row | expected == row  # every column of every image, bytes and scores: equal machines, equal numbers
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing_and_needs_no_ray(finished):
     before = snapshot(finished.out)
     times = {path: path.stat().st_mtime_ns for path in Path(finished.out).rglob("*")}
@@ -126,6 +127,7 @@ def test_other_thresholds_of_a_finished_run_need_no_ray(finished):
     assert {name: data for name, data in snapshot(finished.out).items() if name.startswith("shards")} == shards
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_finished_and_more_people_extend_it(finished):
     # What a killed run leaves: shards missing, a temporary file, nothing derived.
     before = snapshot(finished.out)
@@ -148,6 +150,7 @@ def test_a_killed_run_is_finished_and_more_people_extend_it(finished):
     assert read_plan(Output(finished.out)).people == 5
 
 
+@pytest.mark.slow
 def test_a_failed_unit_is_said_and_tried_again_by_the_next_run(finished, tmp_path, monkeypatch, capsys):
     prepare = generate.prepare
 
@@ -177,6 +180,7 @@ def test_a_failed_unit_is_said_and_tried_again_by_the_next_run(finished, tmp_pat
     assert "failed/unit-000001.json" not in snapshot(config.out)
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_one_line_and_a_later_run_goes_on(finished):
     # Units 5.. of a larger run meet a file where their folder should be; then it is removed.
     out = Path(finished.out)
@@ -281,6 +285,7 @@ def test_wrong_detector_weights_are_refused(config, tmp_path):
         generate.main(dataclasses.replace(config, yolo_weights=path, out=str(tmp_path / "out")))
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(network, tmp_path):
     (tmp_path / "plain").write_text("")
     command = [sys.executable, "-m", "jobs.generate", "--network", str(network), "--people", "-3"]

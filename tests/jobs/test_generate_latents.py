@@ -78,6 +78,7 @@ def rows_of(out: str) -> list[dict]:
     return [row for unit in plan.units() for row in read_shard(Output(out), plan, unit).to_pylist()]
 
 
+@pytest.mark.slow
 def test_all_people_of_the_table_are_made_from_their_codes(finished, folder, network, codes):
     generator, people = load_network(network).generator, read_latents(folder / "latents").person_codes()
     rows = rows_of(finished.out)
@@ -143,6 +144,7 @@ def test_a_finished_run_of_real_people_is_left_as_it_is_and_other_thresholds_nee
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
 
 
+@pytest.mark.slow
 def test_a_run_of_real_people_is_verified_with_its_latents(finished, folder, network, capsys):
     threads = torch.get_num_threads()
     options = {"out": finished.out, "sample": 100, "network": network}

@@ -62,6 +62,7 @@ def broken_run(store, network, ray_cluster) -> tuple[generate.Config, str]:
     gate.shut()
 
 
+@pytest.mark.slow
 def test_a_run_whose_store_dies_is_finished_by_the_same_command(store, broken_run):
     options, said = broken_run
     assert "no answer from the store" in said or said == "1 units failed"
@@ -72,6 +73,7 @@ def test_a_run_whose_store_dies_is_finished_by_the_same_command(store, broken_ru
     assert {"plan.json", "manifest.parquet", "summary.json", "contact_sheet.png", "report.html"} < names
 
 
+@pytest.mark.slow
 def test_a_run_on_a_store_resumes_extends_refilters_and_then_does_nothing(store, broken_run, capsys):
     options = broken_run[0]
     output = Output(options.out)

@@ -88,6 +88,7 @@ def finished(ray_cluster, config) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(finished, tree, network):
     output = Output(finished.out)
     assert set(snapshot(finished.out)) == {
@@ -124,6 +125,7 @@ def test_a_run_leaves_what_it_promises(finished, tree, network):
     assert sheet.shape[0] > 3 * 128
 
 
+@pytest.mark.slow
 def test_shards_hold_what_the_stage_makes_without_ray(finished, tree):
     from pipeline.inversion import Networks
 
@@ -146,6 +148,7 @@ def test_shards_hold_what_the_stage_makes_without_ray(finished, tree):
         assert found | expected == found  # every number, bit by bit: equal machines, equal codes
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing_and_needs_no_ray(finished):
     before = snapshot(finished.out)
     times = {path: path.stat().st_mtime_ns for path in Path(finished.out).rglob("*")}
@@ -163,6 +166,7 @@ def test_a_finished_run_does_nothing_and_needs_no_ray(finished):
     assert {path: path.stat().st_mtime_ns for path in Path(finished.out).rglob("*")} == times
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_finished_failed_units_are_tried_again_and_more_people_extend_it(finished, monkeypatch, capsys):
     import pipeline.inversion
 

@@ -88,6 +88,7 @@ def test_a_missing_gpu_is_no_reason_to_go_on_silently():
         check(Preview(network=Path("x"), device="cuda"))
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_code_2_and_one_line(tmp_path):
     command = [
         sys.executable,

@@ -61,6 +61,7 @@ def scored(config: Config, **changes) -> dict:
     return json.loads((Path(config.out) / "score.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_network_against_held_out_people(config, network, capsys, own_features):
     record = scored(config, network=str(network), people=8, seed=3)
     assert list(record["scores"]) == ["fid", "kid", "kid_std", "precision", "recall", "density", "coverage"]
@@ -83,6 +84,7 @@ def test_a_network_against_held_out_people(config, network, capsys, own_features
     assert other.sha256 != record["scored"]["sha256"]
 
 
+@pytest.mark.slow
 def test_real_images_of_the_same_people_are_nearest(config, tree):
     same = scored(config, tree=tree, split="held-out")
     assert same["scores"]["fid"] < 1e-3
@@ -93,6 +95,7 @@ def test_real_images_of_the_same_people_are_nearest(config, tree):
     assert scored(config, tree=tree, reference_split="train")["scores"]["fid"] < 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_by_its_kept_images_or_by_all(config, tmp_path, capsys):
     runs.make_run(str(tmp_path / "run"), people=3, variants=6)
     record = scored(config, run=str(tmp_path / "run"))
@@ -107,6 +110,7 @@ def test_a_run_is_scored_by_its_kept_images_or_by_all(config, tmp_path, capsys):
     assert [content for row in chosen.rows for content in row["image"]] == expected
 
 
+@pytest.mark.slow
 def test_a_folder_flat_or_of_people_with_a_limit(config, tmp_path):
     folder = tmp_path / "images"
     for number in range(9):
@@ -134,6 +138,7 @@ def test_a_dry_run_computes_and_writes_nothing(config, network, capsys, own_feat
     assert not own_features.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_ray_the_scores_are_the_same(config, network, monkeypatch):
     monkeypatch.setattr("pipeline.features.ROW_IMAGES", 4)  # three units, which may come in any order
@@ -181,6 +186,7 @@ def test_references_that_cannot_be_used_are_refused(config, network, tmp_path):
         main(dataclasses.replace(config, run=str(tmp_path / "run")))
 
 
+@pytest.mark.slow
 def test_from_the_command_line_bad_input_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "jobs/score.py", "--reference", "/nonexistent", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

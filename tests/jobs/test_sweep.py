@@ -45,6 +45,7 @@ def rows_of(out: Path) -> dict[str, dict]:
     return {row["trial"]: row for row in pq.read_table(out / "trials.parquet").to_pylist()}
 
 
+@pytest.mark.slow
 def test_every_trial_is_a_row(finished):
     table, rows = pq.read_table(finished / "trials.parquet"), rows_of(finished)
     assert table.schema.equals(SCHEMA)
@@ -86,6 +87,7 @@ def test_scores_are_those_of_a_slow_obvious_ranking(finished, data):
     assert row["rank1"] == pytest.approx(np.mean([first == 0 for first in firsts]))
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_training_that_jobs_train_reid_runs(finished, data, tmp_path):
     values = PRESETS["tiny"] | {"batch": 8, "steps": 3, "seed": 1, "threads": 1, "most_people": 2, "draw_seed": 1}
     people = (Path(data["people"]),)
@@ -122,6 +124,7 @@ def test_the_same_command_has_nothing_to_do_and_other_options_are_refused(finish
         assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_more_levels_extend_a_sweep_and_a_damaged_result_is_named(finished, config, capsys):
     old = rows_of(finished)
     assert sweep.main(dataclasses.replace(config, levels=(2, 4))) is None
@@ -137,6 +140,7 @@ def test_more_levels_extend_a_sweep_and_a_damaged_result_is_named(finished, conf
         sweep.main(dataclasses.replace(config, levels=(2, 4)))
 
 
+@pytest.mark.slow
 def test_variants_and_a_trial_that_fails(ray_cluster, data, tmp_path, capsys):
     """One arm's rate makes the loss no number; the other arm's trials are finished all the same."""
     options = OPTIONS | {"seeds": (0,), "cross": ("lr=0.05,1e30",), "levels": (0, 3), "set": ("batch=8",)}
@@ -155,6 +159,7 @@ def test_variants_and_a_trial_that_fails(ray_cluster, data, tmp_path, capsys):
     assert "the training has diverged" in reason
 
 
+@pytest.mark.slow
 def test_two_ray_train_workers_in_a_trial(ray_cluster, config, tmp_path):
     changes = {"set": ("batch=8", "workers=2"), "levels": (0,), "seeds": (0,), "cpus_per_trial": 1}
     assert sweep.main(dataclasses.replace(config, out=str(tmp_path / "out"), **changes)) is None

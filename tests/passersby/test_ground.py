@@ -34,6 +34,7 @@ sys.exit(bool(failed))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["passersby", "training", "actors"])
 def test_every_module_can_be_imported_without_ray_and_the_jobs_libraries(package):
     done = subprocess.run([sys.executable, "-c", PROGRAM, package], capture_output=True, text=True, check=False)

@@ -74,6 +74,7 @@ def test_a_run_is_only_read_as_far_as_asked(market, tmp_path, monkeypatch):
     assert len(levels[1].people) == 20
 
 
+@pytest.mark.slow
 def test_drawn_people_of_a_run_nest_and_differ_between_seeds(market, tmp_path):
     export_runs.make_run(str(tmp_path / "run"), people=30, variants=6)
 

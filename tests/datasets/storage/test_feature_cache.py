@@ -28,6 +28,7 @@ def some(count: int = 3) -> np.ndarray:
     return np.random.default_rng(count).random((count, 2048), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_real_features_are_computed_once(cache, inception):
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 3), dtype=np.uint8)
     first = real_features(images, inception)

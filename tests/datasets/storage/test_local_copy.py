@@ -122,6 +122,7 @@ def test_a_network_on_a_store_is_converted(store, tiny, tmp_path, capsys):
     assert not any(part in printed for part in store.admin)
 
 
+@pytest.mark.slow
 def test_asking_again_is_quick(store):
     Output(store.uri("bucket/six")).write("network.pkl", b"x")
     local_copy(store.uri("bucket/six/network.pkl"), "--network")

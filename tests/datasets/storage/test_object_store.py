@@ -244,6 +244,7 @@ def test_a_block_that_fails_uploads_nothing(store, bucket):
     assert store.objects(bucket) == {}
 
 
+@pytest.mark.slow
 def test_requests_are_few(store, bucket):
     # A listing is paged by 1000 names, whatever the number of folders.
     output = Output(store.uri(f"{bucket}/run"))

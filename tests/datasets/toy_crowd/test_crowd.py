@@ -196,6 +196,7 @@ def test_a_larger_tree_never_trains_on_test_people():
     assert toy_tree.FIRST_TEST + toy_tree.MOST_PEOPLE - 1 < toy_tree.FIRST_STRANGER
 
 
+@pytest.mark.slow
 def test_pictures_do_not_depend_on_the_number_of_workers(tmp_path):
     pictures = (toy_tree.plan(SMALL) * 3)[:80]
     for folder in ("one", "two"):
@@ -226,6 +227,7 @@ def run_job(out: Path, *changes: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_job_writes_resumes_finishes_and_refuses(tmp_path):
     out = tmp_path / "crowd"
     first = run_job(out)

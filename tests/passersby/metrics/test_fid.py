@@ -52,6 +52,7 @@ def test_fid_of_any_sizes(real, fake, dimensions, seed):
     assert fid(a, b) == pytest.approx(expected, abs=1e-5)  # roots of zero eigenvalues, as above
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, 3000])
 def test_fid_of_equal_sets_is_zero(count):
     a = features(count, 2048 if count < 2048 else 256, 3)

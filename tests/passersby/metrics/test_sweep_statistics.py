@@ -173,6 +173,7 @@ def test_confidence_gain_and_power_out_of_range_are_refused():
         analyse(trials(HAND)).seeds_needed(power=1)
 
 
+@pytest.mark.slow
 def test_without_an_effect_better_is_said_rarely_and_a_gain_of_four_deviations_is_seen():
     random = np.random.default_rng(1)
     level, seed = np.repeat([0, 10, 40, 100], 3), np.tile([0, 1, 2], 4)

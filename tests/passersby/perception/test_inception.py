@@ -29,6 +29,7 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.rint(127.5 + 120 * np.stack(waves, -1)).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_script(path, inception):
     images = np.stack([picture(128, 64), picture(128, 64)[::-1]])
     with warnings.catch_warnings():

@@ -64,6 +64,7 @@ def small_state():
 IMAGES = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "last_stride"), [("resnet50", 1), ("resnet18", 2)])
 @torch.inference_mode()
 def test_layumi(name, last_stride, tmp_path):

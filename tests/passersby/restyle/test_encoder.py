@@ -17,6 +17,7 @@ def small(**settings) -> RestyleEncoder:
     return RestyleEncoder(EncoderConfig(**{"height": 64, "width": 32} | SMALL | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "backbone"),
     [

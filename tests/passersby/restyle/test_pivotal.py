@@ -121,6 +121,7 @@ def test_a_generator_that_fails_midway_is_as_before(person, tiny):
     assert same(generator, tiny.generator(**SMALLER).state_dict())
 
 
+@pytest.mark.slow
 def test_all_pictures_have_their_turn(person):
     generator, target, pivots = person
     one_by_one = tune(generator, PIXELS, target, pivots, 30, rank=2, learning_rate=0.05, batch=1)
@@ -129,6 +130,7 @@ def test_all_pictures_have_their_turn(person):
         assert (error(person) < before).all()
 
 
+@pytest.mark.slow
 def test_likeness_carries_over_to_variants_that_were_not_tuned_on(person):
     generator, target, pivots = person
     torch.manual_seed(0)

@@ -71,6 +71,7 @@ def test_statistics_of_a_conditional_network_cover_all_labels(tiny):
     assert torch.allclose(w_statistics(generator).mean, (means[0] + means[1]) / 2, atol=0.05)
 
 
+@pytest.mark.slow
 def test_it_finds_pictures_that_the_generator_can_draw(setting):
     before, after = errors(setting, setting[4]), errors(setting, run(setting, 40, pull=0))
     assert (after < 0.2 * before).all()
@@ -88,6 +89,7 @@ def test_no_sample_gets_worse(setting, learning_rate):
     assert torch.equal(found, setting[4]) == (learning_rate == 50)
 
 
+@pytest.mark.slow
 def test_more_steps_are_better(setting):
     few, many = errors(setting, run(setting, 5, pull=0)), errors(setting, run(setting, 25, pull=0))
     assert (many < few).all()
@@ -122,12 +124,14 @@ def test_the_learning_rate_rises_and_falls():
     assert values[100] == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch(setting):
     together = run(setting)
     for places in ([0], [1], [2, 1]):
         assert torch.equal(run(setting, places=places), together[places])
 
 
+@pytest.mark.slow
 def test_a_sample_that_cannot_be_measured_keeps_its_code_and_harms_no_other(setting):
     generator, average, spread, target, codes = setting
     images = target.images.clone()
@@ -139,12 +143,14 @@ def test_a_sample_that_cannot_be_measured_keeps_its_code_and_harms_no_other(sett
     assert torch.equal(found[[0, 2]], wanted[[0, 2]])
 
 
+@pytest.mark.slow
 def test_space_w_has_one_code_for_all_layers(setting):
     found = run(setting, 15, space="w", pull=0)
     assert torch.equal(found, found[:, :1].expand_as(found))
     assert (errors(setting, found) < errors(setting, setting[4])).all()
 
 
+@pytest.mark.slow
 def test_the_pull_keeps_codes_near_the_average(setting):
     _, average, spread, _, _ = setting
     away = [((run(setting, 12, pull=pull) - average) / spread).square().mean((1, 2)) for pull in (0, 0.5, 5)]
@@ -152,6 +158,7 @@ def test_the_pull_keeps_codes_near_the_average(setting):
     assert (away[1] < away[0]).all()
 
 
+@pytest.mark.slow
 def test_pictures_of_a_smaller_working_size(setting):
     generator, average, spread, target, codes = setting
     small = PIXELS.target(torch.nn.functional.avg_pool2d(target.images, 2))
@@ -162,6 +169,7 @@ def test_pictures_of_a_smaller_working_size(setting):
     assert (after < 0.5 * before).all()
 
 
+@pytest.mark.slow
 def test_the_generator_is_only_read(setting, tiny):
     run(setting)
     state = setting[0].state_dict()
@@ -169,6 +177,7 @@ def test_the_generator_is_only_read(setting, tiny):
     assert all(parameter.grad is None for parameter in setting[0].parameters())
 
 
+@pytest.mark.slow
 def test_no_gradients_outside_are_needed(setting):
     with torch.no_grad():
         found = run(setting)

@@ -75,6 +75,7 @@ def test_images_equal_the_reference(oracle, psi):
     assert (difference != 0).float().mean() < 1e-3  # values that lie on a step within 1e-5
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(oracle):
     network, ws = oracle.generator(), oracle.tensor("ws_psi0.7")
     alone = torch.cat([network.synthesis(w[None]) for w in ws])

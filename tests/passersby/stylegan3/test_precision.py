@@ -33,6 +33,7 @@ def one_pass(generator, discriminator):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["r", "t"])
 def test_bfloat16_stays_near_float32(name):
     both = networks(name)

@@ -101,10 +101,12 @@ def test_equals_opencv_on_drawn_people(detector, weights_path):
     compare_with_opencv(detector, weights_path, drawn_people(6))
 
 
+@pytest.mark.slow
 def test_equals_opencv_on_real_crops(detector, weights_path, shared_dir):
     compare_with_opencv(detector, weights_path, real_crops(shared_dir, 16))
 
 
+@pytest.mark.slow
 def test_the_border_is_what_makes_a_crop_a_person(detector, weights_path, shared_dir):
     images = real_crops(shared_dir, 40)
     rejected = (detector.scores(images) < 0.6).mean()

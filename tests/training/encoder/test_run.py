@@ -98,6 +98,7 @@ def straight(files, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_encoder_knows_its_generator_and_what_it_was_trained_on(files, straight):
     loaded = load_encoder(straight / ENCODER)
     generator = load_generator(tiny(files, straight))
@@ -132,6 +133,7 @@ def test_encoder_knows_its_generator_and_what_it_was_trained_on(files, straight)
     assert cv2.imread(str(straight / "curves.png")) is not None
 
 
+@pytest.mark.slow
 def test_the_encoder_that_is_kept_is_the_best_on_validation_pictures(files, tmp_path):
     values = {"steps": 4, "validation_steps": 1, "lr": 0.02, "final_lr": 1.0, "identity_weight": 0.0}
     run(tiny(files, tmp_path, shown_refine_steps=0, validation_images=2, **values))
@@ -143,6 +145,7 @@ def test_the_encoder_that_is_kept_is_the_best_on_validation_pictures(files, tmp_
     assert not (tmp_path / BEST).exists()
 
 
+@pytest.mark.slow
 def test_it_learns(files, tmp_path):
     """One batch of images that the generator makes: an answer there is, unlike for pictures by a random network."""
     config = tiny(files, tmp_path, batch=8, generated_share=1.0, identity_weight=0.0, codes_weight=0.0)
@@ -153,6 +156,7 @@ def test_it_learns(files, tmp_path):
     assert max(errors[-3:]) < errors[0] / 3, errors
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_is_the_same_training(files, straight, tmp_path, monkeypatch):
     config = tiny(files, tmp_path, generated_share=0.25, checkpoint_minutes=1e-9)
     stop_before_step(monkeypatch, encoder_loop, 4, lambda: run(config))
@@ -161,6 +165,7 @@ def test_stopped_and_started_again_it_is_the_same_training(files, straight, tmp_
     check_equal(straight, tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_half_written_it_goes_on_exactly(files, straight, tmp_path):
     config = tiny(files, tmp_path, generated_share=0.25, checkpoint_minutes=1e-9)
     kill_while_it_writes_a_checkpoint("encoder", config, 5)
@@ -222,6 +227,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_workers_train_one_encoder(files, tmp_path):
     """Each worker's batch norm sees its own half, so the encoder differs from one worker's; both workers' are equal."""
     config = tiny(files, tmp_path / "out", batch=4, steps=2, validation_images=1, shown_refine_steps=0)

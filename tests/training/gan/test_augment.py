@@ -92,6 +92,7 @@ def test_tall_images_are_turned_in_pixels_without_shear(monkeypatch, percentile,
     torch.testing.assert_close(turned[0, 0][inside], expected[inside], rtol=0, atol=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("augmentation", "seed"), [("upright", 1), ("bgcfnc", 2)])
 def test_gradients_of_gradients_are_right(augmentation, seed):
     images = torch.rand(2, 3, 7, 5, dtype=torch.float64, requires_grad=True)

@@ -55,6 +55,7 @@ def trained(tmp_path_factory):
     return out, load_inception(inception), ordered
 
 
+@pytest.mark.slow
 def test_it_is_the_fid_of_the_snapshots_own_images(trained):
     out, inception, reals = trained
     history = {record["kimg"]: record["fid"] for record in read_history(out / HISTORY) if record.get("fid")}

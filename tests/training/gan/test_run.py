@@ -95,6 +95,7 @@ def same(one, two) -> bool:
     return one == two
 
 
+@pytest.mark.slow
 def test_snapshots_hold_networks_and_record(straight, tree):
     assert [path.name for path in sorted(straight.parent.iterdir())] == ["000000024", "000000048"]
     loaded = load_network(straight / NETWORK)
@@ -145,6 +146,7 @@ def test_training_moves_every_weight_and_the_average_follows(straight):
     assert torch.equal(last.generator.mapping.w_avg, last.training_generator.mapping.w_avg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [8, 24, 40])
 def test_stopped_and_continued_equals_never_stopped(straight, tree, tmp_path, images):
     # 8 and 40: in the middle of an adaptation's interval, between validations, and beside R1's. The shorter training
@@ -193,6 +195,7 @@ gan_loop.train(config, torch.device("cpu"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["iteration 3", "writing", "snapshot"])
 def test_killed_at_any_moment_and_continued_equals_never_killed(straight, tree, tmp_path, moment):
     # Under another name, so that pytest's modules are not needed in the process that dies.
@@ -225,6 +228,7 @@ def test_max_minutes_stops_with_a_checkpoint(tree, tmp_path):
     assert last_checkpoint(tmp_path).name == folder.name
 
 
+@pytest.mark.slow
 def test_the_last_two_checkpoints_and_all_snapshots_are_kept(tree, tmp_path):
     run(tiny(tree, tmp_path, snapshot_kimg=0.008, kimg=0.04))
     assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == ["000000032", "000000040"]
