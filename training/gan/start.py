@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from passersby.stylegan3 import Discriminator, Generator
 from passersby.stylegan3.checkpoint import load_network, save_network
 from passersby.stylegan3.mapping import set_precision
 from passersby.stylegan3.transfer import freeze_discriminator_layers, transfer
+from reporting.curves import Record
 from training.checkpoints import claim, commit, keep_newest, newest
 from training.gan.config import BEFORE, FREE_TO_CHANGE, GanConfig
 from training.gan.data import to_float
@@ -97,9 +99,9 @@ def keep_best(out: Path, snapshot: Path) -> None:
         raise InputError(f"cannot write {Path(out) / BEST}: {error.strerror}") from error
 
 
-def is_best(history: list[dict], fid: float) -> bool:
+def is_best(history: Sequence[Record], fid: float) -> bool:
     """Whether a snapshot of this FID is better than all that the history knows."""
-    known = [record["fid"] for record in history if record.get("fid") is not None]
+    known = [score for record in history if (score := record.get("fid")) is not None]
     return math.isfinite(fid) and all(fid < other for other in known)
 
 
