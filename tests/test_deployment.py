@@ -164,7 +164,7 @@ def test_the_image_holds_every_package_and_no_tests():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert lines[0] == "*"
     let_in = {line[1:] for line in lines if line[0] == "!"}
-    packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
+    packages = {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert let_in == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
     assert all((ROOT / name).exists() for name in let_in)
     assert fnmatch.fnmatch("jobs/__pycache__", lines[-1])
