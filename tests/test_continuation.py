@@ -113,6 +113,7 @@ def test_a_drawn_tree(go_on, refuses, tmp_path):
     assert {**made, "sha256": None} == {**record, "sha256": None}
 
 
+@pytest.mark.slow
 def test_a_run_of_generation(ray_cluster, call, go_on, refuses, tmp_path):
     bring(tmp_path, "network.safetensors", "run")
     run = tmp_path / "run"
@@ -142,6 +143,7 @@ def test_a_run_of_generation(ray_cluster, call, go_on, refuses, tmp_path):
     assert "every unit is there" in go_on("run")
 
 
+@pytest.mark.slow
 def test_a_gan_training(call, go_on, refuses, tmp_path):
     bring(tmp_path, "crowd", "gan")
     out = tmp_path / "gan"
@@ -159,6 +161,7 @@ def test_a_gan_training(call, go_on, refuses, tmp_path):
     assert torch.load(state_file, weights_only=True)["images_seen"] == 16
 
 
+@pytest.mark.slow
 def test_a_reid_training(go_on, refuses, tmp_path):
     bring(tmp_path, "crowd", "run", "reid")
     out = tmp_path / "reid"
@@ -171,6 +174,7 @@ def test_a_reid_training(go_on, refuses, tmp_path):
     assert "is finished: nothing to do" in go_on("reid")
 
 
+@pytest.mark.slow
 def test_an_encoder_training(go_on, refuses, tmp_path):
     bring(tmp_path, "crowd", "network.safetensors", "encoder")
     out = tmp_path / "encoder"
@@ -183,6 +187,7 @@ def test_an_encoder_training(go_on, refuses, tmp_path):
     assert "is finished: nothing to do" in go_on("encoder")
 
 
+@pytest.mark.slow
 def test_an_inversion(ray_cluster, go_on, refuses, tmp_path):
     bring(tmp_path, "crowd", "network.safetensors", "encoder.safetensors", "inversion")
     out = tmp_path / "inversion"
@@ -209,6 +214,7 @@ def test_an_inversion(ray_cluster, go_on, refuses, tmp_path):
     assert "every unit is there" in go_on("inversion")
 
 
+@pytest.mark.slow
 def test_a_sweep(ray_cluster, call, go_on, refuses, tmp_path):
     bring(tmp_path, "crowd", "run", "sweep")
     out = tmp_path / "sweep"

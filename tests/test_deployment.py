@@ -82,6 +82,7 @@ def test_a_spot_node_installs_nothing(cluster):
     assert not [command for command in commands if re.search(r"\b(pip|conda|apt|apt-get|uv)\b", command)]
 
 
+@pytest.mark.slow
 def test_ray_starts_nodes_from_cluster_yaml(cluster, tmp_path, monkeypatch):
     # Ray's own launcher against a simulated AWS: every field goes through botocore's check of parameters.
     moto = pytest.importorskip("moto")

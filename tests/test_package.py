@@ -107,6 +107,7 @@ def test_a_job_that_is_not_there_is_one_line(arguments, message):
     assert (done.returncode, done.stderr.strip()) == (2, message)
 
 
+@pytest.mark.slow
 def test_the_program_takes_the_options_of_the_jobs_file():
     by_name, by_file = (
         subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
@@ -117,6 +118,7 @@ def test_the_program_takes_the_options_of_the_jobs_file():
     assert by_name.stdout.partition("[-h]")[2].split() == by_file.stdout.partition("[-h]")[2].split()
 
 
+@pytest.mark.slow
 def test_ray_train_stands_in_pipeline_and_tune_alone():
     """Import contracts know no parts of other packages, so this one is kept here."""
     found = []

@@ -258,6 +258,7 @@ def test_a_documented_command_is_one_that_exists(command):
         parse_foreign(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.matching(RUN) is not None], ids=str)
 def test_a_documented_command_does_what_it_says(command, folder):
     words = recipe(command.words(), folder) if command.text.startswith("make") else command.words()

@@ -68,6 +68,7 @@ def test_impossible_values_are_named(files, tmp_path, changes, message):
     assert not (tmp_path / "out" / ENCODER).exists()
 
 
+@pytest.mark.slow
 def test_two_ray_workers_train_one_encoder(ray_cluster, files, tmp_path, capsys):
     main(config(files, tmp_path, workers=2))
     said = capsys.readouterr().out
@@ -78,6 +79,7 @@ def test_two_ray_workers_train_one_encoder(ray_cluster, files, tmp_path, capsys)
     assert "is finished: nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_line_trains(files, tmp_path):
     command = [sys.executable, "jobs/train_encoder.py", "--preset", "tiny", "--data", str(files / "people")]
     command += ["--out", str(tmp_path), "--network", str(files / "generator.safetensors")]

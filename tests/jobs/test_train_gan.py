@@ -92,6 +92,7 @@ def test_presets_are_defaults_that_options_override():
         GanConfig(**vars(config) | {"data": Path("a"), "out": Path("b")}).check()
 
 
+@pytest.mark.slow
 def test_two_ray_workers_learn_what_one_process_learns(ray_cluster, tree, tmp_path, capsys):
     settings = TINY | {"kimg": 0.016, "gamma": 1.0, "augment": "fixed", "augment_p": 0.5}
     main(GanConfig(data=tree, out=tmp_path / "one", workers=0, **settings))
@@ -111,6 +112,7 @@ def test_two_ray_workers_learn_what_one_process_learns(ray_cluster, tree, tmp_pa
             assert close.float().mean() > 0.98 or (~close).sum() <= 1, (part, name)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tree, tmp_path, capsys):
     settings = TINY | {"gamma": 1.0, "status_seconds": 0.001, "checkpoint_minutes": 1e-6}
     killed = []
@@ -138,6 +140,7 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
         assert all((value == other[name]).all() for name, value in getattr(one, part).state_dict().items()), part
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
     ray_cluster, tree, tmp_path, monkeypatch, capsys
 ):
@@ -177,6 +180,7 @@ def test_more_gpus_than_there_are_is_refused(ray_cluster, tree, tmp_path):
         main(GanConfig(data=tree, out=tmp_path / "out", workers=8, **TINY | {"threads": 2}))
 
 
+@pytest.mark.slow
 def test_bad_input_inside_a_worker_is_one_line_and_not_tried_again(ray_cluster, tree, tmp_path, capsys):
     settings = TINY | {"workers": 1, "kimg": 0.016}
     main(GanConfig(data=tree, out=tmp_path / "out", **settings))
@@ -191,6 +195,7 @@ def test_bad_input_inside_a_worker_is_one_line_and_not_tried_again(ray_cluster, 
         main(GanConfig(data=tmp_path / "tree", out=tmp_path / "other", workers=1, **TINY))
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_without_ray(tree, tmp_path):
     # In its own process, without the variables for which the job starts itself again.
     command = [sys.executable, "-m", "jobs.train_gan", *command_line(tree, tmp_path / "out")]

@@ -59,6 +59,7 @@ def test_presets_are_defaults_that_options_override():
     assert preset_defaults([], PRESETS, preset) == preset_defaults(["--preset", "strong"], PRESETS, preset)
 
 
+@pytest.mark.slow
 def test_two_ray_workers_train_one_network(ray_cluster, people, tmp_path, capsys):
     """A folder without cameras, in 0 or 2 workers: same steps, same classes, and both have learnt."""
     for name, workers in (("one", 0), ("two", 2)):

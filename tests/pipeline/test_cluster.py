@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import ray
 
 from pipeline.cluster import smallest_object_store
 
 
+@pytest.mark.slow
 def test_workers_get_a_read_only_view_of_the_node_s_shared_memory(ray_cluster):
     @ray.remote(num_cpus=0)
     def look(values):

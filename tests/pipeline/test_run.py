@@ -55,6 +55,7 @@ def line(units: int) -> ProgressLine:
     return ProgressLine(units, 2 * units, stream=open(os.devnull, "w"))  # noqa: SIM115
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_unit_that_fails_again_and_again_is_recorded_and_the_run_goes_on(tmp_path):
     output = Output(str(tmp_path / "out"))
@@ -81,6 +82,7 @@ def test_a_unit_that_fails_again_and_again_is_recorded_and_the_run_goes_on(tmp_p
     assert "The same command tries them again" in advice
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_a_crash_costs_is_bounded(tmp_path):
     """A stage that is much faster than the next one runs ahead by 64 MB and four units an actor, and no further."""

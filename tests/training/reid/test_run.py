@@ -93,6 +93,7 @@ def straight(data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_network_knows_its_classes_and_what_it_was_trained_on(straight):
     loaded = load_reid(straight / NETWORK)
     assert len(loaded.class_names) == 9
@@ -112,6 +113,7 @@ def test_network_knows_its_classes_and_what_it_was_trained_on(straight):
     assert {"loss/real", "loss/generated", "error/real", "validation/loss", "validation/error"} <= history[-1].keys()
 
 
+@pytest.mark.slow
 def test_it_learns(data, tmp_path):
     run(tiny(data, tmp_path, epochs=12.0, milestones=(10.0,), dropout=0.0, pad=1))
     history = read_history(tmp_path / HISTORY)
@@ -119,6 +121,7 @@ def test_it_learns(data, tmp_path):
     assert history[-1]["loss/real"] < history[0]["loss/real"] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "strong"])
 def test_stopped_and_started_again_it_is_the_same_training(data, straight, tmp_path, monkeypatch, name):
     make = {"tiny": tiny, "strong": strong}[name]
