@@ -48,6 +48,7 @@ CHIN = 0.868  # height of a standing person's chin, in statures
 
 
 def draw_head(canvas: Canvas, view: View, person: Person, rise: float) -> None:
+    """Draw head, hair and hat; rise: how much higher than when standing they are in this pose."""
     size, lean, style = 1.06, person.build.lean + 0.012, person.hairstyle
     face = canvas.material(Material(hair_and_face(person)))
     levels = np.array([-0.06, 0.08, 0.3, 0.55, 0.78, 0.93, 1.0])
@@ -111,6 +112,7 @@ def draw_head(canvas: Canvas, view: View, person: Person, rise: float) -> None:
 
 
 def draw_bag(canvas: Canvas, view: View, person: Person, hand: np.ndarray, rise: float) -> None:
+    """Draw the person's bag, where there is one; hand [3] in body coordinates: what a hand bag hangs from."""
     if person.bag == "none":
         return
     colour = np.array(person.bag_colour, np.float32)
