@@ -57,15 +57,17 @@ chromium:
 
 # What `make test` leaves out: what takes long, and what kills drivers, workers and nodes.
 QUICK := not slow and not crash
+# A test process a core, up to four, each with its own Ray; a file's tests stay together. One process: make test ARGS="-n 0".
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test: setup  ## the quick tests, the main job on Ray among them: minutes
-	$(BIN)/python -m pytest -m '$(QUICK)' $(ARGS)
+	$(PYTEST) -m '$(QUICK)' $(ARGS)
 
 test-rest: setup  ## what `make test` leaves out; pages are looked at only where there is a browser (make chromium)
-	$(BIN)/python -m pytest -m 'not ($(QUICK))' $(ARGS)
+	$(PYTEST) -m 'not ($(QUICK))' $(ARGS)
 
 test-all: setup  ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: setup  ## style and format (ruff), the direction of imports (import-linter), types (pyright)
 	$(BIN)/ruff check .

@@ -10,6 +10,13 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # OpenMP threads that spin while they wait cost up to ten times the time where several processes share few cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves the workers beside anything busy
+if "PYTEST_XDIST_WORKER" in os.environ:  # one test process per core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Module-wide fixtures that run a whole job, 10 s to a minute each: a test that asks for one is slow. The main job's own tests
+# are the exception, so that `make test` starts Ray and runs that job once.
+WHOLE_JOBS = {"finished", "exported"}
+MAIN_JOB = Path(__file__).with_name("jobs") / "test_generate.py"
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +56,8 @@ def tiny():
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items):
-    """Marks that follow from where a test stands and what it uses: `crash`, and `ray` for what shares the one Ray.
+    """Marks that follow from where a test stands and what it uses: `crash`, `slow` for what waits for a whole job, and `ray`
+    for what shares the one Ray.
 
     Tests marked `gpu` are skipped, with the reason, where PyTorch sees no CUDA device.
     """
@@ -58,7 +66,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "crash" in item.path.parts:
             item.add_marker("crash")
-        if "crash" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "crash" in item.path.parts or "ray_cluster" in fixtures:
             item.add_marker("ray")
+        if WHOLE_JOBS & set(fixtures) and item.path != MAIN_JOB:
+            item.add_marker("slow")
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -267,5 +267,6 @@ def test_a_documented_command_does_what_it_says(command, folder):
 
 
 @pytest.mark.parametrize(("page", "text"), PYTHON, ids=[f"{page}-{i}" for i, (page, _) in enumerate(PYTHON)])
+@pytest.mark.slow
 def test_documented_python_runs(page, text, folder):
     exec(compile(text.replace("OUT/", f"{folder / PLACES['OUT']}/"), page, "exec"), {})

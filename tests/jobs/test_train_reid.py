@@ -81,6 +81,7 @@ def test_two_ray_workers_train_one_network(ray_cluster, people, tmp_path, capsys
         assert losses[-1] < losses[0] - 0.1  # ln 5 = 1.6 at the start
 
 
+@pytest.mark.slow
 def test_the_command_line_goes_on_where_it_stopped(people, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "jobs/train_reid.py", "--preset", "tiny", "--data", str(people), "--out", str(out)]

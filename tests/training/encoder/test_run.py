@@ -261,6 +261,7 @@ def test_impossible_values_are_named(files, tmp_path, changes, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_other_networks_and_other_pictures_are_refused(files, straight, tmp_path):
     config = tiny(files, straight, generated_share=0.25)
     with pytest.raises(InputError, match="holds a training with --lr 0.001, not 0.01"):

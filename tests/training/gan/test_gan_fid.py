@@ -71,6 +71,7 @@ def test_it_is_the_fid_of_the_snapshots_own_images(trained):
         assert fid(real, inception(images)) == pytest.approx(value, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_best_snapshot_is_kept(trained):
     out, *_ = trained
     history = {record["fid"]: record["kimg"] for record in read_history(out / HISTORY) if record.get("fid")}

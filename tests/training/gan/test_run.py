@@ -264,6 +264,7 @@ def test_a_damaged_checkpoint_and_one_of_another_shape_are_named(straight, tree,
     assert folder.exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_training(tree, tmp_path, monkeypatch):
     """A checkpoint that cannot be written is said; the next one is; only the last one must be."""
     full, write = [True], gan_snapshot._write_state
@@ -351,6 +352,7 @@ def test_people_set_aside_may_be_one_picture(tree, tmp_path):
     assert all(np.isfinite(value) for value in figures.values())
 
 
+@pytest.mark.slow
 def test_divergence_stops_and_collapse_is_said(tree, tmp_path, monkeypatch):
     step = gan_loop.train_iteration
 

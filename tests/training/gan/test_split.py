@@ -112,6 +112,7 @@ def work(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_with_half_the_batch_each_see_the_gradients_of_one(tmp_path):
     root = Path(__file__).resolve().parents[3]
     command = [sys.executable, __file__, str(tmp_path)]

@@ -242,6 +242,7 @@ def test_r1_runs_at_its_interval_and_corrects_adam():
     assert (state.iteration, state.images_seen) == (5, 20)
 
 
+@pytest.mark.slow
 def test_training_learns_to_tell_and_to_imitate():
     # Real images are all bright: the discriminator must first tell them from noise, the generator then brighten up.
     state = tiny_state(generator_lr=0.01)

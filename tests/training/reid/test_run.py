@@ -136,6 +136,7 @@ def test_stopped_and_started_again_it_is_the_same_training(data, straight, tmp_p
     check_equal(straight, out)
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_half_written_it_goes_on_exactly(data, straight, tmp_path):
     kill_while_it_writes_a_checkpoint("reid", strong(data, tmp_path, checkpoint_minutes=1e-9), 4)
     assert last_checkpoint(tmp_path).name == "000000003"
@@ -246,6 +247,7 @@ def step_on_half(rank: int, workers: int) -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_step_that_one_makes(tmp_path):
     command = [sys.executable, "-c", WORKERS]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -260,6 +262,7 @@ def test_two_workers_make_the_step_that_one_makes(tmp_path):
         torch.testing.assert_close(halves[0][name], value, rtol=0.1 if loose else 1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_teacher_labels_and_lsro_train_end_to_end(data, straight, tmp_path):
     run(strong(data, tmp_path / "teacher", people=(), variants=(), steps=2))
     out = tmp_path / "student"
