@@ -1,4 +1,6 @@
-"""Every command and every piece of Python in README.md and docs/: run where it can be run here, else parsed.
+"""README.md, CONTRIBUTING.md, CHANGELOG.md and docs/: every command and every piece of Python in them, and their shape.
+
+A command is run where it can be run here, else parsed.
 
 A command that is in neither table below fails: say how it is run here (RUN), or why it is not (PARSED).
 """
@@ -13,16 +15,21 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 import tyro
 
+from jobs.__main__ import job_summaries
 from passersby.weights import DEMO_NETWORK
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+SUBJECTS = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "index.md")
+INDEX = ROOT / "docs" / "index.md"
+PAGES = [*TOP_PAGES, INDEX, *SUBJECTS]
 
 # Run here, with these options behind what the page says: they win, and make it small.
 RUN = {
@@ -38,15 +45,19 @@ RUN = {
 }
 # Not run here, and why. What our own parsers, Ray's and make's know of them is still checked.
 PARSED = {
-    r"make( [A-Z]+=\S+)* (test|test-rest|test-all|lint|format|clean|setup)$": "this very run, or no business of a test",
+    r"make( [A-Z]+=\S+)* (test|test-rest|test-all|lint|format|clean|setup)( ARGS=\"[^\"]*\")?$": "this very run, or no "
+    "business of a test",
+    r"make chromium$": "installs a browser",
     r"make( [A-Z]+=\S+)* chain(-variants)?$": "trainings of an hour and more",
     r".*\b(s3|gs)://": "a bucket",
     r"ray ": "a cluster",
     r"export RAY_\w+=\S+$": "a cluster",
     r"(kubectl|docker) ": "Kubernetes, Docker",
     r"pip install ": "would change this environment",
+    r"pre-commit install$": "would change what git does in this checkout",
     r"python jobs/(train_\w+|invert)\.py ": "trains for minutes to hours",
     r"python jobs/generate\.py --latents ": "latents by an encoder that was trained for an hour",
+    r"python jobs/generate\.py .*--identity \S+ .*--out PEOPLE$": "a network that was trained for minutes to hours",
     r"python jobs/(sweep|report|calibrate)\.py ": "trainings of hours, or real pictures",
     r"python jobs/(evaluate_reid|find_person|export_reid)\.py ": "a network that was trained for minutes to hours",
     r"python jobs/convert\.py .*--for ": "a square network, as that tool wants it; the demo network is tall",
@@ -75,6 +86,7 @@ PROGRAMS = (
     "kubectl",
     "docker",
     "pip",
+    "pre-commit",
     "export",
     "aws",
     "curl",
@@ -126,6 +138,8 @@ def commands_of(page: Path) -> list[Command]:
 
 
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
+# A command that stands on several pages is run once: some refuse to write again what is there.
+RUNNABLE = list({command.text: command for command in COMMANDS if command.matching(RUN) is not None}.values())
 PYTHON = [(page.name, text) for page in PAGES for language, text in fences(page) if language in ("python", "py")]
 
 
@@ -228,11 +242,48 @@ def test_the_pages_have_commands():
     assert PYTHON
 
 
+def test_the_readme_is_short_and_lists_every_job():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1500
+    for name in job_summaries():
+        assert f"`python jobs/{name.replace('-', '_')}.py " in text, f"README.md does not list the job {name}"
+
+
+def test_the_readme_says_that_our_datasets_hides_the_library():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "Our folder `datasets/` hides the library of that name" in text
+
+
+def test_the_index_lists_every_page_with_a_sentence():
+    listed = dict(re.findall(r"^\| \[[^]]+\]\(([^)]+)\) \| (.+) \|$", INDEX.read_text(), re.MULTILINE))
+    assert sorted(listed) == [page.relative_to(INDEX.parent).as_posix() for page in SUBJECTS]
+    assert all(len(sentence.split()) >= 5 for sentence in listed.values())
+
+
+@pytest.mark.parametrize("page", SUBJECTS, ids=lambda page: page.name)
+def test_a_page_opens_with_what_a_reader_came_for(page):
+    assert re.match(r"# [^\n]+\n\n```(python)?\n", page.read_text()), f"{page.name}: begin with a command"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name}: no {target}"
+
+
+def test_the_arrows_of_the_picture_are_those_of_the_contract():
+    (picture,) = (text for language, text in fences(ROOT / "CONTRIBUTING.md") if language == "mermaid")
+    drawn = set(re.findall(r"(\w+)(?:\[[^]]*\])? --> (\w+)", picture))
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = ([layer.split(" | ") for layer in c["layers"]] for c in contracts if c["type"] == "layers")
+    assert drawn == {(a, b) for above, below in zip(layers, layers[1:], strict=False) for a in above for b in below}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_is_of_a_known_kind(page):
     for language, text in fences(page):
         first = text.split()[0]
-        known = language in ("sh", "bash", "console", "python", "py", "text", "yaml", "json")
+        known = language in ("sh", "bash", "console", "python", "py", "text", "yaml", "json", "mermaid")
         assert known or first in PROGRAMS or "/" in first, f"{page.name}: give the block of {first!r} a language"
 
 
@@ -259,7 +310,7 @@ def test_a_documented_command_is_one_that_exists(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.matching(RUN) is not None], ids=str)
+@pytest.mark.parametrize("command", RUNNABLE, ids=str)
 def test_a_documented_command_does_what_it_says(command, folder):
     words = recipe(command.words(), folder) if command.text.startswith("make") else command.words()
     done = run([place(word, folder) for word in [*words, *command.matching(RUN).split()]], folder)
