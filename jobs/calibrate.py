@@ -1,4 +1,4 @@
-"""Which thresholds suit your own data: what the filters would take away of real images."""
+"""Propose thresholds for the filters, from the real images that they would reject."""
 
 import dataclasses
 import json
@@ -41,40 +41,41 @@ HERE_IMAGES = 1000  # so many are scored before Ray has started
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Propose thresholds for the filters of jobs/generate.py, by what they would take away of real images.
+    """Propose thresholds for the filters of jobs/generate.py, from the real images that they would reject.
 
     Example: python jobs/calibrate.py --data /data/market1501 --out /data/calibration
-    Writes calibration.json and calibration.png, prints a table and the options with the proposed thresholds.
+    The job writes calibration.json and calibration.png. It prints a table and the options with the thresholds.
     """
 
     data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_TABLE")]
-    """Real images: a Market-1501 or other re-ID tree, a folder with one sub-folder a person, a table of paths and
-    identities, or a flat folder (people are known there if all files are named as in Market-1501)."""
+    """Real images: a Market-1501 tree, another re-ID data set, or a folder with one sub-folder for each person.
+    A table of paths and identities will do too, or a flat folder. In a flat folder the people are known
+    only if all files are named as in Market-1501."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write calibration.json and calibration.png."""
     reject: float = 0.0645
-    """Share of real images, 0 to 1, that the pedestrian filter may take away; the study accepted 0.0645."""
+    """Share of real images, 0 to 1, that the pedestrian filter may reject. The study accepted 0.0645."""
     ssim_lost: float = 0.01
-    """Share of pairs of real pictures of one person that the SSIM floor may take away, and the ceiling as well."""
+    """Share of pairs of real pictures of one person that the SSIM floor may reject. The ceiling may reject as many."""
     split: Literal["train", "query", "gallery"] = "train"
-    """Of data that has splits. Thresholds are chosen on training people, so that test people stay unseen."""
+    """The split to use, if the data have splits. Training people are the choice that leaves test people unseen."""
     most_images: int = 5000
-    """At most so many images, a random part where there are more."""
+    """Most images to use. If there are more, a random part of them is used."""
     most_pairs: int = 10_000
-    """At most so many pairs of pictures of one person, as even over people as can be."""
+    """Most pairs of pictures of one person to use, spread over the people as evenly as possible."""
     height: int = 128
-    """Images are brought to this height in pixels first; give the one that you generate at."""
+    """Bring the images to this height in pixels first. Give the height at which you generate."""
     width: int = 64
-    """And to this width."""
+    """Bring the images to this width in pixels first. Give the width at which you generate."""
     seed: int = 0
-    """Decides which images and pairs are taken."""
+    """Decides which images and pairs are used."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
+    """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there are GPUs."""
+    """auto: CUDA if the cluster has GPUs, else the CPU."""
     workers: int | None = None
-    """Detectors on Ray; 0: in this process, without Ray. By default that for up to 1,000 images, else one a GPU,
-    without GPUs one a CPU."""
+    """Number of detectors on Ray. 0 detects in this process, without Ray. By default 0 for up to 1,000 images,
+    else one for each GPU, or without GPUs one for each CPU."""
 
 
 def main(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Turn any network file into our .safetensors or a plain .pt state dict, and say what was found in it."""
+"""Convert a network file to our .safetensors or to a plain .pt state dict, and say what was found in it."""
 
 import dataclasses
 from pathlib import Path
@@ -20,21 +20,23 @@ _FREE = {"channel_base": 1, "channel_max": 1, "num_fp16_res": 4, "magnitude_ema_
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """Turn a StyleGAN3 network (reference .pkl, our .safetensors, plain .pt) into .safetensors or .pt."""
+    """Convert a StyleGAN3 network (a reference .pkl, our .safetensors, or a plain .pt) to .safetensors or .pt."""
 
     network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")]
-    """The network to read; its kind is told from its contents. Code inside it is never run."""
+    """The network to read. The job sees from the contents what kind of file it is. It never runs code of the file."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
-    """What to write: .safetensors keeps all and says what it is, .pt is the averaged generator's tensors."""
+    """The file to write. A .safetensors keeps everything, with a record.
+    A .pt holds the averaged generator's tensors."""
     width: int | None = None
-    """Width in pixels of a tall network in a plain .pt, which does not say it. Square if not given."""
+    """Width in pixels of a tall network in a plain .pt file, which does not say it.
+    By default the network is square."""
     half: bool = False
     """Store weight matrices as float16: half the bytes, at a relative error of 2^-11."""
     overwrite: bool = False
-    """Replace OUT if it is there."""
+    """Replace the file of --out if it exists."""
     for_: Annotated[Literal["any", "stylegan3-editing"], tyro.conf.arg(name="for")] = "any"
-    """The program that the .pt is for. stylegan3-editing takes the generators of its encoders' training as .pt, and can
-    build two kinds alone: of others it leaves layers random, without a word. They are refused here."""
+    """The program that will read the .pt. stylegan3-editing can build two kinds of generators only.
+    Of other kinds it would leave layers random without a word, so this job refuses them."""
 
 
 def main(config: ConvertConfig) -> None:

@@ -1,4 +1,4 @@
-"""How well a re-identification network finds people: Rank-k, mAP, mINP, thresholds, and pictures of what it finds."""
+"""Measure how well a re-identification network finds people: Rank-k, mAP, mINP, thresholds, and pictures."""
 
 import dataclasses
 import json
@@ -28,39 +28,41 @@ TOP = 10
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Rank a gallery for every query, by a network of this project, of layumi's baseline or of torchreid.
+    """Rank a gallery for every query with a network of this project, of layumi's baseline or of torchreid.
 
     Example: python jobs/evaluate_reid.py --network reid.safetensors --data /data/market1501 --out /data/evaluation
-    With --features instead of --network, features that another tool has computed are ranked: Parquet as this job
-    writes it, pytorch_result.mat of layumi's test.py, or .npz or .pt with qf, q_pids, q_camids, gf, g_pids, g_camids.
+    With --features instead of --network, the job ranks features that another tool has computed: Parquet as this
+    job writes it, pytorch_result.mat of layumi's test.py, or a .npz or .pt file with the arrays
+    qf, q_pids, q_camids, gf, g_pids, g_camids.
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write ranking.json, features.parquet, queries.parquet and the pictures."""
     network: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The network: .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or torchreid."""
+    """The network: a .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or of torchreid."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Images with query and gallery. With --features: only for the pictures. Every node must see it."""
+    """Images with query and gallery. With --features they are used only for the pictures. Every node must see them."""
     features: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Rank these features instead of a network's."""
+    """Rank the features of this file instead of those of a network."""
     rerank: bool = False
     """Also re-rank by k-reciprocal neighbours (k1 = 20, k2 = 6, lambda = 0.3)."""
     multi_query: bool = False
-    """Also ask by the mean feature of all images of the query's person by its camera (gt_bbox)."""
+    """Also query with the mean feature of all images (gt_bbox) of the query's person by the query's camera."""
     metric: Literal["cosine", "euclidean"] = "cosine"
-    """What ranks. Features of this project have length 1, where both rank alike."""
+    """The distance that ranks. Features of this project have length 1, so that both rank them alike."""
     activation: Literal["relu", "none"] | None = None
-    """Of layumi's checkpoints, which do not say it: relu as in the study, none as in layumi's own code."""
+    """The activation after the 512 values of a layumi checkpoint, which does not say it.
+    relu: as in the study. none: as in layumi's own code."""
     height: int | None = None
-    """Images are brought to this height in pixels, where it is not the network's."""
+    """Bring the images to this height in pixels. By default the network's height."""
     width: int | None = None
-    """And to this width."""
+    """Bring the images to this width in pixels. By default the network's width."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there are GPUs."""
+    """auto: CUDA if the cluster has GPUs, else the CPU."""
     here: bool = False
     """Compute in this process, without Ray."""
     workers: int | None = None
-    """Actors that compute features; by default one a GPU, without GPUs one a CPU."""
+    """Number of actors that compute features. By default one for each GPU, or without GPUs one for each CPU."""
 
 
 def main(config: Config) -> None:

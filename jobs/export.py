@@ -1,4 +1,4 @@
-"""The kept images of a run for other tools: `python jobs/export.py --run OUT --out DEST --format market1501`."""
+"""Write the kept images of a run for other tools: `python jobs/export.py --run OUT --out DEST --format market1501`."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -21,8 +21,9 @@ class Config:
     """Write the kept images of a finished run as other tools read them. JPEG bytes are passed on as they are stored.
 
     Example: python jobs/export.py --run /data/people --out /data/market1501 --format market1501 --compact-ids
-    --cameras 6 --test-people 100. torchreid then loads it with root /data, fast-reid with
-    FASTREID_DATASETS=/data/market1501. The same command again does what is missing and nothing else.
+    --cameras 6 --test-people 100
+    torchreid then loads the tree with root /data, fast-reid with FASTREID_DATASETS=/data/market1501.
+    The same command again does what is missing and nothing else.
     """
 
     run: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
@@ -30,33 +31,39 @@ class Config:
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write: an empty folder or a URI such as s3://bucket/export."""
     format: Literal["market1501", "webdataset", "folder", "table"]
-    """market1501: a tree with bounding_box_train. folder: one sub-folder a person (torchvision's ImageFolder).
-    webdataset: people-NNNNNN.tar, each image with a .json. table: table/people-NNNNNN.parquet, images and scores."""
+    """market1501: a tree with bounding_box_train. folder: a sub-folder for each person (torchvision's ImageFolder).
+    webdataset: people-NNNNNN.tar, each image with a .json.
+    table: table/people-NNNNNN.parquet, images and scores."""
     manifest: str | None = None
-    """Name of the manifest that says what is kept, as given to jobs/refilter.py --name; by default the run's own."""
+    """Name of the manifest that says which images are kept, as given to jobs/refilter.py --name.
+    By default the run's own manifest."""
     per_person: int | None = None
-    """The first so many kept images of each person, by variant; people with fewer are listed. By default all."""
+    """Export only the first N kept images of each person, in the order of variants. By default all.
+    short_people.csv lists the people with fewer images."""
     people: int | None = None
-    """Only the first so many people who have images to export."""
+    """Export only the first N people who have images to export."""
     first_identity: int | None = None
-    """Person i becomes this identity + i; never 0 or -1, which mean distractors and junk. By default 1 + i, and
-    variants of real people keep the numbers that their data set calls them by."""
+    """Person i becomes identity --first-identity + i. By default 1 + i.
+    Variants of real people keep by default the numbers of their data set.
+    No identity is ever 0 or -1, which mean distractors and junk."""
     compact_ids: bool = False
-    """Number the exported people one after the other: people without a kept image leave no gaps."""
+    """Number the exported people one after the other. People without a kept image then leave no gaps."""
     camera: int = 1
-    """Camera of images that have none, as generated people do."""
+    """The camera of images that have none. Generated people have none."""
     cameras: int = 1
-    """Spread those images over so many cameras from --camera on, by variant."""
+    """Spread images without a camera over N cameras, by variant. The first of them is --camera."""
     test_people: int = 0
-    """market1501: the last so many people become query (the first image of each) and gallery, not training."""
+    """market1501: the last N people are for testing, not for training.
+    The first image of each becomes a query, the others become the gallery."""
     loader_limits: bool = True
     """market1501: refuse a tree that torchreid and fast-reid would refuse: identities above 1501, cameras above 6."""
     jpeg_quality: int | None = None
     """Convert the images of a run of PNG files to JPEG of this quality, 1 to 100."""
     images_per_file: int | None = None
-    """webdataset, table: images of one file; by default 10000, fewer where images are large."""
+    """webdataset, table: number of images in one file. By default 10000, fewer if images are large."""
     threads: int = 4
-    """Units (or files) that are written at once; more for object stores. The bytes do not depend on it."""
+    """Number of units (or files) that are written at a time. Give more for object stores.
+    The bytes do not depend on the number."""
     dry_run: bool = False
     """Print what would be exported; write nothing."""
 

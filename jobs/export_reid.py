@@ -1,4 +1,4 @@
-"""Write a re-identification network as ONNX, for programs without PyTorch, and prove that its features are the same."""
+"""Write a re-identification network as ONNX, for programs without PyTorch, and compare its features."""
 
 import dataclasses
 import importlib
@@ -28,27 +28,29 @@ OUTPUT = "features: float32 [N, {features}], of length 1; compare by their inner
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Write a re-identification network as ONNX and compare it with PyTorch in onnxruntime.
+    """Write a re-identification network as ONNX and compare its features with PyTorch's, in onnxruntime.
 
-    Exit code 0: written, and the same; 2: an option that cannot be used, or features that differ: nothing is written.
+    Exit code 0: the file is written, and its features are the same.
+    Exit code 2: an option cannot be used, or the features differ. Then nothing is written.
     """
 
     network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")]
-    """The network: our .safetensors, layumi's .pth or torchreid's .pth.tar."""
+    """The network: our .safetensors, layumi's .pth, or torchreid's .pth.tar."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """The .onnx file to write."""
     flip: bool = True
-    """Add the mirrored image's feature, as evaluation does; without it twice as fast and a little less exact."""
+    """Add the feature of the mirrored image, as the evaluation does. Without it the file computes twice as fast
+    and its features are a little less exact."""
     activation: Literal["relu", "none"] | None = None
-    """What follows the 512 values' batch normalisation in layumi's file, which does not say it."""
+    """The activation after the batch norm of the 512 values in layumi's file, which does not say it."""
     last_stride: Literal[1, 2] | None = None
     """Stride of the last stage in another program's file, which does not say it."""
     height: int | None = None
-    """Height of the images in pixels, if not the one that the network was made for."""
+    """Height of the images in pixels. By default the height that the network was made for."""
     width: int | None = None
-    """Width of the images in pixels, if not the one that the network was made for."""
+    """Width of the images in pixels. By default the width that the network was made for."""
     overwrite: bool = False
-    """Replace OUT if it is there."""
+    """Replace the file of --out if it exists."""
 
 
 class UnitFeature(nn.Module):

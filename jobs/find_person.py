@@ -1,4 +1,4 @@
-"""Find a person in pictures that nobody has labelled: the most alike first, as a picture and a table."""
+"""Find a person in pictures without labels: the most similar pictures first, as a picture and a table."""
 
 import csv
 import dataclasses
@@ -30,33 +30,34 @@ COLUMNS, SHOWN_LINES = 10, 20  # images side by side; lines in the terminal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Rank the images of a folder by how alike they are to one picture of a person.
+    """Rank the images of a folder by their similarity to one picture of a person.
 
     Example: python jobs/find_person.py --query me.jpg --gallery /data/crops --network reid.safetensors --out found
-    The gallery's features are kept in the cache folder, so that the next query computes only its own. It runs in this
-    process, without Ray: one query is less work than starting Ray, and the gallery is computed only once.
+    The gallery's features are kept in the cache folder, so that the next query computes only its own feature.
+    The job runs in this process, without Ray: to start Ray is more work than one query.
     """
 
     query: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """The picture of the person: JPEG or PNG, cut out as the gallery's are."""
+    """The picture of the person, JPEG or PNG. It is cut out like the pictures of the gallery."""
     gallery: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """JPEG and PNG files of one person each, in this folder and below; no labels are needed."""
+    """JPEG and PNG files in this folder and its sub-folders. Each shows one person. No labels are needed."""
     network: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """The network: .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or torchreid."""
+    """The network: a .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or of torchreid."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write found.png and found.csv."""
     evaluation: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """ranking.json of jobs/evaluate_reid.py with this network: its threshold says who is the same person."""
+    """The ranking.json of jobs/evaluate_reid.py for this network. Its threshold says who is the same person."""
     top: int = 20
-    """So many are shown and listed."""
+    """Number of pictures to show and to list."""
     activation: Literal["relu", "none"] | None = None
-    """Of layumi's checkpoints, which do not say it: relu as in the study, none as in layumi's own code."""
+    """The activation after the 512 values of a layumi checkpoint, which does not say it.
+    relu: as in the study. none: as in layumi's own code."""
     height: int | None = None
-    """Images are brought to this height in pixels, where it is not the network's."""
+    """Bring the images to this height in pixels. By default the network's height."""
     width: int | None = None
-    """And to this width."""
+    """Bring the images to this width in pixels. By default the network's width."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there is a GPU."""
+    """auto: CUDA if there is a GPU, else the CPU."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""People from seeds, or real ones from latents: made, varied, filtered and committed, unit by unit, on Ray."""
+"""Make people from seeds, or new pictures of real people from latents; score and store the pictures, on Ray."""
 
 import dataclasses
 import functools
@@ -38,37 +38,43 @@ THREADS = 1  # of every actor, whatever the machine: their number can change the
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Make people, artificial or real, and pictures of each, filter them, and write them with their scores.
+    """Make people and pictures of each person, score the pictures, and store them with their scores.
 
-    The same command again does what is missing and nothing else; more --people extend a run.
+    The people come from seeds, or with --latents they are real.
+    The same command again does what is missing and nothing else. A larger --people extends a run.
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write: a folder that every node sees, or a URI such as s3://bucket/run."""
     people: int | None = None
-    """Number of people, by default 24, with --latents all. Person i is seed + i, or the i-th of the latents."""
+    """Number of people. By default 24, or with --latents everybody in the table.
+    Person i has seed --seed + i; with --latents person i is the table's i-th person."""
     variants: int = 51
-    """Pictures of each person, the base image among them; the study's number."""
+    """Pictures of each person, the base image included. 51 is the study's number."""
     seed: int = 0
-    """Seed of the first person: the same person as `--seeds` of the reference StyleGAN3 tools. It decides
-    what variants take, too, also with --latents."""
+    """Seed of the first person. `--seeds` of the reference StyleGAN3 tools makes the same person from it.
+    The seed also decides which codes variants take styles from, with --latents too."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """A reference .pkl, a .safetensors of ours or a .pt state dict; by default the demo network (a toy)."""
+    """The generator: a reference .pkl, a .safetensors of ours, or a .pt state dict.
+    By default the demo network, which has seen only drawn people."""
     latents: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """Real people instead of seeds: what jobs/invert.py wrote with this network, a folder or its latents.parquet."""
+    """Make new pictures of real people instead of people from seeds.
+    Give what jobs/invert.py wrote for this network: its folder or its latents.parquet."""
     partners: Literal["random", "people", "pictures"] = "random"
-    """Whose styles variants take. people: other real people's pictures. pictures: the person's other pictures, with
-    interpolate; who has one picture only is not varied."""
+    """Whose styles a variant takes. random: those of a random code. people: those of another real person's picture.
+    pictures: those of another picture of the same person; this needs --method interpolate.
+    A person with only one picture is then not varied."""
     method: Literal["mix", "interpolate"] = "mix"
-    """mix: a variant takes the chosen layers' styles from another code. interpolate: it moves towards one."""
+    """mix: a variant takes the styles of the chosen layers from another code.
+    interpolate: in the chosen layers a variant moves towards another code."""
     layers: str | None = None
-    """coarse (0-5), middle (5-11, poses; default of mix), fine (12-15), all (default of interpolate), or
-    3,5-8."""
+    """The layers in which variants differ: coarse (0-5), middle (5-11), fine (12-15), all, or numbers such as 3,5-8.
+    By default middle, which moves poses in the study's network; with --method interpolate all."""
     amount: float | None = None
-    """How far interpolate moves, 1 being the other code; the same in every variant. By default 0.5."""
+    """How far --method interpolate moves, the same in every variant; 1 reaches the other code. By default 0.5."""
     truncation_psi: float = 0.7
-    """Pulls codes towards the average person: 1 whole variety, 0 none. 0.7 avoids the rare, which is
-    drawn badly."""
+    """Pulls every code towards the average person: 1 keeps the whole variety, 0 leaves only the average person.
+    0.7 avoids rare people, whom the generator draws badly."""
     height: int = 128
     """Height of the stored images in pixels."""
     width: int = 64
@@ -76,50 +82,56 @@ class Config:
     format: Literal["jpeg", "png"] = "jpeg"
     """File format of the stored images."""
     jpeg_quality: int = 95
-    """1 to 100; without a meaning for png."""
+    """Quality of JPEG files, 1 to 100. It has no meaning for png."""
     detector_threshold: float = 0.6
-    """Least score of the pedestrian filter. The first variant that reaches it is its person's reference."""
+    """Least score of the pedestrian filter.
+    The first variant of a person that reaches it becomes the person's reference."""
     ssim_floor: float | None = 0.75
-    """Least SSIM to the person's reference; None for no floor."""
+    """Least SSIM to the person's reference. None sets no floor."""
     ssim_ceiling: float | None = None
-    """Greatest SSIM to the person's reference, against near-copies; None for no ceiling."""
+    """Greatest SSIM to the person's reference, against near-copies. None sets no ceiling."""
     ssim_data_range: float = 4095.0
-    """Range of values SSIM assumes. Images are 8 bit, but the study's tool said 4095, and its floor of
-    0.75 means something only beside that: at 255 nearly every image of another pose falls below it."""
+    """Range of values that SSIM assumes. Images have 8 bits, but the study's tool assumed 4095.
+    The floor of 0.75 has a meaning only beside 4095: at 255 nearly every image of another pose falls below it."""
     identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """A re-ID network (jobs/train_reid.py, layumi, torchreid) that compares each image with its person."""
+    """A re-ID network of jobs/train_reid.py, layumi or torchreid. It compares each image with its person."""
     real: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Pictures of real people for --identity: with --latents the data set they were made of."""
+    """Pictures of real people, which --identity compares with. With --latents: the data set of the latents."""
     identity_floor: float | None = None
-    """Least cosine to the person: to a real picture, or to an artificial person's reference."""
+    """Least cosine of an image to its person, as --identity sees them.
+    For a real person the nearest real picture counts, for an artificial person the person's reference."""
     identity_margin: float | None = None
-    """Least lead of that cosine over the one to anybody else's real picture: 0 keeps images liker nobody else."""
+    """Least lead of an image's cosine to its person over its cosine to the nearest picture of any other real person.
+    0 rejects an image that looks more like another real person than like its own person."""
     identity_ceiling: float | None = None
-    """Greatest cosine to a real picture, against near-copies."""
+    """Greatest cosine of an image to a real picture, against near-copies of real pictures."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
+    """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
     unit_images: int = 512
-    """Most images of a unit, the piece of work that is committed at once (more if one person has more)."""
+    """Most images of a unit, the piece of work that is stored at once. A person is never divided between units."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when the cluster has GPUs."""
+    """auto: CUDA if the cluster has GPUs, else the CPU."""
     generators: int | None = None
-    """Actors that make images; by default one a GPU, without GPUs one a CPU."""
+    """Number of actors that make images. By default one for each GPU, or without GPUs one for each CPU."""
     detectors: int | None = None
-    """Actors of the pedestrian filter; by default as many."""
+    """Number of actors of the pedestrian filter. By default one for each GPU, or without GPUs one for each CPU."""
     identifiers: int | None = None
-    """Actors of --identity; by default as many."""
+    """Number of actors of --identity. By default one for each GPU, or without GPUs one for each CPU."""
     gpus_per_generator: float | None = None
-    """GPUs of each generator, fractions allowed; by default 0.6, so that each card gets one."""
+    """GPUs of each generator; a fraction shares a card. By default 0.6, so that each card gets one generator."""
     gpus_per_detector: float | None = None
-    """GPUs of each detector, fractions allowed; by default the 0.4 beside a generator, with --identity 0.24."""
+    """GPUs of each detector; a fraction shares a card.
+    By default 0.4, which the generator leaves; with --identity 0.24."""
     gpus_per_identifier: float | None = None
-    """GPUs of each actor of --identity, fractions allowed; by default the 0.16 beside the others."""
+    """GPUs of each actor of --identity; a fraction shares a card.
+    By default 0.16, which the generator and the detector leave."""
     gpus: int | None = None
-    """Ask the autoscaler for so many GPUs and wait until they are there; by default take what is there."""
+    """Ask the autoscaler for this number of GPUs and wait until they are there.
+    By default the job takes the GPUs that it finds."""
     gpu_minutes: float = 20.0
-    """How long to wait for them."""
+    """How many minutes to wait for --gpus."""
     dry_run: bool = False
-    """Print plan, pools, expected time and disk; write nothing."""
+    """Print the plan, the pools, the expected time and disk space; write nothing."""
 
     @property
     def thresholds(self) -> Thresholds:

@@ -1,4 +1,4 @@
-"""Pictures of real people to latent codes: encoded, refined and committed, unit by unit, on Ray."""
+"""Find latent codes of real people's pictures: encode, refine and store them, unit by unit, on Ray."""
 
 import dataclasses
 import functools
@@ -37,57 +37,61 @@ REFINE_STEPS, PIVOTAL_STEPS = 100, 200
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Find the latent codes that show real people: latents.parquet, which jobs/generate.py --latents takes.
+    """Find the latent codes that show real people, and write latents.parquet for jobs/generate.py --latents.
 
     Example: python jobs/invert.py --data /data/market1501 --encoder encoder.safetensors --out /data/latents
-    The same command again does what is missing and nothing else; more --people extend a run.
+    The same command again does what is missing and nothing else. A larger --people extends the table.
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write: a folder that every node sees, or a URI such as s3://bucket/run."""
     data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_TABLE")]
-    """A Market-1501 or toy crowd tree, another re-ID data set, a folder with one sub-folder a person, or a table (CSV,
-    Parquet) of path and identity. Every node must see it under this path."""
+    """Real people: a Market-1501 or toy crowd tree, or another re-ID data set.
+    A folder with one sub-folder for each person will do too, or a table (CSV, Parquet) of path and identity.
+    Every node must see the data under this path."""
     encoder: Annotated[str, tyro.conf.arg(metavar="FILE_OR_URI")]
-    """A ReStyle encoder of jobs/train_encoder.py, or a .pt of stylegan3-editing; made for the generator."""
+    """A ReStyle encoder of jobs/train_encoder.py, or a .pt of stylegan3-editing. It must be made for the generator."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """The generator: a reference .pkl, a .safetensors of ours or a .pt; by default the demo network (a toy)."""
+    """The generator: a reference .pkl, a .safetensors of ours, or a .pt state dict.
+    By default the demo network, which has seen only drawn people."""
     splits: tuple[Literal["train", "query", "gallery", "multi-query"], ...] = ("train",)
-    """Whose pictures. query and gallery only with --allow-test-people, and not together with train."""
+    """The splits whose pictures are inverted. query and gallery need --allow-test-people, and exclude train."""
     allow_test_people: bool = False
-    """Invert people that re-ID networks are tested with. The record says so: nothing made of them is for training."""
+    """Invert people with whom re-ID networks are tested.
+    The record then says that nothing made from these latents is for training."""
     people: int | None = None
-    """The first so many people, in the order of their identities; by default all."""
+    """Invert only the first N people, in the order of their identities. By default all."""
     pictures: int | None = None
-    """Most pictures of one person, evenly spread over those there are; by default all."""
+    """Most pictures of one person, spread evenly over the person's pictures. By default all."""
     steps: int = 5
-    """Steps of the encoder, 3 to 5 as published."""
+    """Number of the encoder's steps. The published values are 3 to 5."""
     refine: Literal["none", "w", "pivotal"] = "w"
-    """After the encoder. w: each picture's code is improved by gradient descent. pivotal: then also the generator for
-    each person, as a small file beside the table."""
+    """What follows the encoder. none: nothing. w: gradient descent improves each picture's code.
+    pivotal: then also a change of the generator for each person, a small file beside the table."""
     refine_steps: int | None = None
-    """Steps of the refinement of codes; by default 100."""
+    """Number of steps that refine a code. By default 100."""
     pivotal_steps: int | None = None
-    """Steps of pivotal tuning; by default 200."""
+    """Number of steps of pivotal tuning. By default 200."""
     identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """A re-ID network (ours, layumi's, torchreid's) or MoCo-v2, that says whether it is still the same person; part of
-    the loss, and of the table. By default none."""
+    """A re-ID network (ours, layumi's, torchreid's) or MoCo-v2, which judges whether it is still the same person.
+    Its judgement is part of the loss and of the table. By default there is none."""
     alexnet: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """torchvision's AlexNet, for LPIPS as published; by default ST-LPIPS, which is fetched from a package."""
+    """torchvision's AlexNet, for LPIPS as published. By default ST-LPIPS, which is fetched from a package."""
     unit_images: int = 64
-    """Most pictures of a unit, the piece of work that is committed at once (more if one person has more)."""
+    """Most pictures of a unit, the piece of work that is stored at once. A person is never divided between units."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when the cluster has GPUs."""
+    """auto: CUDA if the cluster has GPUs, else the CPU."""
     inverters: int | None = None
-    """Actors that invert; by default one a GPU, without GPUs one a CPU."""
+    """Number of actors that invert. By default one for each GPU, or without GPUs one for each CPU."""
     gpus_per_inverter: float | None = None
-    """GPUs of each inverter, fractions allowed; by default 1."""
+    """GPUs of each inverter; a fraction shares a card. By default 1."""
     gpus: int | None = None
-    """Ask the autoscaler for so many GPUs and wait until they are there; by default take what is there."""
+    """Ask the autoscaler for this number of GPUs and wait until they are there.
+    By default the job takes the GPUs that it finds."""
     gpu_minutes: float = 20.0
-    """How long to wait for them."""
+    """How many minutes to wait for --gpus."""
     dry_run: bool = False
-    """Check everything, print plan and pools; write nothing."""
+    """Check everything, print the plan and the pools; write nothing."""
 
     def step_counts(self) -> dict[str, int | None]:
         """Steps of both refinements, None for one that does not run. Raises InputError for one given in vain."""

@@ -1,4 +1,4 @@
-"""Write the toy crowd as a Market-1501 tree: `python jobs/make_toy_crowd.py --out OUT`."""
+"""Draw the toy crowd and write it as a Market-1501 tree: `python jobs/make_toy_crowd.py --out OUT`."""
 
 import dataclasses
 import json
@@ -17,8 +17,8 @@ from passersby.errors import InputError
 class Config:
     """Draw a crowd of toy pedestrians (drawn, not real) and write it as a Market-1501 tree.
 
-    Example: python jobs/make_toy_crowd.py --out /data/crowd --train-people 500 --test-people 400.
-    The same command again goes on where it stopped; a finished tree is left as it is.
+    Example: python jobs/make_toy_crowd.py --out /data/crowd --train-people 500 --test-people 400
+    The same command again continues where it stopped. It leaves a finished tree as it is.
     """
 
     out: Path
@@ -26,19 +26,19 @@ class Config:
     train_people: int = 500
     """People of the training split."""
     test_people: int = 400
-    """People of query and gallery; none of them is ever a training person of any tree."""
+    """People of query and gallery. None of them is ever a training person of any tree."""
     images_per_camera: int = 4
-    """Pictures of a person by each camera that sees them; in the test split one of them is the query."""
+    """Pictures of a person by each camera that sees the person. In the test split one of them is the query."""
     cameras_min: int = 3
-    """A person is seen by at least this many of the six cameras ..."""
+    """Fewest cameras, of the six, that see a person."""
     cameras_max: int = 6
-    """... and at most this many."""
+    """Most cameras that see a person."""
     distractors: int = 1000
     """Gallery pictures of strangers and of bad boxes, identity 0000."""
     junk: int = 500
     """Gallery pictures that the protocol ignores, identity -1: cut off, shifted, far away or empty boxes."""
     workers: int = 0
-    """Processes that draw; 0 is one for each core. The pictures do not depend on it."""
+    """Number of processes that draw. 0 is one for each core. The pictures do not depend on the number."""
 
 
 def main(config: Config) -> None:

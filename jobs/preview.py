@@ -1,4 +1,4 @@
-"""A contact sheet of people x layer groups, to choose `--layers` of jobs/generate.py by looking."""
+"""Draw a contact sheet of people x layer groups, to choose `--layers` of jobs/generate.py by looking."""
 
 import sys
 from dataclasses import dataclass
@@ -26,30 +26,35 @@ MOST_IMAGES = 4096  # a larger sheet is beyond what image viewers open
 
 @dataclass(frozen=True)
 class Preview:
-    """Draw some people, and variants of each with every group of layers, on one sheet. Needs no Ray.
+    """Draw some people, and variants of each person with every group of layers, on one sheet. The job needs no Ray.
 
-    Pictures are those that jobs/generate.py makes with the same seed and layers, before they are stored.
-    Variant v of a person takes its layers from the same other code in every group: groups can be compared
-    column by column.
+    The pictures are those that jobs/generate.py makes with the same seed and layers, before it stores them.
+    Variant v of a person takes its layers from the same other code in every group.
+    So you can compare the groups column by column.
     """
 
     network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")] = DEMO_NETWORK
-    """A reference .pkl, a .safetensors of ours or a .pt state dict; by default the demo network (a toy)."""
+    """The generator: a reference .pkl, a .safetensors of ours, or a .pt state dict.
+    By default the demo network, which has seen only drawn people."""
     out: Path = Path("preview.png")
-    """The sheet, a PNG file."""
+    """The sheet to write, a PNG file."""
     people: int = 4
-    """Number of people; person i has seed --seed + i."""
+    """Number of people. Person i has seed --seed + i."""
     variants: int = 4
-    """Pictures of each person with each group, beside the base image."""
+    """Pictures of each person for each group of layers, beside the base image."""
     seed: int = 0
     """Seed of the first person."""
     groups: tuple[str, ...] = ("coarse", "middle", "fine")
-    """Layer groups to compare: coarse, middle, fine, all, or w indices such as 3,5-8."""
+    """Groups of layers to compare: coarse, middle, fine, all, or numbers such as 3,5-8."""
     truncation_psi: float = 0.7
-    """1 is the whole variety, 0 the average person; the default is that of jobs/generate.py."""
+    """Pulls every code towards the average person: 1 keeps the whole variety, 0 leaves only the average person.
+    The default is that of jobs/generate.py."""
     height: int = 128
+    """Height of the pictures in pixels."""
     width: int = 64
+    """Width of the pictures in pixels."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where the pictures are made."""
 
 
 def main(options: Preview) -> None:

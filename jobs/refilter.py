@@ -1,4 +1,4 @@
-"""Other thresholds over finished shards, in seconds: another manifest beside the run's own."""
+"""Judge the images of a finished run by other thresholds, in seconds: another manifest beside the run's own."""
 
 import dataclasses
 import re
@@ -20,10 +20,10 @@ SCORES = ["source", "identity_cosine", "identity_margin"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Judge the finished images of a run again, by other thresholds: writes OUT/manifest-NAME.parquet.
+    """Judge the images of a finished run again, by other thresholds, and write OUT/manifest-NAME.parquet.
 
-    Nothing is generated or scored: the shards hold scores, and verdicts follow from scores and
-    thresholds. Each image is still compared with the reference that the run chose.
+    The job generates and scores nothing: the shards hold scores, and verdicts follow from scores and thresholds.
+    Each image is still compared with the reference that the run chose.
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
@@ -33,18 +33,21 @@ class Config:
     detector_threshold: float = 0.6
     """Least score of the pedestrian filter, 0 to 1."""
     ssim_floor: float | None = 0.75
-    """Least SSIM to the person's reference; None for no floor."""
+    """Least SSIM to the person's reference. None sets no floor."""
     ssim_ceiling: float | None = None
-    """Greatest SSIM to the person's reference, against near-copies; None for no ceiling."""
+    """Greatest SSIM to the person's reference, against near-copies. None sets no ceiling."""
     identity_floor: float | None = None
-    """Least likeness to the person, -1 to 1, as a re-ID network sees it: the cosine to the nearest real picture of a
-    real person, to the reference of an artificial one. Needs a run that compared identities; None for no floor."""
+    """Least cosine of an image to its person, -1 to 1, as a re-ID network sees them. None sets no floor.
+    For a real person the nearest real picture counts, for an artificial person the person's reference.
+    The run must have compared identities."""
     identity_margin: float | None = None
-    """How much liker its own person than anybody else real an image must be, -2 to 2: 0 asks that the nearest real
-    person is the right one. Needs real pictures in the run; None asks nothing."""
+    """Least lead of an image's cosine to its person over its cosine to the nearest picture of any other real person.
+    The lead is -2 to 2. 0 rejects an image that looks more like another real person than like its own person.
+    The run must have compared with real pictures. None sets no margin."""
     identity_ceiling: float | None = None
-    """Greatest likeness to an existing real picture, -1 to 1, against copies of training data: of the same person
-    for variants of real people, of anybody for artificial people. None for no ceiling."""
+    """Greatest cosine of an image to a real picture, -1 to 1, against near-copies of training data.
+    For a variant of a real person that person's pictures count, for an artificial person everybody's.
+    None sets no ceiling."""
 
 
 def main(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""One page to look at, of a generation run or of a sweep: a single HTML file that needs nothing beside itself."""
+"""Write one page about a generation run or a sweep: a single HTML file that needs nothing beside itself."""
 
 import dataclasses
 import io
@@ -28,9 +28,9 @@ TOP = 8  # pictures found for a query
 class Config:
     """Write the page of a run of jobs/generate.py (OUT/report.html) or of jobs/sweep.py (OUT/sweep_report.html).
 
-    Of a run: what was discarded, sliders for every threshold with live counts and pictures, people in strips. Of a
-    sweep: scores over levels beside the study's, verdicts, and queries that got better and worse. Nothing is trained
-    or generated; a page can be written again at any time, of a sweep also while it runs.
+    The page of a run shows what was rejected, sliders for every threshold with live counts and pictures, and people.
+    The page of a sweep shows scores over levels beside the study's, verdicts, and queries that got better and worse.
+    The job trains and generates nothing. A page can be written again at any time, and a sweep's while it runs.
     """
 
     run: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
@@ -38,12 +38,13 @@ class Config:
     sweep: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
     """The folder or URI that jobs/sweep.py wrote."""
     training: tuple[Path, ...] = ()
-    """With --run: folders of jobs/train_gan.py, for the curves and FID of the generator."""
+    """With --run: folders of jobs/train_gan.py. The page then shows the curves and the FID of the generator."""
     sample: int = 1200
-    """With --run: pictures in the page for the galleries around the thresholds, 0 to 4000; each takes about 3 kB."""
+    """With --run: number of pictures in the page's galleries around the thresholds, 0 to 4000.
+    Each picture takes about 3 kB."""
     queries: int = 4
-    """With --sweep: how many queries that got better, and worse, to show; 0 computes no features, which takes minutes
-    on a CPU where the test set is large."""
+    """With --sweep: how many queries that got better, and how many that got worse, the page shows.
+    0 computes no features. With a large test set, features take minutes on a CPU."""
 
 
 def main(config: Config) -> None:

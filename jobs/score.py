@@ -1,4 +1,4 @@
-"""How near images are to real people: FID, KID, precision and recall, density and coverage."""
+"""Measure how close images are to real people: FID, KID, precision and recall, density and coverage."""
 
 import dataclasses
 import json
@@ -32,50 +32,51 @@ class Config:
     """Compare images with real people by the features of Inception. Give one of --network, --folder, --run, --tree.
 
     Example: python jobs/score.py --network net.safetensors --reference /data/market1501 --out /data/score
-    Real images are brought to the size of the scored ones first. Features of the reference are kept in the cache
-    folder, so that the next comparison with it starts at once.
+    Real images are first brought to the size of the scored images.
+    The reference's features are kept in the cache folder, so that the next comparison with it starts at once.
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write score.json and fid.md."""
     reference: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Real images: a Market-1501 tree, or a folder of images."""
+    """Real images to compare with: a Market-1501 tree, or a folder of images."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Score a generator, by one image of each of --people seeds."""
     folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Score the images below a folder, flat or one sub-folder a person. Every node must see it."""
+    """Score the images of a folder, flat or with one sub-folder for each person. Every node must see it."""
     run: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
-    """Score images of a run of jobs/generate.py."""
+    """Score the images of a run of jobs/generate.py."""
     tree: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Score real images, of --split of a Market-1501 tree: what a perfect generator would reach."""
+    """Score real images: a split of a Market-1501 tree. The result is what a perfect generator would reach."""
     split: Literal["train", "held-out"] = "train"
-    """Of --tree: the training people, or the others (query, gallery without junk and distractors)."""
+    """With --tree: the training people, or the others (query and gallery, without junk and distractors)."""
     reference_split: Literal["auto", "train", "held-out"] = "auto"
-    """The same of --reference; auto: held-out where the tree has them, so that memorising does not help."""
+    """The same for --reference. auto: held-out if the tree has them, so that memorising does not help a generator."""
     people: int = 2500
-    """Of --network: images, of the seeds from --seed on."""
+    """With --network: number of images. Image i has seed --seed + i."""
     seed: int = 0
-    """First seed of --network; also decides which images --images takes, and the subsets of KID."""
+    """First seed of --network. The seed also decides which images --images takes, and the subsets of KID."""
     truncation_psi: float = 1.0
-    """Of --network. 1 is its whole variety, which FID is usually taken of."""
+    """With --network: 1 keeps the whole variety, for which FID is usually computed."""
     verdict: Literal["kept", "all"] = "kept"
-    """Of --run: the images that passed its filters, or all."""
+    """With --run: the images that passed the run's filters, or all images."""
     manifest: str | None = None
-    """Of --run: the manifest that says what is kept, as given to jobs/refilter.py --name."""
+    """With --run: name of the manifest that says which images are kept, as given to jobs/refilter.py --name."""
     images: int = 50_000
-    """At most so many of each side, a random part where there are more."""
+    """Most images of each side. If there are more, a random part of them is used."""
     height: int | None = None
-    """Bring both sides to this height in pixels; by default the scored images keep theirs."""
+    """Bring both sides to this height in pixels. By default the scored images keep theirs."""
     width: int | None = None
-    """And to this width."""
+    """Bring both sides to this width in pixels. By default the scored images keep theirs."""
     inception: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """The inception network's file, for machines without a package registry."""
+    """File of the Inception network, for machines without a package registry."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there are GPUs."""
+    """auto: CUDA if the cluster has GPUs, else the CPU."""
     workers: int | None = None
-    """Actors that compute features; by default one a GPU, without GPUs one a CPU. 0: in this process, without Ray."""
+    """Number of actors that compute features. 0 computes in this process, without Ray.
+    By default one for each GPU, or without GPUs one for each CPU."""
     generators: int | None = None
-    """Of --network: actors that make images; by default as many."""
+    """With --network: number of actors that make images. By default as many as --workers."""
     dry_run: bool = False
     """Check everything and print what would be compared; compute and write nothing."""
 

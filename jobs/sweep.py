@@ -1,4 +1,4 @@
-"""Does augmentation help? Re-ID trainings at many levels of generated pictures, with several seeds, on Ray Tune."""
+"""Measure whether augmentation helps: re-ID trainings at many levels of generated pictures, with several seeds."""
 
 import contextlib
 import dataclasses
@@ -26,56 +26,63 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train and evaluate at every level with every seed. The same command goes on where it stopped, and with more
-    --levels or --seeds it extends the sweep.
+    """Train and evaluate a re-ID network at every level of generated pictures, with every seed.
+
+    The same command again continues where the sweep stopped. With more --levels or --seeds it extends the sweep.
 
     Example: python jobs/sweep.py --sweep artificial-people --data MARKET --generated RUN --out OUT --preset strong
     """
 
     sweep: Literal["artificial-people", "variants-of-real-people"]
-    """artificial-people: a level is a number of new people. variants-of-real-people: of generated pictures of each
-    real person."""
+    """artificial-people: a level is a number of new people.
+    variants-of-real-people: a level is the greatest number of generated pictures of each real person."""
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Real people, with train, query and gallery. Every node must see it, and the other paths."""
+    """Real people, with train, query and gallery. Every node must see this path and all others."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
-    """Folder for trials.parquet, sweep.json and a folder for each trial; one that all nodes see."""
+    """Folder for trials.parquet, sweep.json and a folder for each trial. Every node must see it."""
     generated: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
-    """Run of jobs/generate.py, or a folder with one folder a person, that all seeds draw from."""
+    """A run of jobs/generate.py, or a folder with one folder for each person. All seeds draw from it."""
     runs_per_seed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN")] = ()
-    """Instead of it, one run for each of --seeds, of generators that were trained apart from each other."""
+    """In place of --generated: one run for each of --seeds.
+    Their generators were trained apart from each other."""
     latents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR_OR_URI")] = ()
-    """Latents of jobs/invert.py that runs were made from: they say whom the encoder was trained on."""
+    """The latents of jobs/invert.py from which the runs were made. They say whom the encoder was trained on."""
     levels: tuple[int, ...] | None = None
-    """By default the original study's. Level 0, without generated pictures, is always part of the sweep."""
+    """The amounts of generated pictures to try. By default the original study's.
+    Level 0, without generated pictures, is always part of the sweep."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each seed is another training, and draws other people or pictures; three are the least that shows noise."""
+    """Each seed is another training, and draws other people or pictures.
+    Three seeds are the fewest that show the noise between trainings."""
     preset: Literal["strong", "study", "strong-small", "study-small", "tiny"] = "strong"
-    """Of jobs/train_reid.py."""
+    """The preset of jobs/train_reid.py that all trials use."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Options of jobs/train_reid.py, for all trials: batch=32 milestones=30+50. Thresholds of the filters count as
-    such: detector_threshold=0.8 identity_margin=0."""
+    """Options of jobs/train_reid.py for all trials, such as batch=32 milestones=30+50.
+    Thresholds of the filters are options too: detector_threshold=0.8 identity_margin=0."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'NAME: KEY=VALUE ...'")] = ()
-    """Sweep the levels once with each of these sets of options: "plain: variants_labels=hard" "gated:
-    variants_labels=smooth identity_margin=0"."""
+    """Sets of options, each with a name. The sweep runs all levels once with each set.
+    For example: "plain: variants_labels=hard" "gated: variants_labels=smooth identity_margin=0"."""
     cross: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE,VALUE")] = ()
-    """Sweep the levels once with each value: variants_labels=hard,smooth, or detector_threshold=0.6,0.8. Several
-    are combined, and with --arms."""
+    """An option with several values. The sweep runs all levels once with each value.
+    For example: variants_labels=hard,smooth detector_threshold=0.6,0.8.
+    The sweep runs every combination of these values, and of --arms."""
     steps: int | None = None
-    """SGD steps of every training; by default those of the preset's epochs at level 0."""
+    """SGD steps of every training. By default the steps of the preset's epochs at level 0."""
     equal_epochs: bool = False
-    """Equal epochs instead of equal steps, as the study had them: more pictures then also mean a longer training."""
+    """Equal epochs instead of equal steps, as in the study. More pictures then also mean a longer training."""
     gpus_per_trial: float | None = None
-    """A fraction packs trials onto one GPU; more than 1: so many Ray Train workers. By default 1, without GPUs 0."""
+    """GPUs of each trial. A fraction packs several trials onto one GPU.
+    More than 1 gives the trial as many Ray Train workers. By default 1, or without GPUs 0."""
     cpus_per_trial: int | None = None
-    """CPUs, and threads, of each trial, or of each of its workers. By default a share of the node's, on CPUs 1."""
+    """CPUs and threads of each trial, or of each of its Ray Train workers.
+    By default an equal share of the node's CPUs, at most 8; without GPUs 1."""
     concurrent: int | None = None
-    """Most trials at a time; by default as many as fit the cluster."""
+    """Most trials that run at a time. By default as many as fit the cluster."""
     retries: int = 3
-    """Times that a trial is started again, from its last checkpoint, after its process or node was lost."""
+    """How often a trial is started again, from its last checkpoint, after its process or node was lost."""
     allow_leak: bool = False
-    """Go on although the networks that made the pictures have seen people that are tested with; the report says so."""
+    """Continue although the networks that made the pictures have seen test people. The report says so."""
     dry_run: bool = False
-    """Print the trials and what they ask of the cluster; write nothing."""
+    """Print the trials and the resources that they ask for; write nothing."""
 
 
 def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:

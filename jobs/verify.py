@@ -1,4 +1,4 @@
-"""Is a run whole? Reads every shard again, checks it against the plan, and computes scores again from its bytes."""
+"""Check whether a run is whole: read every shard, compare it with the plan, compute a sample of scores again."""
 
 import bisect
 import dataclasses
@@ -26,27 +26,29 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Check a run of jobs/generate.py and say in one line whether it is whole. Nothing is changed.
+    """Check a run of jobs/generate.py and say in one line whether it is whole. The job changes nothing.
 
-    Exit code 0: whole; 1: not whole; 2: no run there, or an option that cannot be used.
+    Exit code 0: the run is whole. 1: it is not whole. 2: there is no run, or an option cannot be used.
     """
 
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_URI")]
     """The run: the folder or URI that jobs/generate.py wrote."""
     sample: int = 64
-    """Images, of whole persons spread over the run, whose scores are computed again; 0 for none."""
+    """Number of images whose scores are computed again. They belong to whole persons, spread over the run.
+    0 computes no scores."""
     decode: Literal["all", "sample"] = "all"
-    """Which images are decoded, to see that they are pictures of the right size."""
+    """Which images are decoded, to check that they are pictures of the right size."""
     network: Path | None = None
-    """The run's network: the sample's images are then made again as well, and compared."""
+    """The run's network. With it the job makes the images of the sample again and compares them."""
     latents: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """With --network or --identity, for a run of real people: the latents that it was made from."""
+    """With --network or --identity, for a run of real people: the latents that the run was made from."""
     identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """The re-ID network of a run that compared people: these scores of the sample are then computed again too."""
+    """The re-ID network of a run that compared identities.
+    With it the job computes these scores of the sample again."""
     real: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """With --identity, where the run had them: its pictures of real people, all of which become features first."""
+    """With --identity: the pictures of real people that the run compared with. All of them become features first."""
     yolo_weights: Path | None = None
-    """yolov4-tiny.weights with its .cfg beside it, for machines without a package registry."""
+    """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the sample is computed again."""
 

@@ -19,93 +19,103 @@ FREE_TO_CHANGE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class EncoderTraining:
-    """Train a ReStyle-pSp encoder: pictures of people to codes of a generator. The same command again goes on.
+    """Train a ReStyle-pSp encoder, which turns pictures of people into codes of a generator.
+
+    The same command again continues where the training stopped, whatever stopped it.
 
     Example: python jobs/train_encoder.py --preset person-128x64 --data MARKET --network G.safetensors
     --identity-network REID/network.safetensors --out ENCODER
     """
 
     data: Path
-    """People: Market-1501, DukeMTMC-reID, CUHK03, MSMT17, a folder with one folder a person, or a table; their
-    training images, the first of each person kept for validation."""
+    """People: Market-1501, DukeMTMC-reID, CUHK03, MSMT17, a folder with one folder for each person, or a table.
+    The encoder trains on their training images. The first image of each person is kept for validation."""
     out: Path
-    """Folder for the encoder, checkpoints, curves and logs; with several machines, one that all of them see."""
+    """Folder for the encoder, checkpoints, curves and logs. All machines must see it."""
     network: Path | None = None
-    """The generator whose codes are learned: a reference .pkl, a .safetensors of ours, a .pt; default: the demo
-    network. It is not changed."""
+    """The generator, which is not changed: a reference .pkl, a .safetensors of ours, or a .pt state dict.
+    By default the demo network, which has seen only drawn people."""
     preset: Literal["person-128x64", "study", "tiny"] = "person-128x64"
-    """Defaults of everything below. person-128x64: tall networks; study: the original study's (256x256, 240,000 steps
-    of 2 images: 75 hours on a Titan RTX, as it says); tiny: 64x32 with a small backbone, an hour on one CPU core."""
+    """Sets the defaults of all options below. person-128x64: for tall networks.
+    study: the original study's (256x256, 240,000 steps of 2 images; the study took 75 hours on a Titan RTX).
+    tiny: 64x32 with a small backbone, an hour on one CPU core."""
 
     # ---- the encoder
     backbone: Literal["resnet34", "resnet18", "resnet10"] = "resnet34"
-    """torchvision's layers after a first convolution of 6 channels; resnet10 has one block a stage."""
+    """torchvision's layers after a first convolution of 6 channels. resnet10 has one block in each stage."""
     width_factor: float = 1.0
-    """Multiplies the backbone's channels; ImageNet weights fit 1 alone."""
+    """Multiplies the channels of the backbone. ImageNet weights fit only 1."""
     head_channels: int = 512
-    """Channels of the heads, one for each style input."""
+    """Channels of the heads. There is one head for each style input."""
     height: int = 256
-    """Size at which the encoder sees images; smaller pictures are enlarged to it."""
+    """Height in pixels at which the encoder sees images. Smaller pictures are enlarged."""
     width: int = 128
+    """Width in pixels at which the encoder sees images. Smaller pictures are enlarged."""
     weights: Path | None = None
-    """torchvision's ImageNet weights of a ResNet-34 or -18; without, the backbone starts from random ones."""
+    """torchvision's ImageNet weights of a ResNet-34 or -18. By default the backbone starts from random weights."""
 
     # ---- losses
     l2_weight: float = 1.0
+    """Weight of the L2 loss."""
     lpips_weight: float = 0.8
+    """Weight of the LPIPS loss."""
     identity_weight: float = 0.1
-    """Of 1 - cosine between the identity network's features of picture and reconstruction."""
+    """Weight of the identity loss: 1 - cosine between the identity network's features of picture and reconstruction."""
     identity_network: Path | None = None
-    """A re-ID network (jobs/train_reid.py), the better choice for people, or a MoCo-v2 checkpoint, the study's."""
+    """A re-ID network of jobs/train_reid.py, or a MoCo-v2 checkpoint, the study's.
+    The re-ID network is the better choice for people."""
     alexnet: Path | None = None
-    """torchvision's ImageNet AlexNet: then LPIPS itself is used. Without: shift-tolerant LPIPS, which is complete."""
+    """torchvision's ImageNet AlexNet, for LPIPS itself. By default shift-tolerant LPIPS, which is complete."""
     codes_weight: float = 1.0
-    """Of the squared error of w, 1 being the variance of w, for generated images, whose w is known."""
+    """Weight of the squared error of w, in units of the variance of w.
+    It applies to generated images, whose w is known."""
 
     # ---- learning
     refinements: int = 3
     """ReStyle steps of a batch, each with gradients of its own."""
     generated_share: float = 0.0
-    """Share of a batch that the generator makes, with known w: endless data with exact supervision."""
+    """Share of a batch that the generator makes. These images are endless, and their w is known exactly."""
     generated_psi: float = 0.8
-    """Truncation of these."""
+    """Truncation of the generated images."""
     steps: int = 100_000
+    """Number of training steps."""
     batch: int = 8
     """Images of one step, over all workers."""
     lr: float = 0.0001
-    """Of Ranger (rectified Adam, lookahead)."""
+    """Learning rate of Ranger (rectified Adam, lookahead)."""
     final_lr: float = 1.0
-    """The rate falls to this share of --lr over the last half of the steps (a cosine); 1: it stays, as published."""
+    """Share of --lr to which the rate falls over the last half of the steps, as a cosine. 1 keeps it, as published."""
     mirror: bool = True
     """Mirror every second image, left to right."""
     seed: int = 0
-    """Fixes initial weights, the order of the images and all that is done to them."""
+    """Fixes the initial weights, the order of the images and their random changes."""
 
     # ---- where it runs
     workers: int = 1
-    """Ray Train workers; 0 trains in this process, without Ray."""
+    """Number of Ray Train workers. 0 trains in this process, without Ray."""
     gpus: int | None = None
-    """GPUs in all: 0 or one a worker. Not given: one a worker where there are that many, else the CPU."""
+    """GPUs in all: 0, or one for each worker.
+    By default one for each worker if there are that many, else the CPU."""
     threads: int | None = None
-    """CPU threads of a worker. Not given: PyTorch's choice in this process, 2 in a Ray Train worker."""
+    """CPU threads of a worker. By default PyTorch's choice in this process, and 2 in a Ray Train worker."""
     restarts: int = 3
-    """Times that Ray Train starts the workers again after one died, from the last checkpoint."""
+    """How often Ray Train starts the workers again, from the last checkpoint, after a worker died."""
 
     # ---- what is kept and said
     validation_images: int = 64
-    """Pictures kept from training that LPIPS is measured on; the encoder that is kept is the best on them."""
+    """Pictures that are kept from training. The encoder with the least LPIPS on them is kept."""
     validation_steps: int = 2_500
-    """Steps between two validations, each a record in history.jsonl."""
+    """Number of steps between two validations. Each validation adds a record to history.jsonl."""
     validation_refinements: int = 5
     """ReStyle steps of a validation."""
     shown_refine_steps: int = 100
-    """Steps by which the codes of the pictures in validation.png are refined for its last column."""
+    """Steps that refine the codes of the pictures in the last column of validation.png."""
     checkpoint_minutes: float = 10.0
-    """A checkpoint to go on from after so many minutes; the last two are kept."""
+    """Minutes between two checkpoints, from which a training can continue. The last two are kept."""
     max_minutes: float | None = None
-    """Stop with a checkpoint after so many minutes; the same command goes on from there."""
+    """Stop with a checkpoint after so many minutes. The same command continues from there."""
     status_seconds: float = 15.0
-    """Time between status lines."""
+    """Seconds between two status lines."""
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""

@@ -25,114 +25,127 @@ BEFORE = {"augment": None}
 
 @dataclasses.dataclass(frozen=True)
 class GanConfig:
-    """Train a StyleGAN3 on people. The same command again goes on where it stopped, whatever stopped it.
+    """Train a StyleGAN3 on people.
+
+    The same command again continues where the training stopped, whatever stopped it.
 
     Example: python jobs/train_gan.py --preset person-128x64-t --data MARKET --out OUT --workers 2
     """
 
     data: Path
-    """Market-1501 tree (only bounding_box_train is ever trained on), folder of images, or zip with dataset.json."""
+    """A Market-1501 tree (only bounding_box_train is trained on), a folder of images, or a zip with dataset.json."""
     out: Path
-    """Folder for snapshots, grids, curves and logs; with several machines, one that all of them see."""
+    """Folder for snapshots, grids, curves and logs. All machines must see it."""
     preset: Literal["person-128x64-t", "person-128x64-r", "study", "tiny"] = "person-128x64-t"
-    """Defaults of everything below. person-128x64-*: people on GPUs; study: the study's settings (config R,
-    64 x 64, batch 16, gamma 2, stretched); tiny: config T at 64 x 32 for two CPU cores."""
+    """Sets the defaults of all options below. person-128x64-t, person-128x64-r: people on GPUs, config T or R.
+    study: the study's settings (config R, 64 x 64, batch 16, gamma 2, people stretched).
+    tiny: config T at 64 x 32, for two CPU cores."""
 
     # ---- the networks
     height: int = 128
-    """Image height: a power of two, at least 16."""
+    """Height of the images in pixels: a power of two, at least 16."""
     width: int = 64
-    """Image width: the height, or the height divided by a power of two."""
+    """Width of the images in pixels: the height, or the height divided by a power of two."""
     config: Literal["t", "r"] = "t"
-    """StyleGAN3-T (3x3 convolutions) or -R (1x1, radial filters, twice the generator's channels)."""
+    """t: StyleGAN3-T (3x3 convolutions). r: StyleGAN3-R (1x1, radial filters, twice the generator's channels)."""
     channel_base: int = 32768
-    """Channels of a layer are about this divided by its resolution ..."""
+    """A layer has about this number divided by its resolution as channels, and at most --channel-max."""
     channel_max: int = 512
-    """... and at most this."""
+    """Most channels of a layer."""
     margin_size: int = 10
-    """Samples that layers compute beyond the image's edges. Fewer are faster (4: a third less work at 64x32), at
-    the price of edges that the image can see: fit for small demonstrations."""
+    """Samples that layers compute beyond the image's edges. Fewer are faster (4: a third less work at 64x32).
+    But then the image can see its edges, which is acceptable only for small demonstrations."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the highest four octaves' layers on a GPU; auto: float16, as the reference has it. CPUs use float32."""
+    """Number format of the layers of the highest four octaves, on a GPU. auto: float16, as in the reference.
+    On a CPU it is always float32."""
 
     # ---- where it starts
     transfer: Path | None = None
-    """Start from this network's weights: any file that load_network reads, of any size, width and config."""
+    """Start from the weights of this network. Any network file of any size, width and config will do."""
     freeze_d: int = 0
-    """Keep the discriminator's first so many layers, from the image side, as they are (Freeze-D)."""
+    """Keep the first N layers of the discriminator, from the image side, as they are (Freeze-D)."""
 
     # ---- data
     fit: Literal["exact", "crop", "pad", "stretch"] = "exact"
-    """Images of another shape than height : width: refuse them, cut them, repeat their edges, or stretch them."""
+    """What happens to images of another shape than height : width.
+    exact: refuse them. crop: cut them. pad: repeat their edges. stretch: stretch them."""
     enlarge: bool = False
-    """Enlarge images that are smaller than height x width instead of refusing them."""
+    """Enlarge images that are smaller than height x width. By default they are refused."""
     mirror: bool = True
     """Mirror every second real image, left to right."""
     validation_people: int | None = None
-    """People set aside: never trained on, for validation losses and FID. Not given: one in twenty, 50 at most."""
+    """Number of people who are set aside for validation losses and FID, and never trained on.
+    By default one in twenty, 50 at most."""
     condition: Literal["none", "camera", "cluster", "dataset"] = "none"
-    """Train with labels: the camera, one of --clusters groups of like-looking identities, or dataset.json's."""
+    """Train with labels. camera: the image's camera. cluster: one of --clusters groups of people who look alike.
+    dataset: the labels of dataset.json."""
     clusters: int = 16
-    """Groups of --condition cluster."""
+    """Number of groups with --condition cluster."""
 
     # ---- learning
     batch: int = 32
     """Images of one iteration, over all workers."""
     batch_gpu: int | None = None
-    """Images a worker works on at a time, adding up gradients. Not given: its whole share of the batch."""
+    """Images that a worker computes at a time; it adds up their gradients. By default its whole share of the batch."""
     kimg: float = 5000.0
     """Thousands of real images to train on in all."""
     gamma: float = 0.25
-    """Weight of R1: more is stabler and blurrier. It grows with the number of pixels; try a quarter and four times."""
+    """Weight of the R1 penalty. A larger weight is more stable and makes blurrier images.
+    The best weight grows with the number of pixels. Try a quarter of the default and four times the default."""
     generator_lr: float = 0.0025
-    """Adam's rate for the generator."""
+    """Learning rate of Adam for the generator."""
     discriminator_lr: float = 0.002
-    """Adam's rate for the discriminator (before its correction for lazy R1)."""
+    """Learning rate of Adam for the discriminator, before its correction for lazy R1."""
     style_mixing_probability: float = 0.5
-    """Share of training images made from two codes (the reference trains with 0: mixes are foreign to it)."""
+    """Share of the training images that are made from two codes.
+    The reference trains with 0, so that its networks have never seen mixed codes."""
     augment: Literal["ada", "fixed", "none"] = "ada"
-    """Augment what the discriminator sees with a probability that adapts, with --augment-p, or never."""
+    """Augment what the discriminator sees. ada: with a probability that adapts.
+    fixed: with the probability --augment-p. none: never."""
     augment_set: str = "upright"
-    """What is augmented. upright: all of bgc but turns, hue and luma flip, which would leak into upright people;
-    bgc: the reference's; blit, geom, color, bg: parts of it; bgcfnc: also bands, noise and cutouts."""
+    """The set of transforms. upright: bgc without turns, hue and luma flip, which would leak into upright people.
+    bgc: the reference's set. blit, geom, color, bg: parts of it. bgcfnc: also bands, noise and cutouts."""
     augment_p: float = 0.0
-    """Probability of each transform at the start (ada), or always (fixed)."""
+    """Probability of each transform: at the start with --augment ada, always with fixed."""
     augment_p_max: float = 1.0
-    """ADA never goes beyond this."""
+    """Greatest probability that --augment ada reaches."""
     ada_target: float = 0.6
-    """ADA keeps the mean sign of the discriminator's scores of real images here."""
+    """ADA keeps the mean sign of the discriminator's scores of real images at this value."""
     ada_kimg: float | None = None
-    """Thousands of images in which p could go from 0 to 1. Not given: 500, with --transfer 100."""
+    """Thousands of images in which the probability could go from 0 to 1. By default 500, with --transfer 100."""
     seed: int = 0
-    """Fixes initial weights, order of the data, every latent code and augmentation, whatever the number of workers."""
+    """Fixes the initial weights, the order of the data, every latent code and the augmentation.
+    The number of workers changes none of them."""
 
     # ---- where it runs
     workers: int = 1
-    """Ray Train workers; 0 trains in this process, without Ray."""
+    """Number of Ray Train workers. 0 trains in this process, without Ray."""
     gpus: int | None = None
-    """GPUs in all: 0 or one a worker. Not given: one a worker where there are that many, else the CPU."""
+    """GPUs in all: 0, or one for each worker.
+    By default one for each worker if there are that many, else the CPU."""
     threads: int | None = None
-    """CPU threads of a worker. Not given: PyTorch's choice in this process, 2 in a Ray Train worker."""
+    """CPU threads of a worker. By default PyTorch's choice in this process, and 2 in a Ray Train worker."""
     restarts: int = 3
-    """Times that Ray Train starts the workers again after one died, from the last checkpoint."""
+    """How often Ray Train starts the workers again, from the last checkpoint, after a worker died."""
 
     # ---- what is kept and said
     snapshot_kimg: float = 100.0
-    """A snapshot (networks, grids, FID) after every so many thousand images, and at the end; all are kept."""
+    """Thousands of images between two snapshots (networks, grids, FID). The end has one too. All are kept."""
     checkpoint_minutes: float = 10.0
-    """A checkpoint to go on from after so many minutes; the last two are kept."""
+    """Minutes between two checkpoints, from which a training can continue. The last two are kept."""
     validation_kimg: float = 4.0
-    """Losses on validation people after every so many thousand images, and a record in history.jsonl."""
+    """Thousands of images between two validations. Each adds the losses on validation people to history.jsonl."""
     fid_images: int | None = None
-    """Generated images for the FID of a snapshot, 0 for none. Not given: 10,000 on a GPU, none on a CPU."""
+    """Generated images for the FID of a snapshot. 0 computes no FID. By default 10,000 on a GPU, none on a CPU."""
     fid_reference: Literal["auto", "validation", "training"] = "auto"
-    """Real images that FID compares with; auto: validation people's where there are 500 images of them."""
+    """The real images that FID compares with.
+    auto: validation people if they have 500 images, else training people."""
     inception: Path | None = None
-    """The inception network's file, for machines without a package registry."""
+    """File of the Inception network, for machines without a package registry."""
     max_minutes: float | None = None
-    """Stop with a checkpoint after so many minutes; the same command goes on from there."""
+    """Stop with a checkpoint after so many minutes. The same command continues from there."""
     status_seconds: float = 30.0
-    """Time between status lines."""
+    """Seconds between two status lines."""
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""

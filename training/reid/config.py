@@ -25,137 +25,157 @@ ABOUT_GENERATED = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class ReidTraining:
-    """Train a re-identification network. The same command again goes on where it stopped, whatever stopped it.
+    """Train a re-identification network on real people, and if you like on generated ones.
+
+    The same command again continues where the training stopped, whatever stopped it.
 
     Example: python jobs/train_reid.py --preset strong --data MARKET --people RUN --out OUT
     """
 
     data: Path
-    """Real people: Market-1501, DukeMTMC-reID, CUHK03, MSMT17, a folder with one folder a person, or a CSV or
-    Parquet table with the columns path, identity and, where known, camera."""
+    """Real people: Market-1501, DukeMTMC-reID, CUHK03, MSMT17, or a folder with one folder for each person.
+    A CSV or Parquet table will do too: with the columns path and identity, and camera if it is known."""
     out: Path
-    """Folder for the network, checkpoints, curves and logs; with several machines, one that all of them see."""
+    """Folder for the network, checkpoints, curves and logs. All machines must see it."""
     preset: Literal["strong", "study", "strong-small", "study-small", "tiny"] = "strong"
-    """Defaults of everything below. strong: bag of tricks; study: the original study's; *-small: the same recipes
-    with a small backbone at 64x32, for CPUs; tiny: seconds, for tests."""
+    """Sets the defaults of all options below. strong: the bag of tricks. study: the original study's recipe.
+    strong-small, study-small: the same recipes with a small backbone at 64x32, for CPUs.
+    tiny: seconds, for tests."""
     people: tuple[Path, ...] = ()
-    """Artificial people, as new classes: runs of jobs/generate.py, folders or tables."""
+    """Artificial people, who become new classes: runs of jobs/generate.py, folders or tables."""
     variants: tuple[Path, ...] = ()
-    """Generated pictures of people in --data, whose identities they bear."""
+    """Generated pictures of people in --data. They bear the identities of these people."""
     most_people: int | None = None
-    """Take only the first so many artificial people: more of them hold all of less."""
+    """Take only the first N artificial people. The first 20 include the first 10."""
     most_variants: int | None = None
-    """Take only the first so many generated pictures of each person in --variants."""
+    """Take only the first N generated pictures of each person in --variants."""
     draw_seed: int | None = None
-    """Take not the first, but those that this seed draws; more of them hold all of less."""
+    """Let this seed decide which people and pictures are the first ones. By default their own order decides.
+    Of one seed, 20 people always include its 10 people."""
     filters: tuple[str, ...] = ()
-    """Thresholds that images of runs must pass here, in place of the run's own: detector_threshold=0.8
-    identity_margin=0 ssim_floor=None; as of jobs/refilter.py."""
+    """Thresholds, as those of jobs/refilter.py, which replace the thresholds of the runs.
+    For example: detector_threshold=0.8 identity_margin=0 ssim_floor=None"""
 
     # ---- the network
     backbone: Literal["resnet50", "resnet34", "resnet18", "resnet10"] = "resnet50"
-    """torchvision's network; resnet10 has one basic block a stage and no ImageNet weights."""
+    """One of torchvision's networks. resnet10 has one basic block in each stage and no ImageNet weights."""
     neck: Literal["embedding", "bnneck", "none"] = "bnneck"
-    """Between pooling and classes. embedding: linear, batch norm, activation, dropout; bnneck: batch norm."""
+    """The layers between pooling and classifier. embedding: linear, batch norm, activation, dropout.
+    bnneck: batch norm. none: no layers."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """small: 3x3 convolution of stride 2 without max-pool, for small images."""
+    """The first layers. imagenet: torchvision's.
+    small: a 3x3 convolution of stride 2 without max-pool, for small images."""
     height: int = 256
+    """Height of the images in pixels, as the network sees them."""
     width: int = 128
+    """Width of the images in pixels, as the network sees them."""
     last_stride: Literal[1, 2] = 1
-    """Stride of the last stage: 1 keeps twice the height and width."""
+    """Stride of the last stage. 1 keeps twice the height and width."""
     embedding: int = 512
     """Size of the feature with --neck embedding."""
     activation: Literal["relu", "none"] = "relu"
+    """The activation with --neck embedding."""
     dropout: float = 0.5
-    """With --neck embedding."""
+    """Share of the feature's values that dropout sets to 0 with --neck embedding."""
     pretrained: bool = True
     """Start from ImageNet weights."""
     weights: Path | None = None
-    """File of these weights, for machines without internet."""
+    """File of the ImageNet weights, for machines without internet."""
 
     # ---- generated images
     people_labels: Literal["hard", "lsro"] = "hard"
-    """hard: artificial people are classes of their own; lsro: no class, a uniform label over the real ones."""
+    """hard: each artificial person is a class. lsro: artificial people are no class of their own;
+    their label is spread evenly over the real people."""
     variants_labels: Literal["hard", "smooth", "lsro", "teacher"] = "smooth"
-    """hard: the person; smooth: the person with --generated-smoothing; lsro: uniform; teacher: what --teacher says."""
+    """hard: the label is the person. smooth: the person, with --generated-smoothing.
+    lsro: a label spread evenly over the real people. teacher: the probabilities that --teacher gives."""
     generated_smoothing: float = 0.1
-    """Share of a smooth label that is spread over all classes (CamStyle: 0.1)."""
+    """Share of a smooth label that is spread over all classes. CamStyle uses 0.1."""
     teacher: Path | None = None
-    """Re-ID network trained on the same real people: its probabilities are the variants' labels."""
+    """A re-ID network that was trained on the same real people. Its probabilities are the labels of variants."""
     temperature: float = 1.0
-    """Of the teacher's and, beside it, the student's probabilities."""
+    """Temperature of the teacher's probabilities, and of the student's where they are compared with the teacher's."""
     generated_weight: float = 1.0
-    """Weight of a generated image's loss."""
+    """Weight of a generated image's loss. A real image's loss has weight 1."""
     generated_share: float | None = 0.25
-    """At most this share of a batch is generated, from a list of its own; None: all images in one list."""
+    """Greatest share of generated images in a batch; they come from a list of their own.
+    None: real and generated images are in one list."""
     generated_triplet: bool = False
     """Let generated images take part in the triplet loss."""
     ramp_epochs: float = 0.0
-    """Their weight grows from 0 over so many epochs."""
+    """Number of epochs over which the weight of generated images grows from 0 to --generated-weight."""
     real_only_epochs: float = 0.0
-    """The last so many epochs are on real images only."""
+    """Number of epochs at the end that use real images only."""
     separate_batchnorm: bool = False
-    """Batch-norm statistics of their own for generated images; the real ones' are used for features."""
+    """Give generated images batch-norm statistics of their own. Features always use those of the real images."""
 
     # ---- learning
     epochs: float = 120.0
-    """Passes over the real images (with --generated-share None: over all images)."""
+    """Number of passes over the real images; with --generated-share None over all images."""
     steps: int | None = None
-    """SGD steps in place of what the epochs give; schedules stretch with them. To compare training sets."""
+    """Number of SGD steps, in place of the steps that --epochs gives. Schedules stretch with it.
+    Equal steps make trainings with different numbers of images comparable."""
     batch: int = 64
     """Images of one step, over all workers."""
     sampler: Literal["shuffle", "pk"] = "pk"
-    """pk: batches of people with --instances images each, as the triplet loss wants them."""
+    """shuffle: images in random order. pk: each batch has some people with --instances images each,
+    as the triplet loss needs them."""
     instances: int = 4
+    """Images of each person in a batch, with --sampler pk."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """sgd: Nesterov, momentum 0.9."""
+    """adam, or sgd with Nesterov momentum 0.9."""
     lr: float = 0.00035
-    """Rate of the head, and of the backbone times --backbone-lr-factor."""
+    """Learning rate of the head. The backbone has this rate times --backbone-lr-factor."""
     backbone_lr_factor: float = 1.0
+    """The backbone's learning rate as a multiple of --lr."""
     weight_decay: float = 0.0005
+    """Weight decay of the optimizer."""
     schedule: Literal["step", "cosine"] = "step"
+    """step: the rate is divided by ten at each of --milestones. cosine: the rate falls as a cosine to 0."""
     milestones: tuple[float, ...] = (40.0, 70.0)
     """Epochs at which --schedule step divides the rate by ten."""
     warmup_epochs: float = 10.0
-    """The rate grows from a hundredth over so many epochs."""
+    """Number of epochs over which the rate grows from a hundredth to --lr."""
     label_smoothing: float = 0.1
-    """Of real images."""
+    """Share of a real image's label that is spread over all classes."""
     triplet_weight: float = 1.0
-    """Of the batch-hard triplet loss; 0 for cross-entropy alone."""
+    """Weight of the batch-hard triplet loss. 0 leaves cross-entropy alone."""
     margin: float | None = 0.3
-    """Of the triplet loss; None: the soft margin."""
+    """Margin of the triplet loss. None: the soft margin."""
     pad: int = 10
-    """Black pixels around an image before a random part of its size is cut out."""
+    """Width in pixels of a black border; a part of the image's own size is then cut out at a random place."""
     mirror: bool = True
     """Mirror every second image, left to right."""
     erasing: float = 0.5
-    """Probability of random erasing."""
+    """Probability that a random rectangle of an image is erased."""
     validation: Literal["images", "none"] = "images"
-    """Set the first image of each real person aside, for validation loss and Rank-1 error."""
+    """images: set the first image of each real person aside, for the validation loss and the Rank-1 error.
+    none: train on all images."""
     seed: int = 0
-    """Fixes initial weights, the order of the images and all that is done to them."""
+    """Fixes the initial weights, the order of the images and their random changes."""
 
     # ---- where it runs
     workers: int = 1
-    """Ray Train workers; 0 trains in this process, without Ray."""
+    """Number of Ray Train workers. 0 trains in this process, without Ray."""
     gpus: int | None = None
-    """GPUs in all: 0 or one a worker. Not given: one a worker where there are that many, else the CPU."""
+    """GPUs in all: 0, or one for each worker.
+    By default one for each worker if there are that many, else the CPU."""
     threads: int | None = None
-    """CPU threads of a worker. Not given: PyTorch's choice in this process, 2 in a Ray Train worker."""
+    """CPU threads of a worker. By default PyTorch's choice in this process, and 2 in a Ray Train worker."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the backbone; auto: bfloat16 on a GPU that has it, else float32."""
+    """Number format of the backbone. auto: bfloat16 on a GPU that has it, else float32."""
     restarts: int = 3
-    """Times that Ray Train starts the workers again after one died, from the last checkpoint."""
+    """How often Ray Train starts the workers again, from the last checkpoint, after a worker died."""
 
     # ---- what is kept and said
     validation_epochs: float = 1.0
-    """Validation, and a record in history.jsonl, after every so many epochs."""
+    """Number of epochs between two validations. Each validation adds a record to history.jsonl."""
     checkpoint_minutes: float = 5.0
-    """A checkpoint to go on from after so many minutes; the last two are kept."""
+    """Minutes between two checkpoints, from which a training can continue. The last two are kept."""
     max_minutes: float | None = None
-    """Stop with a checkpoint after so many minutes; the same command goes on from there."""
+    """Stop with a checkpoint after so many minutes. The same command continues from there."""
     status_seconds: float = 15.0
-    """Time between status lines."""
+    """Seconds between two status lines."""
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
