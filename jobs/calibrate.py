@@ -49,8 +49,8 @@ class Config:
 
     data: Annotated[str, tyro.conf.arg(metavar="DIR_OR_TABLE")]
     """Real images: a Market-1501 tree, another re-ID data set, or a folder with one sub-folder for each person.
-    A table of paths and identities will do too, or a flat folder. In a flat folder the people are known
-    only if all files are named as in Market-1501."""
+    A table of paths and identities will do too, or a flat folder.
+    In a flat folder the people are known only if all files are named as in Market-1501."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write calibration.json and calibration.png."""
     reject: float = 0.0645
@@ -74,8 +74,8 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if the cluster has GPUs, else the CPU."""
     workers: int | None = None
-    """Number of detectors on Ray. 0 detects in this process, without Ray. By default 0 for up to 1,000 images,
-    else one for each GPU, or without GPUs one for each CPU."""
+    """Number of detectors on Ray. 0 detects in this process, without Ray.
+    By default 0 for up to 1,000 images, else one for each GPU, or without GPUs one for each CPU."""
 
 
 def main(config: Config) -> None:
@@ -128,7 +128,7 @@ def check(config: Config) -> None:
     """Raises InputError for options out of range."""
     for name in ("reject", "ssim_lost"):
         if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: a share is 0 to 1, without 1")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 0 or more, below 1")
     if config.ssim_lost >= 0.5:
         raise InputError(f"--ssim-lost {config.ssim_lost}: floor and ceiling would meet; give less than 0.5")
     for name, least in (

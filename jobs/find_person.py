@@ -132,7 +132,7 @@ def read_threshold(path: Path, sha256: str) -> float:
     if other != sha256:
         raise InputError(f"--evaluation {path}: it is of another network ({str(other)[:12]}, not {sha256[:12]})")
     if threshold is None or not math.isfinite(threshold):
-        raise InputError(f"--evaluation {path}: it found no threshold: leave the option out")
+        raise InputError(f"--evaluation {path}: this evaluation found no threshold; leave the option out")
     return threshold
 
 

@@ -93,9 +93,9 @@ def check(options: Preview) -> dict[str, tuple[int, ...]]:
         raise InputError("--device cuda: no usable GPU here; leave it out to run on the CPU")
     images = options.people * (1 + options.variants * len(options.groups))
     if images > MOST_IMAGES:
-        raise InputError(f"{images} pictures on one sheet: --people, --variants, --groups may make {MOST_IMAGES}")
+        raise InputError(f"{images} pictures on one sheet: at most {MOST_IMAGES} fit; lower --people or --variants")
     if options.seed + options.people > 2**32:
-        raise InputError(f"--seed {options.seed}: seeds end at {2**32 - 1}, also that of the last person")
+        raise InputError(f"--seed {options.seed}: the last person would have a seed above {2**32 - 1}; give less")
     groups = {}
     for text in options.groups:
         try:

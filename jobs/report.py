@@ -108,7 +108,7 @@ def read_sweep(output: Output) -> "tuple[SweepRecord, pa.Table]":
         reason = str(error).partition("\n")[0]
         raise InputError(f"--sweep {output.root_address}: {SWEEP} or {TRIALS} is damaged ({reason})") from error
     if not isinstance(sweep, dict):
-        raise InputError(f"--sweep {output.root_address}: {SWEEP} is not of jobs/sweep.py")
+        raise InputError(f"--sweep {output.root_address}: {SWEEP} was not written by jobs/sweep.py")
     return sweep, trials
 
 

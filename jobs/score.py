@@ -76,7 +76,8 @@ class Config:
     """Number of actors that compute features. 0 computes in this process, without Ray.
     By default one for each GPU, or without GPUs one for each CPU."""
     generators: int | None = None
-    """With --network: number of actors that make images. By default as many as --workers."""
+    """With --network: number of actors that make images.
+    By default one for each GPU, or without GPUs one for each CPU."""
     dry_run: bool = False
     """Check everything and print what would be compared; compute and write nothing."""
 

@@ -58,11 +58,11 @@ def main(config: Config) -> int:
     if config.sample < 0:
         raise InputError(f"--sample {config.sample}: must be 0 or more")
     if config.network and not config.sample:
-        raise InputError(f"--network {config.network}: there is no sample to compare with --sample 0")
+        raise InputError(f"--network {config.network}: there is no sample with --sample 0; give 1 or more")
     if config.latents and not (config.network or config.identity):
-        raise InputError(f"--latents {config.latents}: images are made again of them with --network")
+        raise InputError(f"--latents {config.latents}: give --network or --identity too, which need them")
     if config.identity and not config.sample:
-        raise InputError(f"--identity {config.identity}: there is no sample to compare with --sample 0")
+        raise InputError(f"--identity {config.identity}: there is no sample with --sample 0; give 1 or more")
     output, findings = Output(config.out), Findings()
     names = output.list("")
     try:

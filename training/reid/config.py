@@ -84,8 +84,8 @@ class ReidTraining:
 
     # ---- generated images
     people_labels: Literal["hard", "lsro"] = "hard"
-    """hard: each artificial person is a class. lsro: artificial people are no class of their own;
-    their label is spread evenly over the real people."""
+    """hard: each artificial person is a class.
+    lsro: artificial people are no class; their label is spread evenly over the real people."""
     variants_labels: Literal["hard", "smooth", "lsro", "teacher"] = "smooth"
     """hard: the label is the person. smooth: the person, with --generated-smoothing.
     lsro: a label spread evenly over the real people. teacher: the probabilities that --teacher gives."""
@@ -118,8 +118,8 @@ class ReidTraining:
     batch: int = 64
     """Images of one step, over all workers."""
     sampler: Literal["shuffle", "pk"] = "pk"
-    """shuffle: images in random order. pk: each batch has some people with --instances images each,
-    as the triplet loss needs them."""
+    """shuffle: images in random order.
+    pk: each batch has some people with --instances images each, as the triplet loss needs them."""
     instances: int = 4
     """Images of each person in a batch, with --sampler pk."""
     optimizer: Literal["adam", "sgd"] = "adam"
