@@ -89,7 +89,10 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """equal_error: as many false rejects as accepts, in shares; one_percent: at most 1% false accepts; None: undefined."""
+    """The thresholds of a network; None where one is not defined.
+
+    equal_error: equal shares of false rejects and accepts; one_percent: at most 1% false accepts.
+    """
 
     equal_error: Threshold | None
     one_percent: Threshold | None
