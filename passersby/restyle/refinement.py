@@ -172,11 +172,11 @@ TIE = 1e-9  # two pictures of equal weight balance up to rounding: their middle 
 def person_code(codes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """The geometric median of the codes [n, num_ws, w_dim] of a person's n pictures: [num_ws, w_dim] float32.
 
-    Each code is taken as one point. The median is the point with the smallest sum of distances to the pictures, times `weights` [n] (0 or more, default 1).
-    Weiszfeld's method (1937) finds it, starting at the mean. A badly inverted picture, however far away, pulls on the
-    median no more than any other; a mean would follow it. The median of one picture is its code. Two pictures of equal
-    weight give their middle, two of unequal weight the code of the heavier one. The result does not depend on the order
-    of the pictures, to the last bit.
+    Each code is taken as one point. The median is the point with the smallest sum of distances to the pictures,
+    times `weights` [n] (0 or more, default 1). Weiszfeld's method (1937) finds it, starting at the mean. A badly
+    inverted picture, however far away, pulls on the median no more than any other; a mean would follow it. The
+    median of one picture is its code. Two pictures of equal weight give their middle, two of unequal weight the
+    code of the heavier one. The result does not depend on the order of the pictures, to the last bit.
 
     Raises InputError without pictures, for values that are not finite, and for weights that are below 0, all 0, or not
     one for each picture.
