@@ -1,1 +1,1 @@
-"""One file, one stage class of a Ray Data pipeline. No stage imports another, or Ray, which pipeline/ does."""
+"""One file holds one stage class of a Ray Data pipeline. Stages import neither each other nor Ray: pipeline/ does."""

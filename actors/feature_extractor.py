@@ -17,10 +17,10 @@ from passersby.errors import InputError
 
 
 class Network(Protocol):
-    """What computes features: passersby.perception.inception.Inception, passersby.reid.network.FeatureNetwork."""
+    """A network that computes features, as perception.inception.Inception and reid.network.FeatureNetwork do."""
 
     def to(self, device: str) -> "Network":
-        """Itself, on a device."""
+        """Move the network to a device and return it."""
         ...
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -29,13 +29,13 @@ class Network(Protocol):
 
 
 class FeatureExtractor:
-    """A unit's images, as encoded bytes (`image`) or files (`path`), become one row with their features.
+    """A stage that turns a unit's images, encoded bytes (`image`) or files (`path`), into one row with their features.
 
-    The row: unit, images (int64, how many have features), unreadable (int64) and the first such `message`, readable
-    (list of bool, one for each image), features (binary, float32 [images, D] in the order of the unit) and
-    seconds_features. `decode` brings bytes to [height, width, 3] uint8 RGB or raises DecodingError. An image with
-    status "error", without bytes, or that cannot be decoded counts as unreadable. `network` may be a Ray reference,
-    `device` is "cpu" or "cuda".
+    The row has these columns: unit; images (int64), the number of images with features; unreadable (int64), the number
+    of images without; message, the reason for the first unreadable image; readable, a list with one bool an image;
+    features (binary), float32 [images, D] in the order of the unit; seconds_features. `decode` turns bytes into
+    [height, width, 3] uint8 RGB or raises DecodingError. An image is unreadable when its status is "error", when it
+    has no bytes or when it cannot be decoded. `network` may be a Ray reference; `device` is "cpu" or "cuda".
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class FeatureExtractor:
             raise InputError(f"feature extractor: {height=}, {width=} and {threads=} must be at least 1")
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        self.network = resolved(network).to(device)  # the driver's: nodes need no copy of the file
+        self.network = resolved(network).to(device)  # the driver sends it: nodes need no copy of the file
         self.height, self.width, self.decode = height, width, decode
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -79,7 +79,7 @@ class FeatureExtractor:
         )
 
     def _contents(self, images: pa.Table):
-        """Each image's bytes, or None and the reason."""
+        """Yield the bytes of each image and None, or None and the reason."""
         if "path" in images.column_names:
             for path in images["path"].to_pylist():
                 content, reason = None, None
@@ -90,5 +90,5 @@ class FeatureExtractor:
                 yield content, reason
             return
         for row in images.to_pylist():
-            made = row.get("status") != "error" and row["image"] is not None
-            yield (row["image"] if made else None), row.get("message") or "there is no image"
+            usable = row.get("status") != "error" and row["image"] is not None
+            yield (row["image"] if usable else None), row.get("message") or "there is no image"

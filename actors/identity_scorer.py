@@ -1,4 +1,4 @@
-"""The stage that says how like its person an image is, and whether it is liker somebody else."""
+"""The stage that measures how much an image looks like its person, and whether it looks more like somebody else."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -17,25 +17,28 @@ from passersby.errors import InputError
 from passersby.metrics.identity import NOBODY, nearest_pictures
 from passersby.reid.network import FeatureNetwork
 
-# Images that go through the network together. The last ones of a unit are filled up with black, so that the network
-# and the matrix product always see one shape: an image's scores are the same to the last bit in any company.
+# The number of images that go through the network together. Black images fill up the last chunk of a unit, so that the
+# network and the matrix product always see one shape: an image's scores never depend on the images beside it.
 CHUNK = {"cpu": 16, "cuda": 64}
 
 
 class IdentityScorer:
-    """Adds `identity_cosine`, `identity_margin` (float32), `nearest_identity` (int64) and `seconds_identity`.
+    """A stage that adds `identity_cosine`, `identity_margin` (float32), `nearest_identity` (int64), `seconds_identity`.
 
-    All by cosine between flip-averaged features of a re-ID network, taken of the stored bytes, resized as re-ID data
-    is (bicubic, areas averaged where shrunk). identity_cosine: of a variant of a real person (`source` "latent") to the
-    nearest picture of that person; of an artificial person's image to the person's reference (`reference_variant`),
-    the reference itself having 1. nearest_identity: whom the nearest real picture of all shows. identity_margin:
-    identity_cosine less the greatest cosine to a real picture of anybody else (of anybody, for artificial people):
-    above 0 the nearest real person is the right one.
+    A re-ID network computes flip-averaged features of the stored bytes, resized as re-ID data is (bicubic, areas
+    averaged where shrunk). Similarity is the cosine of two features.
+    identity_cosine: for a variant of a real person (`source` "latent"), the cosine to the nearest picture of that
+    person; for an image of an artificial person, the cosine to the person's reference (`reference_variant`). The
+    reference itself has 1.
+    nearest_identity: the person in the nearest of all real pictures.
+    identity_margin: identity_cosine minus the greatest cosine to a real picture of anybody else. For artificial people
+    everybody is somebody else. Above 0 the nearest real person is the right one.
 
-    Null are the last two without real pictures, the first and the last where the person has no real picture or no
-    reference, and all three for images with status "error". An image that cannot be decoded, or whose features are not
-    finite, gets that status with a message. It follows the SimilarityScorer, which chooses the references. `network`
-    and `real` may be Ray references, `device` is "cpu" or "cuda".
+    Without real pictures `nearest_identity` and `identity_margin` are null. Where the person has no real picture or no
+    reference, `identity_cosine` and `identity_margin` are null. Images with status "error" have none of the three. An
+    image that cannot be decoded, or whose features are not finite, gets that status with a message. The stage runs
+    after the SimilarityScorer, which chooses the references. `network` and `real` may be Ray references; `device` is
+    "cpu" or "cuda".
     """
 
     def __init__(
@@ -49,8 +52,8 @@ class IdentityScorer:
             raise InputError(f"identity scorer: {threads=} must be at least 1")
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        self.network = resolved(network).to(device)  # the driver's: nodes need no copy of the file
-        self.real = resolved(real)  # its arrays stay where they are, shared by the actors of a node
+        self.network = resolved(network).to(device)  # the driver sends it: nodes need no copy of the file
+        self.real = resolved(real)  # the arrays are not copied: the actors of a node share them
         if self.real is not None:
             self.real.check(self.network.width)
 
@@ -61,13 +64,16 @@ class IdentityScorer:
         features = np.full((len(rows), self.network.width), np.nan, np.float32)
         for row in rows:
             row["cosine"] = row["nearest"] = row["margin"] = None
-        for places, found in features_in_chunks(self.network, self._pixels(rows)):
-            good = np.all(np.isfinite(found), axis=1)  # [CHUNK] bool
-            for place in np.flatnonzero(~good[: len(places)]):
-                rows[places[place]] |= {"status": "error", "message": "its features for the identity are not finite"}
-            features[places] = found[: len(places)]
+        for indices, outputs in features_in_chunks(self.network, self._pixels(rows)):
+            finite = np.all(np.isfinite(outputs), axis=1)  # [CHUNK] bool
+            for position in np.flatnonzero(~finite[: len(indices)]):
+                rows[indices[position]] |= {
+                    "status": "error",
+                    "message": "its features for the identity are not finite",
+                }
+            features[indices] = outputs[: len(indices)]
             if self.real is not None:
-                self._compare(self.real, rows, places, np.where(good[:, None], found, 0))
+                self._compare(self.real, rows, indices, np.where(finite[:, None], outputs, 0))
         self._compare_with_references(rows, features)
         return with_columns(
             batch,
@@ -82,44 +88,50 @@ class IdentityScorer:
         )
 
     def _pixels(self, rows: list[dict]) -> Iterator[tuple[int, np.ndarray]]:
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             if row["status"] == "error" or row["image"] is None:
                 continue
             try:
-                yield place, decode_bicubic(row["image"], self.network.height, self.network.width_pixels)
+                yield index, decode_bicubic(row["image"], self.network.height, self.network.width_pixels)
             except DecodingError as error:
                 row["status"], row["message"] = "error", str(error)
 
-    def _compare(self, real: RealPeople, rows: list[dict], places: list[int], features: np.ndarray) -> None:
-        """With the real pictures; `features` [CHUNK, D] of the rows at `places`, and of nothing. `margin` of artificial
-        people is what the reference's comparison will be lessened by."""
+    def _compare(self, real: RealPeople, rows: list[dict], indices: list[int], features: np.ndarray) -> None:
+        """Compare images with the real pictures and note the results in their rows.
+
+        Row i of `features` [CHUNK, D] belongs to the image rows[indices[i]]; the rows beyond belong to no image. The
+        row of an artificial person gets `others`, the greatest cosine to a real picture: its margin needs this later.
+        """
         persons = np.full(len(features), NOBODY)
-        for index, place in enumerate(places):
-            if rows[place]["source"] == LATENT:
-                persons[index] = real.persons.get(rows[place]["person"]) or NOBODY
-        found = nearest_pictures(features, real.features, real.identities, persons)
-        for index, place in enumerate(places):
-            row = rows[place]
+        for position, row_index in enumerate(indices):
+            if rows[row_index]["source"] == LATENT:
+                persons[position] = real.persons.get(rows[row_index]["person"]) or NOBODY
+        nearest = nearest_pictures(features, real.features, real.identities, persons)
+        for position, row_index in enumerate(indices):
+            row = rows[row_index]
             if row["status"] == "error":
                 continue
-            row["nearest"] = int(real.identities[found.picture[index]])
-            own, others = float(found.own[index]), float(found.others[index])
+            row["nearest"] = int(real.identities[nearest.picture[position]])
+            to_person, to_others = float(nearest.person_cosine[position]), float(nearest.others_cosine[position])
             if row["source"] == LATENT:
-                known, compared = not np.isnan(own), not np.isnan(own - others)
-                row["cosine"], row["margin"] = own if known else None, own - others if compared else None
+                has_picture, has_margin = not np.isnan(to_person), not np.isnan(to_person - to_others)
+                row["cosine"], row["margin"] = (
+                    to_person if has_picture else None,
+                    to_person - to_others if has_margin else None,
+                )
             else:
-                row["others"] = others
+                row["others"] = to_others
 
     def _compare_with_references(self, rows: list[dict], features: np.ndarray) -> None:
-        places = {(row["person"], row["variant"]): place for place, row in enumerate(rows)}
-        for place, row in enumerate(rows):
-            reference = places.get((row["person"], row["reference_variant"]))
+        row_indices = {(row["person"], row["variant"]): index for index, row in enumerate(rows)}
+        for index, row in enumerate(rows):
+            reference = row_indices.get((row["person"], row["reference_variant"]))
             if row["source"] == LATENT or row["status"] == "error" or reference is None:
                 continue
             if rows[reference]["status"] == "error":
                 continue
-            pair = features[place].astype(np.float64), features[reference]
-            row["cosine"] = 1.0 if place == reference else float(np.clip(np.sum(pair[0] * pair[1]), -1, 1))
+            pair = features[index].astype(np.float64), features[reference]
+            row["cosine"] = 1.0 if index == reference else float(np.clip(np.sum(pair[0] * pair[1]), -1, 1))
             if self.real is not None:
                 row["margin"] = row["cosine"] - row["others"]
 
@@ -127,19 +139,20 @@ class IdentityScorer:
 def features_in_chunks(
     network: FeatureNetwork, pictures: Iterable[tuple[int, np.ndarray]]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Places and pictures (uint8 [H, W, 3] of the network's size) -> some places, and features [CHUNK, D] float32.
+    """Indices and pictures (uint8 [H, W, 3] of the network's size) -> indices of a chunk, features [CHUNK, D] float32.
 
-    Row i is of the i-th of these places; rows beyond are of nothing. Not more pictures than a chunk are held.
+    Row i of the features belongs to the i-th index of the chunk; the rows beyond belong to no picture. Memory holds the
+    pictures of one chunk.
     """
     size = CHUNK[network.device.type]
-    places: list[int] = []
+    indices: list[int] = []
     pixels = np.zeros((size, network.height, network.width_pixels, 3), np.uint8)
-    for place, picture in pictures:
-        pixels[len(places)] = picture
-        places.append(place)
-        if len(places) == size:
-            yield places, network(pixels)
-            places = []
-    if places:
-        pixels[len(places) :] = 0
-        yield places, network(pixels)
+    for index, picture in pictures:
+        pixels[len(indices)] = picture
+        indices.append(index)
+        if len(indices) == size:
+            yield indices, network(pixels)
+            indices = []
+    if indices:
+        pixels[len(indices) :] = 0
+        yield indices, network(pixels)

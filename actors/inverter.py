@@ -1,4 +1,4 @@
-"""Inverts the pictures of a unit: a ReStyle encoder, refinement of its codes, pivotal tuning for each person."""
+"""The stage that inverts the pictures of a unit: a ReStyle encoder, refinement of the codes, pivotal tuning."""
 
 import dataclasses
 import time
@@ -24,16 +24,16 @@ from passersby.restyle.pivotal import apply_delta, save_delta, tune
 from passersby.restyle.refinement import refine, w_statistics
 from passersby.stylegan3 import Generator
 
-# Pixels of the generator's images that go through the networks together, in at most MOST_CHUNK pictures. Never a
-# matter of pools, so that a code does not depend on them.
+# Pixels of the generator's images that go through the networks together, in at most MOST_CHUNK pictures. The size of a
+# pool never changes these numbers, so codes do not depend on pools.
 CHUNK_PIXELS = {"cuda": 1 << 20, "cpu": 1 << 16}
 MOST_CHUNK = 64
-TUNED = 8  # pictures of a person in a step of pivotal tuning
+TUNING_BATCH = 8  # pictures of a person in a step of pivotal tuning
 
 
 @dataclasses.dataclass
-class _Found:
-    """What is known of one picture: its row's numbers, or why it has none."""
+class _Inversion:
+    """The inversion of one picture: the numbers of its row, or the reason why it has none."""
 
     image: torch.Tensor | None = None  # [3, h, w] float32, -1..1, at the working size
     code: torch.Tensor | None = None  # [num_ws, w_dim] float32, on the CPU
@@ -45,19 +45,20 @@ class _Found:
     delta: bytes | None = None
 
     def fail(self, message: str) -> None:
-        """No code: the row says why."""
+        """Remove the code and the numbers: the picture's row gives the reason."""
         self.code = self.image = self.encoder_lpips = self.l2 = self.lpips = self.identity_cosine = None
         self.message = message
 
 
 class Inverter:
-    """A stage: a unit's row of pictures (`Pictures.row`) becomes the unit with their codes.
+    """A stage that turns a unit's row of pictures (`Pictures.row`) into the unit with their codes.
 
-    Each picture is decoded to the working size and goes through `steps` steps of the encoder, then as configured
-    through refinement of its code; then each person's pictures through pivotal tuning, whose delta is the column
-    `delta_content` of the person's first row. Losses are taken at the working size, after the encoder's last step
-    (`encoder_lpips`) and in the end. A picture that cannot be read, or whose code is not finite, becomes a row with
-    status "error" and without w. All networks may be Ray references; `device` is "cpu" or "cuda".
+    Each picture is decoded to the working size and goes through `steps` steps of the encoder. Refinement of the code
+    and pivotal tuning follow where `configuration` asks for them. Pivotal tuning takes all pictures of a person and
+    makes one delta, which is the column `delta_content` of the person's first row. Losses are measured at the working
+    size, after the encoder's last step (`encoder_lpips`) and at the end. A picture that cannot be read, or whose code
+    is not finite, becomes a row with status "error" and without w. All networks may be Ray references; `device` is
+    "cpu" or "cuda".
     """
 
     def __init__(
@@ -71,17 +72,17 @@ class Inverter:
     ):
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        # The driver's networks: nodes need no copies of the files.
-        loaded, network = resolved(encoder), resolved(generator)
+        # The driver sends the networks: nodes need no copies of the files.
+        restyle, network = resolved(encoder), resolved(generator)
         self.device = torch.device(device)
         self.configuration = configuration
         refines = configuration.refine != "none"
-        self.spread = w_statistics(network.cpu()).spread if refines else 1.0  # on the CPU: the same for all
-        self.encoder = loaded.encoder.eval().to(self.device)
+        self.spread = w_statistics(network.cpu()).spread if refines else 1.0  # on the CPU: every device gets the same
+        self.encoder = restyle.encoder.eval().to(self.device)
         self.generator = network.eval().requires_grad_(False).to(self.device)
         self.loss = resolved(loss).to(self.device)
-        # Cloned: out of a file it may lie at an odd place of memory, where matrix products sum in another order.
-        self.average = loaded.average.clone().to(self.device)  # [num_ws, w_dim]
+        # A clone: the tensor of a file may lie at an odd address, where matrix products sum in another order.
+        self.average = restyle.average.clone().to(self.device)  # [num_ws, w_dim]
         self.size = working_size(self.encoder.config, network.config)
         self.chunk = chunk_of(network.config.height * network.config.width, device)
         with torch.no_grad():
@@ -92,61 +93,62 @@ class Inverter:
         with the columns of a shard of latents as lists, `delta_content` (binary) and `seconds_*`."""
         start = time.perf_counter()
         pictures = images_of(batch).to_pylist()
-        found = [self._decoded(picture) for picture in pictures]
+        inversions = [self._decoded(picture) for picture in pictures]
         seconds = {"seconds_read": time.perf_counter() - start}
         stages = (("encode", self._encode), ("refine", self._refine), ("pivotal", self._tune))
         for name, stage in stages:
             start = time.perf_counter()
-            stage(pictures, found)
+            stage(pictures, inversions)
             seconds[f"seconds_{name}"] = time.perf_counter() - start
-        rows = [self._row(picture, one) for picture, one in zip(pictures, found, strict=True)]
+        rows = [self._row(picture, inversion) for picture, inversion in zip(pictures, inversions, strict=True)]
         columns = {
             name: pa.array([row.get(name) for row in rows], SCHEMA.field(name).type) for name in SCHEMA.names[1:]
         }
-        columns["delta_content"] = pa.array([one.delta for one in found], pa.large_binary())
-        made = with_columns(pa.table({"unit": batch["unit"]}), columns)
-        return with_columns(made, seconds)
+        columns["delta_content"] = pa.array([inversion.delta for inversion in inversions], pa.large_binary())
+        unit = with_columns(pa.table({"unit": batch["unit"]}), columns)
+        return with_columns(unit, seconds)
 
-    def _decoded(self, picture: dict) -> _Found:
-        found = _Found()
+    def _decoded(self, picture: dict) -> _Inversion:
+        inversion = _Inversion()
         try:
             content = picture["content"] if "content" in picture else read_bytes(Path(picture["file"]))
             pixels = decode_bicubic(content or b"", *self.size)  # [h, w, 3] uint8
         except OSError as error:
-            found.message = f"cannot be read: {error.strerror or error}"
+            inversion.message = f"cannot be read: {error.strerror or error}"
         except DecodingError as error:
-            found.message = str(error)
+            inversion.message = str(error)
         else:
-            found.image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
-        return found
+            inversion.image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+        return inversion
 
-    def _chunks(self, found: list[_Found]) -> Iterator[list[_Found]]:
-        """Pictures that are still good, some at a time."""
-        good = [one for one in found if one.image is not None]
-        for first in range(0, len(good), self.chunk):
-            yield good[first : first + self.chunk]
+    def _chunks(self, inversions: list[_Inversion]) -> Iterator[list[_Inversion]]:
+        """Yield the pictures without an error, at most `chunk` at a time."""
+        usable = [inversion for inversion in inversions if inversion.image is not None]
+        for first in range(0, len(usable), self.chunk):
+            yield usable[first : first + self.chunk]
 
-    def _images(self, chunk: list[_Found]) -> torch.Tensor:
-        return torch.stack([one.image for one in chunk if one.image is not None]).to(self.device)  # [n, 3, h, w]
+    def _images(self, chunk: list[_Inversion]) -> torch.Tensor:
+        images = [inversion.image for inversion in chunk if inversion.image is not None]
+        return torch.stack(images).to(self.device)  # [n, 3, h, w]
 
     @torch.no_grad()
-    def _encode(self, _: list[dict], found: list[_Found]) -> None:
-        for chunk in self._chunks(found):
+    def _encode(self, _: list[dict], inversions: list[_Inversion]) -> None:
+        for chunk in self._chunks(inversions):
             images, steps = self._images(chunk), self.configuration.steps
             for step in restyle_steps(
                 self.encoder, self.generator.synthesis, images, self.average, steps, self.average_image
             ):
-                codes, made = step  # the last step's stay
+                codes, outputs = step  # after the loop these are the last step's
             self._keep(chunk, codes)
-            self._measure(chunk, made, self.loss.target(images))
-            for one in chunk:
-                one.encoder_lpips = one.lpips
+            self._measure(chunk, outputs, self.loss.target(images))
+            for inversion in chunk:
+                inversion.encoder_lpips = inversion.lpips
 
-    def _refine(self, _: list[dict], found: list[_Found]) -> None:
+    def _refine(self, _: list[dict], inversions: list[_Inversion]) -> None:
         steps = self.configuration.refine_steps  # None where codes are not refined
         if self.configuration.refine == "none" or steps is None:
             return
-        for chunk in self._chunks(found):
+        for chunk in self._chunks(inversions):
             target, codes = self.loss.target(self._images(chunk)), self._codes(chunk)
             codes = refine(
                 self.generator.synthesis, self.loss, target, codes, steps, average=self.average, spread=self.spread
@@ -155,65 +157,68 @@ class Inverter:
             with torch.no_grad():
                 self._measure(chunk, self.generator.synthesis(codes), target)
 
-    def _tune(self, pictures: list[dict], found: list[_Found]) -> None:
+    def _tune(self, pictures: list[dict], inversions: list[_Inversion]) -> None:
         steps = self.configuration.pivotal_steps  # None where generators are not tuned
         if self.configuration.refine != "pivotal" or steps is None:
             return
-        persons: dict[int, list[_Found]] = {}
-        for picture, one in zip(pictures, found, strict=True):
-            if one.image is not None:
-                persons.setdefault(picture["person"], []).append(one)
-        for own in persons.values():
-            # Of few pictures at a time, as a person may have thousands.
-            parts = [self.loss.target(images) for images in self._images(own).split(self.chunk)]
-            target, codes = joined(parts), self._codes(own)
+        persons: dict[int, list[_Inversion]] = {}
+        for picture, inversion in zip(pictures, inversions, strict=True):
+            if inversion.image is not None:
+                persons.setdefault(picture["person"], []).append(inversion)
+        for group in persons.values():
+            # A chunk at a time, because a person may have thousands of pictures.
+            parts = [self.loss.target(images) for images in self._images(group).split(self.chunk)]
+            target, codes = joined(parts), self._codes(group)
             try:
-                delta = tune(self.generator, self.loss, target, codes, steps, batch=min(TUNED, self.chunk))
-            except InputError as error:  # it diverged: this person's matter alone
-                for one in own:
-                    one.fail(str(error))
+                delta = tune(self.generator, self.loss, target, codes, steps, batch=min(TUNING_BATCH, self.chunk))
+            except InputError as error:  # tuning diverged: it concerns this person alone
+                for inversion in group:
+                    inversion.fail(str(error))
                 continue
             with torch.no_grad(), apply_delta(self.generator, delta):
-                for first in range(0, len(own), self.chunk):
+                for first in range(0, len(group), self.chunk):
                     part = slice(first, first + self.chunk)
-                    self._measure(own[part], self.generator.synthesis(codes[part]), target.take(part))
-            own[0].delta = save_delta(delta, self.configuration.network)
+                    self._measure(group[part], self.generator.synthesis(codes[part]), target.take(part))
+            group[0].delta = save_delta(delta, self.configuration.network)
 
-    def _codes(self, chunk: list[_Found]) -> torch.Tensor:
-        return torch.stack([one.code for one in chunk if one.code is not None]).to(self.device)  # [n, num_ws, w_dim]
+    def _codes(self, chunk: list[_Inversion]) -> torch.Tensor:
+        codes = [inversion.code for inversion in chunk if inversion.code is not None]
+        return torch.stack(codes).to(self.device)  # [n, num_ws, w_dim]
 
-    def _keep(self, chunk: list[_Found], codes: torch.Tensor) -> None:
-        for one, code in zip(chunk, codes.cpu(), strict=True):
-            one.code = code
+    def _keep(self, chunk: list[_Inversion], codes: torch.Tensor) -> None:
+        for inversion, code in zip(chunk, codes.cpu(), strict=True):
+            inversion.code = code
 
-    def _measure(self, chunk: list[_Found], made: torch.Tensor, target: Target) -> None:
-        """Note the losses of `made` [n, 3, gh, gw]; what is not finite is given up."""
-        losses = self.loss.measure(pooled(made, *self.size), target)
-        for one, *values in zip(chunk, *(part.tolist() for part in losses), strict=True):
-            one.l2, one.lpips, one.identity_cosine = values
-            if one.code is None or not (one.code.isfinite().all() and np.isfinite([one.l2, one.lpips]).all()):
-                one.fail("the code, or the picture made of it, is not finite")
+    def _measure(self, chunk: list[_Inversion], outputs: torch.Tensor, target: Target) -> None:
+        """Note the losses of the generator's outputs [n, 3, gh, gw]. A picture that is not finite fails."""
+        losses = self.loss.measure(pooled(outputs, *self.size), target)
+        for inversion, *values in zip(chunk, *(part.tolist() for part in losses), strict=True):
+            inversion.l2, inversion.lpips, inversion.identity_cosine = values
+            if inversion.code is None or not (
+                inversion.code.isfinite().all() and np.isfinite([inversion.l2, inversion.lpips]).all()
+            ):
+                inversion.fail("the code, or the picture made of it, is not finite")
 
-    def _row(self, picture: dict, found: _Found) -> dict:
+    def _row(self, picture: dict, inversion: _Inversion) -> dict:
         camera = picture["camera"]
-        measured = {name: getattr(found, name) for name in ("encoder_lpips", *Losses._fields)}
+        losses = {name: getattr(inversion, name) for name in ("encoder_lpips", *Losses._fields)}
         return {
             **{name: picture[name] for name in ("person", "identity", "name", "path", "split")},
             "camera": None if camera in (None, UNKNOWN_CAMERA) else camera,
-            "w": None if found.code is None else found.code.flatten().numpy(),
-            **{name: value if value is not None and np.isfinite(value) else None for name, value in measured.items()},
-            "status": "error" if found.code is None else "ok",
-            "message": found.message,
+            "w": None if inversion.code is None else inversion.code.flatten().numpy(),
+            **{name: value if value is not None and np.isfinite(value) else None for name, value in losses.items()},
+            "status": "error" if inversion.code is None else "ok",
+            "message": inversion.message,
         }
 
 
 def joined(parts: list[Target]) -> Target:
-    """Targets one after the other as one."""
+    """Join targets, in their order, to one."""
     images, perceptual, identity = zip(*parts, strict=True)
     layers = None if perceptual[0] is None else tuple(torch.cat(layer) for layer in zip(*perceptual, strict=True))
     return Target(torch.cat(images), layers, None if identity[0] is None else torch.cat(identity))
 
 
 def chunk_of(pixels: int, device: str) -> int:
-    """How many pictures go through the networks together; `pixels`: of one image of the generator."""
+    """The number of pictures that go through the networks together. `pixels`: of one image of the generator."""
     return max(1, min(MOST_CHUNK, CHUNK_PIXELS[torch.device(device).type] // pixels))

@@ -1,4 +1,4 @@
-"""Commits a unit of an inversion: the deltas of its people, then its shard; a small row goes on to the driver."""
+"""The stage that commits a unit of an inversion: the deltas of its people, then its shard."""
 
 import hashlib
 import time
@@ -17,11 +17,11 @@ STAGES = ("read", "encode", "refine", "pivotal", "write")
 
 
 class LatentWriter:
-    """A stage: writes what an Inverter made below `address` and returns what the driver counts.
+    """A stage that writes the codes and deltas of an Inverter below `address` and returns counts for the driver.
 
-    The row out: unit, images and error (how many could not be inverted) as int64, seconds_* float64 of every stage,
-    and problem, the reason why nothing could be written, or null. A person's delta is written before the shard that
-    names it: a shard that is there is whole.
+    Its row has these columns: unit, images and error (the number of pictures that could not be inverted), int64;
+    seconds_* of every stage, float64; problem, the reason why nothing could be written, or null. A person's delta is
+    written before the shard that names it, so a shard that exists is complete.
     """
 
     def __init__(self, address: str, plan_hash: str):
@@ -30,7 +30,7 @@ class LatentWriter:
         self.checked = False
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One unit with all its columns -> the small row."""
+        """One unit with all its columns -> one row with counts."""
         start = time.perf_counter()
         unit = batch["unit"][0].as_py()
         pictures = images_of(batch)
@@ -55,11 +55,11 @@ class LatentWriter:
         )
 
     def _check_folder(self) -> None:
-        # The driver writes the plan first: a node that does not see it writes to a disk of its own.
+        # The driver writes the plan first. A node that does not see the plan would write to its own disk.
         if self.checked:
             return
-        stored = read_inversion_plan(self.output)
-        if stored is None or stored.configuration.hash != self.plan_hash:
+        plan = read_inversion_plan(self.output)
+        if plan is None or plan.configuration.hash != self.plan_hash:
             raise InputError(
                 f"a worker does not see {self.output.address(PLAN_FILE)} as the driver wrote it: give --out a folder "
                 "that all nodes share, or a URI such as s3://bucket/run"
@@ -73,17 +73,17 @@ def _by_person(pictures: pa.Table) -> dict[int, bytes]:
 
 
 def _with_deltas(pictures: pa.Table, contents: dict[int, bytes]) -> pa.Table:
-    """Every good picture of a person names the person's delta."""
+    """Add the columns `delta` and `delta_sha256`: every picture with status "ok" names its person's delta."""
     digests = {person: hashlib.sha256(content).hexdigest() for person, content in contents.items()}
     persons = [
         person if status == "ok" and person in digests else None
         for person, status in zip(pictures["person"].to_pylist(), pictures["status"].to_pylist(), strict=True)
     ]
-    named = {
+    columns = {
         "delta": [None if person is None else delta_name(person) for person in persons],
         "delta_sha256": [None if person is None else digests[person] for person in persons],
     }
-    for name, values in named.items():
-        place = pictures.schema.get_field_index(name)
-        pictures = pictures.set_column(place, name, pa.array(values, pa.string()))
+    for name, values in columns.items():
+        index = pictures.schema.get_field_index(name)
+        pictures = pictures.set_column(index, name, pa.array(values, pa.string()))
     return pictures

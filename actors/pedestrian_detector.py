@@ -1,4 +1,4 @@
-"""The stage that scores every image of a unit for how surely a pedestrian is in it."""
+"""The stage that scores how surely each image of a unit shows a pedestrian."""
 
 import contextlib
 import tempfile
@@ -17,14 +17,13 @@ from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, Ped
 
 
 class PedestrianDetector:
-    """Adds `detector_score` (float32, 0..1) and the unit's `seconds_detect`.
+    """A stage that adds `detector_score` (float32, 0..1) and the unit's `seconds_detect`.
 
-    The score is taken of the stored bytes, decoded. An image without bytes or with status "error" gets
-    null; bytes that cannot be decoded to `height` x `width` make its status "error" with a message.
-    `weights` is a Darknet .weights with its .cfg beside it, or a Ray reference to the bytes of both by
-    suffix (for nodes that have no copy), `device` "cpu" or "cuda", `batch_images` how many images are
-    evaluated at once (always images of one unit). Raises InputError when the detector cannot be set up
-    so.
+    The detector scores the stored bytes after decoding. An image without bytes or with status "error" has the score
+    null. An image that cannot be decoded to `height` x `width` gets the status "error" and a message. `weights` is a
+    Darknet .weights with its .cfg beside it, or a Ray reference to the bytes of both by suffix, for nodes that have no
+    copy. `device` is "cpu" or "cuda". `batch_images` is the number of images of a unit that are evaluated at once.
+    Raises InputError when the detector cannot be set up with these arguments.
     """
 
     def __init__(
@@ -46,14 +45,14 @@ class PedestrianDetector:
         cv2.setNumThreads(threads)
         self.batch_images = batch_images
         with contextlib.ExitStack() as stack:
-            given = resolved(weights)
-            if isinstance(given, dict):
+            source = resolved(weights)
+            if isinstance(source, dict):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="passersby-")))
-                for suffix, content in given.items():
+                for suffix, content in source.items():
                     (folder / f"detector{suffix}").write_bytes(content)
-                given = folder / "detector.weights"
+                source = folder / "detector.weights"
             self.filter = PedestrianFilter(
-                given,
+                source,
                 height,
                 width,
                 border=border,
@@ -77,8 +76,8 @@ class PedestrianDetector:
         indices = list(decoded)
         for first in range(0, len(indices), self.batch_images):
             chunk = indices[first : first + self.batch_images]
-            found = self.filter.scores(np.stack([decoded[index] for index in chunk]))
-            for index, score in zip(chunk, found.tolist(), strict=True):
+            chunk_scores = self.filter.scores(np.stack([decoded[index] for index in chunk]))
+            for index, score in zip(chunk, chunk_scores.tolist(), strict=True):
                 scores[index] = score
         return with_columns(
             batch,

@@ -1,4 +1,4 @@
-"""Commits a unit: its images become one shard, and only a small row goes on to the driver."""
+"""The stage that commits a unit: it writes the images as one shard and returns one small row to the driver."""
 
 import time
 
@@ -15,12 +15,12 @@ STAGES = ("generate", "detect", "similarity", "identity", "write")
 
 
 class ShardWriter:
-    """A stage: writes the unit's shard below `address` and returns what the driver counts.
+    """A stage that writes the unit's shard below `address` and returns counts for the driver.
 
-    The row out: unit, images and one count for each of VERDICTS (at the run's thresholds) as int64, seconds_*
-    float64 of every stage (0.0 where it did not run), and problem, the reason why nothing could be written, or
-    null. A problem is data and no exception: it is the user's to mend (no space, no permission), and arrives as one
-    line instead of a worker's traceback.
+    Its row has these columns: unit, images and one count for each of VERDICTS at the run's thresholds, int64;
+    seconds_* of every stage, float64, 0.0 where the stage did not run; problem, the reason why nothing could be
+    written, or null. A problem is data, not an exception, because the user has to solve it (no space, no permission):
+    the user reads one line instead of a worker's traceback.
     """
 
     def __init__(self, address: str, plan_hash: str, thresholds: Thresholds):
@@ -30,7 +30,7 @@ class ShardWriter:
         self.checked = False
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One unit with all its columns -> the small row."""
+        """One unit with all its columns -> one row with counts."""
         start = time.perf_counter()
         unit = batch["unit"][0].as_py()
         images = shard_table(unit, images_of(batch))
@@ -51,7 +51,7 @@ class ShardWriter:
         )
 
     def _check_folder(self) -> None:
-        # The driver writes the plan first: a node that does not see it writes to a disk of its own.
+        # The driver writes the plan first. A node that does not see the plan would write to its own disk.
         if self.checked:
             return
         plan = read_plan(self.output)

@@ -13,23 +13,22 @@ from passersby.metrics.ssim import ssim
 
 DATA_RANGE = 4095.0
 
-# Pairs compared at once: above it the sums of all of them no longer fit a core's cache (8: 0.5 ms, 50:
-# 1.8 ms each).
+# Pairs compared at once. The sums of more pairs do not fit a core's cache: a pair takes 0.5 ms at 8, 1.8 ms at 50.
 PAIRS = 8
 
 
 class SimilarityScorer:
-    """Adds `ssim` (float32), `reference_variant` (int64) and the unit's `seconds_similarity`.
+    """A stage that adds `ssim` (float32), `reference_variant` (int64) and the unit's `seconds_similarity`.
 
-    The reference of a person is the first variant whose detector score reaches `detector_threshold`
-    (the study's "first image left"). Where none does, it is the first variant without error: the
-    detector rejects such a person anyway, and the scores serve whoever filters again with a lower
-    threshold. The reference itself has 1.
+    The reference of a person is the first variant whose detector score reaches `detector_threshold` (the study's
+    "first image left"). If no score does, the reference is the first variant without an error: the detector rejects
+    such a person anyway, and the scores help those who filter again with a lower threshold. The reference itself
+    has 1.
 
-    `data_range` 4095 is the study's, though the images are 8 bit: its floor of 0.75 means something
-    only beside it (at 255 nearly every image of another pose falls below). Images are compared as RGB,
-    the study's as BGR: SSIM is a mean over channels, so that is the same. An image that cannot be
-    compared has null, and status "error" with a message where that is news.
+    The study takes a `data_range` of 4095, though its images have 8 bits. Its floor of 0.75 means something only with
+    this range: at 255 nearly every image of another pose falls below it. The stage compares images as RGB, the study
+    as BGR. This gives the same, because SSIM is a mean over channels. An image that cannot be compared has null. If
+    its status was not yet "error", it gets that status with a message.
     """
 
     def __init__(self, detector_threshold: float, *, data_range: float = DATA_RANGE, threads: int = 1):
@@ -62,31 +61,31 @@ class SimilarityScorer:
         )
 
     def compare(self, rows: list[dict]) -> None:
-        """Fills in `ssim` and `reference_variant` of one person's rows, which come by variant."""
-        pixels: dict[int, np.ndarray] = {}  # by place in `rows`: [H, W, 3] uint8 RGB
-        for place, row in enumerate(rows):
+        """Fill in `ssim` and `reference_variant` of one person's rows, which are in the order of the variants."""
+        pixels: dict[int, np.ndarray] = {}  # index in `rows` -> [H, W, 3] uint8 RGB
+        for index, row in enumerate(rows):
             if row["status"] == "error" or row["image"] is None:
                 continue
             try:
-                pixels[place] = decode(row["image"])
+                pixels[index] = decode(row["image"])
             except DecodingError as error:
                 row["status"], row["message"] = "error", str(error)
         if not pixels:
             return
-        passing = [place for place in pixels if (rows[place]["detector_score"] or 0.0) >= self.detector_threshold]
+        passing = [index for index in pixels if (rows[index]["detector_score"] or 0.0) >= self.detector_threshold]
         reference = passing[0] if passing else next(iter(pixels))
         shape = pixels[reference].shape
-        for place, image in pixels.items():
-            rows[place]["reference_variant"] = rows[reference]["variant"]
+        for index, image in pixels.items():
+            rows[index]["reference_variant"] = rows[reference]["variant"]
             if image.shape != shape:
-                rows[place]["status"] = "error"
-                found, wanted = (f"{height} x {width}" for height, width in (image.shape[:2], shape[:2]))
-                rows[place]["message"] = f"the image is {found}, its reference {wanted}"
+                rows[index]["status"] = "error"
+                size, reference_size = (f"{height} x {width}" for height, width in (image.shape[:2], shape[:2]))
+                rows[index]["message"] = f"the image is {size}, its reference {reference_size}"
         rows[reference]["ssim"] = 1.0
-        others = [place for place in pixels if place != reference and pixels[place].shape == shape]
+        rest = [index for index in pixels if index != reference and pixels[index].shape == shape]
         base = torch.from_numpy(pixels[reference])[None]
-        for first in range(0, len(others), PAIRS):
-            chunk = others[first : first + PAIRS]
-            images = torch.from_numpy(np.stack([pixels[place] for place in chunk]))
-            for place, value in zip(chunk, ssim(base, images, self.data_range).tolist(), strict=True):
-                rows[place]["ssim"] = value
+        for first in range(0, len(rest), PAIRS):
+            chunk = rest[first : first + PAIRS]
+            images = torch.from_numpy(np.stack([pixels[index] for index in chunk]))
+            for index, value in zip(chunk, ssim(base, images, self.data_range).tolist(), strict=True):
+                rows[index]["ssim"] = value

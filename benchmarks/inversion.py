@@ -170,7 +170,7 @@ class Bench:
     def who(self, name: str, features: np.ndarray, identities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[N] bool: the nearest real picture is one of the person; [N]: the margin over everybody else."""
         found = nearest_pictures(features, self.real[name], self.gallery.identities, identities)
-        return self.gallery.identities[found.picture] == identities, found.own - found.others
+        return self.gallery.identities[found.picture] == identities, found.person_cosine - found.others_cosine
 
 
 def main(config: Config) -> None:

@@ -168,11 +168,11 @@ def gallery_features(images: ImageSet, network: "FeatureNetwork", workers: "Work
 def sheet(query: Path, content: bytes, found: list[Match], title: str, said: str) -> bytes:
     """The picture: the query at the left, the list beside it, a line where the threshold stands. A PNG."""
     from reporting.grid import encode_png
-    from reporting.reid.queries import Found, Group, Ranked, retrieval_sheet
+    from reporting.reid.queries import Group, RankedImage, RankedList, retrieval_sheet
 
     passing = None if found[0].same is None else sum(bool(match.same) for match in found)
-    shown = [Found(picture(match.path), match.similarity) for match in found]
-    ranked = Ranked((query.name,), decode_own_size(content), shown, passing)
+    shown = [RankedImage(picture(match.path), match.similarity) for match in found]
+    ranked = RankedList((query.name,), decode_own_size(content), shown, passing)
     return encode_png(retrieval_sheet([Group("", [ranked])], title=title, subtitle=(said,), columns=COLUMNS))
 
 

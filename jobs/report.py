@@ -116,12 +116,12 @@ def draw_queries(output: Output, sweep: "SweepRecord", trials: pa.Table, each: i
     """Queries that got better and worse at the best level of the first arm, as a PNG; or none, and a note why."""
     from passersby.metrics.sweep_statistics import analyse
     from pipeline.evaluation import changed_queries_sheet
-    from reporting.sweep.page import best_level, changed_queries, compared_arms, trials_of
+    from reporting.sweep.page import best_level, compared_arms, query_changes, trials_of
 
     arm = compared_arms(trials, sweep)[0]
     table = trials.filter(pc.call_function("equal", [trials["arm"], arm]))
     level = best_level(analyse(trials_of(table, "mAP")))
-    changed = None if level is None else changed_queries(table, level, each)
+    changed = None if level is None else query_changes(table, level, each)
     if changed is None:
         return None, []
     data = sweep.get("paths", {}).get("data")

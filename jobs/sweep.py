@@ -108,7 +108,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
 
 def main(config: Config) -> int | None:
     """Look at everything, run what is missing, keep the table. Returns 1 when trials failed for good."""
-    from tune.planning import Wanted, plan_sweep
+    from tune.planning import SweepOptions, plan_sweep
     from tune.sweep import agree
 
     if config.retries < 0:
@@ -116,8 +116,8 @@ def main(config: Config) -> int | None:
     output = Output(config.out)
     if not output.local:
         raise InputError(f"--out {config.out}: trainings write to folders: give one that all nodes see")
-    names = [field.name for field in dataclasses.fields(Wanted)]
-    sweep = plan_sweep(Wanted(**{name: getattr(config, name) for name in names}))
+    names = [field.name for field in dataclasses.fields(SweepOptions)]
+    sweep = plan_sweep(SweepOptions(**{name: getattr(config, name) for name in names}))
     sweep = agree(output, sweep)
     print(describe(config, sweep), flush=True)
     if config.dry_run:

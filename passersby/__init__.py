@@ -1,9 +1,10 @@
-"""Networks, metrics and filters of pictures of people, and the files they live in: plain PyTorch and NumPy.
+"""Networks, metrics and filters of pictures of people, and their files, in plain PyTorch and NumPy.
 
-Data sets, training, and all that runs on Ray stand in the folders beside this one; nothing here imports them.
+Data sets, training, and everything that runs on Ray are in the folders beside this one, which this package never
+imports.
 
-The names below are what a notebook needs. Each is loaded at its first use, so that `import passersby` takes no time;
-`help(passersby.load_generator)` shows an example of its use, and so for the others.
+The names below are for notebooks. Each is loaded at its first use, so that `import passersby` takes no time. `help`,
+as in `help(passersby.load_generator)`, shows an example of the use of each.
 """
 
 import importlib
@@ -29,7 +30,7 @@ __all__ = [
     "read_manifest",
 ]
 
-if not TYPE_CHECKING:  # a type checker would believe that every name is there
+if not TYPE_CHECKING:  # because of `__getattr__` a type checker would accept every name
     _MODULES = {
         "InputError": "passersby.errors",
         "PedestrianFilter": "passersby.yolo.pedestrian_filter",

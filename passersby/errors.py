@@ -1,8 +1,8 @@
-"""The one exception that means: the input is wrong, and the person who gave it can mend it."""
+"""The only exception for wrong input, which the person who gave it can correct."""
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line that names the offending value and the way out.
+    """Wrong input. The message is one line that names the wrong value and the way out.
 
-    Jobs print it as `error: ...` and exit with code 2; nothing that was finished before is lost.
+    Jobs print it as `error: ...` and exit with code 2. Work that was finished before is not lost.
     """

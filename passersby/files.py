@@ -1,6 +1,6 @@
-"""Files of this machine, written whole or not at all, on the disk when a call returns; their hashes; a run's manifest.
+"""Local files: atomic writes that are on the disk when a call returns, hashes of files, and a run's manifest.
 
-The manifest is read with pyarrow alone. How runs are written, also on object stores, stands in datasets/.
+Only pyarrow is needed to read the manifest. The code that writes runs, also to object stores, is in datasets/.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from passersby.errors import InputError
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    """Write `data` to `path` so that a reader sees either the old file or the whole new file, never a part."""
     path = Path(path)
     temporary = None
     try:
@@ -44,8 +44,7 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
 
 
 def sync(path: Path) -> None:
-    """A file's bytes, or a folder's names, are on the disk when this returns: otherwise a power cut could undo a
-    rename."""
+    """Flush the bytes of a file, or the names in a folder, to the disk: else a power cut could undo a rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,7 +55,7 @@ def sync(path: Path) -> None:
 def file_sha256(path: str | os.PathLike, option: str | None = None) -> str:
     """The hash of a file's contents, in hexadecimal digits.
 
-    Raises OSError where the file cannot be read; where an `option` gave it, an InputError that names the option.
+    Raises OSError if the file cannot be read; with `option`, the option that named the file, an InputError names it.
     """
     try:
         with open(path, "rb") as file:
@@ -68,15 +67,16 @@ def file_sha256(path: str | os.PathLike, option: str | None = None) -> str:
 
 
 def manifest_name(name: str | None = None) -> str:
-    """File name of the run's manifest, or of another one over the same shards."""
+    """The file name of a run's manifest, or of another manifest over the same shards, called `name`."""
     return f"manifest-{name}.parquet" if name else "manifest.parquet"
 
 
 def read_manifest(run: str | os.PathLike, name: str | None = None, columns: list[str] | None = None) -> pa.Table:
-    """Every image of a run without its pixels: a row each, with scores, verdict and shard; all columns or the named.
+    """A run's manifest: one row for each image, without its pixels, with scores, verdict and shard.
 
     run: the folder that `jobs/generate.py --out` made, a path or a pyarrow filesystem URI such as s3://bucket/run.
-    name: of a manifest that `jobs/refilter.py --name` made. Raises InputError where it is missing or damaged.
+    name: the name of a manifest that `jobs/refilter.py --name` made. columns: the columns to read, by default all.
+    Raises InputError if the manifest is missing or damaged.
 
     >>> import passersby
     >>> manifest = passersby.read_manifest("OUT", columns=["person", "variant", "verdict"])
@@ -85,11 +85,11 @@ def read_manifest(run: str | os.PathLike, name: str | None = None, columns: list
     {'person': 0, 'variant': 0, 'verdict': 'kept'}
     """
     address = os.path.expanduser(os.fspath(run))
-    shown = address
+    location = address
     if "://" in address:
-        scheme, _, rest = address.partition("?")[0].partition("://")
-        shown = f"{scheme}://{rest.rpartition('@')[2]}"  # without credentials
-    shown = f"{shown.rstrip('/')}/{manifest_name(name)}"
+        scheme, _, remainder = address.partition("?")[0].partition("://")
+        location = f"{scheme}://{remainder.rpartition('@')[2]}"  # without credentials
+    location = f"{location.rstrip('/')}/{manifest_name(name)}"
     try:
         files, root = fs.LocalFileSystem(), address
         if "://" in address:
@@ -97,13 +97,15 @@ def read_manifest(run: str | os.PathLike, name: str | None = None, columns: list
         file = files.open_input_file(f"{root.rstrip('/')}/{manifest_name(name)}")
     except (OSError, pa.ArrowInvalid) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
-        raise InputError(f"cannot read {shown}: {reason}: is it the folder of a run?") from None  # may show a secret
+        raise InputError(
+            f"cannot read {location}: {reason}: is it the folder of a run?"
+        ) from None  # the cause may show a secret
     with file:
-        return manifest_rows(file, shown, columns)
+        return manifest_rows(file, location, columns)
 
 
 def manifest_rows(file: pa.NativeFile, address: str, columns: list[str] | None = None) -> pa.Table:
-    """A manifest's rows of its open file. Raises InputError, which names the address, where it is damaged."""
+    """The rows of a manifest's open file. Raises InputError, which names the address, if the file is damaged."""
     try:
         return pq.read_table(file, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:

@@ -1,17 +1,16 @@
-"""Options that a folder freezes: how they are checked, stored, hashed and compared when the folder goes on.
+"""Options that a folder freezes: checks, storage, hashes, and comparison when a command continues the folder.
 
-Plans, inversions, trainings, sweeps and exports all follow one rule, so that a program that has gained an option goes
-on with every folder of before:
+Plans, inversions, trainings, sweeps and exports follow the same rules, so that a program with new options can continue
+every older folder:
 
-- An option that a folder does not know has its default there. At its default it is absent from the folder's hash, and
-  from what is stored beside the hash (`known_part`). So a later option's default must leave results as they were
-  without it, and must never change. Where the folders of before did something else, the caller says what (the GAN
-  training does).
-- Another value than the default, for an option that a folder does not know, is refused by the option's name
-  (`differences`).
-- An option that a folder stores and the program no longer has is refused by its name and value, whatever the value:
-  nobody knows any more what it did, and a hash may cover it. Only the names in `free` are let through.
-- An option that a command does not give takes the folder's value (`kept`), where the command cannot mean another one.
+- If a folder does not know an option, the option has its default in this folder. An option at its default is absent
+  from the folder's hash and from the values stored beside the hash (`known_part`). So the default of a later option
+  must give the results of the program without the option, and must never change. If older folders did something else,
+  the caller gives that value, as the GAN training does.
+- If a folder does not know an option, another value than the default is an error that names the option (`differences`).
+- If the program does not know an option that a folder stores, this is an error that names option and value, whatever
+  the value: its effect is unknown, and a hash may cover it. Only the names in `free` are exempt.
+- If a command does not give an option, the folder's value is taken (`kept`), where no other value makes sense.
 """
 
 import dataclasses
@@ -35,8 +34,10 @@ class Options(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An option whose value in a folder (old) is not that of the command (new). gone: the command has no such option,
-    and new is None."""
+    """An option whose value in a folder (old) differs from that of the command (new).
+
+    gone: the command does not have the option, and new is None.
+    """
 
     key: str
     old: Json
@@ -44,24 +45,24 @@ class Difference:
     gone: bool = False
 
     def __str__(self) -> str:
-        if self.gone and self.old is None:  # "null, not null" would say nothing
+        if self.gone and self.old is None:  # "null, not null" would not help
             return f"{self.key} is null, and this program does not have it"
         return f"{self.key} is {short(self.old)}, not {short(self.new)}"
 
 
 def flag(name: str) -> str:
-    """An option's name as it is typed, without the two dashes: `flag("max_minutes")` is "max-minutes"."""
+    """The name of an option on a command line, without the dashes: `flag("max_minutes")` is "max-minutes"."""
     return name.replace("_", "-")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises InputError with the message unless the condition holds."""
+    """Raise InputError with the message unless the condition is true."""
     if not condition:
         raise InputError(message)
 
 
 def check(option: str, value: Json, good: bool, allowed: str) -> None:
-    """Raises InputError that names the option and its value, unless the value is good.
+    """Raise InputError, which names the option and its value, unless the value is good.
 
     Example: `check("--steps", 0, False, "1 to 100")` says "--steps 0: must be 1 to 100".
     """
@@ -69,7 +70,7 @@ def check(option: str, value: Json, good: bool, allowed: str) -> None:
 
 
 def short(value: Json) -> str:
-    """A value as JSON, cut where it is long: a sha256 becomes "275fce4fe1b4..."."""
+    """A value as JSON; a long value is cut: a sha256 becomes "275fce4fe1b4..."."""
     text = json.dumps(value)
     return text if len(text) < SHORT else text[:13] + '..."'
 
@@ -80,23 +81,23 @@ def canonical_sha256(values: Json) -> str:
 
 
 def defaults(kind: type[Options]) -> dict[str, Json]:
-    """Option -> its default as JSON has it, of all fields of a dataclass that have one.
+    """Option -> its default as JSON, for all fields of a dataclass with a default.
 
     Example: a field `filters: tuple[str, ...] = ()` gives {"filters": []}.
     """
-    found = {}
+    values = {}
     for field in dataclasses.fields(kind):
         if field.default is not dataclasses.MISSING:
-            found[field.name] = _plain(field.default)
+            values[field.name] = _plain(field.default)
         elif field.default_factory is not dataclasses.MISSING:
-            found[field.name] = _plain(field.default_factory())
-    return found
+            values[field.name] = _plain(field.default_factory())
+    return values
 
 
 def known_part(values: Mapping[str, Json], known: Collection[str], default: Mapping[str, Json]) -> dict[str, Json]:
-    """What a folder stores and hashes of options: all but those that it does not know and that are at their default.
+    """The options that a folder stores and hashes: all except unknown options at their default.
 
-    known: names of the options that the folder knows. default: option -> its default, as `defaults` gives them.
+    known: names of the options that the folder knows. default: option -> its default, from `defaults`.
     Example: with `known` {"batch"} and `default` {"batch": 8, "margin": None}, {"batch": 8, "margin": None} becomes
     {"batch": 8}, and {"batch": 8, "margin": 0.3} stays whole.
     """
@@ -108,10 +109,10 @@ def known_part(values: Mapping[str, Json], known: Collection[str], default: Mapp
 
 
 def stored_values(options: Options, always: Collection[str] = ()) -> dict[str, Json]:
-    """What a plan stores and hashes of its options, in the order of the dataclass: those that every plan has, and of
-    the others those that are not at their default (`known_part`).
+    """The options that a plan stores and hashes, in the order of the dataclass.
 
-    Every plan has the options without a default, and those named in `always`; an option that comes later has a default.
+    Every plan has the options without a default and those in `always`. A plan has any other option only if its value is
+    not the default (`known_part`). An option that a later version adds must have a default.
     """
     default = defaults(type(options))
     first = {field.name for field in dataclasses.fields(options)} - default.keys()
@@ -120,51 +121,53 @@ def stored_values(options: Options, always: Collection[str] = ()) -> dict[str, J
 
 def differences(
     stored: Mapping[str, Json],
-    wanted: Mapping[str, Json],
+    command: Mapping[str, Json],
     default: Mapping[str, Json] | None = None,
     free: Collection[str] = (),
 ) -> list[Difference]:
-    """Every option in which a folder (`stored`) and a command (`wanted`) differ, in the command's order, those that
-    only the folder has after the others.
+    """Every option in which a folder (`stored`) and a command (`command`) differ.
 
-    default: option -> its default, which an option that is not stored has; None for an option without one. free:
-    options that may differ. Example: `differences({"batch": 8}, {"batch": 16})` gives "batch is 8, not 16".
+    The order is the command's; options that only the folder has come last. default: option -> its default, for options
+    that the folder does not store; the old value of an option without a default is None. free: options that may differ.
+    Example: `differences({"batch": 8}, {"batch": 16})` gives "batch is 8, not 16".
     """
-    found = []
-    for key in [*wanted, *(key for key in stored if key not in wanted)]:
-        old, new = stored.get(key, (default or {}).get(key)), wanted.get(key)
-        if key not in free and (key not in wanted or not _same(old, new)):
-            found.append(Difference(key, old, new, gone=key not in wanted))
-    return found
+    result = []
+    for key in [*command, *(key for key in stored if key not in command)]:
+        old, new = stored.get(key, (default or {}).get(key)), command.get(key)
+        if key not in free and (key not in command or not _same(old, new)):
+            result.append(Difference(key, old, new, gone=key not in command))
+    return result
 
 
 def check_known(stored: Mapping[str, Json], kind: type[Options]) -> None:
-    """Raises InputError that names the stored options which the dataclass `kind` does not have, and their values.
+    """Raise InputError if a folder stores options that the dataclass `kind` does not have.
 
-    They are those of another version of the program.
+    Such options are those of another version of the program. The message names them and their values.
     """
     names = {field.name for field in dataclasses.fields(kind)}
     strange = [f"{key} is {short(value)}" for key, value in stored.items() if key not in names]
     require(not strange, f"it has options that this program does not have: {'; '.join(strange)}")
 
 
-def listed(found: Iterable[Difference]) -> str:
-    """Differences in one line for people: "batch is 8, not 16; seed is 0, not 1"."""
-    return "; ".join(map(str, found))
+def listed(options: Iterable[Difference]) -> str:
+    """Differences as one line of text: "batch is 8, not 16; seed is 0, not 1"."""
+    return "; ".join(map(str, options))
 
 
-def kept(wanted: Mapping[str, Json], stored: Mapping[str, Json], names: Collection[str]) -> dict[str, Json]:
-    """The options of a command, with the folder's value of those in `names`: those that the command does not give, or
-    that only the first command in a folder decides."""
-    return {key: stored[key] if key in names else value for key, value in wanted.items()}
+def kept(command: Mapping[str, Json], stored: Mapping[str, Json], names: Collection[str]) -> dict[str, Json]:
+    """The options of a command, with the folder's values for the options in `names`.
+
+    These are options that the command does not give, or that only the first command in a folder decides.
+    """
+    return {key: stored[key] if key in names else value for key, value in command.items()}
 
 
-def _same(one: Json, other: Json) -> bool:
-    return one == other or _plain(one) == _plain(other)
+def _same(a: Json, b: Json) -> bool:
+    return a == b or _plain(a) == _plain(b)
 
 
 def _plain(value: Json | Path) -> Json:
-    """A value as it is after JSON: tuples become lists, paths become text."""
+    """A value as JSON returns it: tuples become lists, paths become text."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):

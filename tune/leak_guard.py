@@ -1,7 +1,8 @@
-"""The leak guard: have the networks that made a sweep's pictures seen the people that its trainings are tested with?
+"""The leak guard: did the networks that made a sweep's pictures see the people that its trainings are tested with?
 
-Networks and latents carry records of whom they were trained on: hashes and counts of people, no lists. So three things
-can be found: "clean" and "leak" where the record shows it, else "unknown". docs/sweeps.md states the rules.
+The files of networks and latents contain records of the people that they were trained on: hashes and counts of people,
+no lists. There are three verdicts: "clean" and "leak" if the record shows it, else "unknown". docs/sweeps.md states the
+rules.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ _MOST_ANCESTORS = 50
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was looked at ("generator", "encoder", ...), the verdict on it, and why."""
+    """The verdict on one object. what: the object ("generator", "encoder", ...); reason: the reason for the verdict."""
 
     what: str
     verdict: str
@@ -35,11 +36,11 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """Whom a sweep trains on and whom it tests with, by the data set's names for them.
+    """The people that a sweep trains on and tests with, by their names in the data set.
 
-    train, query, gallery: without junk and distractors. toy_hash: of the program that drew a toy crowd, None for
-    other data. test_paths: of the test pictures, relative to the data set, as latents name them. fingerprints: of the
-    splits' listings (datasets/people/labelled_images.py).
+    train, query, gallery: people without junk and distractors. toy_hash: the hash of the toy crowd's program, None for
+    other data. test_paths: the paths of the test pictures, relative to the data set, as latents name them.
+    fingerprints: those of the splits' listings (datasets/people/labelled_images.py).
     """
 
     name: str
@@ -53,13 +54,16 @@ class DataSet:
 
     @property
     def test(self) -> frozenset[str]:
-        """Everybody of query and gallery."""
+        """All people in query and gallery."""
         return self.query | self.gallery
 
 
 def read_data_set(root: str | Path) -> DataSet:
-    """The people of a data set. Raises InputError where a split is missing, and where people trained on are those
-    tested with: then every score would be wrong, with generated pictures and without."""
+    """The people of a data set.
+
+    Raises InputError if a split is missing, and if a person is in both training and test splits: then every score would
+    be wrong, with generated pictures and without.
+    """
     splits = {split: read_split(root, split) for split in (TRAIN, QUERY, GALLERY)}
     people = {split: frozenset(listing.people.values()) for split, listing in splits.items()}
     shared = sorted(people[TRAIN] & people[QUERY])
@@ -88,20 +92,20 @@ def _is_below(content: Path | bytes, root: str | Path) -> TypeGuard[Path]:
 
 
 def verdict_of(findings: Iterable[Finding]) -> str:
-    """ "leak" where one finding is, else "unknown" where one is, else "clean"."""
-    found = {finding.verdict for finding in findings}
-    return next((verdict for verdict in (LEAK, UNKNOWN) if verdict in found), CLEAN)
+    """The verdict of several findings: "leak" if one is a leak, else "unknown" if one is unknown, else "clean"."""
+    verdicts = {finding.verdict for finding in findings}
+    return next((verdict for verdict in (LEAK, UNKNOWN) if verdict in verdicts), CLEAN)
 
 
-def judge_network(what: str, record: Json, data: DataSet) -> list[Finding]:
-    """Findings on a network's record, and on those of the networks that it started from, of training after training."""
+def judge_network(name: str, record: Json, data: DataSet) -> list[Finding]:
+    """Findings on a network's record, and on the records of the networks that it started from, one after the other."""
     findings, number = [], 0
     for number, ancestor in enumerate(_line(record)):
-        name = what if number == 0 else f"{what}, started from a network"
-        findings.append(judge_training(name, ancestor.get("trained_on"), data))
+        label = name if number == 0 else f"{name}, started from a network"
+        findings.append(judge_training(label, ancestor.get("trained_on"), data))
     if number + 1 >= _MOST_ANCESTORS:
-        findings.append(Finding(what, UNKNOWN, f"it has more than {_MOST_ANCESTORS} trainings behind it"))
-    return findings or [Finding(what, UNKNOWN, "no record says whom it was trained on")]
+        findings.append(Finding(name, UNKNOWN, f"it has more than {_MOST_ANCESTORS} trainings behind it"))
+    return findings or [Finding(name, UNKNOWN, "no record says whom it was trained on")]
 
 
 def _line(record: Json) -> Iterator[Mapping[str, Json]]:
@@ -112,54 +116,60 @@ def _line(record: Json) -> Iterator[Mapping[str, Json]]:
         start = record.get("transferred_from")
         if start is None:
             return
-        # A start that nobody recorded is one more training, of whom is unknown.
+        # A start without a record is one more training, on unknown people.
         record = start.get("record") if isinstance(start, Mapping) else None
         record = record if isinstance(record, Mapping) else {}
 
 
-def judge_training(what: str, trained_on: Json, data: DataSet) -> Finding:
-    """The finding on one record "trained_on": that of a generator (training/gan/run.py), or of a training on a
-    TrainingImages (encoders, re-ID networks), whose `real` lists data sets."""
+def judge_training(name: str, trained_on: Json, data: DataSet) -> Finding:
+    """The finding on one record "trained_on".
+
+    It is the record of a generator (training/gan/run.py), or of a training on TrainingImages (encoders, re-ID
+    networks), whose `real` lists data sets.
+    """
     if not isinstance(trained_on, Mapping):
-        return Finding(what, UNKNOWN, "no record says whom it was trained on")
+        return Finding(name, UNKNOWN, "no record says whom it was trained on")
     parts = trained_on.get("real") if "real" in trained_on else [trained_on]
-    known = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
-    if not isinstance(parts, list) or not parts or len(known) < len(parts):
-        return Finding(what, UNKNOWN, "its record of whom it was trained on cannot be read")
-    findings = [_judge_part(what, part, data) for part in known]
+    readable = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+    if not isinstance(parts, list) or not parts or len(readable) < len(parts):
+        return Finding(name, UNKNOWN, "its record of whom it was trained on cannot be read")
+    findings = [_judge_part(name, part, data) for part in readable]
     verdict = verdict_of(findings)
     return next(finding for finding in findings if finding.verdict == verdict)
 
 
-def _judge_part(what: str, part: Mapping[str, Json], data: DataSet) -> Finding:
-    name = str(part.get("name", "data of unknown name"))[:80]
+def _judge_part(name: str, part: Mapping[str, Json], data: DataSet) -> Finding:
+    data_name = str(part.get("name", "data of unknown name"))[:80]
     identities = part.get("identities")
-    if isinstance(identities, Mapping):  # of a generator
+    if isinstance(identities, Mapping):  # the record of a generator
         sha256, count = identities.get("sha256"), identities.get("count")
     else:
         sha256, count = part.get("sha256"), part.get("people")
     toy = part.get("toy_crowd")
     toy_hash = str(toy.get("content_hash")) if isinstance(toy, Mapping) else None
     if data.toy_hash is None and toy_hash is not None:
-        return Finding(what, CLEAN, f"{name}: drawn people, none of whom is real")
+        return Finding(name, CLEAN, f"{data_name}: drawn people, none of whom is real")
     if data.toy_hash is not None and toy_hash == data.toy_hash:
-        # People of a toy crowd's train split are never those of another one's test (datasets/toy_crowd/tree.py).
+        # People in a toy crowd's train split are never in another tree's test splits (datasets/toy_crowd/tree.py).
         if part.get("split", TRAIN) == TRAIN:
-            return Finding(what, CLEAN, f"{name}: the train split of the same toy crowd")
-        return Finding(what, LEAK, f"{name}: split {part.get('split')} of the same toy crowd")
+            return Finding(name, CLEAN, f"{data_name}: the train split of the same toy crowd")
+        return Finding(name, LEAK, f"{data_name}: split {part.get('split')} of the same toy crowd")
     if data.toy_hash is not None and toy_hash is not None:
-        return Finding(what, UNKNOWN, f"{name}: a toy crowd drawn by another version of the program")
+        return Finding(name, UNKNOWN, f"{data_name}: a toy crowd drawn by another version of the program")
     group = _group_of(sha256, count, data)
     if group == TRAIN:
-        return Finding(what, CLEAN, f"{name}: {count:,} people, those of {data.name} train")
+        return Finding(name, CLEAN, f"{data_name}: {count:,} people, those of {data.name} train")
     if group is not None:
-        return Finding(what, LEAK, f"{name}: {count:,} people, those of {data.name} {group}")
-    return Finding(what, UNKNOWN, f"{name}: people who cannot be compared with those of {data.name}")
+        return Finding(name, LEAK, f"{data_name}: {count:,} people, those of {data.name} {group}")
+    return Finding(name, UNKNOWN, f"{data_name}: people who cannot be compared with those of {data.name}")
 
 
 def _group_of(sha256: Json, count: Json, data: DataSet) -> str | None:
-    """Which people of the data set have this hash: of a split the first `count` (a generator's training sets the last
-    ones aside for validation)."""
+    """The group of people in the data set that has this hash; None if there is none.
+
+    The hash is that of the first `count` people of the group: the training of a generator excludes the last people, for
+    validation.
+    """
     if not isinstance(sha256, str) or not isinstance(count, int) or isinstance(count, bool) or count < 1:
         return None
     groups = {TRAIN: data.train, "query and gallery": data.test, QUERY: data.query, GALLERY: data.gallery}
@@ -177,45 +187,44 @@ def _in_order(people: Iterable[str]) -> list[str]:
 
 
 def judge_origins(origins: Iterable[Origin], data: DataSet) -> Finding:
-    """The finding on the real people whose latents a run was made from, by their pictures' paths and their names."""
+    """The finding on the real people whose latents a run uses, by the paths of their pictures and by their names."""
     origins = tuple(origins)
-    what, test = "latents", [origin for origin in origins if origin.path in data.test_paths]
+    part, test = "latents", [origin for origin in origins if origin.path in data.test_paths]
     if test:
-        return Finding(what, LEAK, f"{len(test):,} of {len(origins):,} people are of query or gallery: {test[0].path}")
+        return Finding(part, LEAK, f"{len(test):,} of {len(origins):,} people are of query or gallery: {test[0].path}")
     names = [origin.name for origin in origins]
-    known, tested = matched_names(names, data.train), matched_names(names, data.test)
-    strangers = [name for name in names if name not in known]
-    if strangers and any(name in tested for name in strangers):
-        first = next(name for name in strangers if name in tested)
-        return Finding(what, LEAK, f"person {first!r} is one of query or gallery")
+    train_names, test_names = matched_names(names, data.train), matched_names(names, data.test)
+    strangers = [name for name in names if name not in train_names]
+    if strangers and any(name in test_names for name in strangers):
+        first = next(name for name in strangers if name in test_names)
+        return Finding(part, LEAK, f"person {first!r} is one of query or gallery")
     if strangers:
-        return Finding(what, UNKNOWN, f"{len(strangers):,} of {len(names):,} people are not in {data.name} train")
-    return Finding(what, CLEAN, f"{len(names):,} people of {data.name} train")
+        return Finding(part, UNKNOWN, f"{len(strangers):,} of {len(names):,} people are not in {data.name} train")
+    return Finding(part, CLEAN, f"{len(names):,} people of {data.name} train")
 
 
 def judge_latents(about: About, data: DataSet) -> list[Finding]:
-    """Findings on what the metadata of latents say: whether of test people, and of whom their networks have seen."""
+    """Findings on the metadata of latents: whether they are of test people, and whom their networks were trained on."""
     findings = []
     if about.get("test_people") is not False:
-        said = about.get("test_people")
-        verdict, reason = (LEAK, "made of people tested with") if said else (UNKNOWN, "nothing says of whom")
+        test_people = about.get("test_people")
+        verdict, reason = (LEAK, "made of people tested with") if test_people else (UNKNOWN, "nothing says of whom")
         findings.append(Finding("latents", verdict, reason))
     records = about.get("records")
     records = records if isinstance(records, Mapping) else {}
     for part in ("encoder", "generator"):
-        what = "encoder" if part == "encoder" else "generator of the latents"
-        findings += judge_network(what, records.get(part), data)
+        name = "encoder" if part == "encoder" else "generator of the latents"
+        findings += judge_network(name, records.get(part), data)
     return findings
 
 
 def judge_run(run: GeneratedRun, latents_about: About | None, data: DataSet) -> list[Finding]:
-    """Findings on a run; latents_about: `about` of the latents that it was made from, None where they are not at
-    hand."""
+    """Findings on a run. latents_about: `about` of the latents that the run uses, None if they are not available."""
     if run.plan is None:
         return [Finding("generator", UNKNOWN, f"{run.record['name']} is no run of jobs/generate.py")]
     configuration, record = run.plan.configuration, run.network
     if record.get("sha256") != configuration.network:
-        record = None  # summary.json is of another network, or not there
+        record = None  # summary.json is of another network, or does not exist
     findings = judge_network("generator", record, data)
     if configuration.latents is not None:
         findings.append(judge_origins(configuration.origins[: run.plan.people], data))
@@ -227,7 +236,7 @@ def judge_run(run: GeneratedRun, latents_about: About | None, data: DataSet) -> 
 
 
 def refuse_leak(findings: Iterable[Finding], allowed: bool) -> None:
-    """Raises InputError for the first leak, unless allowed."""
+    """Raise InputError for the first leak, unless leaks are allowed."""
     leak = next((finding for finding in findings if finding.verdict == LEAK), None)
     if leak and not allowed:
         raise InputError(

@@ -1,7 +1,8 @@
-"""The levels of a sweep, and the runs that it takes generated pictures from.
+"""The levels of a sweep, and the runs from which it takes generated pictures.
 
-A level is how many artificial people, or generated pictures of each real person, stand beside the real ones. Levels are
-nested inside a seed: what level 10 has is a part of what level 20 has (datasets/reid/runs.py).
+A level is the number of artificial people, or of generated pictures of each real person, that a training adds to the
+real pictures. Levels are nested inside a seed: the pictures of level 10 are a part of those of level 20
+(datasets/reid/runs.py).
 """
 
 import collections
@@ -28,13 +29,13 @@ PEOPLE_SWEEP, VARIANTS_SWEEP = "artificial-people", "variants-of-real-people"
 LEVELS = {
     PEOPLE_SWEEP: (*range(0, 101, 10), 150, 200, 250, 280, 300, 320),
     VARIANTS_SWEEP: (*range(0, 46, 5), 60, 70, 85, 105, 135),
-}  # the original study's
+}  # the levels of the original study
 _MOST = 9_999_999
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Trial:
-    """One training and evaluation: a seed, a level, and the crossed options as "key=value, ...", "" without any."""
+    """One training and evaluation: a seed, a level, and the name of the arm, such as "key=value, ..." ("" for one)."""
 
     seed: int
     level: int
@@ -42,13 +43,13 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Name of its folder: "level-0020-seed-1", with a crossed option "level-0020-seed-1-batch-32"."""
+        """The name of the trial's folder: "level-0020-seed-1", or with an arm "level-0020-seed-1-batch-32"."""
         option = re.sub(r"[^A-Za-z0-9.]+", "-", self.arm).strip("-")
         return f"level-{self.level:04d}-seed-{self.seed}" + (f"-{option}" if option else "")
 
 
 def checked(numbers: Iterable[int], option: str) -> tuple[int, ...]:
-    """Levels or seeds, ascending. Raises InputError for none, one given twice, or one out of range."""
+    """Levels or seeds, ascending. Raises InputError without numbers, for a number twice, and for one out of range."""
     numbers = tuple(numbers)
     if not numbers:
         raise InputError(f"{option}: give one number or more")
@@ -61,36 +62,35 @@ def checked(numbers: Iterable[int], option: str) -> tuple[int, ...]:
 
 
 def with_baseline(levels: Iterable[int]) -> tuple[int, ...]:
-    """The levels, ascending, and level 0, to which all others are compared. Raises InputError as `checked` does."""
+    """The levels, ascending, with level 0, the baseline of all comparisons. Raises InputError as `checked` does."""
     levels = checked(levels, "--levels")
     return levels if levels[0] == 0 else (0, *levels)
 
 
 def trials_of(levels: Iterable[int], seeds: Iterable[int], arms: Iterable[str]) -> list[Trial]:
-    """Every level with every seed and every arm, the trials of a seed together. Raises InputError where two arms would
-    have one folder."""
+    """Every level with every seed and every arm, seed by seed. Raises InputError if two arms would share a folder."""
     levels, arms = tuple(levels), tuple(arms)
     trials = [Trial(seed, level, arm) for seed in seeds for level in levels for arm in arms]
     names: dict[str, Trial] = {}
     for trial in trials:
-        other = names.setdefault(trial.name, trial)
-        if other is not trial:
+        first = names.setdefault(trial.name, trial)
+        if first is not trial:
             raise InputError(
-                f"--cross: {other.arm!r} and {trial.arm!r} would share the folder {trial.name}: leave one out"
+                f"--cross: {first.arm!r} and {trial.arm!r} would share the folder {trial.name}: leave one out"
             )
     return trials
 
 
-# ---- Runs: how many people and pictures each has to give.
+# ---- Runs: their numbers of people and pictures.
 
 SUMMARY = "summary.json"
 
 
 class RunRecord(TypedDict):
-    """What pins the contents of generated pictures, without the folder that they lie in.
+    """A record that identifies the contents of generated pictures, without their folder.
 
-    name: what they are called. fingerprint: of their listing. Of a run, plan: the hash of its configuration; manifest:
-    the file's sha256; latents: that of the table that it was made from.
+    name: the name of their listing; fingerprint: that of the listing. For a run, plan: the hash of its configuration;
+    manifest: the sha256 of the file; latents: the sha256 of the latents table that the run uses.
     """
 
     name: str
@@ -104,11 +104,11 @@ class RunRecord(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedRun:
-    """A run of jobs/generate.py, or a folder or table of pictures. `plan` is None where it is no run.
+    """A run of jobs/generate.py, or a folder or table of pictures, for which `plan` is None.
 
-    record: what pins its contents. people: how many it has;
-    pictures: the most of any person; images: all. network: the generator's record with its file's sha256, {} where
-    nobody wrote it.
+    record: it identifies the contents. people: the number of people; pictures: the largest number of pictures of a
+    person; images: the number of all pictures. network: the generator's record with the sha256 of its file, {} if there
+    is none.
     """
 
     path: str | Path
@@ -121,13 +121,15 @@ class GeneratedRun:
 
 
 def read_generated(path: str | Path, sweep: str, data: str | Path, filters: Sequence[str] = ()) -> GeneratedRun:
-    """Look at a run, by its own thresholds or those of `filters`, without decoding a picture. Raises InputError as
-    `list_sources` does."""
+    """Read a run, with its own thresholds or those of `filters`, without decoding pictures.
+
+    Raises InputError as `list_sources` does, and without pictures of people.
+    """
     people, variants = ([path], []) if sweep == PEOPLE_SWEEP else ([], [path])
-    found = list_sources(data, people, variants, filters=filters)[1:]
-    if not found:
+    sources = list_sources(data, people, variants, filters=filters)[1:]
+    if not sources:
         raise InputError(f"--generated {path}: there is not one picture of a person of {data}")
-    source = found[0]
+    source = sources[0]
     counts = collections.Counter(source.persons)
     record: RunRecord = {
         "name": source.listing.name,
@@ -158,20 +160,20 @@ def _network(output: Output) -> dict[str, Json]:
 
 
 def check_enough(run: GeneratedRun, sweep: str, levels: tuple[int, ...]) -> None:
-    """Raises InputError for a level above what there is, which would be the training of another level again."""
-    there, what = (run.people, "people") if sweep == PEOPLE_SWEEP else (run.pictures, "pictures of any person")
-    beyond = [level for level in levels if level > there]
+    """Raise InputError for a level above the run's pictures: it would repeat the training of a lower level."""
+    available, noun = (run.people, "people") if sweep == PEOPLE_SWEEP else (run.pictures, "pictures of any person")
+    beyond = [level for level in levels if level > available]
     if beyond:
         raise InputError(
-            f"--levels {beyond[0]}: {run.record['name']} has {there} {what} that pass the filters: generate more, or "
-            f"give levels up to {there}"
+            f"--levels {beyond[0]}: {run.record['name']} has {available} {noun} that pass the filters: generate more, "
+            f"or give levels up to {available}"
         )
 
 
 def check_latents(run: GeneratedRun, latents: Latents) -> None:
-    """Raises InputError unless a run was made from these latents."""
-    made_from = run.record.get("latents")
-    if latents.sha256 != made_from:
+    """Raise InputError unless a run was made from these latents."""
+    latents_sha256 = run.record.get("latents")
+    if latents.sha256 != latents_sha256:
         raise InputError(
             f"--latents {latents.folder}: {run.record['name']} was made from other latents, or from none: give those"
         )

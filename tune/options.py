@@ -1,4 +1,4 @@
-"""Training options of a sweep: a preset, what --set changes in all trials, and the arms of --arms and --cross."""
+"""Training options of a sweep: a preset, the changes of --set in all trials, and the arms of --arms and --cross."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from passersby.errors import InputError
 from passersby.options import flag
 from training.reid.config import PRESETS, ReidTraining, preset
 
-# What the sweep itself decides, with the option that says it.
+# The training options that the sweep itself decides -> the option of the sweep that decides each.
 DECIDED = {
     "data": "--data", "out": "--out", "people": "--generated", "variants": "--generated", "most_people": "--levels",
     "most_variants": "--levels", "draw_seed": "--seeds", "seed": "--seeds", "steps": "--steps",
@@ -27,32 +27,32 @@ _KEYS = {field.name for field in dataclasses.fields(ReidTraining)}
 def arms_of(
     name: str, settings: Sequence[str], crossed: Sequence[str], named: Sequence[str] = ()
 ) -> dict[str, ReidTraining]:
-    """Arm ("" where there is one only, else "NAME, key=value, ...") -> its training, with data and out still missing.
+    """Name of an arm ("" for a single arm, else "NAME, key=value, ...") -> its training, still without data and out.
 
-    name: of the preset; settings: "key=value", for all arms; named: "NAME: key=value key=value", an arm each; crossed:
-    "key=value1,value2", every combination of which is an arm, with each of the named ones. Keys are the options of
-    jobs/train_reid.py, and the thresholds of the filters (`datasets.runs.verdicts.FILTERS`) by their own names. A
-    crossed preset=... brings its own values. Trainings run in the trial's own process (workers 0) unless a setting says
-    otherwise. Raises InputError for another key, or no value of it.
+    name: the name of the preset. settings: "key=value", for all arms. named: "NAME: key=value key=value", one arm each.
+    crossed: "key=value1,value2"; each combination of values, with each named arm, is an arm. Keys are the options of
+    jobs/train_reid.py, and the names of the filters' thresholds (`datasets.runs.verdicts.FILTERS`). A crossed
+    preset=... brings the values of that preset. Without a setting for it, trainings run in the trial's own process
+    (workers 0). Raises InputError for an unknown key and for an impossible value.
     """
     common = _all_parsed("--set", settings)
     starts = dict(map(_named_arm, named)) or {"": {}}
     if len(starts) < len(named):
         raise InputError("--arms: two of them have one name, give each its own")
-    taken = common.keys() | {key for options in starts.values() for key in options}
+    keys = common.keys() | {key for options in starts.values() for key in options}
     choices: dict[str, list[str]] = {}
     for text in crossed:
         key, values = _parsed("--cross", text)
-        if key in choices or key in taken:
+        if key in choices or key in keys:
             raise InputError(f"--cross {text}: {key} is given twice, give it once")
         choices[key] = values.split(",")
         if len(set(choices[key])) < len(choices[key]):
             raise InputError(f"--cross {text}: one value is given twice, give it once")
     arms = {}
-    for (label, own), values in itertools.product(starts.items(), itertools.product(*choices.values())):
-        chosen = dict(zip(choices, values, strict=True))
-        arm = ", ".join([label] * bool(label) + [f"{key}={value}" for key, value in chosen.items()])
-        options = common | own | chosen
+    for (label, arm_options), values in itertools.product(starts.items(), itertools.product(*choices.values())):
+        crossed_options = dict(zip(choices, values, strict=True))
+        arm = ", ".join([label] * bool(label) + [f"{key}={value}" for key, value in crossed_options.items()])
+        options = common | arm_options | crossed_options
         arms[arm] = _training(options.pop("preset", name), options)
     return arms
 
@@ -93,14 +93,14 @@ def _training(name: str, options: Mapping[str, str]) -> ReidTraining:
     options |= {"filters": " ".join(filters)} if filters else {}
     start = dataclasses.replace(preset(name, Path("."), Path(".")), workers=0)
     words = [word for key, value in options.items() for word in (f"--{flag(key)}", *value.replace("+", " ").split())]
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            # Flags are given values here as all others are: mirror=False.
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            # In a sweep, flags have values like all other options: mirror=False.
             training = tyro.cli(ReidTraining, args=words, default=start, config=(tyro.conf.FlagConversionOff,))
     except SystemExit as error:
-        shown = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise InputError(f"--set, --arms or --cross {shown}: {_reason(said.getvalue())}") from error
+        settings = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise InputError(f"--set, --arms or --cross {settings}: {_reason(output.getvalue())}") from error
     paths = {key: getattr(training, key) for key in ("weights", "teacher") if getattr(training, key)}
     for key, path in paths.items():
         if not path.is_file():
@@ -109,7 +109,7 @@ def _training(name: str, options: Mapping[str, str]) -> ReidTraining:
 
 
 def _reason(text: str) -> str:
-    """The first sentence of tyro's frame of lines."""
+    """The first sentence inside the frame that tyro draws."""
     lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()]
-    said = [line for line in lines if line and "Parsing error" not in line]
-    return (said[0] if said else "no such value")[:200]
+    sentences = [line for line in lines if line and "Parsing error" not in line]
+    return (sentences[0] if sentences else "no such value")[:200]

@@ -1,4 +1,4 @@
-"""From the options of jobs/sweep.py to a sweep, checked on the driver: nothing is decoded, nothing written."""
+"""Turn the options of jobs/sweep.py into a sweep and check it on the driver, without decoding or writing anything."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ from tune.sweep import ONE_RUN, Sweep
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """The options of jobs/sweep.py that decide what is swept; see there."""
+class SweepOptions:
+    """The options of jobs/sweep.py that decide the sweep. That job describes them."""
 
     sweep: str
     data: Path
@@ -47,42 +47,42 @@ class Wanted:
     allow_leak: bool
 
 
-def plan_sweep(wanted: Wanted) -> Sweep:
-    """The sweep that is wanted. Raises InputError for the first thing that cannot work, and for a leak."""
-    levels = with_baseline(LEVELS[wanted.sweep] if wanted.levels is None else wanted.levels)
-    paths = _runs_by_seed(wanted)
-    seeds = checked(wanted.seeds, "--seeds")
-    if wanted.equal_epochs and wanted.steps is not None:
-        raise InputError(f"--equal-epochs with --steps {wanted.steps}: give one of them")
-    arms = arms_of(wanted.preset, wanted.set, wanted.cross, wanted.arms)
-    root = address(wanted.data)
+def plan_sweep(options: SweepOptions) -> Sweep:
+    """The sweep of these options. Raises InputError for the first option that cannot work, and for a leak."""
+    levels = with_baseline(LEVELS[options.sweep] if options.levels is None else options.levels)
+    paths = _runs_by_seed(options)
+    seeds = checked(options.seeds, "--seeds")
+    if options.equal_epochs and options.steps is not None:
+        raise InputError(f"--equal-epochs with --steps {options.steps}: give one of them")
+    arms = arms_of(options.preset, options.set, options.cross, options.arms)
+    root = address(options.data)
     root = root if isinstance(root, str) else root.resolve()
     data = read_data_set(root)
-    runs = {seed: read_generated(path, wanted.sweep, root) for seed, path in paths.items()}
+    runs = {seed: read_generated(path, options.sweep, root) for seed, path in paths.items()}
     for path, run in zip(paths.values(), runs.values(), strict=True):
         for filters in dict.fromkeys(training.filters for training in arms.values()):
-            filtered = read_generated(path, wanted.sweep, root, filters) if filters else run
-            check_enough(filtered, wanted.sweep, levels)
-    findings = _findings(runs, wanted.latents, data)
-    refuse_leak(findings, wanted.allow_leak)
-    arms = _with_steps(arms, wanted, root, levels, runs, seeds)
-    return Sweep(wanted.sweep, root, data, levels, seeds, arms, runs, findings, wanted.allow_leak)
+            filtered = read_generated(path, options.sweep, root, filters) if filters else run
+            check_enough(filtered, options.sweep, levels)
+    findings = _findings(runs, options.latents, data)
+    refuse_leak(findings, options.allow_leak)
+    arms = _with_steps(arms, options, root, levels, runs, seeds)
+    return Sweep(options.sweep, root, data, levels, seeds, arms, runs, findings, options.allow_leak)
 
 
-def _runs_by_seed(wanted: Wanted) -> dict[int | str, str | Path]:
-    if (wanted.generated is None) == (not wanted.runs_per_seed):
+def _runs_by_seed(options: SweepOptions) -> dict[int | str, str | Path]:
+    if (options.generated is None) == (not options.runs_per_seed):
         raise InputError("give either --generated, one run for all seeds, or --runs-per-seed, one for each")
-    if wanted.runs_per_seed and len(wanted.runs_per_seed) != len(wanted.seeds):
+    if options.runs_per_seed and len(options.runs_per_seed) != len(options.seeds):
         raise InputError(
-            f"--runs-per-seed has {len(wanted.runs_per_seed)} runs for {len(wanted.seeds)} --seeds: give one for each"
+            f"--runs-per-seed has {len(options.runs_per_seed)} runs for {len(options.seeds)} --seeds: give one for each"
         )
-    chosen: dict[int | str, str] = {}
-    if wanted.generated is not None:
-        chosen[ONE_RUN] = wanted.generated
+    paths: dict[int | str, str] = {}
+    if options.generated is not None:
+        paths[ONE_RUN] = options.generated
     else:
-        chosen.update(zip(wanted.seeds, wanted.runs_per_seed, strict=True))
-    places = {seed: address(path) for seed, path in chosen.items()}
-    return {seed: path if isinstance(path, str) else path.resolve() for seed, path in places.items()}
+        paths.update(zip(options.seeds, options.runs_per_seed, strict=True))
+    addresses = {seed: address(path) for seed, path in paths.items()}
+    return {seed: path if isinstance(path, str) else path.resolve() for seed, path in addresses.items()}
 
 
 def _findings(runs: Mapping[int | str, GeneratedRun], latents: Sequence[str], data: DataSet) -> tuple[Finding, ...]:
@@ -91,49 +91,50 @@ def _findings(runs: Mapping[int | str, GeneratedRun], latents: Sequence[str], da
         if all(run.record.get("latents") != table.sha256 for run in runs.values()):
             check_latents(next(iter(runs.values())), table)
     abouts: dict[str | None, About] = {table.sha256: table.about for table in tables}
-    found = (judge_run(run, abouts.get(run.record.get("latents")), data) for run in runs.values())
-    return tuple(dict.fromkeys(finding for findings in found for finding in findings))
+    judgements = (judge_run(run, abouts.get(run.record.get("latents")), data) for run in runs.values())
+    return tuple(dict.fromkeys(finding for findings in judgements for finding in findings))
 
 
 def _with_steps(
     arms: Mapping[str, ReidTraining],
-    wanted: Wanted,
+    options: SweepOptions,
     root: str | Path,
     levels: tuple[int, ...],
     runs: Mapping[int | str, GeneratedRun],
     seeds: tuple[int, ...],
 ) -> dict[str, ReidTraining]:
-    """The arms with the steps of all their levels: of a training at level 0, unless given, or epochs are equal.
+    """The arms with the number of steps of all their levels.
 
-    Builds the batches of level 0 and of the first level above it, so that what cannot be built is said at once.
+    It is the number of --steps, or else that of a training at level 0. With equal epochs it stays None. The function
+    builds the batches of level 0 and of the next level, so that an impossible training fails at once.
     """
     above = next((level for level in levels if level), None)
     real = list_sources(root)
-    name = "people" if wanted.sweep == PEOPLE_SWEEP else "variants"
-    planned = {}
+    name = "people" if options.sweep == PEOPLE_SWEEP else "variants"
+    completed = {}
     for arm, training in arms.items():
         dataclasses.replace(training, data=Path("."), out=Path(".")).check()
         baseline = _batches(training, real)
         if above is not None:
             limits = {name: [next(iter(runs.values())).path], f"most_{name}": above, "draw_seed": seeds[0]}
             _batches(training, list_sources(root, **limits, filters=training.filters))
-        steps = None if wanted.equal_epochs else wanted.steps or -(-training.epochs * baseline.steps_per_epoch // 1)
-        planned[arm] = dataclasses.replace(training, steps=None if steps is None else int(steps))
-        planned[arm].check()
-    return planned
+        steps = None if options.equal_epochs else options.steps or -(-training.epochs * baseline.steps_per_epoch // 1)
+        completed[arm] = dataclasses.replace(training, steps=None if steps is None else int(steps))
+        completed[arm].check()
+    return completed
 
 
 def _batches(training: ReidTraining, sources: Sequence[Source]) -> ReidBatches:
-    """The batches of listed images, as if all could be read."""
+    """The batches of the listed images, as if all images could be read."""
     numbers: dict[str, int] = {}
     persons = [person for source in sources for person in source.persons]
     classes = np.array([numbers.setdefault(person, len(numbers)) for person in persons], np.int64)
     kinds = np.repeat([source.kind for source in sources], [len(source) for source in sources])
-    kept = np.ones(len(classes), bool)
+    mask = np.ones(len(classes), bool)  # the images to train on
     if training.validation == "images":
-        places = np.flatnonzero(kinds == REAL)
-        _, first, counts = np.unique(classes[places], return_index=True, return_counts=True)
-        kept[places[first[counts > 1]]] = False
+        real_images = np.flatnonzero(kinds == REAL)
+        _, first, counts = np.unique(classes[real_images], return_index=True, return_counts=True)
+        mask[real_images[first[counts > 1]]] = False
     return ReidBatches(
-        classes[kept], kinds[kept], training.batch, 0, training.sampler, training.instances, training.generated_share
+        classes[mask], kinds[mask], training.batch, 0, training.sampler, training.instances, training.generated_share
     )

@@ -1,4 +1,4 @@
-"""What a sweep says while it runs, and the table that it writes anew as trials end."""
+"""The progress of a running sweep: lines on the screen, and the table, which is written again after each trial."""
 
 import sys
 import time
@@ -18,9 +18,9 @@ from tune.trial import PARAMETER, STEP
 class SweepProgress(tune.Callback):
     """Follows the trials of one run of Tune.
 
-    trials: all of the sweep, by name, with how long each takes, in any unit. rows: of the finished ones, filled up.
-    sharing: arms that share level 0, as `write_table` wants them.
-    failed: name -> reason, of those that failed for good.
+    trials: name -> trial and its length, in any unit, for all trials of the sweep. rows: name -> row of a finished
+    trial; this object adds rows. sharing: the arms that share level 0, as in `write_table`. failed: name -> reason, for
+    the trials that failed finally.
     """
 
     def __init__(
@@ -36,23 +36,23 @@ class SweepProgress(tune.Callback):
         self.sharing = sharing
         self.out = Path(output.secret_address)
         self.failed: dict[str, str] = {}
-        self.running: dict[str, float] = {}  # the share of its training that is done
+        self.running: dict[str, float] = {}  # name -> finished share of the training
         self._clock = clock
-        self._started = self._said = clock()
+        self._start = self._last_line = clock()
         self._length_before = self._length_done()
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
-        """One more runs."""
+        """Note that a trial runs."""
         self.running[_name(trial)] = 0.0
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        """One has got as far as this step."""
+        """Note the step that a trial has reached."""
         steps = trial.config[PARAMETER]["training"]["steps"]
         if steps and STEP in result:
             self.running[_name(trial)] = min(result[STEP] / steps, 1.0)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        """One has ended: with a result on the disk, or with a reason there."""
+        """Note the end of a trial. Its folder has a result, or the reason of a failure."""
         name = _name(trial)
         self.running.pop(name, None)
         folder = self.out / TRIALS / name
@@ -65,7 +65,7 @@ class SweepProgress(tune.Callback):
         print(f"{name}: mAP {row['mAP']:.1%}, Rank-1 {row['rank1']:.1%}, {row['minutes']:.1f} minutes", flush=True)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        """One has failed as often as it may."""
+        """Note the final failure of a trial, after all retries."""
         name = _name(trial)
         self.running.pop(name, None)
         folder = self.out / TRIALS / name
@@ -76,23 +76,23 @@ class SweepProgress(tune.Callback):
         self._fail(name, reason)
 
     def on_step_end(self, iteration, trials, **info) -> None:
-        """A line now and then."""
-        if self._clock() - self._said >= LINE_SECONDS:
-            self._said = self._clock()
+        """Print a line every LINE_SECONDS."""
+        if self._clock() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._clock()
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """Trials done and running, failed ones, time left, the best level so far."""
+        """The line: numbers of finished, running and failed trials, the remaining time, the best level so far."""
         parts = [f"{len(self.rows)}/{len(self.trials)} trials done", f"{len(self.running)} running"]
         if any(self.running.values()):
             parts[-1] += f" ({', '.join(f'{share:.0%}' for share in self.running.values())})"
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         begun = sum(share * self.trials[name][1] for name, share in self.running.items())
-        done = self._length_done() - self._length_before + begun
-        if done > 0:
-            left = sum(length for name, (_, length) in self.trials.items() if not self._has_ended(name)) - begun
-            parts.append(f"{duration(left / done * (self._clock() - self._started))} left")
+        finished = self._length_done() - self._length_before + begun
+        if finished > 0:
+            remaining = sum(length for name, (_, length) in self.trials.items() if not self._has_ended(name)) - begun
+            parts.append(f"{duration(remaining / finished * (self._clock() - self._start))} left")
         return " · ".join([*parts, *filter(None, [best_level(self.rows.values())])])
 
     def _has_ended(self, name: str) -> bool:

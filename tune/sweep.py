@@ -1,4 +1,4 @@
-"""A sweep: its frozen configuration, its trials, and what each of them trains."""
+"""A sweep: its frozen configuration, its trials, and the training of each trial."""
 
 import dataclasses
 import json
@@ -15,17 +15,20 @@ from tune.levels import PEOPLE_SWEEP, GeneratedRun, Trial, trials_of
 from tune.options import DECIDED
 
 SWEEP_FILE = "sweep.json"
-ONE_RUN = "every seed"  # key of the run where all seeds draw from one
-TRIALS = "trials"  # folder
+ONE_RUN = "every seed"  # the key of the run, if all seeds use the same run
+TRIALS = "trials"  # the folder of the trials
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ReidTraining) if field.name in ABOUT_GENERATED}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is swept. arms: name -> training (`tune.options.arms_of`), with the steps of all its levels, or without
-    where epochs are equal. runs: seed -> the run that it draws from, or one run below ONE_RUN. findings: of the leak
-    guard; allow_leak: whether a leak was allowed. known: the training's options that the sweep's folder knows, None for
-    all: at its default, another one is absent from the configuration and its hash (passersby/options.py)."""
+    """A sweep of trainings over levels and seeds.
+
+    arms: name -> training (`tune.options.arms_of`), with the number of steps, or without it if epochs are equal. runs:
+    seed -> the run whose pictures the seed uses, or ONE_RUN -> the run of all seeds. findings: those of the leak guard;
+    allow_leak: whether a leak is allowed. known: the training options that the sweep's folder knows, None for all. The
+    configuration and its hash omit an unknown option at its default (passersby/options.py).
+    """
 
     name: str
     root: str | Path
@@ -39,8 +42,10 @@ class Sweep:
     known: frozenset[str] | None = None
 
     def configuration(self) -> dict[str, Json]:
-        """All that changes a trial's result, as plain JSON values: no folders, not where it runs. Levels and seeds are
-        absent: more of them extend a sweep."""
+        """All values that change the result of a trial, as plain JSON.
+
+        Folders and hardware are absent. Levels and seeds are absent because more of them extend a sweep.
+        """
         data = {"name": self.data.name, "toy_crowd": self.data.toy_hash} | dict(self.data.fingerprints)
         return {
             "sweep": self.name,
@@ -51,13 +56,16 @@ class Sweep:
 
     @property
     def hash(self) -> str:
-        """sha256 of the configuration as canonical JSON, without the runs: more seeds bring more of them."""
+        """sha256 of the configuration as canonical JSON, without the runs, because more seeds bring more runs."""
         content = {name: value for name, value in self.configuration().items() if name != "runs"}
         return canonical_sha256(content)
 
     def trials(self) -> list[Trial]:
-        """Every trial, in the order that they start in: the longest first, as a long one that starts last would keep
-        the cluster waiting; equally long ones seed by seed. Level 0 is in it once for all arms that share it."""
+        """Every trial, in the order of the starts.
+
+        The longest trials start first, because the cluster would have to wait for a long trial that starts last. Trials
+        of equal length start seed by seed. Arms that share level 0 have one trial for it.
+        """
         copies = {arm for arms in self.sharing().values() for arm in arms}
         trials = [
             trial for trial in trials_of(self.levels, self.seeds, self.arms) if trial.level or trial.arm not in copies
@@ -65,41 +73,41 @@ class Sweep:
         return sorted(trials, key=lambda trial: (-self.length(trial), trial.seed))
 
     def sharing(self) -> dict[str, list[str]]:
-        """Arm -> later ones with the same trainings at level 0: those that differ in options about generated images."""
-        found: dict[ReidTraining, list[str]] = {}
+        """Arm -> later arms with the same training at level 0: they differ only in options about generated images."""
+        groups: dict[ReidTraining, list[str]] = {}
         for arm, training in self.arms.items():
-            found.setdefault(_without_generated(training), []).append(arm)
-        return {first: others for first, *others in found.values() if others}
+            groups.setdefault(_without_generated(training), []).append(arm)
+        return {first: rest for first, *rest in groups.values() if rest}
 
     def length(self, trial: Trial) -> float:
-        """About how long a trial takes, beside others: images trained on, of one epoch or all its steps."""
+        """The approximate length of a trial, compared with others: the images of all its steps, or of its epochs."""
         training = self.arms[trial.arm]
         if training.steps:
             return float(training.steps * training.batch)
         run, share = self.run_of(trial), 0.0
         if training.generated_share is None:
-            there = run.people if self.name == PEOPLE_SWEEP else run.pictures
-            share = run.images * min(trial.level / there, 1.0)
+            available = run.people if self.name == PEOPLE_SWEEP else run.pictures
+            share = run.images * min(trial.level / available, 1.0)
         return training.epochs * (self.data.train_images + share)
 
     def run_of(self, trial: Trial) -> GeneratedRun:
         """The run whose pictures a trial trains on."""
         return self.runs[ONE_RUN] if ONE_RUN in self.runs else self.runs[trial.seed]
 
-    def training(self, trial: Trial, out: Path, **where: int) -> ReidTraining:
-        """A trial's training in OUT/trials/<trial>; where: workers, gpus, threads."""
-        chosen: dict[str, int | tuple[str | Path]] = {}
+    def training(self, trial: Trial, out: Path, **resources: int) -> ReidTraining:
+        """A trial's training in OUT/trials/<trial>; resources: workers, gpus, threads."""
+        generated: dict[str, int | tuple[str | Path]] = {}
         base = self.arms[trial.arm]
         if trial.level:
             kind = "people" if self.name == PEOPLE_SWEEP else "variants"
-            chosen = {kind: (self.run_of(trial).path,), f"most_{kind}": trial.level, "draw_seed": trial.seed}
+            generated = {kind: (self.run_of(trial).path,), f"most_{kind}": trial.level, "draw_seed": trial.seed}
         else:
             base = _without_generated(base)
         folder = out / TRIALS / trial.name
-        return dataclasses.replace(base, data=self.root, out=folder, seed=trial.seed, **chosen, **where)
+        return dataclasses.replace(base, data=self.root, out=folder, seed=trial.seed, **generated, **resources)
 
     def to_json(self, command: str) -> bytes:
-        """The text of sweep.json: the configuration and its hash, and what is derived or may change."""
+        """The text of sweep.json: the configuration and its hash, derived values, and values that may change."""
         runs = {str(seed): run for seed, run in self.runs.items()}
         content = {
             "hash": self.hash,
@@ -129,22 +137,22 @@ def _without_generated(training: ReidTraining) -> ReidTraining:
 
 
 def _frozen(training: ReidTraining, known: Collection[str] | None) -> dict[str, Json]:
-    """A training's options that change its result, but for those of a level and a seed; known as in `Sweep`."""
+    """The training options that change the result, without those of level and seed; known: as in `Sweep`."""
     steps = {"steps": training.steps}
-    left_out = (FREE_TO_CHANGE | DECIDED.keys()) - {"preset"}
+    omitted = (FREE_TO_CHANGE | DECIDED.keys()) - {"preset"}
     files = {
         name: file_sha256(path) for name in ("weights", "teacher") if (path := getattr(training, name)) is not None
     }
-    values = {name: value for name, value in training.as_json().items() if name not in left_out} | steps | files
+    values = {name: value for name, value in training.as_json().items() if name not in omitted} | steps | files
     return values if known is None else known_part(values, known, defaults(ReidTraining))
 
 
 def agree(output: Output, sweep: Sweep) -> Sweep:
-    """The sweep to go on with: this one, with the options that its folder knows; levels and seeds may be more than
-    those that sweep.json has.
+    """The sweep that continues the folder: `sweep`, with the options that the folder knows.
 
-    Raises InputError that names every key in which the configurations differ, with the old and the new value, where
-    levels or seeds of before are left out, and for a file that is no sweep.json.
+    The sweep may have more levels and seeds than sweep.json. Raises InputError if the configurations differ (the
+    message names every such key, with the old and the new value), if levels or seeds of sweep.json are missing, and for
+    a file that is not a sweep.json.
     """
     text = output.read(SWEEP_FILE)
     if text is None:
@@ -161,23 +169,23 @@ def agree(output: Output, sweep: Sweep) -> Sweep:
         raise InputError(
             f"{output.address(SWEEP_FILE)} is not of a sweep of this program ({error}): choose another --out"
         ) from error
-    added = {key for key in new_values.keys() - old_values.keys() if key.startswith("runs.")}  # of new seeds
-    found = differences(old_values, new_values, default, free=added)
-    different = [str(dataclasses.replace(option, key=option.key.removeprefix("training.."))) for option in found]
-    for key, before in numbers.items():
-        left_out = before - set(getattr(sweep, key))
-        if left_out:
-            different.append(f"{key} had {min(left_out)} (more extend a sweep, fewer are another)")
-    if different:
+    added = {key for key in new_values.keys() - old_values.keys() if key.startswith("runs.")}  # the runs of new seeds
+    conflicts = differences(old_values, new_values, default, free=added)
+    texts = [str(dataclasses.replace(option, key=option.key.removeprefix("training.."))) for option in conflicts]
+    for key, old_numbers in numbers.items():
+        missing = old_numbers - set(getattr(sweep, key))
+        if missing:
+            texts.append(f"{key} had {min(missing)} (more extend a sweep, fewer are another)")
+    if texts:
         raise InputError(
-            f"--out holds a sweep of another configuration: {'; '.join(different)}. Choose another --out, or the "
+            f"--out holds a sweep of another configuration: {'; '.join(texts)}. Choose another --out, or the "
             "options it was begun with"
         )
     return sweep
 
 
 def _flat(values: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
-    """Nested mappings as one, with keys such as data.name."""
+    """Nested mappings as one flat mapping, with keys such as data.name."""
     flat = {}
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""What a sweep has found: a result file for each trial, and the table derived from them."""
+"""The results of a sweep: a file for each trial, and the table that is derived from these files."""
 
 import json
 import math
@@ -29,9 +29,9 @@ SCHEMA = pa.schema(
         ("generated_images", pa.int64()),
         ("real_images", pa.int64()),
         ("query_identity", pa.list_(pa.int64())),
-        ("query_ap", pa.list_(pa.float64())),  # nan where a query has no match
+        ("query_ap", pa.list_(pa.float64())),  # nan for a query without a match
         ("query_first_hit", pa.list_(pa.int64())),  # from 0; -1 without a match
-        ("network", pa.string()),  # below OUT
+        ("network", pa.string()),  # its path below OUT
     ]
 )
 
@@ -60,7 +60,7 @@ class Row(TypedDict):
 
 
 def write_result(folder: Path, row: Row, sweep_hash: str) -> None:
-    """Write a finished trial's result, whole: from then on it is finished."""
+    """Write a trial's result atomically. The file makes the trial a finished one."""
     values = row | {"query_ap": [None if math.isnan(value) else value for value in row["query_ap"]]}
     values |= {name: None if math.isnan(row[name]) else row[name] for name in _SCORES}
     text = json.dumps({"sweep_hash": sweep_hash, "row": values}, allow_nan=False)
@@ -71,7 +71,7 @@ _SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
 
 def read_result(folder: Path, sweep_hash: str) -> Row | None:
-    """A trial's row, None where it is not finished. Raises InputError for a file of another sweep, or a damaged one."""
+    """A trial's row, None if it is not finished. Raises InputError for a file of another sweep, or a damaged file."""
     path = folder / RESULT
     try:
         content = json.loads(path.read_text())
@@ -90,14 +90,17 @@ def read_result(folder: Path, sweep_hash: str) -> Row | None:
 
 
 def read_results(out: Path, trials: Iterable[Trial], sweep_hash: str) -> dict[str, Row]:
-    """Trial's name -> row, of the finished ones."""
-    found = ((trial.name, read_result(out / TRIALS / trial.name, sweep_hash)) for trial in trials)
-    return {name: row for name, row in found if row is not None}
+    """Name of a trial -> its row, for the finished trials."""
+    rows = ((trial.name, read_result(out / TRIALS / trial.name, sweep_hash)) for trial in trials)
+    return {name: row for name, row in rows if row is not None}
 
 
 def write_table(output: Output, rows: Mapping[str, Row], sharing: Mapping[str, Iterable[str]]) -> None:
-    """Write trials.parquet anew, one row a finished trial, by arm, level and seed. sharing: arm -> others that share
-    its trainings at level 0 (`Sweep.sharing`): their rows are its, under their names."""
+    """Write trials.parquet again: one row for each finished trial, in the order of arm, level and seed.
+
+    sharing: arm -> the arms that share its trainings at level 0 (`Sweep.sharing`). These get copies of its rows, under
+    their names.
+    """
     copies = [row | {"arm": arm} for row in rows.values() if row["level"] == 0 for arm in sharing.get(row["arm"], ())]
     ordered = sorted([*rows.values(), *copies], key=lambda row: (row["arm"], row["level"], row["seed"]))
     table = pa.Table.from_pylist(ordered, schema=SCHEMA)
@@ -106,12 +109,12 @@ def write_table(output: Output, rows: Mapping[str, Row], sharing: Mapping[str, I
 
 
 def write_failure(folder: Path, reason: str) -> None:
-    """Record why a trial failed for good; the next start of the sweep tries again."""
+    """Record the reason of a trial's final failure. The next start of the sweep tries the trial again."""
     Output(str(folder)).write(FAILURE, (json.dumps({"reason": reason}) + "\n").encode())
 
 
 def read_failure(folder: Path) -> str | None:
-    """Why a trial failed, None where it did not."""
+    """The reason of a trial's failure, None if it did not fail."""
     try:
         return str(json.loads((folder / FAILURE).read_text())["reason"])
     except FileNotFoundError:
@@ -121,13 +124,13 @@ def read_failure(folder: Path) -> str | None:
 
 
 def best_level(rows: Iterable[Row]) -> str:
-    """The level, and arm, of the best mean mAP so far, in words; "" before the first trial."""
+    """The level and arm of the best mean mAP so far, as text; "" before the first trial."""
     scores: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         if not math.isnan(row["mAP"]):
             scores.setdefault((row["arm"], row["level"]), []).append(row["mAP"])
     if not scores:
         return ""
-    (arm, level), found = max(scores.items(), key=lambda item: sum(item[1]) / len(item[1]))
-    seeds = f"{len(found)} seed{'s' * (len(found) > 1)}"
-    return f"best so far level {level}{f' with {arm}' if arm else ''}: mAP {sum(found) / len(found):.1%}, {seeds}"
+    (arm, level), values = max(scores.items(), key=lambda item: sum(item[1]) / len(item[1]))
+    seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
+    return f"best so far level {level}{f' with {arm}' if arm else ''}: mAP {sum(values) / len(values):.1%}, {seeds}"

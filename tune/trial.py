@@ -29,14 +29,17 @@ from tune.runner import TrialResources
 from tune.sweep import Sweep
 from tune.table import FAILURE, Row, read_result, write_failure, write_result
 
-WAIT_SECONDS = 90.0  # for the trial's former process, which outlives a killed driver by a moment
-PARAMETER = "trial"  # under which Tune hands a Spec over
-STEP = "step"  # what a running trial reports: how many steps it has done
+WAIT_SECONDS = 90.0  # to wait for the trial's former process, which ends a moment after a killed driver
+PARAMETER = "trial"  # the key under which Tune passes a Spec
+STEP = "step"  # the key of the number of finished steps, which a running trial reports
 
 
 class Spec(TypedDict):
-    """What a trial needs to know, plain values. training: `ReidTraining.as_json()`, whose `out` is the trial's folder.
-    gpus: of each process, 0 for the CPU. root: OUT of the sweep. variables: environment of Ray Train's workers."""
+    """The values of a trial, plain ones.
+
+    training: `ReidTraining.as_json()`, whose `out` is the trial's folder. gpus: the GPUs of each process, 0 for the
+    CPU. root: OUT of the sweep. variables: environment variables of Ray Train's workers.
+    """
 
     name: str
     sweep: str
@@ -52,11 +55,11 @@ class Spec(TypedDict):
 
 
 def run_trial(config: Mapping[str, Spec]) -> None:
-    """Tune's function trainable; `config["trial"]` is the Spec. Reports its step after every validation, and
-    at the end mAP, or why it failed.
+    """The function that Tune runs; `config["trial"]` is the Spec.
 
-    Bad input does not get better by trying again: it is written down, and reported as a result. What else ends a trial
-    is raised, and Tune starts it again, from its last checkpoint.
+    It reports its step after every validation, and at the end mAP or the reason of a failure. Another try would not
+    correct wrong input, so an InputError is recorded and reported as a result. Any other exception is raised, and Tune
+    starts the trial again, from its last checkpoint.
     """
     spec = config[PARAMETER]
     folder = Path(str(spec["training"]["out"]))
@@ -70,7 +73,7 @@ def run_trial(config: Mapping[str, Spec]) -> None:
     except Exception as error:
         write_failure(folder, " ".join(f"{type(error).__name__}: {error}".split())[:500])
         raise
-    finally:  # the process goes on with the next trial
+    finally:  # the process continues with the next trial
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -78,7 +81,10 @@ def run_trial(config: Mapping[str, Spec]) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a trial's folder, after waiting for a process that still does. Raises TimeoutError: Tune tries again."""
+    """Hold the lock of a trial's folder, after waiting for a process that still holds it.
+
+    Raises TimeoutError after WAIT_SECONDS; then Tune tries again.
+    """
     end = time.monotonic() + WAIT_SECONDS
     with contextlib.ExitStack() as stack:
         while True:
@@ -93,10 +99,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def finish(spec: Spec, folder: Path) -> Row:
-    """The trial's row: that on disk, else after training (from the last checkpoint on) and evaluation."""
-    found = read_result(folder, spec["sweep_hash"])
-    if found is not None:
-        return found
+    """The trial's row: from the disk, or else after training (from the last checkpoint on) and evaluation."""
+    row = read_result(folder, spec["sweep_hash"])
+    if row is not None:
+        return row
     (folder / FAILURE).unlink(missing_ok=True)
     config = ReidTraining.from_json(spec["training"])
     config.check()
@@ -111,8 +117,8 @@ def finish(spec: Spec, folder: Path) -> Row:
     if config.workers == 0:
         row = evaluate(spec)
     else:  # this process has no GPU of its own
-        where = {"num_gpus": spec["gpus"], "num_cpus": config.threads, "scheduling_strategy": "DEFAULT"}
-        row = ray.get(ray.remote(**where)(evaluate).remote(spec))
+        resources = {"num_gpus": spec["gpus"], "num_cpus": config.threads, "scheduling_strategy": "DEFAULT"}
+        row = ray.get(ray.remote(**resources)(evaluate).remote(spec))
     write_result(folder, row, spec["sweep_hash"])
     return row
 
@@ -135,24 +141,24 @@ def _train_on_workers(spec: Spec, config: ReidTraining) -> None:
 
 
 def evaluate(spec: Spec) -> Row:
-    """Rank the gallery by the trial's network, in this process; a row of trials.parquet."""
+    """Rank the gallery with the trial's network, in this process. Returns a row of trials.parquet."""
     config = ReidTraining.from_json(spec["training"])
     if config.threads:
         torch.set_num_threads(config.threads)
     start = time.monotonic()
     path = config.out / NETWORK
-    loaded = load_reid(path)
-    found = evaluated_by(loaded, config.data, Workers.chosen("cuda" if spec["gpus"] else "cpu", here=True), False)
-    ranking = rank_all(found, "cosine", False, 0)[0][SINGLE]
-    trained = loaded.record["trained_on"]["trained"]
+    network = load_reid(path)
+    features = evaluated_by(network, config.data, Workers.chosen("cuda" if spec["gpus"] else "cpu", here=True), False)
+    ranking = rank_all(features, "cosine", False, 0)[0][SINGLE]
+    trained = network.record["trained_on"]["trained"]
     return {
         "trial": spec["name"],
         "sweep": spec["sweep"],
         "arm": spec["arm"],
         "level": spec["level"],
         "seed": spec["seed"],
-        "steps": int(loaded.record["steps"]),
-        "minutes": float(loaded.record["minutes"]) + (time.monotonic() - start) / 60,
+        "steps": int(network.record["steps"]),
+        "minutes": float(network.record["minutes"]) + (time.monotonic() - start) / 60,
         "rank1": float(ranking.rank1),
         "rank5": float(ranking.rank5),
         "rank10": float(ranking.rank10),
@@ -160,7 +166,7 @@ def evaluate(spec: Spec) -> Row:
         "mINP": float(ranking.mINP),
         "generated_images": trained["people"] + trained["variants"],
         "real_images": trained["real"],
-        "query_identity": found.sets[QUERY].identities.tolist(),
+        "query_identity": features.sets[QUERY].identities.tolist(),
         "query_ap": ranking.average_precision.tolist(),
         "query_first_hit": ranking.first_hit.tolist(),
         "network": path.relative_to(spec["root"]).as_posix(),
@@ -170,7 +176,7 @@ def evaluate(spec: Spec) -> Row:
 def spec_of(
     sweep: Sweep, trial: Trial, out: Path, resources: TrialResources, command: str, variables: Mapping[str, str]
 ) -> Spec:
-    """A trial's Spec; variables: environment of Ray Train's workers."""
+    """A trial's Spec; variables: environment variables of Ray Train's workers."""
     gpus = max(resources.workers, 1) if resources.gpus else 0
     training = sweep.training(trial, out, workers=resources.workers, gpus=gpus, threads=resources.cpus)
     training.check()

@@ -1,1 +1,1 @@
-"""Generated images for other tools: which images, under which names, in which files. Runs stand in runs/."""
+"""Exports of generated images for other tools: the choice of images, their names and files. Runs are in runs/."""

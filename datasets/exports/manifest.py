@@ -1,4 +1,4 @@
-"""Reading a finished run for an export: its manifest in pieces of whole units, and the images that it names."""
+"""Read a finished run for an export: its manifest in pieces of whole units, and the images that the manifest names."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ ORDER_COLUMNS = ["unit", "person", "variant"]
 
 
 class RunManifest:
-    """A manifest of a run of jobs/generate.py, and the shards that its rows stand for.
+    """A manifest of a run of jobs/generate.py, and the shards of its rows.
 
-    Raises InputError when there is no run, no such manifest, or one that is damaged or of another plan. Pieces of
-    it are read anew each time, so memory does not grow with the run.
+    Raises InputError if there is no run or no such manifest, and if the manifest is damaged or of another plan. Pieces
+    of the manifest are read when they are needed, so memory does not grow with the run.
     """
 
     def __init__(self, run: Output, name: str | None = None):
@@ -59,28 +59,28 @@ class RunManifest:
         return digest.hexdigest()
 
     def pieces(self, columns: list[str]) -> Iterator[pa.Table]:
-        """The rows in the order of the plan, some whole units at a time; ORDER_COLUMNS are always among them.
+        """The rows in the order of the plan, some whole units at a time, with `columns` and ORDER_COLUMNS.
 
-        Raises InputError when rows are damaged, out of order or there twice.
+        Raises InputError if rows are damaged, out of order or there twice.
         """
-        wanted = list(dict.fromkeys([*ORDER_COLUMNS, *columns]))
-        rest, last = MANIFEST_SCHEMA.empty_table().select(wanted), -1
+        names = list(dict.fromkeys([*ORDER_COLUMNS, *columns]))
+        remainder, last = MANIFEST_SCHEMA.empty_table().select(names), -1
         with self._open() as parquet:
             for group in range(parquet.num_row_groups):
                 try:
-                    table = parquet.read_row_group(group, columns=wanted).select(wanted)
+                    table = parquet.read_row_group(group, columns=names).select(names)
                 except (pa.ArrowInvalid, OSError) as error:
                     raise InputError(f"{self.address} is damaged: remove it and derive it again") from error
                 last = self._check_order(table, last)
-                # A unit may go on in the next row group, and people are counted as wholes.
-                table = pa.concat_tables([rest, table.replace_schema_metadata()]).combine_chunks()
+                # The next row group may continue a unit, and people must be counted with all their images.
+                table = pa.concat_tables([remainder, table.replace_schema_metadata()]).combine_chunks()
                 units = table["unit"].to_numpy()
                 whole = int(np.searchsorted(units, units[-1])) if len(units) else 0
-                rest = table.slice(whole)
+                remainder = table.slice(whole)
                 if whole:
                     yield table.slice(0, whole)
-        if rest.num_rows:
-            yield rest
+        if remainder.num_rows:
+            yield remainder
 
     def _check_order(self, table: pa.Table, last: int) -> int:
         if not table.num_rows:
@@ -98,13 +98,13 @@ class RunManifest:
     def images(self, unit: Unit, rows: np.ndarray) -> list[bytes]:
         """The stored bytes of some images: `rows` are indices into the unit's shard, [n] int64.
 
-        Raises InputError when the shard is missing, damaged, or has no bytes for one of them.
+        Raises InputError if the shard is missing or damaged, or has no bytes for one of the images.
         """
         column = read_shard(self.run, self.plan, unit, ["image"])["image"]
-        found = column.take(pa.array(rows)).to_pylist()
-        if any(not image for image in found):
+        contents = column.take(pa.array(rows)).to_pylist()
+        if any(not image for image in contents):
             raise InputError(
                 f"unit {unit.unit} of {self.run.root_address} has no bytes for an image that {self.name} calls kept: "
                 "derive the manifest again"
             )
-        return found
+        return contents

@@ -1,4 +1,4 @@
-"""What an export leaves beside the images: its frozen options, who each identity is, and who has few images."""
+"""The files of an export beside its images: frozen options, a list of identities, a list of people with few images."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ NOTE = "Artificial people, made by Passersby: none of these images shows anybody
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What export.json freezes: the same options over the same manifest are the same export, byte by byte."""
+    """The contents of export.json. The same options over the same manifest give the same export, byte by byte."""
 
     options: Options
     plan_hash: str
@@ -34,31 +34,31 @@ class Record:
 
     def to_json(self, people: People) -> bytes:
         """The text of export.json."""
-        wanted = self.options.per_person or 1
+        images_per_person = self.options.per_person or 1
         content = {
             "note": NOTE,
             **dataclasses.asdict(self),
             "people": int(people.exported.sum()),
             "images": int(people.images.sum()),
-            "short_people": int(people.short(wanted).sum()),
+            "short_people": int(people.short(images_per_person).sum()),
         }
         return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def agree(out: Output, record: Record) -> bool:
-    """Whether this export was begun in `out` before.
+    """Whether `out` already holds a part of this export.
 
-    Raises InputError when the folder holds another export (naming the options that differ), an export of a manifest
-    that has changed since, a run, or files of somebody else.
+    Raises InputError if the folder holds another export (the message names the options that differ), an export of a
+    manifest that has changed since then, a run, or other files.
     """
     text = out.read(RECORD)
     if text is None:
         if out.exists(PLAN_FILE):
             raise InputError(f"--out {out.root_address} is the folder of a run: choose another one")
-        strangers = out.list("")
-        if strangers:
+        other_files = out.list("")
+        if other_files:
             raise InputError(
-                f"--out {out.root_address} holds files that are no export ({strangers[0]}): choose an empty folder"
+                f"--out {out.root_address} holds files that are no export ({other_files[0]}): choose an empty folder"
             )
         return False
     try:
@@ -67,14 +67,14 @@ def agree(out: Output, record: Record) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out.address(RECORD)} is not a record of this program: choose another --out") from error
     new = dataclasses.asdict(record.options)
-    found = differences(options, new, defaults(type(record.options)))
-    different = [
+    conflicts = differences(options, new, defaults(type(record.options)))
+    texts = [
         f"{option.key} is {option.old}, " + ("which this program does not have" if option.gone else f"not {option.new}")
-        for option in found
+        for option in conflicts
     ]
-    if different:
+    if texts:
         raise InputError(
-            f"--out holds an export with other options: {'; '.join(different)}. Choose another --out, or the options "
+            f"--out holds an export with other options: {'; '.join(texts)}. Choose another --out, or the options "
             "it was begun with"
         )
     if plan_hash != record.plan_hash:
@@ -88,22 +88,22 @@ def agree(out: Output, record: Record) -> bool:
 
 
 def begin(out: Output, record: Record, people: People) -> None:
-    """Write export.json, identities.csv and short_people.csv where they are missing, the record first."""
-    wanted = record.options.per_person or 1
+    """Write export.json, then identities.csv and short_people.csv, unless they exist."""
+    images_per_person = record.options.per_person or 1
     for name, content in (
         (RECORD, lambda: record.to_json(people)),
         (IDENTITIES, lambda: identities_csv(people)),
-        (SHORT, lambda: short_csv(people, wanted)),
+        (SHORT, lambda: short_csv(people, images_per_person)),
     ):
         if not out.exists(name):
             out.write(name, content())
 
 
 def identities_csv(people: People) -> bytes:
-    """One line an exported person: identity, label, split, person, seed, images, name (of real people).
+    """One line for each exported person: identity, label, split, person, seed, images, name (of real people).
 
-    label: place among the training identities, ascending, from 0: the class number where a loader numbers the sorted
-    identities (torchvision's ImageFolder); empty for test people.
+    label: the index among the sorted training identities, from 0. This is the class number of loaders that number the
+    sorted identities (torchvision's ImageFolder). It is empty for test people.
     """
     rows, label = [], 0
     for index in np.flatnonzero(people.exported).tolist():
@@ -115,11 +115,14 @@ def identities_csv(people: People) -> bytes:
     return _csv(["identity", "label", "split", "person", "seed", "images", "name"], rows)
 
 
-def short_csv(people: People, wanted: int) -> bytes:
-    """One line a person with fewer than `wanted` kept images: person, seed, images (0: not in the export)."""
+def short_csv(people: People, images_per_person: int) -> bytes:
+    """One line for each person with fewer kept images than `images_per_person`: person, seed, images.
+
+    People with 0 images are not in the export.
+    """
     return _csv(
         ["person", "seed", "images"],
-        [_who(people, index, people.kept) for index in np.flatnonzero(people.short(wanted)).tolist()],
+        [_who(people, index, people.kept) for index in np.flatnonzero(people.short(images_per_person)).tolist()],
     )
 
 

@@ -1,4 +1,4 @@
-"""Which images of a run an export takes, which identities and cameras they get, and the bytes that are written."""
+"""The selection of an export: the images of a run that it takes, their identities and cameras, and their bytes."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ MOST_PIXEL_BYTES_A_FILE = 1_000_000_000  # encoded, a file is a quarter of that 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Everything that decides the bytes of an export, beside the run itself. Raises InputError for bad values."""
+    """All options that decide the bytes of an export of a run. Raises InputError for bad values."""
 
     format: str
     per_person: int | None = None
@@ -35,7 +35,7 @@ class Options:
     test_people: int = 0
     jpeg_quality: int | None = None
     images_per_file: int | None = None
-    recipe: int = 1  # raised whenever a change of this code changes bytes
+    recipe: int = 1  # a change of this code that changes bytes must increase this number
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -59,9 +59,10 @@ class Options:
             raise InputError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
 
     def completed(self, image_bytes: int, image_format: str) -> "Options":
-        """These options for a run of images of so many raw bytes, stored as jpeg or png.
+        """These options, completed for a run whose images have `image_bytes` raw bytes and are stored as jpeg or png.
 
-        Raises InputError where images would have to be converted and were not asked to be, or the reverse.
+        Raises InputError if images must be converted and no option asks for it, and if an option asks for a conversion
+        that cannot be done.
         """
         if image_format == "jpeg" and self.jpeg_quality is not None:
             raise InputError(
@@ -81,11 +82,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class People:
-    """Every person that a manifest judges, ascending; what an export takes of each. Arrays of [P] int64.
+    """Every person in a manifest, ascending, and what an export takes of each. Arrays are [P] int64.
 
-    seed is -1 where there is none; kept counts what passed the filters, images what is exported; identity is 0
-    where no image is; split is an index into SPLITS (train, or query for people of the test splits). names: what the
-    data call the people of a run that was made from real ones, empty for artificial people.
+    seed: -1 for people without a seed. kept: the number of images that passed the filters. images: the number of
+    exported images. identity: 0 for people without an exported image. split: an index into SPLITS (train, or query for
+    people of the test splits). names: the data set's names of real people; empty for artificial people.
     """
 
     person: np.ndarray
@@ -94,39 +95,40 @@ class People:
     images: np.ndarray
     identity: np.ndarray
     split: np.ndarray
-    cameras: frozenset[int]  # stored with the kept images of the run
-    cameraless: bool  # whether some kept images have none
+    cameras: frozenset[int]  # the cameras of the run's kept images
+    cameraless: bool  # whether some kept images have no camera
     names: tuple[str, ...] = ()
 
     @property
     def exported(self) -> np.ndarray:
-        """[P] bool: has at least one image in the export."""
+        """[P] bool: whether the person has an image in the export."""
         return self.images > 0
 
-    def short(self, wanted: int) -> np.ndarray:
-        """[P] bool: fewer than `wanted` kept images, among the people up to the last one exported."""
+    def short(self, images_per_person: int) -> np.ndarray:
+        """[P] bool: whether the person has fewer kept images; False for people after the last exported person."""
         last = np.flatnonzero(self.exported)[-1]
-        return (self.kept < wanted) & (np.arange(len(self.person)) <= last)
+        return (self.kept < images_per_person) & (np.arange(len(self.person)) <= last)
 
 
 def assign(manifest: RunManifest, options: Options) -> People:
-    """Count the kept images of every person and give identities to those that have some.
+    """Count the kept images of every person and give identities to people with images.
 
-    Person i becomes `first_identity` + i, by default 1 + i; with `compact_ids` the people who have images are numbered
-    one after the other. Without either, variants of real people keep the numbers that their data set calls them by, so
-    that they can lie beside its own pictures. Raises InputError when nothing is kept, and for test people that cannot
-    be.
+    Person i becomes `first_identity` + i, by default 1 + i. With `compact_ids` the people with images are numbered one
+    after the other. Without both options, variants of real people keep their numbers in the data set, so that exported
+    images can be added to the pictures of the data set. Raises InputError if no image is kept, and if there cannot be
+    so many test people.
     """
-    found: list[list[np.ndarray]] = [[], [], []]
+    columns: list[list[np.ndarray]] = [[], [], []]
     cameras: set[int | None] = set()
     for table in manifest.pieces(["verdict", "seed", "camera"]):
-        person, kept = table["person"].to_numpy(), _kept(table)
+        person, is_kept = table["person"].to_numpy(), _kept(table)
         starts = np.flatnonzero(np.diff(person, prepend=person[0] - 1))
         seeds = table["seed"].fill_null(-1).to_numpy()
-        for column, values in zip(found, (person[starts], seeds[starts], np.add.reduceat(kept, starts)), strict=True):
+        counts = np.add.reduceat(is_kept, starts)
+        for column, values in zip(columns, (person[starts], seeds[starts], counts), strict=True):
             column.append(values)
-        cameras.update(table["camera"].filter(pa.array(kept)).unique().to_pylist())
-    person, seed, kept = (np.concatenate(column).astype(np.int64) if column else np.zeros(0, int) for column in found)
+        cameras.update(table["camera"].filter(pa.array(is_kept)).unique().to_pylist())
+    person, seed, kept = (np.concatenate(column).astype(np.int64) if column else np.zeros(0, int) for column in columns)
     images = np.minimum(kept, options.per_person or np.iinfo(np.int64).max)
     if options.people:
         images[np.cumsum(images > 0) > options.people] = 0
@@ -139,11 +141,11 @@ def assign(manifest: RunManifest, options: Options) -> People:
         if manifest.plan.configuration.origins
         else ()
     )
-    first, own = options.first_identity or 1, _own_numbers(names)
+    first, numbers = options.first_identity or 1, _numbers_of_names(names)
     if options.compact_ids:
         identity = first + order - 1
     else:
-        identity = own if options.first_identity is None and own is not None else first + person
+        identity = numbers if options.first_identity is None and numbers is not None else first + person
     test = order > count - options.test_people
     people = People(
         person, seed, kept, images, np.where(images > 0, identity, 0), np.where(test, SPLITS.index("query"), 0),
@@ -153,8 +155,8 @@ def assign(manifest: RunManifest, options: Options) -> People:
     return people
 
 
-def _own_numbers(names: tuple[str, ...]) -> np.ndarray | None:
-    """[P] int64, where all names are numbers above 0 in ascending order, as those of re-ID data sets are; else None."""
+def _numbers_of_names(names: tuple[str, ...]) -> np.ndarray | None:
+    """The names as numbers [P] int64. None unless all are numbers above 0 in ascending order, as in re-ID data sets."""
     if not names or not all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names):
         return None
     numbers = np.array([int(name) for name in names], np.int64)
@@ -173,8 +175,8 @@ def _check_test_people(options: Options, people: People, count: int) -> None:
 
 def cameras_of(options: Options, people: People) -> set[int]:
     """The camera numbers that an export may contain."""
-    given = range(options.camera, options.camera + options.cameras) if people.cameraless else ()
-    return {*people.cameras, *given}
+    numbers = range(options.camera, options.camera + options.cameras) if people.cameraless else ()
+    return {*people.cameras, *numbers}
 
 
 def _kept(table: pa.Table) -> np.ndarray:
@@ -183,10 +185,10 @@ def _kept(table: pa.Table) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Images that an export takes out of one unit: `rows` are their indices in its shard, [n] int64.
+    """The images that an export takes from one unit.
 
-    table [n rows]: the asked columns of the manifest, with `camera` filled, and `identity` and `split` (one of
-    SPLITS).
+    rows: their indices in the unit's shard, [n] int64. table [n rows]: the selected columns of the manifest, with
+    `camera` filled, and the columns `identity` and `split` (one of SPLITS).
     """
 
     unit: Unit
@@ -194,49 +196,49 @@ class Piece:
     table: pa.Table
 
     def slice(self, first: int, count: int) -> "Piece":
-        """Some of the images."""
+        """`count` images from index `first` on."""
         return Piece(self.unit, self.rows[first : first + count], self.table.slice(first, count))
 
 
 def select(manifest: RunManifest, options: Options, people: People, columns: list[str]) -> Iterator[Piece]:
-    """The images of an export in the order of the plan, one piece a unit that has any.
+    """The images of an export in the order of the plan: one piece for each unit with such images.
 
-    Of each person the first images by variant that were kept. Images without a camera get `camera` + variant modulo
-    `cameras`: it depends on the variant alone, so other thresholds never move an image to another camera.
+    The export takes the first kept images of each person, by variant. Images without a camera get the camera `camera` +
+    variant modulo `cameras`. It depends on the variant alone, so other thresholds never change an image's camera.
     """
     units, variants = manifest.units(), manifest.plan.configuration.variants
     for table in manifest.pieces([*columns, "verdict", "camera"]):
-        person, variant, kept = table["person"].to_numpy(), table["variant"].to_numpy(), _kept(table)
+        person, variant, is_kept = table["person"].to_numpy(), table["variant"].to_numpy(), _kept(table)
         index = np.searchsorted(people.person, person)
         first = np.searchsorted(person, person)  # row where the person begins
-        total = np.cumsum(kept)
-        rank = total - (total - kept)[first]  # among the kept images of the person, from 1
-        chosen = kept & (rank <= people.images[index])
+        total = np.cumsum(is_kept)
+        rank = total - (total - is_kept)[first]  # among the kept images of the person, from 1
+        is_exported = is_kept & (rank <= people.images[index])
         split = np.where(people.split[index] == 0, 0, np.where(rank == 1, 1, 2))
-        given = pa.array(options.camera + variant % options.cameras)
+        cameras = pa.array(options.camera + variant % options.cameras)
         table = table.set_column(
-            table.column_names.index("camera"), "camera", pc.call_function("coalesce", [table["camera"], given])
+            table.column_names.index("camera"), "camera", pc.call_function("coalesce", [table["camera"], cameras])
         ).append_column("identity", pa.array(people.identity[index]))
         table = table.append_column("split", pa.array(np.array(SPLITS)[split]))
-        here = np.flatnonzero(chosen)
-        numbers = table["unit"].to_numpy()[here]
-        for rows in np.split(here, np.flatnonzero(np.diff(numbers)) + 1) if len(here) else ():
+        positions = np.flatnonzero(is_exported)
+        numbers = table["unit"].to_numpy()[positions]
+        for rows in np.split(positions, np.flatnonzero(np.diff(numbers)) + 1) if len(positions) else ():
             number = table["unit"][int(rows[0])].as_py()
             unit = next((unit for unit in units if unit.unit == number), Unit(number, 0, 0))
-            places = (person[rows] - unit.first_person) * variants + variant[rows]
-            if places.min() < 0 or places.max() >= unit.people * variants:
+            shard_rows = (person[rows] - unit.first_person) * variants + variant[rows]
+            if shard_rows.min() < 0 or shard_rows.max() >= unit.people * variants:
                 raise InputError(
                     f"{manifest.address} belongs to another plan than plan.json beside it: derive it again"
                 )
-            yield Piece(unit, places, table.take(pa.array(rows)))
+            yield Piece(unit, shard_rows, table.take(pa.array(rows)))
 
 
-# ---- The bytes of the images: as the run's shards hold them, or converted from PNG to JPEG where the options say so.
+# ---- The bytes of the images: those of the run's shards, or converted from PNG to JPEG if the options ask for it.
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportImages:
-    """Reads the images of a piece. JPEG is never encoded again: `jpeg_quality` is for runs of PNG images only."""
+    """Reads the images of a piece. It never encodes JPEG again: `jpeg_quality` is for runs of PNG images only."""
 
     manifest: RunManifest
     jpeg_quality: int | None = None
@@ -247,16 +249,16 @@ class ExportImages:
         return "png" if self.manifest.plan.configuration.format == "png" and self.jpeg_quality is None else "jpg"
 
     def read(self, piece: Piece, indices: Sequence[int] | None = None) -> list[bytes]:
-        """The bytes of all images of a piece, or of those with the given indices, in that order.
+        """The bytes of the images of a piece, of all or of those at `indices`, in that order.
 
-        Raises InputError when the shard is missing or damaged, or an image cannot be converted.
+        Raises InputError if the shard is missing or damaged, or an image cannot be converted.
         """
         rows = piece.rows if indices is None else piece.rows[list(indices)]
-        found = self.manifest.images(piece.unit, rows)
+        contents = self.manifest.images(piece.unit, rows)
         if self.jpeg_quality is None:
-            return found
+            return contents
         try:
-            return [_to_jpeg(image, self.jpeg_quality) for image in found]
+            return [_to_jpeg(image, self.jpeg_quality) for image in contents]
         except DecodingError as error:
             raise InputError(
                 f"unit {piece.unit.unit} of {self.manifest.run.root_address}: {error}; remove its shard and run "

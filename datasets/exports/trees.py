@@ -1,15 +1,15 @@
 """Exports as a tree of image files: a Market-1501 tree, or one folder a person.
 
-The rules for names are those of three common tools (each read at the revision named, none of their code is here):
+The rules for names are those of three common tools, at the named revisions. This module contains none of their code.
 
-- torchreid (KaiyangZhou/deep-person-reid f8cd150, torchreid/data/datasets/image/market1501.py): files `*.jpg` of
-  bounding_box_train, query and bounding_box_test, which must exist, and hold an image each; the first place in the
-  *whole path* that reads digits (or -), `_c`, digit is identity and camera; identity 0 to 1501, camera 1 to 6.
-- fast-reid (JDAI-CV/fast-reid c9bc3ce, fastreid/data/datasets/market1501.py): the same pattern and bounds; query and
-  gallery must exist and may be empty where nothing is evaluated.
-- Person_reID_baseline_pytorch (layumi, 82ff40f, prepare.py and test.py): names end in `jpg`; what stands before the
-  first _ is the person's folder; the first four characters are the identity in tests, and the character after the
-  first `c` is the camera. The first image of each person is its validation set: a person needs two.
+- torchreid (KaiyangZhou/deep-person-reid f8cd150, torchreid/data/datasets/image/market1501.py) reads files `*.jpg` in
+  bounding_box_train, query and bounding_box_test. All three must exist and hold an image. The first text in the *whole
+  path* of the form digits (or -), `_c`, digit gives identity and camera. Identities are 0 to 1501, cameras 1 to 6.
+- fast-reid (JDAI-CV/fast-reid c9bc3ce, fastreid/data/datasets/market1501.py) has the same pattern and bounds. Query and
+  gallery must exist, and may be empty if nothing is evaluated.
+- Person_reID_baseline_pytorch (layumi, 82ff40f, prepare.py and test.py) reads names that end in `jpg`. The text before
+  the first _ is the person's folder. In tests the first four characters are the identity, and the character after the
+  first `c` is the camera. The first image of each person is the validation set, so a person needs two images.
 """
 
 import re
@@ -30,7 +30,7 @@ EMPTY_NOTE = "README.txt"
 def market1501_names(piece: Piece) -> list[str]:
     """`bounding_box_train/PPPP_cCs1_FFFFFF_00.jpg` for each image: identity, camera, and the variant as frame.
 
-    One sequence and one box: a generated image is the only one of its frame.
+    The sequence is always 1 and the box 00, because a generated image is the only image of its frame.
     """
     columns = [piece.table[name].to_pylist() for name in ("split", "identity", "camera", "variant")]
     return [
@@ -40,10 +40,10 @@ def market1501_names(piece: Piece) -> list[str]:
 
 
 def folder_names(piece: Piece, people: People, suffix: str) -> list[str]:
-    """`PPPP/PPPP_cCs1_FFFFFF_00.jpg` for each image: one folder a person.
+    """`PPPP/PPPP_cCs1_FFFFFF_00.jpg` for each image: one folder for each person.
 
-    Identities have as many digits as the largest, four at least, so that folders in the order of their names (the
-    classes of torchvision's ImageFolder) are in the order of identities.
+    All identities have as many digits as the largest one, and at least four. So the order of the folders' names, which
+    torchvision's ImageFolder takes for its classes, is the order of the identities.
     """
     digits = max(4, len(str(people.identity.max())))
     columns = [piece.table[name].to_pylist() for name in ("identity", "camera", "variant")]
@@ -54,16 +54,17 @@ def folder_names(piece: Piece, people: People, suffix: str) -> list[str]:
 
 
 def write_images(out: Output, images: ExportImages, piece: Piece, names: Sequence[str], existing: set[str]) -> None:
-    """Write the images of a piece that are not there yet, each whole."""
-    missing = [index for index, name in enumerate(names) if name not in existing]
-    for index, content in zip(missing, images.read(piece, missing), strict=True):
+    """Write the images of a piece that do not exist yet, each file atomically."""
+    indices = [index for index, name in enumerate(names) if name not in existing]
+    for index, content in zip(indices, images.read(piece, indices), strict=True):
         out.write(names[index], content)
 
 
 def loader_notes(out: Output, options: Options, people: People, strict: bool) -> list[str]:
-    """What a user of a Market-1501 tree should know: lines for the screen.
+    """Notes for the user of a Market-1501 tree: lines for the screen.
 
-    strict: raises InputError where torchreid and fast-reid would refuse the tree, or read other identities out of it.
+    With `strict` the function raises InputError if torchreid and fast-reid would refuse the tree, or would read other
+    identities from it.
     """
     count, most = int(people.exported.sum()), int(people.identity.max())
     cameras = cameras_of(options, people)
@@ -78,10 +79,10 @@ def loader_notes(out: Output, options: Options, people: People, strict: bool) ->
             f"cameras {min(cameras)} to {max(cameras)}: torchreid and fast-reid take 1 to {LAST_CAMERA}; give other "
             "--camera and --cameras"
         )
-    misread = _FIRST_READ.search(out.root_address)
-    if misread:
+    match = _FIRST_READ.search(out.root_address)
+    if match:
         notes.append(
-            f"torchreid and fast-reid look for identities in the whole path, and would find {misread[0]!r} in --out "
+            f"torchreid and fast-reid look for identities in the whole path, and would find {match[0]!r} in --out "
             f"{out.root_address}: choose another folder"
         )
     if notes and strict:
@@ -112,7 +113,7 @@ def _identity_advice(options: Options, count: int) -> str:
 
 
 def write_empty_notes(out: Output, options: Options) -> None:
-    """Make folders without images exist (on object stores too): loaders look for all three of them."""
+    """Write a note into folders without images, so that they exist, also on object stores: loaders need all three."""
     for split in ("query", "gallery"):
         name = f"{SPLIT_FOLDERS[split]}/{EMPTY_NOTE}"
         if not options.test_people and not out.exists(name):

@@ -1,8 +1,7 @@
-"""Writing an export: files of many images (WebDataset tars, Parquet tables), and the work of any export as tasks.
+"""Write an export: files of many images (WebDataset tars, Parquet tables), and the tasks of an export in any format.
 
-Which image goes into which file follows from the manifest alone, so a file that exists never has to be made again.
-Equal rows give equal bytes: no time, user or host stands in a file. How trees of image files are written:
-datasets/exports/trees.py.
+The manifest alone decides which image goes into which file, so a file that exists never has to be written again. Equal
+rows give equal bytes: files contain no time, user or host. datasets/exports/trees.py writes trees of image files.
 """
 
 import collections
@@ -26,31 +25,34 @@ from datasets.storage.output import Output
 from passersby.options import Json
 
 COLUMNS = MANIFEST_SCHEMA.names
-ROW_GROUP_BYTES, ROW_GROUP_ROWS = 16_000_000, 4096  # of encoded images: what a reader that filters takes in at once
+ROW_GROUP_BYTES, ROW_GROUP_ROWS = (
+    16_000_000,
+    4096,
+)  # a row group of encoded images, which a reader with a filter reads at once
 _FIRST = ["person", "variant", "camera", "height", "width", "verdict", "detector_score", "ssim"]
 _FIELDS = [MANIFEST_SCHEMA.field(name) for name in [*_FIRST, *(name for name in COLUMNS if name not in _FIRST)]]
 TABLE_SCHEMA = pa.schema([pa.field("identity", pa.int64()), pa.field("image", pa.binary()), *_FIELDS])
 
 
 def tar_name(index: int) -> str:
-    """people-000012.tar, of people-{000000..000012}.tar as WebDataset writes many of them."""
+    """The name of a tar, such as people-000012.tar: WebDataset reads several as people-{000000..000012}.tar."""
     return f"people-{index:06d}.tar"
 
 
 def table_name(index: int) -> str:
-    """table/people-000012.parquet: a folder of nothing else, which readers of Parquet take as one table."""
+    """The name of a table, such as table/people-000012.parquet: Parquet readers take the whole folder as one table."""
     return f"table/people-{index:06d}.parquet"
 
 
 def divide(pieces: Iterator[Piece], count: int) -> Iterator[list[Piece]]:
-    """The images of all pieces, in order, in parts of `count` (the last may be smaller)."""
+    """Divide the images of all pieces, in order, into parts of `count` images (the last may be smaller)."""
     part, room = [], count
     for piece in pieces:
         first = 0
         while first < len(piece.rows):
-            taken = min(room, len(piece.rows) - first)
-            part.append(piece.slice(first, taken))
-            first, room = first + taken, room - taken
+            size = min(room, len(piece.rows) - first)
+            part.append(piece.slice(first, size))
+            first, room = first + size, room - size
             if not room:
                 yield part
                 part, room = [], count
@@ -59,9 +61,9 @@ def divide(pieces: Iterator[Piece], count: int) -> Iterator[list[Piece]]:
 
 
 def write_tar(out: Output, name: str, images: ExportImages, pieces: Sequence[Piece]) -> None:
-    """A WebDataset shard: for each image `IIIIII_VVVVVV.jpg` (identity, variant) and a .json of its row.
+    """Write a WebDataset shard: for each image `IIIIII_VVVVVV.jpg` (identity, variant) and a .json of its row.
 
-    The JSON has the columns of the table but the image; scores that are no number are null.
+    The JSON has the columns of the table without the image; a score that is not a number is null.
     """
     with out.replacing(name) as path, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for piece in pieces:
@@ -87,7 +89,10 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def write_table(out: Output, name: str, images: ExportImages, pieces: Sequence[Piece]) -> None:
-    """A Parquet file of TABLE_SCHEMA, with statistics of every column but the image, so that filters skip groups."""
+    """Write a Parquet file of TABLE_SCHEMA.
+
+    It has statistics of every column except the image, so that filters can skip row groups.
+    """
     described = [field.name for field in TABLE_SCHEMA if field.name != "image"]
     described[described.index("mix_layers")] = "mix_layers.list.element"
     compression = {"image": "none"} | dict.fromkeys(described, "zstd")
@@ -106,25 +111,25 @@ def write_table(out: Output, name: str, images: ExportImages, pieces: Sequence[P
 
 
 def _row_groups(images: ExportImages, pieces: Sequence[Piece]) -> Iterator[pa.Table]:
-    waiting, rows, size = [], 0, 0
+    tables, rows, size = [], 0, 0
     for piece in pieces:
         content = pa.array(images.read(piece), pa.binary())
         table = piece.table.append_column("image", content).select(TABLE_SCHEMA.names).cast(TABLE_SCHEMA)
-        waiting.append(table)
+        tables.append(table)
         rows, size = rows + table.num_rows, size + content.nbytes
         if size >= ROW_GROUP_BYTES or rows >= ROW_GROUP_ROWS:
-            yield pa.concat_tables(waiting)
-            waiting, rows, size = [], 0, 0
-    if waiting:
-        yield pa.concat_tables(waiting)
+            yield pa.concat_tables(tables)
+            tables, rows, size = [], 0, 0
+    if tables:
+        yield pa.concat_tables(tables)
 
 
-# ---- The work of an export in any format: tasks that do not depend on each other, some of which run at a time.
+# ---- The work of an export in any format: independent tasks, several of which run at the same time.
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One unit's images of a tree, or one file of many images. `run` writes what is missing of it."""
+    """One unit's images of a tree, or one file of many images. `run` writes the `missing` images."""
 
     images: int
     missing: int
@@ -132,9 +137,9 @@ class Task:
 
 
 def tasks(manifest: RunManifest, out: Output, options: Options, people: People, existing: set[str]) -> Iterator[Task]:
-    """Every task of an export in the order of the plan, those that are done (missing == 0) among them.
+    """Every task of an export in the order of the plan, finished tasks (missing == 0) included.
 
-    existing: names of the files that lie in `out`. Nothing but the manifest is read, some row groups at a time.
+    existing: the names of the files in `out`. The function reads only the manifest, some row groups at a time.
     """
     images = ExportImages(manifest, options.jpeg_quality)
     if options.format in FILES_OF_MANY:
@@ -147,27 +152,27 @@ def tasks(manifest: RunManifest, out: Output, options: Options, people: People, 
         for index, part in enumerate(divide(pieces, options.images_per_file)):
             name = name_of(index)
             count = sum(len(piece.rows) for piece in part)
-            missing = 0 if name in existing else count
-            yield Task(count, missing, functools.partial(write, out, name, images, part))
+            remaining = 0 if name in existing else count
+            yield Task(count, remaining, functools.partial(write, out, name, images, part))
         return
     for piece in select(manifest, options, people, trees.COLUMNS):
         market = options.format == "market1501"
         names = trees.market1501_names(piece) if market else trees.folder_names(piece, people, images.suffix)
-        missing = sum(name not in existing for name in names) if existing else len(names)
+        remaining = sum(name not in existing for name in names) if existing else len(names)
         run = functools.partial(trees.write_images, out, images, piece, names, existing)
-        yield Task(len(names), missing, run)
+        yield Task(len(names), remaining, run)
 
 
 def run_tasks(work: Iterator[Task], threads: int, finished: Callable[[Task], None]) -> None:
-    """Run the tasks that miss something, `threads` at a time; `finished` is called here after each of them.
+    """Run the unfinished tasks, `threads` at a time, and call `finished` in this thread after each of them.
 
-    At most twice as many are held at once. The first error ends the work: tasks that run are waited for, none is
-    begun, and the error is raised.
+    Memory holds at most twice as many tasks. After the first error no task starts; the function waits for the tasks
+    that run, and raises the error.
     """
-    waiting: collections.deque[tuple[Task, Future[None]]] = collections.deque()
+    queue: collections.deque[tuple[Task, Future[None]]] = collections.deque()
 
     def finish() -> None:
-        task, future = waiting.popleft()
+        task, future = queue.popleft()
         future.result()
         finished(task)
 
@@ -175,11 +180,11 @@ def run_tasks(work: Iterator[Task], threads: int, finished: Callable[[Task], Non
         try:
             for task in work:
                 if task.missing:
-                    waiting.append((task, pool.submit(task.run)))
-                if len(waiting) >= 2 * threads:
+                    queue.append((task, pool.submit(task.run)))
+                if len(queue) >= 2 * threads:
                     finish()
-            while waiting:
+            while queue:
                 finish()
-        except BaseException:  # an interruption too must not wait for all that is queued
+        except BaseException:  # also an interruption must not wait for all queued tasks
             pool.shutdown(wait=False, cancel_futures=True)
             raise

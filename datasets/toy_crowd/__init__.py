@@ -1,1 +1,1 @@
-"""The toy crowd: people drawn by a program, and the tree of their pictures. Photographs stand in people/."""
+"""The toy crowd: people drawn by a program, and the tree of their pictures. Photographs are in people/."""

@@ -1,6 +1,6 @@
 """The toy crowd's bodies: a walking skeleton, the lofts of limbs and clothes on it, heads with hair and hats, and bags.
 
-A loft is drawn along a spine: a curve in body coordinates [K, 3], with what varies along it.
+A loft follows a spine, which is a curve in body coordinates [K, 3], with values that vary along the spine.
 """
 
 import math
@@ -30,9 +30,9 @@ def profile(spine: np.ndarray, stops: list[float], values: list[float]) -> np.nd
 def cut_spine(spine: np.ndarray, share: float) -> np.ndarray:
     """The first `share` (0..1 of the length) of a spine [K, 3], as [K', 3]."""
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(spine, axis=0), axis=1))])
-    wanted = share * length[-1]
-    inside = spine[length < wanted - 1e-6]
-    end = np.array([np.interp(wanted, length, spine[:, i]) for i in range(3)])
+    cut_length = share * length[-1]
+    inside = spine[length < cut_length - 1e-6]
+    end = np.array([np.interp(cut_length, length, spine[:, i]) for i in range(3)])
     return np.concatenate([inside, end[None]])
 
 
@@ -48,7 +48,7 @@ CHIN = 0.868  # height of a standing person's chin, in statures
 
 
 def draw_head(canvas: Canvas, view: View, person: Person, rise: float) -> None:
-    """Draw head, hair and hat; rise: how much higher than when standing they are in this pose."""
+    """Draw head, hair and hat. rise: the height of the head in this pose above its height when the person stands."""
     size, lean, style = 1.06, person.build.lean + 0.012, person.hairstyle
     face = canvas.material(Material(hair_and_face(person)))
     levels = np.array([-0.06, 0.08, 0.3, 0.55, 0.78, 0.93, 1.0])
@@ -112,7 +112,7 @@ def draw_head(canvas: Canvas, view: View, person: Person, rise: float) -> None:
 
 
 def draw_bag(canvas: Canvas, view: View, person: Person, hand: np.ndarray, rise: float) -> None:
-    """Draw the person's bag, where there is one; hand [3] in body coordinates: what a hand bag hangs from."""
+    """Draw the person's bag, if there is one. hand [3]: the hand that holds a hand bag, in body coordinates."""
     if person.bag == "none":
         return
     colour = np.array(person.bag_colour, np.float32)
@@ -170,9 +170,7 @@ THIGH, SHIN, UPPER_ARM, LOWER_ARM = 0.245, 0.235, 0.165, 0.145
 
 @dataclass(frozen=True)
 class Pose:
-    """Joints in body coordinates [3] for each side (0 right, 1 left): legs and arms as 3 joints, feet as
-    heel and toe.
-    """
+    """Joints in body coordinates [3] of each side (0 right, 1 left): 3 for legs and arms, heel and toe for feet."""
 
     legs: list[list[np.ndarray]]
     feet: list[list[np.ndarray]]
@@ -182,15 +180,13 @@ class Pose:
 
 
 def walk(person: Person, phase: float, effort: float) -> Pose:
-    """The skeleton at `phase` (radians; 2 pi is two steps); `effort` scales stride and swing, 1 is this
-    person's usual.
-    """
+    """The skeleton at `phase` (radians; 2 pi is two steps). `effort` scales the person's usual stride and swing."""
     build = person.build
     stride = build.stride * effort * (0.8 if person.bottom.cut == "skirt" else 1.0)
     legs, feet, arms, hands = [], [], [], []
     for side, leg_phase in ((-1, phase), (1, phase + math.pi)):
         swing = stride * math.sin(leg_phase) + 0.03
-        # The knee bends while the leg swings forward, hardly while it carries.
+        # The knee bends while the leg swings forward, and hardly bends while the leg carries the body.
         knee_bend = 0.08 + 0.85 * effort * max(0.0, math.cos(leg_phase)) ** 1.5
         hip = np.array([side * 0.050 * build.hips * build.girth**0.5, HIP, 0.0])
         knee = hip + THIGH * np.array([side * 0.02, -math.cos(swing), math.sin(swing)])
@@ -299,7 +295,7 @@ def _trunk(canvas: Canvas, view: View, person: Person, rise: float) -> None:
         hips,
     ]
     deep = [0.036, 0.044, 0.056, 0.064 * girth, 0.070 * girth, 0.064 * girth, 0.078 * girth, 0.092 * girth]
-    # The hem hangs from the hips; a coat goes on down and widens.
+    # The hem hangs from the hips; a coat reaches further down and becomes wider.
     heights += [top.hem]
     wide += [hips * (1.02 if top.hem > 0.4 else 1.25)]
     deep += [0.098 * girth * (1.0 if top.hem > 0.4 else 1.45)]

@@ -1,9 +1,9 @@
 """The toy crowd: pedestrians drawn by a program, for a first look and for tests. Drawn, not real.
 
-A picture depends on three numbers only: identity (who), camera (0..5: where, and how it looks) and frame
-(when). A person crosses a camera in passes of `FRAMES_PER_PASS` frames; a pass has one heading, one time
-of day and one place, and from frame to frame the person walks on. Every network and every result made from
-the crowd names `VERSION` and `content_hash()`.
+A picture depends on three numbers only: identity (the person), camera (0..5: the scene and its look) and frame (the
+time). A person crosses a camera in passes of `FRAMES_PER_PASS` frames. A pass has one heading, one time of day and one
+position, and from frame to frame the person walks on. Every network and every result made from the crowd names
+`VERSION` and `content_hash()`.
 """
 
 import dataclasses
@@ -30,18 +30,18 @@ from passersby.errors import InputError
 VERSION = "1"
 FRAMES_PER_PASS = 8
 BAD_BOXES = ("cut", "shifted", "tiny", "background")
-# Version -> the name of its crowd: 64 hex digits, any that no other version has. That of version 1 is a sha256 of the
-# sources that first drew it.
+# Version -> the name of its crowd: any 64 hex digits that no other version has. The name of version 1 is a sha256 of
+# the sources that first drew it.
 CONTENT_HASHES = {"1": "275fce4fe1b4b1f2e9d066da5a6103088adf5d004e673367a796bd2ec878b395"}
 
 
 def content_hash() -> str:
-    """The hash that names the crowd: all pictures that VERSION draws. Every change of a picture needs a new VERSION
-    with a new hash, and a test compares some pictures with stored ones.
+    """The hash that names the crowd, which is all pictures that VERSION draws.
 
-    Nothing is hashed at run time. Pixels would not do, as another processor may round single ones differently; sources
-    would not do either, as they may be moved and written differently without a change of any picture. Raises
-    RuntimeError where VERSION has no hash.
+    Every change of a picture needs a new VERSION with a new hash; a test compares some pictures with stored ones. The
+    program hashes nothing at run time. A hash of pixels would not work, because another processor may round single
+    pixels differently. A hash of sources would not work either, because sources may change without a change of any
+    picture. Raises RuntimeError if VERSION has no hash.
     """
     if VERSION not in CONTENT_HASHES:
         raise RuntimeError(f"version {VERSION} of the toy crowd has no hash: write one into CONTENT_HASHES")
@@ -50,8 +50,10 @@ def content_hash() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """Where the box lies: the person's height, and the feet and the middle, as shares of the box's height
-    and width.
+    """The position of a person in the box.
+
+    height and foot: the person's height and the feet, as shares of the box's height. middle: the person's middle, as a
+    share of the box's width. empty: the box shows nobody.
     """
 
     height: float
@@ -62,8 +64,10 @@ class Framing:
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One walk of one person past one camera. drift: how exposure and white balance sit (a factor for each of
-    RGB); carries: whether the bag is with them this time.
+    """One walk of one person past one camera.
+
+    drift: the change of exposure and white balance, a factor for each of RGB. carries: whether the person carries the
+    bag in this pass.
     """
 
     heading: float
@@ -121,10 +125,10 @@ def draw(identity: int, camera: int, frame: int) -> np.ndarray:
 
 
 def draw_bad_box(identity: int, camera: int, frame: int, kind: str) -> np.ndarray:
-    """What a poor detector would have cut out, RGB uint8 [128, 64, 3]; kind is one of BAD_BOXES.
+    """A box of a poor detector, RGB uint8 [128, 64, 3]; kind is one of BAD_BOXES.
 
-    cut: the upper or lower half of the person; shifted: half beside the box; tiny: far away; background:
-    nobody.
+    cut: the upper or lower half of the person. shifted: a person half outside the box. tiny: a person far away.
+    background: nobody.
     """
     _check(identity, camera, frame)
     random = stream("bad box", identity, camera, frame)
@@ -152,7 +156,7 @@ def _check(identity: int, camera: int, frame: int) -> None:
 def _picture(identity: int, camera: int, frame: int, framing: Framing) -> np.ndarray:
     number, step = divmod(frame, FRAMES_PER_PASS)
     walk_by, settings = crossing(identity, camera, number), camera_settings(camera)
-    who = person(identity) if walk_by.carries else dataclasses.replace(person(identity), bag="none")
+    walker = person(identity) if walk_by.carries else dataclasses.replace(person(identity), bag="none")
     random = stream("frame", identity, camera, frame)
     session = session_settings(camera, walk_by.session)
     left, top = walk_by.left + 5 * step, walk_by.top + int(random.integers(-4, 5))
@@ -160,20 +164,22 @@ def _picture(identity: int, camera: int, frame: int, framing: Framing) -> np.nda
     image = panorama(camera, walk_by.position)[top : top + ROWS, left : left + COLUMNS].astype(np.float32)
     if not framing.empty:
         view = View(
-            pixels=ROWS * framing.height / who.build.stature,
+            pixels=ROWS * framing.height / walker.build.stature,
             centre=COLUMNS * framing.middle,
             foot=ROWS * framing.foot,
             heading=walk_by.heading + random.normal(0, 0.06),
             pitch=settings.pitch,
-            stature=who.build.stature,
+            stature=walker.build.stature,
         )
         canvas = Canvas()
-        pose = body.walk(who, walk_by.phase + walk_by.speed * step, walk_by.effort)
-        body.draw_person(canvas, view, who, pose)
+        pose = body.walk(walker, walk_by.phase + walk_by.speed * step, walk_by.effort)
+        body.draw_person(canvas, view, walker, pose)
         _shadow(image, canvas, view, session.light)
-        box, lit = shade(canvas, session.light, who.fold_offset)
+        box, lit = shade(canvas, session.light, walker.fold_offset)
         mask = canvas.mask[box].astype(np.float32)
-        cover = (mask * cv2.GaussianBlur(mask, (0, 0), 0.7))[..., None]  # soft inwards only: outside, nothing is lit
+        cover = (mask * cv2.GaussianBlur(mask, (0, 0), 0.7))[
+            ..., None
+        ]  # soft inwards only: pixels outside the mask have no light
         image[box] += cover * (lit - image[box])
     occlude(image, settings, stream("occluder", identity, camera, frame))
     cast = np.asarray(session.cast, np.float32) * session.gain * walk_by.drift
@@ -181,15 +187,13 @@ def _picture(identity: int, camera: int, frame: int, framing: Framing) -> np.nda
 
 
 def _shadow(image: np.ndarray, canvas: Canvas, view: View, light: render.Light) -> None:
-    """Darken the ground (in place): the silhouette laid down away from the light, and contact under the
-    feet.
-    """
+    """Darken the ground, in place: by the person's shadow, away from the light, and by a dark spot under the feet."""
     mask = canvas.mask.astype(np.float32)
     squash = (
         0.20 if light.direction[2] < 0 else -0.20
     )  # light from behind the person throws the shadow towards the camera
     slant = -0.5 * light.direction[0]
-    # The map from a place in the shadow back to the silhouette, with the feet fixed.
+    # The map from a position in the shadow to its position in the silhouette; the feet do not move.
     inverse = np.array(
         [
             [1.0, -slant / squash, slant / squash * view.foot],
@@ -206,7 +210,7 @@ def _shadow(image: np.ndarray, canvas: Canvas, view: View, light: render.Light) 
 
 
 def _expose(image: np.ndarray, settings: scenes.Camera, cast: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """What the camera makes of the scene (RGB float32 [256, 128, 3]): RGB uint8 [128, 64, 3]."""
+    """The camera's picture RGB uint8 [128, 64, 3] of the scene RGB float32 [256, 128, 3]."""
     image = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     grey = image.mean(2, keepdims=True)
     image = grey + settings.saturation * (image - grey)

@@ -1,8 +1,8 @@
-"""The toy crowd's surfaces: what colour a garment, a shoe or a head has at a place on it.
+"""The toy crowd's surfaces: the colours of garments, shoes and heads at each position.
 
-Each function here returns a colour function (see `render.Material`): along is what the loft says
-(heights for trunk and skirt, the length from the start for limbs, 0 chin .. 1 crown for heads), around the
-longitude in radians, 0 ahead.
+Each public function returns a colour function (see `render.Material`). Its `along` is the loft's coordinate: heights
+for trunk and skirt, the length from the start for limbs, 0 (chin) to 1 (crown) for heads. Its `around` is the longitude
+in radians, 0 ahead.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ from datasets.toy_crowd.people import Bottom, Colour, Person, Top
 from datasets.toy_crowd.render import ColourFunction
 
 
-def _mix(base: np.ndarray, other: np.ndarray | Colour, where: np.ndarray) -> np.ndarray:
-    """Put `other` over `base` [n, 3] by the weights `where` [n], bool or 0..1."""
-    weight = where.astype(np.float32)[:, None]
-    return base * (1 - weight) + np.asarray(other, np.float32) * weight
+def _mix(base: np.ndarray, cover: np.ndarray | Colour, weights: np.ndarray) -> np.ndarray:
+    """Mix `base` [n, 3] and `cover` by the `weights` [n] of the cover, bool or 0..1."""
+    weight = weights.astype(np.float32)[:, None]
+    return base * (1 - weight) + np.asarray(cover, np.float32) * weight
 
 
 def _plain(colour: Colour, like: np.ndarray) -> np.ndarray:
@@ -22,7 +22,7 @@ def _plain(colour: Colour, like: np.ndarray) -> np.ndarray:
 
 
 def _pattern(top: Top, along: np.ndarray, around: np.ndarray, sleeve: bool) -> np.ndarray:
-    """How much of the accent colour shows, [n] 0..1."""
+    """The share of the accent colour, [n] 0..1."""
     period, kind = top.scale, top.pattern
     if kind == "stripes":
         return (along / period) % 1.0 < 0.45
@@ -73,7 +73,7 @@ def top_colour(person: Person) -> ColourFunction:
 
 
 def sleeve_colour(person: Person) -> ColourFunction:
-    """The sleeves: the garment's pattern where it goes round them, with a cuff."""
+    """The sleeves: a cuff, and the garment's pattern if it goes round the sleeves."""
     top = person.top
     end = 0.43 * top.sleeve * 0.36
 
@@ -85,7 +85,7 @@ def sleeve_colour(person: Person) -> ColourFunction:
 
 
 def bottom_colour(bottom: Bottom) -> ColourFunction:
-    """Trousers, shorts or skirt. Legs count along from the hip, waist and skirt by height (upwards)."""
+    """Trousers, shorts or skirt. `along` is the length from the hip for legs, and the height for waist and skirt."""
 
     def colour(along: np.ndarray, around: np.ndarray, _: np.ndarray) -> np.ndarray:
         result = _plain(bottom.colour, along)
@@ -108,7 +108,7 @@ def bottom_colour(bottom: Bottom) -> ColourFunction:
 
 
 def shoe_colour(person: Person) -> ColourFunction:
-    """Upper and sole: the sole is what faces the ground."""
+    """Upper and sole: the sole is the part that faces the ground."""
 
     def colour(along: np.ndarray, _: np.ndarray, normal_y: np.ndarray) -> np.ndarray:
         return _mix(_plain(person.shoe, along), person.sole, normal_y > 0.72)
@@ -117,7 +117,7 @@ def shoe_colour(person: Person) -> ColourFunction:
 
 
 def hair_and_face(person: Person) -> ColourFunction:
-    """The head: face, and whatever covers it (hair, cap, beanie or scarf)."""
+    """The head: the face, and the hair, cap, beanie or scarf that covers it."""
     skin, hair, hat = (np.array(colour, np.float32) for colour in (person.skin, person.hair, person.hat))
     style = person.hairstyle
 

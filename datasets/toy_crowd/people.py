@@ -1,8 +1,7 @@
-"""Who the toy crowd's people are: build, skin, hair and clothes, each from its own random stream.
+"""The toy crowd's people: build, skin, hair and clothes, each from its own random stream.
 
-Clothes come from one small wardrobe that everybody shares, popular pieces more often: many people wear the
-same jacket, so a person is told by the combination and by details (pattern, cut, shoes, bag, hair), not by
-one colour.
+Everybody takes clothes from one small wardrobe, popular pieces more often. Many people wear the same jacket, so a
+network recognises a person by the combination and by details (pattern, cut, shoes, bag, hair), not by one colour.
 """
 
 import functools
@@ -76,16 +75,14 @@ TOP_COLOURS = [
 BOTTOM_COLOURS = ["black", "denim", "dark denim", "khaki", "grey", "navy", "white", "olive", "brown", "wine"]
 TOP_CUTS = ["tee", "shirt", "jacket", "hoodie", "sweater", "tank", "coat"]
 TOP_PATTERNS = ["plain", "stripes", "block", "logo", "check", "raglan", "pinstripes", "dots", "band", "yoke"]
-# Sizes of the wardrobe. They, and how exposure and white balance drift (crowd.Pass), set how hard the crowd is:
-# with 64, 28, 10 and 12 pieces and no drift the small network of benchmarks/toy_crowd_difficulty.py reached 84 mAP,
-# with 20, 9, 6 and 6 pieces 82: too easy to show a gain.
+# Sizes of the wardrobe. They, and the drift of exposure and white balance (crowd.Pass), decide how hard the crowd is.
+# The small network of benchmarks/toy_crowd_difficulty.py reached 84 mAP with 64, 28, 10 and 12 pieces and no drift, and
+# 82 with 20, 9, 6 and 6 pieces: too easy to show a gain.
 TOPS, BOTTOMS, SHOES, BAGS = 16, 8, 4, 4
 
 
 def stream(name: str, *key: int) -> np.random.Generator:
-    """A random stream of its own for each name and key, so that drawing more from one never changes
-    another.
-    """
+    """The random stream of a name and key. Drawing more numbers from one stream never changes another stream."""
     return np.random.default_rng([zlib.crc32(name.encode()), *key])
 
 
@@ -97,9 +94,7 @@ def three(values: Iterable[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Top:
-    """A piece for the upper body. sleeve: 0 none, 1 to the elbow, 2 to the wrist; hem: height of its lower
-    edge.
-    """
+    """A piece for the upper body. sleeve: 0 none, 1 to the elbow, 2 to the wrist; hem: the height of its lower edge."""
 
     cut: str
     colour: Colour
@@ -113,7 +108,7 @@ class Top:
 
 @dataclass(frozen=True)
 class Bottom:
-    """A piece for the legs. length: 0..1 of the leg that it covers; flare: how wide it ends."""
+    """A piece for the legs. length: the share 0..1 of the leg that it covers; flare: the width of its end."""
 
     cut: str  # trousers | shorts | skirt
     colour: Colour
@@ -125,9 +120,7 @@ class Bottom:
 
 @dataclass(frozen=True)
 class Build:
-    """Sizes relative to the average, and the way of walking (stride and arm swing, radians; lean forward,
-    statures).
-    """
+    """Sizes relative to the average, and the gait: stride and arm swing in radians, lean forward in statures."""
 
     stature: float
     girth: float
@@ -163,9 +156,7 @@ class Person:
 
 @functools.cache
 def wardrobe() -> tuple[list[Top], list[Bottom], list[tuple[Colour, Colour, bool]], list[tuple[str, Colour]]]:
-    """Everything there is to wear, the same for the whole crowd: tops, bottoms, shoes (colour, sole, boot)
-    and bags.
-    """
+    """The clothes of the whole crowd: tops, bottoms, shoes (colour, sole, boot) and bags."""
     return (
         [_top(index) for index in range(TOPS)],
         [_bottom(index) for index in range(BOTTOMS)],
@@ -175,7 +166,7 @@ def wardrobe() -> tuple[list[Top], list[Bottom], list[tuple[Colour, Colour, bool
 
 
 def _two_colours(random: np.random.Generator, names: list[str], index: int) -> tuple[Colour, Colour]:
-    """The colour of a catalogue's piece (all colours in turn) and an accent that stands out from it."""
+    """The colour of a piece (pieces take all colours in turn), and an accent that contrasts with it."""
     colour = COLOURS[names[index % len(names)]]
     contrasts = [COLOURS[name] for name in names if np.abs(np.subtract(COLOURS[name], colour)).sum() > 130]
     return colour, contrasts[random.integers(len(contrasts))]
@@ -227,9 +218,9 @@ def _bag(index: int) -> tuple[str, Colour]:
     return ["backpack", "shoulder", "hand", "backpack"][index % 4], COLOURS[colours[index % 6]]
 
 
-def _popular(random: np.random.Generator, count: int, chosen: list[int] | None = None) -> int:
-    """An index below `count`, the first ones more often (1 / sqrt(rank)); from `chosen` only, if given."""
-    indices = list(range(count)) if chosen is None else chosen
+def _popular(random: np.random.Generator, count: int, candidates: list[int] | None = None) -> int:
+    """A random index below `count`, or one of `candidates`; lower ranks are more frequent (1 / sqrt(rank))."""
+    indices = list(range(count)) if candidates is None else candidates
     weights = 1.0 / np.sqrt(np.arange(1, len(indices) + 1))
     return indices[random.choice(len(indices), p=weights / weights.sum())]
 
@@ -242,7 +233,7 @@ def _jitter(random: np.random.Generator, colour: Colour, amount: float) -> Colou
 
 @functools.lru_cache(maxsize=4096)
 def person(identity: int) -> Person:
-    """The person of this number (>= 0): the same on every machine and in every process."""
+    """The person with this number (>= 0), which is the same on every machine and in every process."""
     tops, bottoms, shoes, bags = wardrobe()
     body, head, skin = stream("build", identity), stream("head", identity), stream("skin", identity)
     feminine = bool(body.random() < 0.5)

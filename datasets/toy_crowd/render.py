@@ -1,12 +1,11 @@
-"""The toy crowd's renderer: lofts drawn into a depth buffer, shaded afterwards. NumPy only.
+"""The toy crowd's renderer: it draws lofts into a depth buffer and shades them afterwards, with NumPy and OpenCV.
 
-Everything of a drawn person is a loft: a smooth tube of elliptic sections along a curved spine. A limb is one
-loft over all its joints (separate cylinders show every joint, like a mannequin), and only the front surface
-is kept, with what the shading needs: normal, position along and around the tube, and the number of the
-material.
+Every part of a drawn person is a loft: a smooth tube of elliptic sections along a curved spine. A limb is one loft over
+all its joints, because separate cylinders would show every joint, as on a mannequin. The depth buffer holds only the
+front surface, with the values for the shading: normal, position along and around the tube, and material number.
 
-Body coordinates: x to the person's left, y up from the ground, z ahead; 1 is a nominal stature. View
-coordinates: pixels, x right, y down, z towards the camera.
+Body coordinates: x to the person's left, y up from the ground, z ahead; 1 is a nominal stature. View coordinates:
+pixels, x right, y down, z towards the camera.
 """
 
 import functools
@@ -18,7 +17,7 @@ import cv2
 import numpy as np
 
 HEIGHT, WIDTH = 128, 64
-SCALE = 2  # supersampling: drawn at 256x128, shrunk by area at the end
+SCALE = 2  # supersampling: lofts are drawn at 256x128, and the picture is reduced by area at the end
 ROWS, COLUMNS = HEIGHT * SCALE, WIDTH * SCALE
 EMPTY = -1e4  # depth where nothing was drawn
 
@@ -31,9 +30,7 @@ ColourFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Material:
-    """A surface: its colour, as RGB 0..255 or a function of the place on it, and how deep its folds are
-    (0..1).
-    """
+    """A surface. colour: RGB 0..255, or a function of the position on the surface. fold: the depth of folds, 0..1."""
 
     colour: np.ndarray | ColourFunction
     fold: float = 0.0
@@ -41,9 +38,7 @@ class Material:
 
 @dataclass(frozen=True)
 class View:
-    """Orthographic view of one person: pixels per stature, where the feet stand, heading and camera pitch
-    (radians).
-    """
+    """Orthographic view of one person: pixels per stature, position of the feet, heading and camera pitch (radians)."""
 
     pixels: float
     centre: float
@@ -64,14 +59,14 @@ class View:
 
 
 class Canvas:
-    """The depth buffer [256, 128] of one person and what is seen at each of its points."""
+    """The depth buffer [256, 128] of one person, and the surface at each of its points."""
 
     def __init__(self) -> None:
         self.depth = np.full((ROWS, COLUMNS), EMPTY, np.float32)
         self.normal = np.zeros((3, ROWS, COLUMNS), np.float32)
         self.along = np.zeros((ROWS, COLUMNS), np.float32)
-        # Around is kept as (sine, cosine), and normals are not yet of unit length: what is covered later is
-        # not worth more.
+        # `around` is stored as (sine, cosine), and normals do not have unit length yet: later lofts may cover a point,
+        # so more work would be wasted.
         self.around = np.zeros((2, ROWS, COLUMNS), np.float32)
         self.part = np.zeros((ROWS, COLUMNS), np.int16)
         self.materials: list[Material] = []
@@ -83,7 +78,7 @@ class Canvas:
 
     @property
     def mask(self) -> np.ndarray:
-        """[256, 128] bool: where the person is."""
+        """[256, 128] bool: the pixels of the person."""
         return self.part > 0
 
     def loft(
@@ -99,10 +94,10 @@ class Canvas:
     ) -> None:
         """Draw a tube.
 
-        spine [K, 3]: body coordinates. width, depth [K]: half axes of the sections, across and ahead, in
-        statures (depth None: round). along [K]: the coordinate that materials see (None: length from the
-        start, in statures). caps: ends rounded (True) or cut off as a hem (False). lift: moved towards the
-        camera, in statures, to win over what it covers.
+        spine [K, 3]: body coordinates. width, depth [K]: half axes of the sections, across and ahead, in statures
+        (depth None: round sections). along [K]: the coordinate for materials (None: the length from the start, in
+        statures). caps: whether each end is round (True) or cut off as a hem (False). lift: the distance, in statures,
+        that the tube moves towards the camera, so that it covers other tubes.
         """
         spine = np.asarray(spine, np.float64)
         wide = np.asarray(width, np.float64) * view.pixels
@@ -112,7 +107,7 @@ class Canvas:
         points = view.project(spine)
         points[:, 2] += lift * view.pixels
         cos, sin = math.cos(view.heading), math.sin(view.heading)
-        # An ellipse turned by the heading: its half width on the screen, and its front as shear * x + front *
+        # The heading turns an ellipse. `half` is its half width on the screen; its front is shear * x + front *
         # sqrt(1 - u^2).
         half = np.sqrt((wide * cos) ** 2 + (deep * sin) ** 2)
         front = wide * deep / half
@@ -133,10 +128,10 @@ class Canvas:
         turn: tuple[float, float, float],
         part: int,
     ) -> None:
-        """The piece of a loft between two sections (x, y, z, half, front, shear, wide, deep, along).
+        """Draw the piece of a loft between two sections (x, y, z, half, front, shear, wide, deep, along).
 
-        cut: which ends are hems; joined: at which ends the next piece goes on; turn: cos and sin of the
-        heading, sin of the pitch.
+        cut: for each end, whether it is a hem. joined: for each end, whether another piece follows. turn: cos and sin
+        of the heading, sin of the pitch.
         """
         x0, y0 = (int(max(0, min(a[i] - a[3], b[i] - b[3]))) for i in (0, 1))
         x1, y1 = (int(min((COLUMNS, ROWS)[i], max(a[i] + a[3], b[i] + b[3]) + 2)) for i in (0, 1))
@@ -158,8 +153,8 @@ class Canvas:
         height = np.sqrt(np.maximum(height, 0.0))
         relief = shear * across_x + front * height
         z = a[2] + (b[2] - a[2]) * t + relief
-        # Beyond a joint a piece only fills the gap on the outside of a bend: it never covers the next piece, as
-        # a ring, nor reaches out below a hem.
+        # Beyond a joint a piece only fills the gap on the outside of a bend. It never covers the next piece like a
+        # ring, and never reaches below a hem.
         length = math.sqrt(length2)
         if joined[0]:
             before = np.maximum(-free, 0.0) * length
@@ -193,21 +188,17 @@ class Canvas:
 
 @functools.cache
 def smooth_noise(seed: int, rows: int, columns: int, cells_y: int, cells_x: int) -> np.ndarray:
-    """Periodic smooth noise [rows, columns] float32 of unit variance with about cells_y x cells_x bumps;
-    cached.
-    """
+    """Periodic smooth noise [rows, columns] float32 of unit variance, with about cells_y x cells_x bumps; cached."""
     noise = np.random.default_rng([90, seed]).standard_normal((rows, columns)).astype(np.float32)
     fy, fx = np.fft.fftfreq(rows) * rows / cells_y, np.fft.rfftfreq(columns) * columns / cells_x
-    kept = np.exp(-0.5 * (fy[:, None] ** 2 + fx[None] ** 2) * 3.0)
-    smooth = np.fft.irfft2(np.fft.rfft2(noise) * kept, s=(rows, columns))
+    gains = np.exp(-0.5 * (fy[:, None] ** 2 + fx[None] ** 2) * 3.0)
+    smooth = np.fft.irfft2(np.fft.rfft2(noise) * gains, s=(rows, columns))
     return ((smooth - smooth.mean()) / smooth.std()).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Light:
-    """How a scene lights a person: unit direction towards the light (view coordinates), strengths, RGB
-    tint of each.
-    """
+    """The light of a scene: unit direction towards it (view coordinates), strengths and RGB tints of sun and sky."""
 
     direction: tuple[float, float, float]
     sun: float
@@ -217,8 +208,9 @@ class Light:
 
 
 def shade(canvas: Canvas, light: Light, fold_offset: tuple[float, float]) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where on the canvas the person is (rows, columns), and the lit person there: RGB float32 [h, w, 3],
-    0..about 255, meaningful where `canvas.mask`.
+    """The rows and columns of the person on the canvas, and the lit person: RGB float32 [h, w, 3], 0..about 255.
+
+    Only pixels of `canvas.mask` have a meaning.
     """
     box = _bounds(canvas.mask)
     part = canvas.part[box]
@@ -231,27 +223,27 @@ def shade(canvas: Canvas, light: Light, fold_offset: tuple[float, float]) -> tup
     image = np.zeros((part.size, 3), np.float32)
     fold = np.zeros(part.size, np.float32)
     for number, material in enumerate(canvas.materials, start=1):
-        where = np.flatnonzero(part == number)
-        if not len(where):
+        pixels = np.flatnonzero(part == number)
+        if not len(pixels):
             continue
-        fold[where] = material.fold
+        fold[pixels] = material.fold
         if callable(material.colour):
-            image[where] = material.colour(along[where], around[where], normal[1].ravel()[where])
+            image[pixels] = material.colour(along[pixels], around[pixels], normal[1].ravel()[pixels])
         else:
-            image[where] = material.colour
+            image[pixels] = material.colour
     normal[:2] += _folds(along, around, fold, fold_offset).reshape(2, *part.shape)
-    # Blurred a little over the seams between lofts, so that a shoulder or hip is one surface.
+    # A little blur over the seams between lofts makes a shoulder or hip one surface.
     normal = cv2.GaussianBlur(np.ascontiguousarray(normal.transpose(1, 2, 0)), (0, 0), 1.1)
     normal /= np.sqrt((normal * normal).sum(2, keepdims=True)) + 1e-6
     direction = np.asarray(light.direction, np.float32)
-    sun = np.maximum((normal @ direction + 0.25) / 1.25, 0.0)  # wrapped: cloth and skin scatter past the edge
+    sun = np.maximum((normal @ direction + 0.25) / 1.25, 0.0)  # cloth and skin scatter light past the edge
     sky = (0.68 - 0.25 * normal[..., 1] + 0.12 * normal[..., 2]) * _openness(canvas.depth[box], part > 0)
     tints = np.asarray([light.sun_tint, light.sky_tint], np.float32) * np.array([[light.sun], [light.sky]], np.float32)
     return box, image.reshape(*part.shape, 3) * (np.stack([sun, sky], axis=2) @ tints)
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns of a mask, with a margin of 8 for blurs."""
+    """The rows and columns of a mask, with a margin of 8 pixels for blurs."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return slice(0, 1), slice(0, 1)
@@ -263,8 +255,8 @@ def _with_margin(line: np.ndarray, size: int) -> slice:
 
 
 def _folds(along: np.ndarray, around: np.ndarray, fold: np.ndarray, offset: tuple[float, float]) -> np.ndarray:
-    """Change of the normals' x and y [2, n] by folds of cloth, which run along the tubes and sag a little."""
-    # Folds across a limb read as zebra stripes at this size: bumps are 3 times as long as wide, and soft.
+    """The change of the normals' x and y [2, n] by folds of cloth, which run along the tubes and sag a little."""
+    # At this size folds across a limb look like zebra stripes, so the bumps are soft and 3 times as long as wide.
     row = ((along + offset[0]) * 320.0 + around * 14.0).astype(np.int32) & 255
     column = ((around / math.pi + offset[1]) * 64.0).astype(np.int32) & 127
     across, down = smooth_noise(1, 256, 128, 9, 12)[row, column], smooth_noise(2, 256, 128, 9, 8)[row, column]
@@ -272,9 +264,7 @@ def _folds(along: np.ndarray, around: np.ndarray, fold: np.ndarray, offset: tupl
 
 
 def _openness(depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """How much sky each point sees, [h, w] float32 0.55..1: less where its surroundings lie nearer the
-    camera.
-    """
+    """The share of the sky that each point sees, [h, w] float32 0.55..1: less if neighbours are nearer the camera."""
     rows, columns = depth.shape
     behind = float(depth[mask].min()) - 6.0 if mask.any() else 0.0
     filled = np.where(mask, depth, np.float32(behind))

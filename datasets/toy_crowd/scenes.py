@@ -1,7 +1,7 @@
-"""The toy crowd's scenes: the things that stand about, and six cameras, where they look and how they see.
+"""The toy crowd's scenes: props in them, and six cameras with their views and their image quality.
 
-A camera has three positions of its own (panoramas, drawn when first needed and kept) and three sessions
-(times of day), so that its backgrounds vary; colours, light, sharpness and noise stay the camera's own.
+The backgrounds of a camera vary, because it has three positions (panoramas, drawn at first use and cached) and three
+sessions (times of day). Its colours, light, sharpness and noise are the same everywhere.
 """
 
 import functools
@@ -14,15 +14,13 @@ import numpy as np
 from datasets.toy_crowd.people import stream, three
 from datasets.toy_crowd.render import COLUMNS, ROWS, Light, smooth_noise
 
-# ---- Things that stand about, behind people and before them.
+# ---- Props, behind people and in front of them.
 
 Colour = tuple[float, float, float]  # RGB, 0..255
 
 
 def draw_prop(image: np.ndarray, kind: str, x: int, base: int, size: float, random: np.random.Generator) -> None:
-    """Draw one thing standing at (x, base) into an RGB float32 image; `size` in pixels is about a person's
-    waist height.
-    """
+    """Draw one prop at (x, base) into an RGB float32 image; `size` in pixels is about a person's waist height."""
     dark = three(random.uniform(45, 85, 3))
     paint = three(random.uniform(70, 190) + random.normal(0, 28, 3))
     grey = random.uniform(70, 150)
@@ -94,9 +92,7 @@ PANORAMA_ROWS, PANORAMA_COLUMNS = ROWS * 5 // 4, COLUMNS * 6
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera. Colours are RGB 0..255; cast multiplies the channels; azimuth and height of the light in
-    radians.
-    """
+    """One camera. Colours are RGB 0..255; cast multiplies the channels; the light's azimuth and height are radians."""
 
     name: str
     pitch: float
@@ -161,7 +157,7 @@ def camera_settings(camera: int) -> Camera:
 
 @dataclass(frozen=True)
 class Session:
-    """One time of day at one camera: its light, and how exposure and white balance sit then."""
+    """One time of day at one camera: its light, white balance (cast) and exposure (gain)."""
 
     light: Light
     cast: Colour
@@ -187,9 +183,7 @@ def session_settings(camera: int, session: int) -> Session:
 
 @functools.lru_cache(maxsize=CAMERAS * POSITIONS)
 def panorama(camera: int, position: int) -> np.ndarray:
-    """The backdrop at position 0..2 of a camera: RGB uint8 [320, 768, 3], of which a picture shows a
-    window.
-    """
+    """The backdrop at position 0..2 of a camera: RGB uint8 [320, 768, 3]. A picture shows a part of it."""
     settings, random = _CAMERAS[camera], stream("panorama", camera, position)
     image = np.empty((PANORAMA_ROWS, PANORAMA_COLUMNS, 3), np.float32)
     horizon = int(PANORAMA_ROWS * (settings.horizon + random.uniform(-0.03, 0.03)))
@@ -271,15 +265,13 @@ def _facade(image: np.ndarray, settings: Camera, horizon: int, random: np.random
 
 
 def occlude(image: np.ndarray, settings: Camera, random: np.random.Generator) -> None:
-    """Maybe put something between camera and person (RGB float32 [256, 128, 3], in place): at a side, or
-    low in front.
-    """
+    """Draw a prop in front of the person in some pictures (RGB float32 [256, 128, 3], in place)."""
     if random.random() >= settings.occlusion:
         return
     kind = settings.occluders[random.integers(len(settings.occluders))]
     low = ROWS + int(random.uniform(0.0, 0.1) * ROWS)
     side = random.choice([-1, 1])
-    # Thin things may stand before the person; wide ones cover one side only.
+    # Thin props may stand in front of the person; wide props cover one side only.
     reach = {
         "pole": 0.30,
         "bollard": 0.26,

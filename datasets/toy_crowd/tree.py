@@ -1,8 +1,7 @@
-"""The toy crowd as a Market-1501 tree: which pictures it has, and writing them whole, in parallel and once.
+"""The toy crowd as a Market-1501 tree: the list of its pictures, and writing them atomically, in parallel and once.
 
-Layout and names follow Market-1501 (Zheng et al., ICCV 2015): bounding_box_train, query, bounding_box_test
-with files PPPP_cCsS_FFFFFF_BB.jpg; 0000 are distractors (they stay in the ranking), -1 is junk (bad boxes,
-left out of the ranking).
+Layout and names follow Market-1501 (Zheng et al., ICCV 2015): bounding_box_train, query, bounding_box_test with files
+PPPP_cCsS_FFFFFF_BB.jpg. 0000 are distractors, which are part of the ranking; -1 is junk (bad boxes), which is not.
 """
 
 import hashlib
@@ -21,8 +20,8 @@ from datasets.toy_crowd.people import stream
 from passersby.errors import InputError
 from passersby.options import Json
 
-# Crowd identities: any two trees, whatever their sizes, never share a person between one's train and the
-# other's test.
+# The first crowd identities of each group. A person in the train split of one tree is never in the test splits of
+# another tree, whatever the sizes of the two.
 FIRST_TRAIN, FIRST_TEST, FIRST_STRANGER, MOST_PEOPLE = 1, 5001, 10001, 4999
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 RECORD, SHEET = "toy_crowd.json", "sheet.png"
@@ -32,7 +31,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Picture:
-    """One file of the tree: where it goes, and what to draw (bad_box: None or one of crowd.BAD_BOXES)."""
+    """One file of the tree: its path, and what to draw (bad_box: None or one of crowd.BAD_BOXES)."""
 
     path: str
     identity: int
@@ -43,9 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class TreeOptions:
-    """What decides the tree's contents. Cameras are drawn for each person from cameras_min..cameras_max of
-    them.
-    """
+    """The options that decide the tree's contents. Each person has cameras_min..cameras_max random cameras."""
 
     train_people: int
     test_people: int
@@ -76,7 +73,7 @@ def plan(options: TreeOptions) -> list[Picture]:
             pictures.append(picture)
     for number in range(options.test_people):
         for index, picture in _pictures_of(FIRST_TEST + number, GALLERY, options):
-            # One query for each camera that saw the person, as in Market-1501; the rest is gallery.
+            # As in Market-1501, each camera that saw the person gives one query; its other pictures are gallery.
             query = replace(picture, path=f"{QUERY}/{picture.path.split('/')[1]}")
             pictures.append(picture if index else query)
     for number in range(options.distractors):
@@ -107,8 +104,7 @@ def _pictures_of(identity: int, folder: str, options: TreeOptions) -> list[tuple
     result = []
     for camera in cameras:
         for index in range(options.images_per_camera):
-            # Two pictures, half a pass apart, of each pass: neighbouring frames would nearly repeat each
-            # other.
+            # Each pass gives two pictures, half a pass apart, because neighbouring frames are nearly equal.
             frame = index // 2 * crowd.FRAMES_PER_PASS + index % 2 * (crowd.FRAMES_PER_PASS // 2)
             result.append((index, _picture(folder, f"{identity:04d}", identity, camera, frame, frame, None)))
     return result
@@ -142,7 +138,7 @@ def _start_worker() -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. Raises InputError where it cannot be written."""
+    """Write a file atomically. Raises InputError if it cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(data)
@@ -152,25 +148,26 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_pictures(root: Path, pictures: list[Picture], workers: int, progress: Callable[[int], None]) -> None:
-    """Write these pictures below `root`; `progress` is called with the number done so far. The bytes of
-    each picture depend on nothing but the picture, whatever the number of workers.
+    """Write these pictures below `root`, and call `progress` with the number of pictures written so far.
+
+    The bytes of a picture depend on the picture alone, not on the number of workers.
     """
     tasks = [(str(root), pictures[start : start + 64]) for start in range(0, len(pictures), 64)]
-    done = 0
+    written = 0
     if workers == 1 or len(tasks) <= 1:
         for task in tasks:
-            done += _write_some(task)
-            progress(done)
+            written += _write_some(task)
+            progress(written)
         return
-    # Spawned, not forked: the parent may have threads (OpenCV, Arrow) that do not survive a fork.
+    # The workers are spawned, not forked: threads of the parent (OpenCV, Arrow) do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), _start_worker) as pool:
         for count in pool.imap_unordered(_write_some, tasks):
-            done += count
-            progress(done)
+            written += count
+            progress(written)
 
 
 def missing(root: Path, pictures: list[Picture]) -> list[Picture]:
-    """Those pictures whose files are not there yet."""
+    """The pictures whose files do not exist yet."""
     present = {f"{folder}/{name}" for folder in (TRAIN, QUERY, GALLERY) for name in _names(root / folder)}
     return [picture for picture in pictures if picture.path not in present]
 
@@ -180,7 +177,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def tree_hash(root: Path, pictures: list[Picture]) -> str:
-    """sha256 (hex) over the tree's pictures: names and bytes, in the order of the names."""
+    """sha256 (hex) of the tree's pictures: of names and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for path in sorted(picture.path for picture in pictures):
         digest.update(f"{path} {hashlib.sha256((root / path).read_bytes()).hexdigest()}\n".encode())
@@ -188,9 +185,7 @@ def tree_hash(root: Path, pictures: list[Picture]) -> str:
 
 
 def read_record(root: Path) -> dict[str, Json] | None:
-    """OUT/toy_crowd.json, or None where the folder is new or empty. Raises InputError for any other
-    folder.
-    """
+    """OUT/toy_crowd.json, or None if the folder is new or empty. Raises InputError for any other folder."""
     path = root / RECORD
     if path.is_file():
         try:

@@ -1,4 +1,4 @@
-"""What is measured of images, features and people, as plain functions of arrays and tensors.
+"""Measures of images, features and people, as plain functions of arrays and tensors.
 
-The networks that make such features stand in reid/ and perception/, the tables and pages of results in reporting/.
+The networks that compute features are in reid/ and perception/; tables and pages of results are in reporting/.
 """

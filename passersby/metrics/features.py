@@ -1,6 +1,6 @@
-"""Features of images before they are compared: checked, brought to length 1, averaged for multi-query.
+"""Features of images before a comparison: checks, scaling to length 1, averages for multi-query.
 
-What their comparison is worth stands in ranking.py, reranking.py and verification.py.
+The comparisons themselves are in ranking.py, reranking.py and verification.py.
 """
 
 from typing import TypeAlias
@@ -10,16 +10,17 @@ import torch
 
 from passersby.errors import InputError
 
-Array: TypeAlias = np.ndarray | torch.Tensor  # what users give: NumPy's, or a tensor on any device
+Array: TypeAlias = np.ndarray | torch.Tensor  # users give NumPy arrays, or tensors on any device
 METRICS = ("cosine", "euclidean")
-ROWS = 4096  # whose lengths are taken at a time, in float64
+ROWS = 4096  # rows whose lengths are computed at a time, in float64
 
 
 def feature_pair(query: Array, gallery: Array, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Features [Q, D] and [G, D], both NumPy arrays or both tensors of one device -> float32 tensors on that device.
 
-    metric "cosine": of length 1, rows of zeros stay. Raises InputError for another metric, shape or type, for features
-    that do not fit together, that are not finite (naming the first row) or whose distances exceed float32.
+    With the metric "cosine" the rows are scaled to length 1; rows of zeros stay zero. Raises InputError for another
+    metric, shape or type, for features that do not fit together, for features that are not finite (the message names
+    the first row) and for features whose distances exceed float32.
     """
     if metric not in METRICS:
         raise InputError(f"metric {metric!r}: use {' or '.join(METRICS)}")
@@ -42,9 +43,11 @@ def feature_pair(query: Array, gallery: Array, metric: str) -> tuple[torch.Tenso
     lengths = [_lengths(tensor, name) for tensor, name in zip(tensors, pair, strict=True)]
     if metric == "cosine":
         tiny = torch.finfo(torch.float32).tiny
-        # Not in float64 in between: that would be the gallery twice more.
-        one, other = (t / n.clamp_min(tiny).float()[:, None] for t, n in zip(tensors, lengths, strict=True))
-        return one, other
+        # The division is in float32: in float64 it would take the memory of two more galleries.
+        query_unit, gallery_unit = (
+            t / n.clamp_min(tiny).float()[:, None] for t, n in zip(tensors, lengths, strict=True)
+        )
+        return query_unit, gallery_unit
     longest = max(float(length.max()) for length in lengths)
     if longest > 1e18:
         raise InputError(
@@ -63,7 +66,7 @@ def _float32(features: Array) -> torch.Tensor:
 
 
 def _lengths(features: torch.Tensor, name: str) -> torch.Tensor:
-    """[N] float64: of features [N, D] float32. InputError where one is not finite."""
+    """The lengths [N] float64 of features [N, D] float32. Raises InputError where a feature is not finite."""
     parts = features.split(ROWS)
     lengths = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
     bad = (~lengths.isfinite()).nonzero()
@@ -76,7 +79,10 @@ def _lengths(features: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def normalised(features: np.ndarray, name: str) -> np.ndarray:
-    """Features [N, D] with rows of length 1, float32; rows of zeros stay. InputError where some are not finite."""
+    """Scale the rows of features [N, D] to length 1, float32; rows of zeros stay zero.
+
+    Raises InputError where features are not finite.
+    """
     features = np.asarray(features, np.float32)
     if features.ndim != 2:
         raise InputError(f"{name} features have shape {features.shape}: give [images, dimensions]")
@@ -97,18 +103,18 @@ def multi_query_features(
 ) -> tuple[np.ndarray, int]:
     """For each query the mean of the multi-query features [M, D] of its identity and camera: [Q, D] float32.
 
-    Also how many queries have none of these; they keep their own feature. So all images of a person by one camera ask
-    together (Zheng et al., Scalable Person Re-identification: A Benchmark, 2015).
+    A query without such features keeps its own feature; the second result is the number of these queries. All images
+    of a person by one camera so become one query (Zheng et al., Scalable Person Re-identification: A Benchmark, 2015).
     """
-    found, alone = np.array(query_features, np.float32), 0
+    features, alone = np.array(query_features, np.float32), 0
     keys, inverse = np.unique(np.stack([multi_ids, multi_cameras], 1), axis=0, return_inverse=True)
-    sums = np.zeros((len(keys), found.shape[1]))
+    sums = np.zeros((len(keys), features.shape[1]))
     np.add.at(sums, inverse.reshape(-1), multi_features)
     means = sums / np.bincount(inverse.reshape(-1), minlength=len(keys))[:, None]
-    places = {(int(identity), int(camera)): place for place, (identity, camera) in enumerate(keys)}
+    mean_index = {(int(identity), int(camera)): index for index, (identity, camera) in enumerate(keys)}
     for query, key in enumerate(zip(query_ids.tolist(), query_cameras.tolist(), strict=True)):
-        if key in places:
-            found[query] = means[places[key]]
+        if key in mean_index:
+            features[query] = means[mean_index[key]]
         else:
             alone += 1
-    return found, alone
+    return features, alone

@@ -17,7 +17,7 @@ from passersby.errors import InputError
 
 PRECISION_NEIGHBOURS = 3  # the papers' own numbers
 DENSITY_NEIGHBOURS = 5
-CHUNK = 1024  # rows of the matrix of distances that exist at a time
+CHUNK = 1024  # rows of the matrix of distances that memory holds at a time
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, neighbours: int = PRECISION_NEIGHBOURS) -> tuple[float, float]:
@@ -32,16 +32,16 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, neighbours: int = PRECI
 
 
 def density_coverage(real: np.ndarray, fake: np.ndarray, neighbours: int = DENSITY_NEIGHBOURS) -> tuple[float, float]:
-    """How many balls of reals [N, D] a fake [M, D] lies in, over `neighbours`, on average (0 or more); and the share
-    of reals in whose ball a fake lies (0..1).
+    """Density and coverage of fakes [M, D] among reals [N, D].
 
-    A ball reaches to the `neighbours`-th nearest other real. Outliers among reals make precision high where they
-    should not: their large balls count little here.
+    Density is the average number of balls of reals that a fake lies in, divided by `neighbours` (0 or more). Coverage
+    is the share of reals whose ball contains a fake (0..1). A ball reaches to the `neighbours`-th nearest other real.
+    Outliers among reals have large balls and so make precision too high; density counts these balls little.
     """
     reals, fakes = _float64(real), _float64(fake)
     inside, covered = 0, 0
     for chunk in reals.split(CHUNK):
-        # The nearest is the image itself.
+        # `neighbours + 1`, because the nearest is the image itself.
         radii = torch.cdist(chunk, reals).kthvalue(neighbours + 1, dim=1, keepdim=True).values  # [n, 1]
         hits = torch.cdist(chunk, fakes) < radii  # [n, M]
         inside += int(hits.sum())
@@ -50,24 +50,24 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, neighbours: int = DENSI
 
 
 def _float64(features: np.ndarray) -> torch.Tensor:
-    # Squared distances are differences of large numbers: in float32 near ones would be noise.
+    # Squared distances are differences of large numbers: in float32 small distances would be noise.
     return torch.as_tensor(features, dtype=torch.float64)
 
 
 # ---- FID and KID, and all scores in one call.
 
 KID_SUBSETS = 100
-KID_SUBSET_SIZE = 1000  # at most; half of the smaller set where that is less
-ROWS = 4096  # images whose float64 features are held at a time
+KID_SUBSET_SIZE = 1000  # the largest size of a subset; half of the smaller set where that is less
+ROWS = 4096  # images whose float64 features memory holds at a time
 
 
 def fid(real: np.ndarray, fake: np.ndarray) -> float:
-    """Frechet distance of two sets of features [N, D] and [M, D], as between normal distributions; 0 or more.
+    """Frechet distance of two sets of features [N, D] and [M, D], taken as normal distributions; 0 or more.
 
-    Everything in float64. With C = A'A for the centred features A / sqrt(N - 1), the trace of (C1 C2)^(1/2) is the sum
-    of the singular values of A1 A2': no root of a matrix is taken, which has none of full precision where there are
-    fewer images than dimensions, and 500 images take 0.2 s instead of the 8 s of a root of 2048 x 2048. Memory: the
-    features, and 200 MB. Raises InputError as `check_features` does.
+    All computations are in float64. With C = A'A for the centred features A / sqrt(N - 1), the trace of (C1 C2)^(1/2)
+    is the sum of the singular values of A1 A2'. So no root of a matrix is needed. Such a root loses precision where
+    there are fewer images than dimensions, and for 2048 x 2048 it takes 8 s; the singular values of 500 images take
+    0.2 s. Memory: the features and 200 MB. Raises InputError as `check_features` does.
     """
     check_features(real, fake)
     (mean1, factor1), (mean2, factor2) = _moments(real), _moments(fake)
@@ -91,9 +91,10 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def kid(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Mean and standard deviation of the kernel distance over random subsets of two sets of features [N, D], [M, D].
 
-    Unbiased, so near 0 (also below) for equal distributions whatever the number of images; the deviation is that of a
-    subset, not of the mean. KID_SUBSETS subsets of KID_SUBSET_SIZE, cubic kernel (x y / D + 1)^3, computed by
-    torch-fidelity in float64. Raises InputError for fewer than 4 images, and as `check_features` does.
+    The estimate is unbiased: for equal distributions it is near 0, also below 0, whatever the number of images. The
+    deviation is that of a subset, not of the mean. torch-fidelity computes KID in float64, with the cubic kernel
+    (x y / D + 1)^3 on KID_SUBSETS subsets of KID_SUBSET_SIZE images. Raises InputError for fewer than 4 images, and as
+    `check_features` does.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
@@ -136,13 +137,13 @@ def score_features(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> dict[st
 
 
 def check_features(real: np.ndarray, fake: np.ndarray, least: int = 2) -> None:
-    """InputError unless both are finite [N, D] and [M, D] of `least` images or more, and the same D."""
+    """Raise InputError unless the features [N, D] and [M, D] are finite, of `least` images or more, with one D."""
     for name, features in (("real", real), ("fake", fake)):
         if features.ndim != 2:
             raise InputError(f"{name} features have shape {features.shape}: give [images, dimensions]")
         if len(features) < least:
             raise InputError(f"{len(features)} {name} images: give {least} or more to compare sets")
-        # By blocks: a mask of everything would be a quarter of the features again.
+        # The check goes by blocks: a mask of all features would take a quarter of their memory again.
         if not all(np.isfinite(features[start : start + ROWS]).all() for start in range(0, len(features), ROWS)):
             bad = int((~np.isfinite(features)).any(1).sum())
             raise InputError(
@@ -153,7 +154,7 @@ def check_features(real: np.ndarray, fake: np.ndarray, least: int = 2) -> None:
 
 
 def bias_note(real: int, fake: int, dimensions: int = 2048) -> str | None:
-    """What to say of FID with so few images; None where both sets are larger than the number of features."""
+    """A sentence on the bias of FID with few images; None where both sets are larger than the number of features."""
     if min(real, fake) > dimensions:
         return None
     return (

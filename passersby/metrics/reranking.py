@@ -1,7 +1,7 @@
-"""Re-ranking by k-reciprocal neighbours, sparse: distances that also ask whether two images have the same neighbours.
+"""Re-ranking by k-reciprocal neighbours: these distances also depend on whether two images have the same neighbours.
 
-Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", 2017. Everything but the nearest
-neighbours is sparse: each image has some tens of neighbours among tens of thousands.
+Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", 2017. All matrices except the nearest
+neighbours are sparse: each image has some tens of neighbours among tens of thousands.
 """
 
 import math
@@ -16,54 +16,55 @@ from passersby.metrics.features import feature_pair
 
 # ---- Neighbours: images that are among each other's nearest, and the neighbours of such neighbours.
 
-ROWS = 2048  # images at a time: some 500 kB of their candidates' neighbours fit a processor's cache
+ROWS = 2048  # images at a time: the neighbours of their candidates, some 500 kB, fit a processor's cache
 
 
 def reciprocal_neighbours(neighbours: np.ndarray, k1: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (image, neighbour) of the sets R*(image, k1) of Zhong et al., 2017, equation 3, as two int64 arrays.
 
-    neighbours [N, k1 + 1 or more] int32: the nearest images of each, itself first. In ascending order of image, then of
-    neighbour, without repetition, some images at a time; every image is a neighbour of itself.
-    R(image): those of its k1 nearest that have it among their k1 nearest. R* adds, of every such neighbour, the set
-    R(neighbour, k1 / 2), where more than two thirds of it are in R(image).
+    neighbours [N, k1 + 1 or more] int32: the nearest images of each image, the image itself first. The pairs come for
+    some images at a time, in ascending order of image, then of neighbour, without repetition. Every image is a
+    neighbour of itself.
+    R(image) holds those of the image's k1 nearest that have the image among their own k1 nearest. R* adds the set
+    R(neighbour, k1 / 2) of every such neighbour, if more than two thirds of this set are in R(image).
     """
     full = neighbours[:, : k1 + 1]
-    half = neighbours[:, : round(k1 / 2) + 1]  # to even, as NumPy's around in the authors' program
+    half = neighbours[:, : round(k1 / 2) + 1]  # rounds half to even, as NumPy's around in the authors' program
     mutual, mutual_half = _mutual(full), _mutual(half)
     halves = np.where(mutual_half, half, -1)  # R(i, k1 / 2) in rows, -1 where not mutual
     sizes = mutual_half.sum(1)
     for start in range(0, len(full), ROWS):
         part = slice(start, start + ROWS)
-        own = np.where(mutual[part], full[part], -1)  # [n, k1 + 1]: R(i)
-        theirs = halves[full[part]]  # [n, k1 + 1, half]: R(j, k1 / 2) of its neighbours j
-        inside = np.zeros(theirs.shape, bool)
-        for member in own.T:
-            inside |= theirs == member[:, None, None]
-        inside &= theirs >= 0
+        reciprocal = np.where(mutual[part], full[part], -1)  # [n, k1 + 1]: R(i)
+        halves_of_neighbours = halves[full[part]]  # [n, k1 + 1, half]: R(j, k1 / 2) of its neighbours j
+        inside = np.zeros(halves_of_neighbours.shape, bool)
+        for member in reciprocal.T:
+            inside |= halves_of_neighbours == member[:, None, None]
+        inside &= halves_of_neighbours >= 0
         alike = mutual[part] & (3 * inside.sum(2) > 2 * sizes[full[part]])
-        theirs[~alike] = -1
-        every = np.concatenate([own, theirs.reshape(len(own), -1)], 1)
-        every.sort(1)
-        first = every >= 0
-        first[:, 1:] &= every[:, 1:] != every[:, :-1]
+        halves_of_neighbours[~alike] = -1
+        members = np.concatenate([reciprocal, halves_of_neighbours.reshape(len(reciprocal), -1)], 1)
+        members.sort(1)
+        first = members >= 0
+        first[:, 1:] &= members[:, 1:] != members[:, :-1]
         rows = first.nonzero()[0]
-        yield rows + start, every[first].astype(np.int64)
+        yield rows + start, members[first].astype(np.int64)
 
 
 def _mutual(neighbours: np.ndarray) -> np.ndarray:
-    """[N, K] bool: whether each neighbour has the image among its own, neighbours [N, K]."""
-    found = np.empty(neighbours.shape, bool)
+    """neighbours [N, K] -> [N, K] bool: whether the image is among the neighbours of its neighbour."""
+    mutual = np.empty(neighbours.shape, bool)
     for start in range(0, len(neighbours), ROWS):
         part = slice(start, start + ROWS)
-        own = np.arange(start, start + len(neighbours[part]))[:, None, None]
-        found[part] = (neighbours[neighbours[part]] == own).any(2)
-    return found
+        image = np.arange(start, start + len(neighbours[part]))[:, None, None]
+        mutual[part] = (neighbours[neighbours[part]] == image).any(2)
+    return mutual
 
 
 # ---- Distances: of features, and of the sets of neighbours.
 
-CHUNK_BYTES = 64 << 20  # of distances, or of pairs of features, held at a time; a few such arrays exist
-TERMS = 1 << 18  # of sums held at a time: they fit a processor's cache
+CHUNK_BYTES = 64 << 20  # an array of distances, or of pairs of features; memory holds a few such arrays at a time
+TERMS = 1 << 18  # terms of sums at a time: they fit a processor's cache
 
 
 def k_reciprocal_distances(
@@ -77,15 +78,15 @@ def k_reciprocal_distances(
 ) -> Iterator[np.ndarray]:
     """Re-ranked distances of queries [Q, D] to the gallery [G, D], as blocks [n, G] float32 for the queries in turn.
 
-    `rank_distances` takes them as they come; np.concatenate(list(...)) is the matrix. They are
+    `rank_distances` takes these blocks; np.concatenate(list(...)) is the matrix. A distance is
     (1 - lambda_value) (Jaccard distance of the encodings) + lambda_value (d / largest d of the query)^2, where d is
-    already a *squared* Euclidean distance, as in the authors' program and its descendants. metric "cosine": features
-    are brought to length 1 first. k1: neighbours that must be mutual; k2: neighbours whose encodings are averaged, 1
-    for none; both are cut to what there is. An image comes first among its own neighbours; other exact ties are in
-    no certain order.
+    already a *squared* Euclidean distance, as in the authors' program and its descendants. With the metric "cosine" the
+    features are scaled to length 1 first. k1: the number of nearest neighbours that must be mutual. k2: the number of
+    neighbours whose encodings are averaged; 1 averages nothing. Both are cut to the number of images. An image comes
+    first among its own neighbours; the order of other exact ties is not defined.
 
-    Take junk (identity -1) out of the gallery first: left in, it becomes part of the neighbourhoods and changes the
-    result. Features are arrays or tensors, whose device computes distances; neighbourhoods are worked out on the CPU.
+    Take junk (identity -1) out of the gallery first: otherwise junk becomes part of the neighbourhoods and changes the
+    result. Features are arrays or tensors. The tensors' device computes the distances, the CPU the neighbourhoods.
     Memory: the features twice, some CHUNK_BYTES, and a few kilobytes an image. Raises InputError, before the first
     block, as `feature_pair` does and for parameters out of range.
 
@@ -111,57 +112,58 @@ def k_reciprocal_distances(
 
 
 def _nearest(features: torch.Tensor, squares: torch.Tensor, count: int) -> tuple[np.ndarray, torch.Tensor]:
-    """The nearest `count` images [N, count] int32 of every image, itself first; the largest squared distance [N].
+    """The nearest `count` images [N, count] int32 of every image, the image itself first; the largest squared
+    distance [N] of every image.
 
-    Of two sets of images each pair's product is made once, and looked at from both sides.
+    The product of two sets of images is computed once and serves both sets.
     """
     count = min(count, len(features))
     size = max(1, math.isqrt(CHUNK_BYTES // 4))
-    # x y - |y|^2 / 2 = (|x|^2 - d) / 2: ordered as the distances, without a pass to make them
+    # x y - |y|^2 / 2 = (|x|^2 - d) / 2 has the order of the distances and needs no extra pass.
     half = squares * -0.5
     closest = torch.full((len(features), count), -torch.inf, device=features.device)
     neighbours = torch.zeros((len(features), count), dtype=torch.int32, device=features.device)
     farthest = torch.full_like(squares, torch.inf)  # the least closeness
 
-    def look(one: slice, closeness: torch.Tensor, first: int) -> None:
-        farthest[one] = torch.minimum(farthest[one], closeness.amin(1))
-        if one.start == first:
-            closeness.fill_diagonal_(torch.inf)  # rounding must not put another image before itself
-        found = closeness.topk(min(count, closeness.shape[1]), dim=1)
-        best = torch.cat([closest[one], found.values], 1).topk(count, dim=1)
-        places = torch.cat([neighbours[one], found.indices.int() + first], 1)
-        closest[one], neighbours[one] = best.values, places.gather(1, best.indices)
+    def look(rows: slice, closeness: torch.Tensor, first: int) -> None:
+        farthest[rows] = torch.minimum(farthest[rows], closeness.amin(1))
+        if rows.start == first:
+            closeness.fill_diagonal_(torch.inf)  # despite rounding, an image is the nearest of itself
+        block = closeness.topk(min(count, closeness.shape[1]), dim=1)
+        best = torch.cat([closest[rows], block.values], 1).topk(count, dim=1)
+        columns = torch.cat([neighbours[rows], block.indices.int() + first], 1)
+        closest[rows], neighbours[rows] = best.values, columns.gather(1, best.indices)
 
     for start in range(0, len(features), size):
-        one = slice(start, min(start + size, len(features)))
+        rows = slice(start, min(start + size, len(features)))
         for begin in range(start, len(features), size):
-            other = slice(begin, min(begin + size, len(features)))
-            products = features[one] @ features[other].T  # [n, m] float32
+            columns = slice(begin, min(begin + size, len(features)))
+            products = features[rows] @ features[columns].T  # [n, m] float32
             if begin > start:
-                look(other, products.T + half[one], start)
-            look(one, products.add_(half[other]), begin)
+                look(columns, products.T + half[rows], start)
+            look(rows, products.add_(half[columns]), begin)
     furthest = squares - 2 * farthest
-    # Of identical images all distances are rounding errors around 0: their ratios would be anything, or infinite.
+    # The distances of identical images are rounding errors around 0: ratios of these would be arbitrary or infinite.
     least = (squares * 1e-6).clamp_min_(torch.finfo(torch.float32).tiny)
     return neighbours.cpu().numpy(), torch.maximum(furthest, least)
 
 
 def _encoded(features: torch.Tensor, furthest: torch.Tensor, neighbours: np.ndarray, k1: int) -> sparse.csr_array:
-    """[N, N] float32, rows of sum 1: how near each image is to its k-reciprocal neighbours."""
+    """[N, N] float32, each row with the sum 1: how near each image is to its k-reciprocal neighbours."""
     columns, counts, values = [], [], []
     pairs = max(1, CHUNK_BYTES // (4 * features.shape[1]))
-    for rows, found in reciprocal_neighbours(neighbours, k1):
-        rows_on_device, found_on_device = (torch.from_numpy(part).to(features.device) for part in (rows, found))
+    for rows, partners in reciprocal_neighbours(neighbours, k1):
+        rows_on_device, partners_on_device = (torch.from_numpy(part).to(features.device) for part in (rows, partners))
         near = torch.empty(len(rows), device=features.device)
         for start in range(0, len(rows), pairs):
             part = slice(start, start + pairs)
-            difference = features[rows_on_device[part]].sub_(features[found_on_device[part]])
+            difference = features[rows_on_device[part]].sub_(features[partners_on_device[part]])
             near[part] = torch.linalg.vector_norm(difference, dim=1).square_()
         near = (near / furthest[rows_on_device]).square_().neg_().exp_().cpu().numpy()
         per_row = np.unique(rows, return_counts=True)[1]  # every image is its own neighbour: no row is missing
         starts = np.cumsum(per_row) - per_row
         values.append(near / np.add.reduceat(near, starts).repeat(per_row))
-        columns.append(found.astype(np.int32))
+        columns.append(partners.astype(np.int32))
         counts.append(per_row)
     ends = np.concatenate([[0], *counts]).cumsum()
     shape = (len(neighbours), len(neighbours))
@@ -169,7 +171,7 @@ def _encoded(features: torch.Tensor, furthest: torch.Tensor, neighbours: np.ndar
 
 
 def _averaged(encoding: sparse.csr_array, neighbours: np.ndarray) -> sparse.csr_array:
-    """The mean of the encodings of each image's neighbours [N, k2], which include itself."""
+    """The mean of the encodings of each image's neighbours [N, k2], which include the image itself."""
     count = neighbours.shape[1]
     if count == 1:
         return encoding
@@ -204,27 +206,27 @@ def _blocks(
 
 
 def _shared(ours: sparse.csr_array, theirs: sparse.csc_array, size: int) -> np.ndarray:
-    """[n, G] float32: sums of the lesser of both entries, of encodings [n, N] by rows and [G, N] by columns.
+    """[n, G] float32: for each pair of encodings the sum of the smaller entries.
 
-    size: G.
+    ours: [n, N], stored by rows. theirs: [G, N], stored by columns. size: G.
     """
     queries = len(ours.indptr) - 1
     total = np.zeros(queries * size, np.float32)
     row = np.repeat(np.arange(queries), np.diff(ours.indptr))
     first = theirs.indptr[ours.indices].astype(np.int64)
     length = theirs.indptr[ours.indices + 1] - first
-    terms = np.cumsum(length)  # of all entries up to each: cut where there are TERMS
-    place = 0
-    while place < len(length):
-        done = terms[place - 1] if place else 0
-        stop = max(place + 1, int(np.searchsorted(terms, done + TERMS, "right")))
-        part = slice(place, stop)
+    terms = np.cumsum(length)  # the number of terms of all entries up to each; a part has about TERMS
+    start = 0
+    while start < len(length):
+        before = terms[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(terms, before + TERMS, "right")))
+        part = slice(start, stop)
         count = length[part]
-        # All entries of each column in turn: first, first + 1, ..., first + count - 1.
+        # The indices of all entries of each column, one after the other: first, first + 1, ..., first + count - 1.
         entries = np.arange(count.sum()) + np.repeat(first[part] - (np.cumsum(count) - count), count)
         lesser = np.minimum(theirs.data[entries], np.repeat(ours.data[part], count))
         np.add.at(total, theirs.indices[entries] + np.repeat(row[part] * size, count), lesser)
-        place = stop
+        start = stop
     return total.reshape(-1, size)
 
 

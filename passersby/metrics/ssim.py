@@ -18,11 +18,11 @@ def ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     """SSIM of pairs of images, both [N, H, W, C] uint8 (either N may be 1) -> [N] float64, -1..1.
 
     `data_range` only sets the two constants that keep the quotient from 0 / 0; it may be larger than
-    255. It is a mean over channels, so RGB and BGR give the same. Raises InputError when images are
-    smaller than the window, differ in size, are not uint8, or when `data_range` is not above 0.
+    255. SSIM is a mean over channels, so RGB and BGR give the same. Raises InputError when images are
+    smaller than the window, differ in size or are not uint8, and when `data_range` is not above 0.
 
-    The sums over a window of integers are integers below 2^31 throughout, so variances and covariances
-    are exact: in float32 their cancellation is off by 1e-5 at data ranges near 1.
+    All sums over a window are integers below 2^31, so variances and covariances are exact. In float32
+    their differences would be wrong by 1e-5 at data ranges near 1.
     """
     if a.dtype != torch.uint8 or b.dtype != torch.uint8:
         raise InputError(f"SSIM is taken of uint8 images, not of {a.dtype} and {b.dtype}")

@@ -1,18 +1,19 @@
-"""Does augmentation help? What the scores of a sweep over levels and seeds can tell, and what they cannot.
+"""Does augmentation help? Statistics of the scores of a sweep over levels and seeds.
 
-Every score is its level's mean + noise of the seed, with the same deviation at all levels, estimated from all of them
-together. Each level is compared with level 0 by Dunnett's intervals, which hold for all comparisons at once
-(`critical_value`). The trend is the slope over the *rank* of the level, tested against the same
-deviation: over ranks the study's two published curves are nearest to straight (r = 0.96 and -0.97; over log(1 + level)
-0.82 and -0.97, over the level itself 0.95 and -0.86), and one measure has to be chosen before the scores are seen.
+A score is the mean of its level plus the noise of its seed. All levels have the same deviation, estimated from all
+scores together. Dunnett's intervals, which hold for all comparisons at once (`critical_value`), compare each level with
+level 0. The trend is the slope over the *rank* of the level, tested against the same deviation. One measure has to be
+chosen before the scores are seen, and over ranks the study's two published curves are nearest to straight lines
+(r = 0.96 and -0.97; over log(1 + level) 0.82 and -0.97; over the level itself 0.95 and -0.86).
 
-Trials of one seed are *not* paired. A seed also draws which people are generated, and nested levels share them while
-level 0 has none: subtracting a seed's mean then takes away noise that the difference to level 0 keeps, and "better" or
-"worse" is said of some level in 16% of simulated sweeps of 17 levels without any effect, instead of 5%. Unpaired it is
-6% there, and 2% where seeds have a part in common at all levels ("better" alone: under 4%). benchmarks/sweep_power.py
-shows both ways, and how many seeds see which gain.
+Trials of one seed are *not* paired. A seed also chooses the generated people. Nested levels share these people, but
+level 0 has none. Subtracting the mean of a seed would so remove noise that the difference to level 0 still contains. In
+simulated sweeps of 17 levels without any effect, paired trials call some level "better" or "worse" in 16% of sweeps
+instead of 5%. Unpaired trials do so in 6%, and in 2% where seeds have a common part at all levels ("better" alone:
+under 4%). benchmarks/sweep_power.py shows both ways, and how many seeds are needed to see a gain.
 
-Intervals and verdicts are about seeds, for the test set as it is. `query_interval` is about the test set.
+Intervals and verdicts describe the choice of seeds, with a fixed test set. `query_interval` describes the choice of the
+test set.
 """
 
 import dataclasses
@@ -32,8 +33,8 @@ from passersby.errors import InputError
 def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """Values of people [P] -> their mean and the ends of its 95% interval.
 
-    The percentile bootstrap (B. Efron, 1979): a person's pictures are alike, so that people are drawn again, not
-    pictures; `values` are therefore one number a person, such as the share of its pictures that pass. The same values
+    This is the percentile bootstrap (B. Efron, 1979). The pictures of a person are alike, so it resamples people, not
+    pictures: `values` holds one number a person, such as the share of the person's pictures that pass. The same values
     and seed give the same interval. Raises ValueError when there is no value.
     """
     if not len(values):
@@ -48,41 +49,42 @@ def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple
 #
 # C. W. Dunnett, A multiple comparison procedure for comparing several treatments with a control, 1955. The statistics
 # t_i = (mean_i - mean_0) / (s sqrt(1/n_i + 1/n_0)) share the baseline and the deviation s, so that their correlation is
-# a product: rho_ij = l_i l_j with l_i = sqrt(n_i / (n_i + n_0)). Given the baseline's error and s they are independent,
-# and the probability is an integral over these two, taken by Gauss-Legendre: the same numbers always, where SciPy's
-# `dunnett` draws random ones. Good to some 1e-11 in probability: smaller p values come out as about that.
+# a product: rho_ij = l_i l_j with l_i = sqrt(n_i / (n_i + n_0)). Given the baseline's error and s, the statistics are
+# independent, and the probability is an integral over these two. Gauss-Legendre integration always gives the same
+# numbers; SciPy's `dunnett` draws random ones. The error is about 1e-11, so smaller p values come out as about 1e-11.
 
 _BASELINE_NODES, _DEVIATION_NODES = 96, 96
-_REACH = 8.5  # standard normal: beyond lies 2e-17
-_TAIL = 1e-13  # of the deviation's distribution, left out at both ends
+_REACH = 8.5  # the limit of the integral: 2e-17 of the standard normal distribution lies beyond
+_TAIL = 1e-13  # the share of the deviation's distribution that the integral omits at each end
 
 
 def loadings(seeds: Sequence[int], baseline_seeds: int) -> tuple[float, ...]:
-    """l_i of levels with so many trials each, beside a baseline with `baseline_seeds`."""
+    """The l_i of levels with `seeds` trials, compared with a baseline with `baseline_seeds` trials."""
     return tuple(float(np.sqrt(count / (count + baseline_seeds))) for count in seeds)
 
 
 def simultaneous_p_value(t: float, loads: tuple[float, ...], freedom: int) -> float:
-    """The chance that any of the comparisons is |t| or more from 0 where no level differs from the baseline, 0..1."""
+    """The probability 0..1 that any comparison is |t| or more from 0, if no level differs from the baseline."""
     return float(np.clip(1 - _all_within(abs(t), loads, freedom), 0, 1))
 
 
 @functools.lru_cache(maxsize=1024)
 def critical_value(confidence: float, loads: tuple[float, ...], freedom: int) -> float:
-    """The t that, where no level differs from the baseline, all comparisons stay within with this probability."""
-    # Between the value for one comparison and Bonferroni's for all.
+    """The t that no comparison exceeds, with the probability `confidence`, if no level differs from the baseline."""
+    # The root lies between the value for one comparison and Bonferroni's value for all.
     low = stats.t.ppf((1 + confidence) / 2, freedom)
     high = stats.t.ppf(1 - (1 - confidence) / (2 * len(loads)), freedom)
     if len(loads) == 1:
         return float(low)
     root = optimize.brentq(lambda t: _all_within(t, loads, freedom) - confidence, low, high, xtol=1e-7)
-    return float(cast(float, root))  # SciPy says no types, and with other arguments it returns more
+    return float(cast(float, root))  # SciPy declares no types, and with other arguments it returns more
 
 
 def shown_with_probability(gain: float, deviation: float, seeds: int, levels: int, confidence: float) -> float:
-    """How probably one level of `levels` that is better by `gain` is called better, with as many seeds at all of them.
+    """The probability that a level is called better, if it is better by `gain`.
 
-    deviation: of the scores over seeds, in the unit of `gain`. By the noncentral t distribution.
+    The sweep has `levels` levels beside level 0, with `seeds` seeds at every level. deviation: of the scores over
+    seeds, in the unit of `gain`. The noncentral t distribution gives the probability.
     """
     freedom = (levels + 1) * (seeds - 1)
     critical = critical_value(confidence, loadings([seeds] * levels, seeds), freedom)
@@ -94,15 +96,15 @@ def _all_within(t: float, loads: tuple[float, ...], freedom: int) -> float:
     (z, z_weights), (s, s_weights) = _baseline_nodes(), _deviation_nodes(freedom)
     inside = np.ones((len(s), len(z)))
     for load in set(loads):
-        own = np.sqrt(1 - load**2)
-        high, low = ((load * z + sign * t * s[:, None]) / own for sign in (1, -1))
+        independent = np.sqrt(1 - load**2)
+        high, low = ((load * z + sign * t * s[:, None]) / independent for sign in (1, -1))
         inside *= (special.ndtr(high) - special.ndtr(low)) ** loads.count(load)
     return float(s_weights @ inside @ z_weights)
 
 
 @functools.cache
 def _baseline_nodes() -> tuple[np.ndarray, np.ndarray]:
-    """Places and weights of the standard normal baseline error, both [nodes]."""
+    """Nodes and weights of the baseline's error, which is standard normal; both [nodes]."""
     nodes, weights = np.polynomial.legendre.leggauss(_BASELINE_NODES)
     weights = weights * stats.norm.pdf(_REACH * nodes)
     return _REACH * nodes, weights / weights.sum()
@@ -110,7 +112,7 @@ def _baseline_nodes() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=256)
 def _deviation_nodes(freedom: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the estimated deviation over the true one, chi / sqrt(freedom)."""
+    """Nodes and weights of the estimated deviation over the true one, chi / sqrt(freedom); both [nodes]."""
     nodes, weights = np.polynomial.legendre.leggauss(_DEVIATION_NODES)
     scale = 1 / np.sqrt(freedom)
     low, high = stats.chi.ppf(_TAIL, freedom, scale=scale), stats.chi.isf(_TAIL, freedom, scale=scale)
@@ -119,21 +121,22 @@ def _deviation_nodes(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     return s, weights / weights.sum()
 
 
-# ---- What a sweep says: levels, trend, verdicts.
+# ---- The results of a sweep: levels, trend, verdicts.
 
 BETTER, WORSE, CANNOT_TELL = "better", "worse", "cannot tell"
-BASELINE = "baseline"  # stands for level 0's verdict
+BASELINE = "baseline"  # the verdict of level 0
 MOST_SEEDS = 10_000
-_DRAWN_AT_A_TIME = 1 << 22  # numbers of identities: 32 MiB
-_NO_NOISE = 1e-12  # of a score 0..1: less between seeds is rounding
+_SAMPLE_SIZE = 1 << 22  # identity numbers that are drawn at a time: 32 MiB
+_NO_NOISE = 1e-12  # a smaller deviation of scores 0..1 between seeds is rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-    """Finished trials: entry t of each is trial t. level [T] int, 0 or more; seed [T] int; score [T] float, 0..1.
+    """Finished trials; entry t of each array belongs to trial t.
 
-    Levels may have different numbers of seeds. Raises InputError for lengths that differ, scores that are not within
-    0..1, a (level, seed) that occurs twice, and where level 0 is missing.
+    level [T] int, 0 or more; seed [T] int; score [T] float, 0..1. Levels may have different numbers of seeds. Raises
+    InputError for lengths that differ, scores that are not within 0..1, a (level, seed) that occurs twice, and without
+    level 0.
     """
 
     level: np.ndarray
@@ -146,26 +149,27 @@ class Trials:
         if not self.level.shape == self.seed.shape == self.score.shape == (len(self.level),):
             shapes = f"{self.level.shape}, {self.seed.shape} and {self.score.shape}"
             raise InputError(f"levels, seeds and scores of trials have shapes {shapes}: give one of each for a trial")
-        bad = np.flatnonzero(~((self.score >= 0) & (self.score <= 1)))  # nan as well
+        bad = np.flatnonzero(~((self.score >= 0) & (self.score <= 1)))  # nan is bad as well
         if len(bad):
-            where = f"level {self.level[bad[0]]}, seed {self.seed[bad[0]]}"
-            raise InputError(f"the score {self.score[bad[0]]} of {where} is not within 0..1: leave the trial out")
+            trial = f"level {self.level[bad[0]]}, seed {self.seed[bad[0]]}"
+            raise InputError(f"the score {self.score[bad[0]]} of {trial} is not within 0..1: leave the trial out")
         pairs, counts = np.unique(np.stack([self.level, self.seed]), axis=1, return_counts=True)
         if (counts > 1).any():
             level, seed = pairs[:, counts > 1][:, 0]
             raise InputError(f"level {level}, seed {seed} occurs twice: give the trials of one arm, each once")
         if not (self.level == 0).any() or (self.level < 0).any():
-            found = ", ".join(str(level) for level in np.unique(self.level)) or "none"
-            raise InputError(f"levels {found}: level 0, with which all others are compared, must be there and be least")
+            names = ", ".join(str(level) for level in np.unique(self.level)) or "none"
+            raise InputError(f"levels {names}: level 0, with which all others are compared, must be there and be least")
 
 
 @dataclasses.dataclass(frozen=True)
 class LevelResult:
-    """One level. mean: of its `seeds` scores, with the interval low..high (of this level alone).
+    """The result of one level.
 
-    difference: to the mean of level 0; difference_low..difference_high hold for all levels at once, and p_value (0..1)
-    is corrected likewise. verdict: BETTER, WORSE or CANNOT_TELL; of level 0 BASELINE, with nan for the interval of
-    the difference and the p value. All intervals are nan where the noise is not known.
+    mean: of the level's `seeds` scores; low..high: its interval, for this level alone. difference: to the mean of
+    level 0; difference_low..difference_high: its interval, which holds for all levels at once; p_value (0..1) has the
+    same correction. verdict: BETTER, WORSE or CANNOT_TELL. Level 0 has the verdict BASELINE, and nan for the interval
+    of the difference and the p value. All intervals are nan where the noise is not known.
     """
 
     level: int
@@ -182,9 +186,11 @@ class LevelResult:
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """slope: score a step from one level to the next, with its interval low..high; rise: slope x steps, over them all.
+    """The trend over the levels.
 
-    p_value: two-sided. It tells of a general direction, not that each step helps. All nan where it cannot be tested.
+    slope: change of the score from one level to the next; low..high: its interval. rise: slope x number of steps.
+    p_value: two-sided; it is about the general direction, and does not show that each step helps. Where the noise is
+    not known, the interval and the p value are nan; with a single level all numbers are nan.
     """
 
     slope: float
@@ -197,11 +203,11 @@ class Trend:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What a sweep tells. levels: ascending, level 0 first.
+    """The analysis of a sweep. levels: ascending, level 0 first.
 
-    seed_deviation: of scores over seeds, pooled over levels, in the unit of the scores, nan where no level has two
-    seeds; deviation_low..deviation_high its interval (chi squared); freedom: its degrees of freedom. note: why nothing
-    can be told, else empty.
+    seed_deviation: the deviation of scores over seeds, pooled over levels, in the unit of the scores; nan where no
+    level has two seeds. deviation_low..deviation_high: its interval (chi squared). freedom: its degrees of freedom.
+    note: the reason why the sweep cannot be judged; empty where it can.
     """
 
     levels: tuple[LevelResult, ...]
@@ -214,12 +220,13 @@ class Analysis:
     note: str
 
     def seeds_needed(self, gain: float = 0.005, power: float = 0.8) -> int | None:
-        """Seeds at every level (level 0 too) so that one level better by `gain` is called better with that power.
+        """The number of seeds at every level, level 0 too, that shows a gain with this power.
 
-        With this sweep's levels, correction and seed deviation, by the noncentral t. It grows with the square of the
-        deviation, which few seeds tell badly: after three at four levels the truth may lie between half of it and
-        nearly four times as many. None where the deviation is not known, no level is compared, or more than
-        MOST_SEEDS would be needed. Raises InputError for a gain or power out of range.
+        With so many seeds, a level that is better by `gain` is called better with the probability `power`. The number
+        is for this sweep's levels, correction and seed deviation, by the noncentral t distribution. It grows with the
+        square of the deviation, and few seeds estimate that badly: after three seeds at four levels, the true number
+        may be between half and nearly four times the result. None where the deviation is not known, where no level is
+        compared, and where more than MOST_SEEDS would be needed. Raises InputError for a gain or power out of range.
         """
         if not (gain > 0 and 0 < power < 1):
             raise InputError(f"a gain of {gain} with power {power}: the gain must be above 0, the power within 0..1")
@@ -242,26 +249,26 @@ class Analysis:
 
 
 def analyse(trials: Trials, confidence: float = 0.95) -> Analysis:
-    """Means, comparisons with level 0 and trend, at this confidence (two-sided). Raises InputError out of 0..1."""
+    """Means, comparisons with level 0 and trend, at a two-sided confidence. Raises InputError unless it is in 0..1."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence {confidence}: give a probability between 0 and 1, such as 0.95")
-    levels, which = np.unique(trials.level, return_inverse=True)  # [L], [T]
-    seeds = np.bincount(which)
-    means = np.bincount(which, trials.score) / seeds
+    levels, rank = np.unique(trials.level, return_inverse=True)  # [L], [T]
+    seeds = np.bincount(rank)
+    means = np.bincount(rank, trials.score) / seeds
     freedom = int((seeds - 1).sum())
-    squares = float(((trials.score - means[which]) ** 2).sum())
+    squares = float(((trials.score - means[rank]) ** 2).sum())
     deviation = math.sqrt(squares / freedom) if freedom else math.nan
     noise = deviation if deviation > _NO_NOISE else math.nan
     tail = (1 - confidence) / 2
     margin = stats.t.isf(tail, freedom) * noise / np.sqrt(seeds) if freedom else np.full(len(levels), math.nan)
     return Analysis(
         levels=tuple(
-            LevelResult(int(level), int(count), float(mean), float(mean - half), float(mean + half), *compared)
-            for level, count, mean, half, compared in zip(
+            LevelResult(int(level), int(count), float(mean), float(mean - half), float(mean + half), *comparison)
+            for level, count, mean, half, comparison in zip(
                 levels, seeds, means, margin, _compared(means, seeds, noise, freedom, confidence), strict=True
             )
         ),
-        trend=_trend(which, trials.score, noise, freedom, tail),
+        trend=_trend(rank, trials.score, noise, freedom, tail),
         seed_deviation=deviation,
         deviation_low=math.sqrt(squares / stats.chi2.isf(tail, freedom)) if freedom else math.nan,
         deviation_high=math.sqrt(squares / stats.chi2.ppf(tail, freedom)) if freedom else math.nan,
@@ -284,21 +291,24 @@ def _note(freedom: int, noise: float, levels: int) -> str:
 def _compared(
     means: np.ndarray, seeds: np.ndarray, noise: float, freedom: int, confidence: float
 ) -> list[tuple[float, float, float, float, str]]:
-    """Of each level: difference to level 0, its interval's ends, p value, verdict. noise: nan where not known."""
-    found = [(0.0, math.nan, math.nan, math.nan, BASELINE)]
+    """For each level: the difference to level 0, the ends of its interval, the p value, the verdict.
+
+    noise: nan where it is not known.
+    """
+    comparisons = [(0.0, math.nan, math.nan, math.nan, BASELINE)]
     differences = means - means[0]
     loads = loadings(seeds[1:].tolist(), int(seeds[0]))
     for difference, count in zip(differences[1:].tolist(), seeds[1:].tolist(), strict=True):
         if math.isnan(noise):
-            found.append((difference, math.nan, math.nan, math.nan, CANNOT_TELL))
+            comparisons.append((difference, math.nan, math.nan, math.nan, CANNOT_TELL))
             continue
         error = noise * math.sqrt(1 / count + 1 / seeds[0])
         half = critical_value(confidence, loads, freedom) * error
         low, high = difference - half, difference + half
-        found.append(
+        comparisons.append(
             (difference, low, high, simultaneous_p_value(difference / error, loads, freedom), _verdict(low, high))
         )
-    return found
+    return comparisons
 
 
 def _trend(rank: np.ndarray, score: np.ndarray, noise: float, freedom: int, tail: float) -> Trend:
@@ -318,15 +328,15 @@ def _trend(rank: np.ndarray, score: np.ndarray, noise: float, freedom: int, tail
 
 
 def _verdict(low: float, high: float) -> str:
-    """By an interval of a difference."""
+    """The verdict that the interval of a difference gives."""
     return BETTER if low > 0 else WORSE if high < 0 else CANNOT_TELL
 
 
 @dataclasses.dataclass(frozen=True)
 class QueryInterval:
-    """difference: of mAP, level - baseline, over `queries` of `identities` people; low..high: its interval.
+    """A difference of mAP, level - baseline, over `queries` of `identities` people; low..high: its interval.
 
-    nan where there are fewer than two people with a query that has a match.
+    The interval is nan where fewer than two people have a query with a match.
     """
 
     difference: float
@@ -344,13 +354,14 @@ def query_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> QueryInterval:
-    """How much of a difference of mAP may come from the choice of test people: average precisions [S, Q] of both.
+    """How much of a difference of mAP may come from the choice of test people.
 
-    The cluster bootstrap (A. C. Davison and D. V. Hinkley, Bootstrap methods and their application, 1997, 3.8): people
-    are drawn again with all their queries, as a person's queries succeed or fail together; of each query its mean over
-    seeds counts, so that the interval holds these seeds fixed. S may differ between the two. A query is left out where
-    any entry is nan: it has no match. identity: [Q] int, who is asked for. Percentiles of `draws`; the same input gives
-    the same interval. Raises InputError for shapes that do not fit.
+    query_ap_baseline, query_ap_level: average precisions [S, Q]; S may differ between the two. A query with any entry
+    nan has no match and is omitted. identity: [Q] int, the person of each query.
+    This is the cluster bootstrap (A. C. Davison and D. V. Hinkley, Bootstrap methods and their application, 1997, 3.8).
+    It resamples people with all their queries, because a person's queries succeed or fail together. Each query counts
+    with its mean over seeds, so the seeds are fixed. The interval's ends are percentiles of `draws` samples. The same
+    input gives the same interval. Raises InputError for shapes that do not fit.
     """
     before, after = np.asarray(query_ap_baseline, np.float64), np.asarray(query_ap_level, np.float64)
     identity = np.asarray(identity)
@@ -369,11 +380,11 @@ def query_interval(
     if count < 2:
         return QueryInterval(difference, math.nan, math.nan, len(gain), count)
     sums, sizes = np.bincount(people, gain), np.bincount(people)
-    random, drawn = np.random.default_rng(seed), np.empty(draws)
-    step = max(1, _DRAWN_AT_A_TIME // count)
+    random, means = np.random.default_rng(seed), np.empty(draws)
+    step = max(1, _SAMPLE_SIZE // count)
     for start in range(0, draws, step):
-        chosen = random.integers(0, count, (min(step, draws - start), count))
-        drawn[start : start + step] = sums[chosen].sum(1) / sizes[chosen].sum(1)
+        sample = random.integers(0, count, (min(step, draws - start), count))
+        means[start : start + step] = sums[sample].sum(1) / sizes[sample].sum(1)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, (tail, 1 - tail))
+    low, high = np.quantile(means, (tail, 1 - tail))
     return QueryInterval(difference, float(low), float(high), len(gain), count)

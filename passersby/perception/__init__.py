@@ -1,4 +1,4 @@
 """Frozen networks that judge pictures: shift-tolerant LPIPS and the Inception of 2015.
 
-The scores made of their features stand in metrics/, networks that tell people apart in reid/.
+The scores of their features are in metrics/; networks that compare people are in reid/.
 """

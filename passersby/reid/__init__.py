@@ -1,4 +1,4 @@
-"""Re-identification networks, what they make of images, and their files, others' among them.
+"""Re-identification networks, their features of images, and their files, also the files of other tools.
 
-How they are trained stands in training/reid, how their features are compared in metrics/.
+Their training is in training/reid; the comparison of their features is in metrics/.
 """

@@ -1,8 +1,9 @@
-"""Whether two images show the same person, as a loss: features of a frozen network that gradients go through.
+"""Features of a frozen network that passes gradients on, for a loss on whether two images show the same person.
 
-Two kinds of network: a re-identification network (passersby/reid/network.py), the better one for people, and MoCo-v2
-(He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020; Chen et al., "Improved Baselines
-with Momentum Contrastive Learning", 2020), whose ResNet-50 the published ReStyle tool takes for all but faces.
+There are two kinds of network. A re-identification network (passersby/reid/network.py) is the better one for people.
+MoCo-v2 (He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020; Chen et al., "Improved
+Baselines with Momentum Contrastive Learning", 2020) is the ResNet-50 that the published ReStyle tool takes for all
+images except faces.
 """
 
 import os
@@ -20,16 +21,16 @@ from passersby.reid.network import ReidNetwork
 
 MOCO_SIZE = 224  # [pixels], both sides
 _MOCO_PREFIX, _MOCO_HEAD = "encoder_q.", "encoder_q.fc."
-_COUNTER = "num_batches_tracked"  # of batch normalisation; nothing here needs it
+_COUNTER = "num_batches_tracked"  # of batch normalisation; this module does not need it
 
 
 class IdentityFeatures(nn.Module):
-    """Features of images [N, 3, H, W] float, -1..1, RGB -> [N, D] float32 of length 1; frozen, and always in eval mode.
+    """Images [N, 3, H, W] float, -1..1, RGB -> features [N, D] float32 of length 1; frozen, always in eval mode.
 
-    Images are stretched to the network's `size` (height, width), bilinear, averaging where they are reduced. A
-    re-identification network sees their colours as in its training; MoCo-v2 sees -1..1, without ImageNet's mean and
-    deviation taken off, which is how the published ReStyle tool shows them (it takes the nearest pixels, though, so
-    that some had no gradient). `name` says what it is, `sha256` is that of its file. It can be pickled.
+    Images are stretched to the network's `size` (height, width), bilinear, with averages where they become smaller. A
+    re-identification network sees the colours of its training. MoCo-v2 sees -1..1, without ImageNet's mean and
+    deviation, as in the published ReStyle tool. (That tool takes the nearest pixels, so some pixels get no gradient.)
+    `name` describes the network, `sha256` is the hash of its file. The object can be pickled.
     """
 
     def __init__(self, network: nn.Module, size: tuple[int, int], name: str, sha256: str):
@@ -39,7 +40,7 @@ class IdentityFeatures(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "IdentityFeatures":
-        """Stays in eval mode: a frozen network's batch normalisation must not follow the batches."""
+        """Stay in eval mode: the batch normalisation of a frozen network must not follow the batches."""
         del mode
         return super().train(False)
 
@@ -56,10 +57,10 @@ class IdentityFeatures(nn.Module):
 
 
 def load_identity(path: str | os.PathLike) -> IdentityFeatures:
-    """Read a network that tells people apart: a re-identification network, or MoCo-v2, told by the contents.
+    """Read a network that compares people. The file's contents decide: a re-identification network, or MoCo-v2.
 
-    Re-identification networks are those of `passersby.reid.checkpoint.load_reid`; MoCo-v2 is the published checkpoint
-    of a ResNet-50 (`module.encoder_q.*`). Raises InputError, one line with the path, for any other file.
+    Re-identification networks are the files that `passersby.reid.checkpoint.load_reid` reads. MoCo-v2 is the published
+    checkpoint of a ResNet-50 (`module.encoder_q.*`). Raises InputError, one line with the path, for any other file.
     """
     path = Path(path)
     try:
@@ -77,29 +78,29 @@ def load_identity(path: str | os.PathLike) -> IdentityFeatures:
 
 
 def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """The query encoder without its head, whose two linear layers only served its training."""
-    with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
+    """The query encoder without its head: the head's two linear layers were only for the training."""
+    with torch.device("meta"):  # loading must not draw random weights: it would change the results of a seed
         network = resnet50()
         network.register_module("fc", nn.Identity())
-    found = {
+    remaining = {
         name.removeprefix(_MOCO_PREFIX): value
         for name, value in tensors.items()
         if name.startswith(_MOCO_PREFIX) and not name.startswith(_MOCO_HEAD)
     }
-    filled = {}
-    for name, wanted in network.state_dict().items():
+    weights = {}
+    for name, parameter in network.state_dict().items():
         if name.endswith(_COUNTER):
-            found.pop(name, None)
-            filled[name] = torch.zeros((), dtype=torch.int64)
+            remaining.pop(name, None)
+            weights[name] = torch.zeros((), dtype=torch.int64)
             continue
-        value = found.pop(name, None)
-        if value is None or value.shape != wanted.shape:
-            what = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(wanted.shape)}"
-            raise InputError(f"tensor {_MOCO_PREFIX}{name} {what}: a MoCo-v2 checkpoint of a ResNet-50 is read")
+        value = remaining.pop(name, None)
+        if value is None or value.shape != parameter.shape:
+            problem = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
+            raise InputError(f"tensor {_MOCO_PREFIX}{name} {problem}: a MoCo-v2 checkpoint of a ResNet-50 is read")
         if not value.is_floating_point() or not torch.isfinite(value).all():
             raise InputError(f"tensor {_MOCO_PREFIX}{name} holds values that are no finite numbers: fetch it again")
-        filled[name] = value.float().contiguous()
-    if found:
-        raise InputError(f"tensor {_MOCO_PREFIX}{min(found)[:80]} is not one of a ResNet-50: another structure")
-    network.load_state_dict(filled, strict=True, assign=True)
+        weights[name] = value.float().contiguous()
+    if remaining:
+        raise InputError(f"tensor {_MOCO_PREFIX}{min(remaining)[:80]} is not one of a ResNet-50: another structure")
+    network.load_state_dict(weights, strict=True, assign=True)
     return network.eval()

@@ -1,9 +1,9 @@
 """The re-identification network: a ResNet, a neck and a classifier of the training's people.
 
-Three necks, each as its source has it: "embedding", the baseline of Zheng et al. (2019) with 512 values before the
-classifier, which torchreid calls fc512; "bnneck", the one of Luo et al., "Bag of Tricks and a Strong Baseline for Deep
-Person Re-identification" (2019); "none", the classifier right on the pooled features. Backbones are torchvision's
-(He et al., 2016), so its ImageNet weights fit. Files: passersby/reid/checkpoint.py.
+There are three necks, each as in its source. "embedding" is the baseline of Zheng et al. (2019) with 512 values before
+the classifier, which torchreid calls fc512. "bnneck" is that of Luo et al., "Bag of Tricks and a Strong Baseline for
+Deep Person Re-identification" (2019). "none" is a classifier directly on the pooled features. Backbones are
+torchvision's (He et al., 2016), so torchvision's ImageNet weights fit. Files are read in passersby/reid/checkpoint.py.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ BLOCKS = {
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet10": (BasicBlock, [1, 1, 1, 1]),  # not torchvision's: for CPUs, and without ImageNet weights
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),  # for CPUs; torchvision does not have it, so there are no ImageNet weights
 }
 BACKBONES = tuple(BLOCKS)
 NECKS = ("embedding", "bnneck", "none")
@@ -34,19 +34,19 @@ MOST_CLASSES, MOST_PIXELS, MOST_EMBEDDING = 10_000_000, 4096, 65_536
 
 @dataclasses.dataclass(frozen=True)
 class ReidConfig:
-    """What a network is built from. Raises InputError for a value that no network has."""
+    """The configuration of a network. Raises InputError for impossible values."""
 
     classes: int  # people of the training
-    backbone: str = "resnet50"  # of BACKBONES
-    neck: str = "embedding"  # of NECKS
-    height: int = 256  # of the images it was made for [pixels]; any size runs
+    backbone: str = "resnet50"  # one of BACKBONES
+    neck: str = "embedding"  # one of NECKS
+    height: int = 256  # of the images that the network was made for [pixels]; any size runs
     width: int = 128
-    last_stride: int = 2  # 1: the last stage keeps the size, four times its values (Luo et al. 2019)
-    embedding: int = 512  # values, of the neck "embedding" alone; so are the two below
-    activation: str = "relu"  # of ACTIVATIONS
+    last_stride: int = 2  # 1: the last stage keeps the size and has four times as many values (Luo et al. 2019)
+    embedding: int = 512  # values of the embedding; this and the next two are for the neck "embedding" alone
+    activation: str = "relu"  # one of ACTIVATIONS
     dropout: float = 0.5  # before the classifier
-    domains: int = 1  # 2: generated images (domain 1) have batch normalisation of their own
-    stem: str = "imagenet"  # "small": 3 x 3 at stride 2 without maximum, for small images and without ImageNet weights
+    domains: int = 1  # 2: generated images (domain 1) have their own batch normalisation
+    stem: str = "imagenet"  # "small": 3 x 3 at stride 2 without maximum, for small images; no ImageNet weights fit it
 
     def __post_init__(self):
         choices = {"backbone": BACKBONES, "neck": NECKS, "last_stride": (1, 2), "activation": ACTIVATIONS}
@@ -63,27 +63,27 @@ class ReidConfig:
 
     @property
     def pooled_width(self) -> int:
-        """Values of the backbone's pooled features."""
+        """The number of the backbone's pooled features."""
         return 512 * BLOCKS[self.backbone][0].expansion
 
     @property
     def feature_width(self) -> int:
-        """Values of a feature, D."""
+        """The number of values of a feature, D."""
         return self.embedding if self.neck == "embedding" else self.pooled_width
 
 
 class Outputs(NamedTuple):
-    """What training needs of a batch, both float32."""
+    """The network's outputs for a batch in training, both float32."""
 
-    embedding: torch.Tensor  # [N, D], what a metric loss sees: before the batch normalisation of a bnneck
+    embedding: torch.Tensor  # [N, D], for a metric loss: before the batch normalisation of a bnneck
     logits: torch.Tensor  # [N, classes]
 
 
 class DomainBatchNorm(nn.Module):
-    """Batch normalisation with statistics, scale and shift for each domain; `current` says which one is meant.
+    """Batch normalisation with statistics, scale and shift for each domain; `current` is the domain of the next call.
 
-    Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation" (2019). ReidNetwork.forward
-    sets `current` for a whole batch, which is of one domain; that keeps torchvision's forward as it is.
+    Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation" (2019). All images of a batch
+    have one domain. ReidNetwork.forward sets `current` for the batch, so that torchvision's forward can stay unchanged.
     """
 
     def __init__(self, kind: type[nn.Module], features: int, domains: int):
@@ -96,7 +96,7 @@ class DomainBatchNorm(nn.Module):
 
 
 class ReidNetwork(nn.Module):
-    """Images of people -> embeddings and logits; a new one has random weights, drawn as the sources draw them."""
+    """Images of people -> embeddings and logits. A new network has random weights, drawn as the sources draw them."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -122,15 +122,15 @@ class ReidNetwork(nn.Module):
                     continue
                 if config.neck == "embedding":
                     nn.init.normal_(norm.weight, 1.0, 0.02)
-                else:  # the shift stays 0, so that the classes' planes go through the origin: cosine fits
+                else:  # the shift stays 0, so that the classes' planes go through the origin, as the cosine needs
                     norm.bias.requires_grad_(False)
         self.dropout = nn.Dropout(config.dropout)
-        # Their device is said, so that they are there when the rest is built on the device "meta".
+        # These buffers have a fixed device, so that they have values if the rest is built on the device "meta".
         for name, values in (("mean", IMAGENET_MEAN), ("deviation", IMAGENET_DEVIATION)):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor, domain: int = 0) -> Outputs:
-        """`images` [N, 3, H, W] float, 0..1, RGB, all of one domain: 0 real ones, 1 generated ones.
+        """`images` [N, 3, H, W] float, 0..1, RGB, all of one domain: 0 for real images, 1 for generated images.
 
         Raises ValueError for a domain that the configuration does not have.
         """
@@ -145,9 +145,9 @@ class ReidNetwork(nn.Module):
         return Outputs(embedding.float(), logits.float())
 
     def feature(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32: what images are compared by, not normalised.
+        """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32: the feature for comparing images, not normalised.
 
-        That is the embedding, or the bnneck's values after batch normalisation. Meant for eval mode; always domain 0.
+        It is the embedding, or the bnneck's values after batch normalisation. Call it in eval mode; it takes domain 0.
         """
         pooled = self._pooled(images, domain=0)
         if self.config.neck == "embedding":
@@ -155,15 +155,15 @@ class ReidNetwork(nn.Module):
         return (self.norm(pooled) if self.config.neck == "bnneck" else pooled).float()
 
     def flip_averaged(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32 of length 1: the features of image and mirror image added."""
+        """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32 of length 1: features of image + mirror image."""
         return nn.functional.normalize(self.feature(images) + self.feature(images.flip(3)), dim=1)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those that ImageNet weights can fill."""
+        """The parameters that ImageNet weights can fill."""
         return list(self.backbone.parameters())
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """All others: neck and classifier."""
+        """The parameters of neck and classifier."""
         return [value for name, value in self.named_parameters() if not name.startswith("backbone.")]
 
     def _pooled(self, images: torch.Tensor, domain: int) -> torch.Tensor:
@@ -231,12 +231,14 @@ def _backbone(config: ReidConfig) -> ResNet:
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         backbone.register_module("maxpool", nn.Identity())
     if config.last_stride == 1:
-        for convolution in backbone.layer4[0].modules():  # two have stride 2: one of the block, one beside it
+        for convolution in backbone.layer4[
+            0
+        ].modules():  # two convolutions have stride 2: one in the block, one beside it
             if isinstance(convolution, nn.Conv2d):
                 convolution.stride = (1, 1)
     return backbone
 
 
 def _norm(kind: type[nn.Module], features: int, domains: int) -> nn.Module:
-    # With one domain torchvision's own module, whose names its weights have.
+    # With one domain this is torchvision's own module, so that the names of torchvision's weights fit.
     return kind(features) if domains == 1 else DomainBatchNorm(kind, features, domains)

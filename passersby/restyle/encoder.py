@@ -1,10 +1,9 @@
-"""The ReStyle encoder: a picture and what the generator makes of it so far -> a correction of the latent codes.
+"""The ReStyle encoder: a picture and its current reconstruction -> a correction of the latent codes.
 
 Alaluf et al., "ReStyle: A Residual-Based StyleGAN Encoder via Iterative Refinement" (2021), with the encoder that
 Alaluf et al., "Third Time's the Charm? Image and Video Editing with StyleGAN3" (2022), publish as
-ResNetBackboneEncoder: a ResNet-34 (He et al. 2016) without its maximum pooling, whose last features go into one small
-head for each w input.
-Files: passersby/restyle/checkpoint.py.
+ResNetBackboneEncoder: a ResNet-34 (He et al. 2016) without its maximum pooling. Its last features go into one small
+head for each w input. Files of encoders are read in passersby/restyle/checkpoint.py.
 """
 
 import dataclasses
@@ -26,24 +25,24 @@ from passersby.stylegan3.schedule import GeneratorConfig
 BLOCKS = {
     "resnet34": (3, 4, 6, 3),
     "resnet18": (2, 2, 2, 2),
-    "resnet10": (1, 1, 1, 1),  # not torchvision's: for CPUs, and without ImageNet weights
+    "resnet10": (1, 1, 1, 1),  # for CPUs; torchvision does not have it, so there are no ImageNet weights
 }
 BACKBONES = tuple(BLOCKS)
 INPUT_CHANNELS = 6  # the picture's RGB, then the reconstruction's
-BACKBONE_STRIDE = 16  # pixels of the input for one place of the last features
-FEW_PLACES = 4  # of a head's map: up to here a matrix product is the faster convolution
+BACKBONE_STRIDE = 16  # pixels of the input for one position of the last features
+FEW_POSITIONS = 4  # up to so many positions of a head's map, a matrix product is faster than a convolution
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder is built from; the defaults are the published ones. Raises InputError for what none has."""
+    """The configuration of an encoder, by default the published one. Raises InputError for impossible values."""
 
-    height: int = 256  # of its input [pixels]; tall or not, any size works
+    height: int = 256  # of the encoder's input [pixels]; any size and shape works
     width: int = 256
     num_ws: int = 16  # w inputs of the generator, one head for each
     w_dim: int = 512
-    backbone: str = "resnet34"  # of BACKBONES
-    width_factor: float = 1.0  # of the backbone's 64, 128, 256 and 512 channels: below 1 for CPUs
+    backbone: str = "resnet34"  # one of BACKBONES
+    width_factor: float = 1.0  # factor of the backbone's 64, 128, 256 and 512 channels: below 1 for CPUs
     head_channels: int = 512
 
     def __post_init__(self):
@@ -59,7 +58,7 @@ class EncoderConfig:
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
-        """Channels of the backbone's four stages, whole multiples of 8 (which the kernels of CPUs like)."""
+        """Channels of the backbone's four stages: multiples of 8, for which the kernels of CPUs are fast."""
         return tuple(max(8, 8 * round(base * self.width_factor / 8)) for base in (64, 128, 256, 512))
 
     @property
@@ -69,15 +68,15 @@ class EncoderConfig:
 
     @property
     def head_convolutions(self) -> int:
-        """Convolutions of a head: as many as bring the features to 1 x 1, halving them (rounded up) each time."""
+        """Convolutions of a head: each halves the size of the features, rounded up, until it is 1 x 1."""
         return max(1, math.ceil(math.log2(max(self.feature_size))))
 
 
 class HeadConvolution(nn.Module):
     """A 3 x 3 convolution of stride 2 and padding 1 for each of several heads.
 
-    [N, in, H, W], which all heads share, or [N, heads * in, H, W] -> [N, heads * out, ceil(H/2), ceil(W/2)]. `weight`
-    [heads * out, in, 3, 3] and `bias` [heads * out] hold the heads' own one after the other.
+    [N, in, H, W], shared by all heads, or [N, heads * in, H, W] -> [N, heads * out, ceil(H/2), ceil(W/2)]. `weight`
+    [heads * out, in, 3, 3] and `bias` [heads * out] hold the values of one head after the other.
     """
 
     def __init__(self, heads: int, in_channels: int, out_channels: int):
@@ -85,39 +84,39 @@ class HeadConvolution(nn.Module):
         self.heads = heads
         self.weight = nn.Parameter(torch.empty(heads * out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.empty(heads * out_channels))
-        bound = 1 / math.sqrt(in_channels * 9)  # PyTorch's own for a convolution, as published
+        bound = 1 / math.sqrt(in_channels * 9)  # PyTorch's default for a convolution, as published
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
         shared = x.shape[1] == self.weight.shape[1]
-        if math.prod(size) <= FEW_PLACES:
+        if math.prod(size) <= FEW_POSITIONS:
             return self._product(x, 1 if shared else self.heads).unflatten(2, size)
         convolution = functools.partial(nn.functional.conv2d, stride=2, padding=1)
         if x.device.type != "cpu":
             return convolution(x, self.weight, self.bias, groups=1 if shared else self.heads)
-        # All in one call, a CPU's kernels are up to three times slower: they rearrange 150 MB of weights at once.
+        # A single call is up to three times slower on a CPU, because its kernels rearrange 150 MB of weights at once.
         inputs = [x] * self.heads if shared else x.chunk(self.heads, 1)
         parts = zip(inputs, self.weight.chunk(self.heads), self.bias.chunk(self.heads), strict=True)
         return torch.cat([convolution(*part) for part in parts], 1)
 
     def _product(self, x: torch.Tensor, groups: int) -> torch.Tensor:
-        # Columns [groups, N * places, in * 9], times each head's weights. For so few places, rearranging the weights
-        # as convolution kernels do costs more than the arithmetic; a matrix product reads them where they lie.
+        # Columns [groups, N * positions, in * 9], times each head's weights. The kernels of convolutions rearrange the
+        # weights, which for so few positions takes longer than the arithmetic. A matrix product does not need this.
         columns = nn.functional.unfold(x, 3, padding=1, stride=2).unflatten(1, (groups, -1))
-        images, _, _, places = columns.shape
+        images, _, _, positions = columns.shape
         columns = columns.permute(1, 0, 3, 2).flatten(1, 2).expand(self.heads, -1, -1)
         weight = self.weight.reshape(self.heads, -1, columns.shape[2]).transpose(1, 2)  # [heads, in * 9, out]
-        out = torch.baddbmm(self.bias.view(self.heads, 1, -1), columns, weight)  # [heads, N * places, out]
-        return out.unflatten(1, (images, places)).permute(1, 0, 3, 2).flatten(1, 2)  # [N, heads * out, places]
+        out = torch.baddbmm(self.bias.view(self.heads, 1, -1), columns, weight)  # [heads, N * positions, out]
+        return out.unflatten(1, (images, positions)).permute(1, 0, 3, 2).flatten(1, 2)  # [N, heads * out, positions]
 
 
 class HeadLinear(nn.Module):
     """A linear layer for each head, with equalised learning rate (Karras et al. 2018).
 
-    [N, heads * in] -> [N, heads, out]. `weight` [heads * out, in] and `bias` [heads * out], stacked as above, start as
-    N(0, 1) and 0; the weights are scaled by 1 / sqrt(in) at run time.
+    [N, heads * in] -> [N, heads, out]. `weight` [heads * out, in] and `bias` [heads * out] hold the values of one head
+    after the other. They start as N(0, 1) and 0; the weights are scaled by 1 / sqrt(in) at run time.
     """
 
     def __init__(self, heads: int, in_features: int, out_features: int):
@@ -136,8 +135,8 @@ class HeadLinear(nn.Module):
 class StyleHeads(nn.Module):
     """All map-to-style heads: features [N, C, h, w] -> [N, num_ws, w_dim].
 
-    The published tool has a module for each head: the rows of its `styles.<i>.NAME` are the i-th part of `styles.NAME`
-    here.
+    The published tool has a module for each head: its `styles.<i>.NAME` is the i-th part of the rows of `styles.NAME`
+    in this class.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -154,10 +153,11 @@ class StyleHeads(nn.Module):
 
 
 class RestyleEncoder(nn.Module):
-    """Picture and current reconstruction, both -1..1 RGB -> what is to be added to the codes.
+    """Picture and current reconstruction, both -1..1 RGB -> the correction that is added to the codes.
 
-    x [N, 6, H, W] float, the picture's channels first, H x W as configured -> [N, num_ws, w_dim] float32. A new one has
-    random weights, drawn as published (the backbone's as torchvision draws them). In eval mode images are independent.
+    x [N, 6, H, W] float, the picture's channels first, H x W as configured -> [N, num_ws, w_dim] float32. A new encoder
+    has random weights, drawn as published; torchvision's way draws those of the backbone. In eval mode images are
+    independent.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -179,9 +179,11 @@ class RestyleEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Raises InputError for an input of another shape."""
-        wanted = (INPUT_CHANNELS, self.config.height, self.config.width)
-        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
-            raise InputError(f"encoder: input of shape {tuple(x.shape)}, expected [N, {', '.join(map(str, wanted))}]")
+        expected_shape = (INPUT_CHANNELS, self.config.height, self.config.width)
+        if x.ndim != 4 or tuple(x.shape[1:]) != expected_shape:
+            raise InputError(
+                f"encoder: input of shape {tuple(x.shape)}, expected [N, {', '.join(map(str, expected_shape))}]"
+            )
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.relu(self.bn1(self.conv1(x)))  # [N, 64, H/2, W/2]
         return self.styles(self.body(x)).float()
@@ -190,9 +192,9 @@ class RestyleEncoder(nn.Module):
 def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str, ...]:
     """Fill the backbone's blocks, in place, with torchvision's ImageNet weights; returns notes for the user.
 
-    `path` is a state dict with torchvision's names (`.pth` or `.safetensors`) of the encoder's own backbone. Its first
-    convolution, for 3 channels, and the normalisation behind it are not used, as published, nor is its classifier.
-    Raises InputError for an encoder that no such weights fit, a file that is another's, and one that cannot be read.
+    `path` is a state dict with torchvision's names (`.pth` or `.safetensors`) of the encoder's own backbone. As
+    published, its first convolution, for 3 channels, the normalisation after it and its classifier are not used. Raises
+    InputError for an encoder without such weights, for the file of another network, and for a file that cannot be read.
     """
     config, path = encoder.config, Path(path)
     try:
@@ -202,20 +204,20 @@ def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str
                 "take resnet34 or resnet18 at width 1, or random weights"
             )
         sha256 = file_sha256(path)
-        found = read_tensors(path)
-        names = {}  # torchvision's -> those of `body`, which counts the blocks of all stages
+        file_tensors = read_tensors(path)
+        names = {}  # torchvision's prefix -> that of `body`, which counts the blocks of all stages
         for stage, count in enumerate(BLOCKS[config.backbone]):
             for i in range(count):
                 names[f"layer{stage + 1}.{i}."] = f"{sum(BLOCKS[config.backbone][:stage]) + i}."
-        taken, unused = {}, ("conv1.", "bn1.", "fc.")
-        for name, tensor in found.items():
+        tensors, unused = {}, ("conv1.", "bn1.", "fc.")
+        for name, tensor in file_tensors.items():
             prefix = ".".join(name.split(".")[:2]) + "."
             if prefix in names:
-                taken[names[prefix] + name.removeprefix(prefix)] = tensor
+                tensors[names[prefix] + name.removeprefix(prefix)] = tensor
             elif not name.startswith(unused):
                 raise InputError(f"tensor {name[:80]} is not one of torchvision's {config.backbone}")
-        _check_fit(taken, encoder.body.state_dict(), config.backbone)
-        encoder.body.load_state_dict(taken, strict=False)  # without the counters of old files: all else is checked
+        _check_fit(tensors, encoder.body.state_dict(), config.backbone)
+        encoder.body.load_state_dict(tensors, strict=False)  # not strict: old files lack counters; the rest was checked
     except OSError as error:
         raise InputError(f"ImageNet weights {path}: {error.strerror or error}: check the path") from error
     except InputError as error:
@@ -226,18 +228,20 @@ def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str
     )
 
 
-def _check_fit(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], name: str) -> None:
-    for key, shaped in wanted.items():
+def _check_fit(tensors: dict[str, torch.Tensor], network_tensors: dict[str, torch.Tensor], name: str) -> None:
+    for key, network_tensor in network_tensors.items():
         if key not in tensors:
-            if key.endswith("num_batches_tracked"):  # older files lack it, and nothing here needs it
+            if key.endswith("num_batches_tracked"):  # older files lack this counter, and the encoder does not need it
                 continue
             raise InputError(f"it lacks block {key.partition('.')[0]}'s {key.partition('.')[2]}, which {name} has")
         tensor = tensors[key]
-        if tensor.shape != shaped.shape:
-            raise InputError(f"block tensor {key} has shape {tuple(tensor.shape)}, {name}'s {tuple(shaped.shape)}")
+        if tensor.shape != network_tensor.shape:
+            raise InputError(
+                f"block tensor {key} has shape {tuple(tensor.shape)}, {name}'s {tuple(network_tensor.shape)}"
+            )
         if not torch.isfinite(tensor).all():
             raise InputError(f"block tensor {key} holds values that are no finite numbers")
-    unknown = sorted(tensors.keys() - wanted.keys())
+    unknown = sorted(tensors.keys() - network_tensors.keys())
     if unknown:
         raise InputError(f"block tensor {unknown[0][:80]} is not one of torchvision's {name}")
 
@@ -253,15 +257,15 @@ def _block(before: int, after: int, stride: int) -> BasicBlock:
     return block
 
 
-# ---- The encoder's steps: each starts from the code and the image of the one before.
+# ---- The encoder's steps: each starts from the code and the image of the step before.
 
 Synthesis = Callable[[torch.Tensor], torch.Tensor]  # ws [N, num_ws, w_dim] -> images [N, 3, height, width] float32
 
 
 def pooled(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Images [N, C, h, w] -> [N, C, height, width]: averages where smaller, whole pixels repeated where larger.
+    """Resize images [N, C, h, w] -> [N, C, height, width] by adaptive average pooling, as the published tool does.
 
-    As the published tool does it (adaptive average pooling); the images themselves when they have that size.
+    Smaller sizes take averages, larger sizes repeat pixels. Images that have this size are returned unchanged.
     """
     if tuple(images.shape[2:]) == (height, width):
         return images
@@ -269,7 +273,7 @@ def pooled(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def working_size(encoder: EncoderConfig, generator: GeneratorConfig) -> tuple[int, int]:
-    """Height and width at which pictures are decoded and losses taken: on each side the smaller of both networks'."""
+    """Height and width for decoding pictures and measuring losses: of each, the smaller value of the two networks."""
     return min(encoder.height, generator.height), min(encoder.width, generator.width)
 
 
@@ -281,12 +285,13 @@ def restyle_steps(
     steps: int,
     average_image: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` pairs of codes [N, num_ws, w_dim] and reconstructions [N, 3, gh, gw], each better than the one before.
+    """Yield `steps` pairs of codes [N, num_ws, w_dim] and reconstructions [N, 3, gh, gw], each better than the last.
 
-    `images` [N, 3, h, w] float32, -1..1, at the working size; `average` [num_ws, w_dim] is where the codes start, and
-    `average_image` [1, 3, gh, gw] (or without the 1) its picture, which is made when it is not given. Each step adds
-    the encoder's answer to the codes so far. Codes and reconstructions are detached between the steps: each step's loss
-    is to be back-propagated before the next pair is asked for. Raises InputError for shapes that do not fit.
+    `images` [N, 3, h, w] float32, -1..1, have the working size. The codes start at `average` [num_ws, w_dim].
+    `average_image` [1, 3, gh, gw] (or without the 1) is the image of the average; without it, the function makes it.
+    Each step adds the encoder's output to the codes. Codes and reconstructions are detached between the steps, so the
+    caller must back-propagate the loss of a step before it takes the next pair. Raises InputError for shapes that do
+    not fit.
     """
     config = encoder.config
     if type(steps) is not int or steps < 1:

@@ -1,4 +1,4 @@
-"""What inversion minimises: how far a reconstruction is from its image, in pixels, in looks and in who it is.
+"""The loss of inversion: the distance of a reconstruction from its image in pixels, in perception and in identity.
 
 Alaluf et al., "ReStyle" (2021), with the weights of the pedestrian study: 1 x L2, 0.8 x LPIPS, 0.1 x (1 - cosine).
 """
@@ -18,7 +18,7 @@ from passersby.reid.identity_features import IdentityFeatures
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the parts, 0 or more; a part of weight 0 is left out. Raises InputError for others."""
+    """Factors of the loss's parts, 0 or more; a factor of 0 omits its part. Raises InputError for other values."""
 
     l2: float = 1.0
     lpips: float = 0.8
@@ -32,20 +32,20 @@ class LossWeights:
 
 
 class Target(NamedTuple):
-    """Images and their features, taken once for the many reconstructions that are compared with them."""
+    """Images and their features, computed once for all reconstructions that are compared with them."""
 
     images: torch.Tensor  # [N, 3, H, W] float32, -1..1
     perceptual: tuple[torch.Tensor, ...] | None  # five layers [N, C, h, w] float32; None without the network
     identity: torch.Tensor | None  # [N, D] float32 of length 1; None without the network
 
-    def take(self, places: torch.Tensor | Sequence[int] | slice) -> "Target":
-        """Those at `places` (numbers, a mask or a slice), in that order."""
-        perceptual = None if self.perceptual is None else tuple(layer[places] for layer in self.perceptual)
-        return Target(self.images[places], perceptual, None if self.identity is None else self.identity[places])
+    def take(self, indices: torch.Tensor | Sequence[int] | slice) -> "Target":
+        """The images at `indices` (numbers, a mask or a slice), in that order."""
+        perceptual = None if self.perceptual is None else tuple(layer[indices] for layer in self.perceptual)
+        return Target(self.images[indices], perceptual, None if self.identity is None else self.identity[indices])
 
 
 class Losses(NamedTuple):
-    """Of each reconstruction, [N] float32; nan where there is no network to measure it."""
+    """The losses of each reconstruction, [N] float32; nan where there is no network to measure one."""
 
     l2: torch.Tensor  # mean squared difference of the pixels, of values -1..1
     lpips: torch.Tensor  # Perceptual's distance
@@ -53,9 +53,9 @@ class Losses(NamedTuple):
 
 
 class InversionLoss(nn.Module):
-    """Losses of reconstructions against their targets, each image for itself; the networks stay frozen.
+    """Losses of reconstructions against their targets, for each image separately; the networks stay frozen.
 
-    Raises InputError where a part has a weight and no network.
+    Raises InputError if a part has a weight but no network.
     """
 
     def __init__(self, weights: LossWeights, perceptual: Perceptual | None, identity: IdentityFeatures | None):
@@ -68,14 +68,14 @@ class InversionLoss(nn.Module):
 
     @torch.no_grad()
     def target(self, images: torch.Tensor) -> Target:
-        """Of images [N, 3, H, W] float, -1..1, RGB, at the size that reconstructions will have."""
+        """The target of images [N, 3, H, W] float, -1..1, RGB, at the size that reconstructions will have."""
         perceptual = None if self.perceptual is None else self.perceptual.features(images)
         return Target(images.detach().float(), perceptual, None if self.identity is None else self.identity(images))
 
     def measure(self, reconstructions: torch.Tensor, target: Target) -> Losses:
-        """Of reconstructions [N, 3, H, W] float, nominally -1..1; gradients go to them.
+        """The losses of reconstructions [N, 3, H, W] float, nominally -1..1, which get gradients.
 
-        Raises ValueError for another shape than that of the target's images.
+        Raises ValueError if their shape is not that of the target's images.
         """
         if reconstructions.shape != target.images.shape:
             shapes = f"{tuple(reconstructions.shape)}, images {tuple(target.images.shape)}"

@@ -1,8 +1,8 @@
-"""Pivotal tuning (Roich et al. 2021, PTI): the generator itself is moved a little, until it can draw one person.
+"""Pivotal tuning (Roich et al. 2021, PTI): it changes the generator a little, until it can draw one person.
 
-The pivots, the codes of the person's pictures, stay where they are; what changes are the convolutions' kernels, and
-those by matrices of low rank (Hu et al. 2021, LoRA), so that what is stored for a person is small. Trained as such:
-full kernels, tuned and then cut to that rank, draw the person worse than the generator they started from.
+The pivots, which are the codes of the person's pictures, do not change. Only the convolutions' kernels change, by
+matrices of low rank (Hu et al. 2021, LoRA), so that the file of a person is small. Tuning trains these matrices
+directly: full kernels that are tuned and then reduced to that rank draw the person worse than the original generator.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from passersby.restyle.losses import InversionLoss, Target
 from passersby.restyle.refinement import ramp
 from passersby.stylegan3.generator import Generator
 
-# ---- Deltas: what tuning changes in a generator for one person, as a few bytes and in use.
+# ---- Deltas: the changes of a generator for one person, as files and in use.
 #
 # A delta is a low-rank matrix for each tuned kernel (Hu et al. 2021, LoRA): kernel + up @ down. It belongs to one
-# generator, told by the sha256 of its file. Nothing in a file of deltas is ever executed.
+# generator, which it names by the sha256 of its file. Nothing in a file of deltas is ever executed.
 
 FORMAT_VERSION = 1
 METADATA_KEY = "passersby_delta"
@@ -37,16 +37,17 @@ _NAME = re.compile(r"(L\d{1,2}_\d{1,5}_\d{1,5}\.(?:affine\.)?weight)\.(up|down)"
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """`factors`: by the name of a weight in `Generator.synthesis`, up [O, r] and down [r, I * k * k], float16.
+    """The change of a generator's weights for one person.
 
-    The weight [O, I, k, k] becomes weight + up @ down, in float32.
+    `factors`: name of a weight in `Generator.synthesis` -> up [O, r] and down [r, I * k * k], float16. The weight
+    [O, I, k, k] becomes weight + up @ down, in float32.
     """
 
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def save_delta(delta: Delta, generator_sha256: str) -> bytes:
-    """The bytes of a delta file (safetensors) for the generator whose file has that sha256; the same every time."""
+    """The bytes of a delta file (safetensors) for the generator whose file has that sha256; equal for equal deltas."""
     tensors = {
         f"{name}.{part}": tensor.detach().to("cpu", torch.float16).contiguous()
         for name, factors in delta.factors.items()
@@ -59,7 +60,7 @@ def save_delta(delta: Delta, generator_sha256: str) -> bytes:
 def load_delta(content: bytes, generator_sha256: str) -> Delta:
     """The delta in `content`, if it belongs to the generator whose file has that sha256.
 
-    Raises InputError, in one line, for another generator, another version, and for anything else than such a file.
+    Raises InputError, in one line, for another generator, another version, and for a file that is no delta.
     """
     try:
         metadata = _metadata(content)
@@ -84,10 +85,11 @@ def load_delta(content: bytes, generator_sha256: str) -> Delta:
 
 @contextlib.contextmanager
 def apply_delta(generator: Generator, delta: Delta) -> Iterator[Generator]:
-    """Inside, `generator.synthesis` is the person's; afterwards, whatever happened, it has its very own weights again.
+    """Inside the context `generator.synthesis` has the person's weights; afterwards it has its own weights again.
 
-    The weights are exchanged, not changed: not for a generator that other threads use meanwhile. Raises InputError,
-    before anything is exchanged, when the delta does not fit this generator's shapes.
+    The context exchanges the weight tensors and restores them even after an exception. Other threads must not use the
+    generator meanwhile. Raises InputError, before it exchanges anything, if the delta does not fit the generator's
+    shapes.
     """
     exchanged: list[tuple[nn.Module, nn.Parameter]] = []
     changed = changed_weights(generator, delta)
@@ -104,7 +106,7 @@ def apply_delta(generator: Generator, delta: Delta) -> Iterator[Generator]:
 
 @torch.no_grad()
 def changed_weights(generator: Generator, delta: Delta) -> dict[str, torch.Tensor]:
-    """The person's weights by their names in `generator.synthesis`. Raises InputError where shapes do not fit."""
+    """The person's weights by their names in `generator.synthesis`. Raises InputError if shapes do not fit."""
     weights = dict(generator.synthesis.named_parameters())
     changed = {}
     for name, factors in delta.factors.items():
@@ -113,8 +115,8 @@ def changed_weights(generator: Generator, delta: Delta) -> dict[str, torch.Tenso
         weight = weights[name]
         up, down = (factor.to(weight.device, torch.float32) for factor in factors)
         if (len(up), down.shape[1]) != (len(weight), weight[0].numel()):
-            found = f"{len(up)} x {down.shape[1]}"
-            raise InputError(f"delta: {found} values for {name} {tuple(weight.shape)}: the delta is another network's")
+            size = f"{len(up)} x {down.shape[1]}"
+            raise InputError(f"delta: {size} values for {name} {tuple(weight.shape)}: the delta is another network's")
         changed[name] = weight + (up @ down).view_as(weight)
     return changed
 
@@ -123,8 +125,7 @@ def changed_weights(generator: Generator, delta: Delta) -> dict[str, torch.Tenso
 
 
 def _metadata(content: bytes) -> dict:
-    # The header that safetensors has in front: 8 bytes of length, then JSON. The library's own reader of metadata takes
-    # files alone.
+    # A safetensors file starts with 8 bytes of length and a JSON header. The library reads metadata only from files.
     length = int.from_bytes(content[:8], "little")
     if not 2 <= length <= len(content) - 8:
         raise InputError("delta: no such file, or damaged (its header is cut off): invert the pictures again")
@@ -157,7 +158,7 @@ def _one_line(value) -> str:
 
 # ---- Tuning.
 
-VARIANTS = 2  # in a step, beside the pictures
+VARIANTS = 2  # variants of pivots in a step, beside the pictures
 
 
 def tune(
@@ -172,33 +173,34 @@ def tune(
     batch: int = 8,
     likeness: float = 0.1,
 ) -> Delta:
-    """A delta of `generator` in which `pivots` [n, num_ws, w_dim] show `target`'s n pictures, all of one person.
+    """A delta of `generator` with which `pivots` [n, num_ws, w_dim] show `target`'s n pictures, all of one person.
 
-    `steps` steps of Adam on the mean `loss.total`, each with the next `batch` pictures, in turn. Added is `likeness` *
-    (1 - cosine) between the identity features of two of them and of variants of their pivots, in which half of the
-    layers come from random codes: without it the pivots get better and what is mixed out of them no more like the
-    person. A loss without identity network leaves it out. Networks that were part of the loss are no judges of it.
+    Each of the `steps` steps of Adam takes the next `batch` pictures, in turn, and lowers the mean `loss.total`. The
+    loss also contains `likeness` * (1 - cosine), with the cosine between the identity features of two of the pictures
+    and of variants of their pivots. Half of the layers of a variant come from random codes. Without this part the
+    images of the pivots improve, but images mixed from them do not become more like the person. A loss without an
+    identity network omits the part. Networks that are part of the loss cannot judge the result.
 
-    `rank` of the factors is what fits: at most the sides of the kernel. Mapping, input, styles (the affine layers),
-    ToRGB, filters and magnitude averages are not touched; nor is anything of `generator`, which is only read. The same
-    call gives the same delta. Raises InputError for numbers and shapes that cannot be, and when the loss is not finite.
+    The factors have rank `rank`, or less where a side of the kernel is smaller. Tuning does not change mapping, input,
+    styles (the affine layers), ToRGB, filters and magnitude averages, and it only reads `generator`. The same call
+    gives the same delta. Raises InputError for impossible numbers and shapes, and if the loss is not finite.
     """
     _check(target, pivots, steps, rank, batch, {"learning rate": learning_rate, "likeness": likeness})
     synthesis, pivots, size = generator.synthesis, pivots.detach(), target.images.shape[2:]
     identity = loss.identity
     weights = tuned_weights(generator)
-    factors = {name: _start(weight, rank, place) for place, (name, weight) in enumerate(weights.items())}
+    factors = {name: _start(weight, rank, index) for index, (name, weight) in enumerate(weights.items())}
     optimizer = torch.optim.Adam([factor for pair in factors.values() for factor in pair])
     for step in range(steps):
-        places = [(step * batch + offset) % len(pivots) for offset in range(min(batch, len(pivots)))]
+        indices = [(step * batch + offset) % len(pivots) for offset in range(min(batch, len(pivots)))]
         with torch.enable_grad():
             changed = {name: weights[name] + (up @ down).view_as(weights[name]) for name, (up, down) in factors.items()}
-            images = pooled(functional_call(synthesis, changed, (pivots[places],)), *size)
-            value = loss.total(loss.measure(images, target.take(places))).mean()
+            images = pooled(functional_call(synthesis, changed, (pivots[indices],)), *size)
+            value = loss.total(loss.measure(images, target.take(indices))).mean()
             if identity is not None and likeness > 0:
-                mixed = variants(generator, pivots[places[:VARIANTS]], step)
+                mixed = variants(generator, pivots[indices[:VARIANTS]], step)
                 images = pooled(functional_call(synthesis, changed, (mixed,)), *size)
-                cosines = (identity(images) * target.take(places[:VARIANTS]).identity).sum(1)
+                cosines = (identity(images) * target.take(indices[:VARIANTS]).identity).sum(1)
                 value = value + likeness * (1 - cosines).mean()
             if not math.isfinite(value.item()):
                 raise InputError(f"pivotal tuning: the loss is {value.item()} at step {step}: lower the learning rate")
@@ -212,9 +214,10 @@ def tune(
 
 @torch.no_grad()
 def variants(generator: Generator, pivots: torch.Tensor, seed: int) -> torch.Tensor:
-    """Codes like `pivots` [n, num_ws, w_dim]; in each, up to half of the layers, side by side, are a random w's.
+    """Codes like `pivots` [n, num_ws, w_dim], but up to half of the layers of each, adjacent ones, are a random w's.
 
-    The w's are truncated at 0.7, as people are generated. Labels of a conditional network take turns.
+    The w's are truncated at 0.7, as in generation. Successive seeds take the labels of a conditional network
+    in turn.
     """
     numbers, layers = np.random.RandomState(seed), generator.num_ws
     z = torch.from_numpy(numbers.randn(len(pivots), generator.z_dim)).to(pivots.device, torch.float32)
@@ -226,17 +229,16 @@ def variants(generator: Generator, pivots: torch.Tensor, seed: int) -> torch.Ten
 
 
 def tuned_weights(generator: Generator) -> dict[str, torch.Tensor]:
-    """The kernels that tuning moves, by their names in `generator.synthesis`."""
+    """The kernels that tuning changes, by their names in `generator.synthesis`."""
     layers = ((name, getattr(generator.synthesis, name)) for name in generator.synthesis.layer_names)
     return {f"{name}.weight": layer.weight.detach() for name, layer in layers if not layer.spec.to_rgb}
 
 
-def _start(weight, rank, place):
-    # Their product is 0, and so is the change: one factor is 0, the other drawn, from numbers of its own for each
-    # layer.
+def _start(weight, rank, seed):
+    # One factor is 0, so the first change is 0. The other factor is random, with its own seed for each layer.
     outputs, inputs = len(weight), weight[0].numel()
     rank = min(rank, outputs, inputs)
-    numbers = torch.Generator().manual_seed(place)
+    numbers = torch.Generator().manual_seed(seed)
     down = torch.randn(rank, inputs, generator=numbers).to(weight.device) / math.sqrt(rank)
     up = torch.zeros(outputs, rank, device=weight.device)
     return up.requires_grad_(True), down.requires_grad_(True)

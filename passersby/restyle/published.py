@@ -1,7 +1,7 @@
-"""Checkpoints of stylegan3-editing, which publishes ReStyle-pSp on StyleGAN3: what is in them, nothing built yet.
+"""Read checkpoints of stylegan3-editing, which publishes ReStyle-pSp on StyleGAN3, without building networks.
 
 Such a `.pt` is a dict: `state_dict` with `encoder.*` and `decoder.*`, `latent_avg`, and `opts`, the options of its
-training, among which are paths. Nothing that a file contains is ever executed.
+training, which contain paths. Nothing in a file is ever executed.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from passersby.restyle.encoder import BLOCKS, INPUT_CHANNELS, EncoderConfig
 from passersby.stylegan3.schedule import GeneratorConfig
 from passersby.stylegan3.state_dict import find_networks, infer_generator_config
 
-ENCODER_TYPE = "ResNetBackboneEncoder"  # the tool's name of the one encoder that is read
-BASE_SIZE = 16  # features of this size are halved to 1 x 1 by the tool's four convolutions; its input is 256 x 256
+ENCODER_TYPE = "ResNetBackboneEncoder"  # the tool's name of the only encoder that this module reads
+BASE_SIZE = 16  # the tool's four convolutions halve features of this size to 1 x 1; its input is 256 x 256
 
 Tensors = dict[str, torch.Tensor]
 
-# What torch.load raises on damaged files: its reader is partly Python without checks of its own.
+# The errors of torch.load on damaged files: a part of its reader is Python code without checks.
 _DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
 _DAMAGE += (AttributeError, IndexError, AssertionError)
 _HEAD = re.compile(r"styles\.(\d{1,3})\.(.+)")
@@ -33,7 +33,7 @@ _HEAD = re.compile(r"styles\.(\d{1,3})\.(.+)")
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What a file says; `tensors` have RestyleEncoder's names, `decoder_tensors` Generator's."""
+    """The contents of a file; `tensors` have RestyleEncoder's names, `decoder_tensors` Generator's names."""
 
     config: EncoderConfig
     tensors: Tensors
@@ -45,7 +45,7 @@ class Published:
 
 
 class _Options:
-    """Stands for argparse.Namespace in a checkpoint: takes its values and does nothing with them."""
+    """It replaces argparse.Namespace while a checkpoint is read: it holds the values and does nothing with them."""
 
     values: Mapping[str, Any] = types.MappingProxyType({})  # a checkpoint may make one without calling __init__
 
@@ -54,7 +54,7 @@ class _Options:
 
 
 def _path_name(*parts: Any) -> str:
-    """Stands for a path in a checkpoint: its last part, not somebody's folders."""
+    """It replaces a path while a checkpoint is read: the last part remains, without somebody's folders."""
     return PureWindowsPath(str(parts[-1])).name if parts else ""
 
 
@@ -65,18 +65,18 @@ _STANDINS += [(_Options, f"{argparse.Namespace.__module__}.{argparse.Namespace._
 
 
 def read_published(path: Path) -> Published:
-    """The encoder of a stylegan3-editing checkpoint, its average code, and its generator where it has one.
+    """The encoder of a stylegan3-editing checkpoint, its average code, and its generator if it has one.
 
-    Raises InputError for a file that is damaged, hostile, another encoder's, or holds names that nobody knows.
+    Raises InputError for a damaged or hostile file, for another encoder, and for unknown tensor names.
     """
-    found = _load(path)
-    options = _options(found.get("opts"))
+    contents = _load(path)
+    options = _options(contents.get("opts"))
     kind = options.get("encoder_type", ENCODER_TYPE)
     notes = [] if "encoder_type" in options else [f"taken for the encoder {ENCODER_TYPE}: the file does not say it"]
     if kind != ENCODER_TYPE:
         raise InputError(f"its encoder is {str(kind)[:60]}: of stylegan3-editing's encoders {ENCODER_TYPE} is read")
     parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
-    for name, tensor in found["state_dict"].items():
+    for name, tensor in contents["state_dict"].items():
         part, _, key = name.partition(".")
         if part not in parts:
             raise InputError(f"tensor {name[:80]} belongs to neither encoder nor decoder: not stylegan3-editing's")
@@ -85,29 +85,29 @@ def read_published(path: Path) -> Published:
     config = _encoder_config(tensors, len({m[1] for m in map(_HEAD.fullmatch, parts["encoder"]) if m}))
     decoder_config, decoder_tensors = None, {}
     if parts["decoder"]:
-        decoder_tensors, more = _decoder(parts["decoder"])
+        decoder_tensors, part_notes = _decoder(parts["decoder"])
         decoder_config = infer_generator_config(decoder_tensors)
-        notes += more
+        notes += part_notes
         sizes = [(c.num_ws, c.w_dim) for c in (config, decoder_config)]
         if sizes[0] != sizes[1]:
             raise InputError(f"its encoder is for {sizes[0]} codes (num_ws, w_dim), its generator has {sizes[1]}")
     else:
         notes.append("the file holds no generator")
-    average, more = _average(found.get("latent_avg"), decoder_tensors, config)
+    average, part_notes = _average(contents.get("latent_avg"), decoder_tensors, config)
     record = {"trained_on": "unknown", "options": options}
-    return Published(config, tensors, average, decoder_config, decoder_tensors, record, (*notes, *more))
+    return Published(config, tensors, average, decoder_config, decoder_tensors, record, (*notes, *part_notes))
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_STANDINS):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
-        if "GLOBAL" in reason:  # PyTorch's own refusal is a page long: the name is what matters
+        if "GLOBAL" in reason:  # PyTorch's message is a page long: keep the name that the file refers to
             reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
         raise InputError(f"no plain checkpoint, nothing of it was run ({reason[:120]}): fetch it again") from error
-    state = found.get("state_dict") if isinstance(found, Mapping) else None
+    state = contents.get("state_dict") if isinstance(contents, Mapping) else None
     names = [name for name in state if isinstance(name, str)] if isinstance(state, Mapping) else []
     has_encoder = any(name.startswith("encoder.") for name in names)
     if not isinstance(state, Mapping) or not has_encoder or len(names) != len(state):
@@ -115,26 +115,26 @@ def _load(path: Path) -> dict[str, Any]:
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: the file is damaged")
-    claimed = sum(tensor.nbytes for tensor in state.values())  # strides of 0 make a tensor larger than its file
-    if claimed > path.stat().st_size:
-        raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
-    return dict(found)
+    weight_bytes = sum(tensor.nbytes for tensor in state.values())  # strides of 0 make a tensor larger than its file
+    if weight_bytes > path.stat().st_size:
+        raise InputError(f"{weight_bytes:,} bytes of weights are more than the whole file")
+    return dict(contents)
 
 
-def _options(found: Any) -> dict[str, Any]:
-    # The options are a record for people: what is no plain value is left out.
-    values = found.values if isinstance(found, _Options) else found
+def _options(stored: Any) -> dict[str, Any]:
+    # The options are a record for people: values other than texts, numbers, booleans and None are omitted.
+    values = stored.values if isinstance(stored, _Options) else stored
     values = values if isinstance(values, Mapping) else {}
     plain = {
         k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, (str, int, float, bool, type(None)))
     }
-    named = {key: PurePosixPath(v).name if isinstance(v, str) and "/" in v else v for key, v in plain.items()}
-    finite = {k: v for k, v in named.items() if not isinstance(v, float) or abs(v) < float("inf")}
+    shortened = {key: PurePosixPath(v).name if isinstance(v, str) and "/" in v else v for key, v in plain.items()}
+    finite = {k: v for k, v in shortened.items() if not isinstance(v, float) or abs(v) < float("inf")}
     return dict(sorted(finite.items()))
 
 
 def _stacked(tensors: Tensors) -> Tensors:
-    """The tool's names as RestyleEncoder's: `styles.<i>.NAME` of all heads i, one after the other, is `styles.NAME`."""
+    """Turn the tool's names into RestyleEncoder's: concatenate `styles.<i>.NAME` of all heads i to `styles.NAME`."""
     if any(name.startswith("input_layer.") for name in tensors):
         raise InputError(f"its encoder has an IR-SE-50 backbone, made for faces: {ENCODER_TYPE} is read")
     stacked, heads = {}, {}
@@ -144,12 +144,12 @@ def _stacked(tensors: Tensors) -> Tensors:
             stacked[name] = tensor
         else:
             heads.setdefault(match[2], {})[int(match[1])] = tensor
-    count = max((len(found) for found in heads.values()), default=0)
-    for name, found in heads.items():
-        lacking = sorted(set(range(count)) - set(found))
-        if lacking:
-            raise InputError(f"tensor encoder.styles.{lacking[0]}.{name[:60]} is missing: the file is damaged")
-        parts = [found[i] for i in range(count)]
+    count = max((len(head_tensors) for head_tensors in heads.values()), default=0)
+    for name, head_tensors in heads.items():
+        missing = sorted(set(range(count)) - set(head_tensors))
+        if missing:
+            raise InputError(f"tensor encoder.styles.{missing[0]}.{name[:60]} is missing: the file is damaged")
+        parts = [head_tensors[i] for i in range(count)]
         if len({(part.shape, part.dtype) for part in parts}) != 1 or parts[0].ndim == 0:
             raise InputError(f"tensors encoder.styles.<i>.{name[:60]} have different shapes: the file is damaged")
         stacked[f"styles.{name}"] = torch.cat(parts)
@@ -167,7 +167,7 @@ def _encoder_config(tensors: Tensors, heads: int) -> EncoderConfig:
             f"its encoder has {blocks} blocks and {heads} heads: a ResNet-34 (16 blocks) with heads is read"
         )
     convolutions = len([name for name in tensors if re.fullmatch(r"styles\.convs\.\d{1,3}\.weight", name)])
-    # A fully convolutional network does not say its input's size, but its heads end at 1 x 1.
+    # A fully convolutional network does not determine the size of its input, but its heads end at 1 x 1.
     size = BASE_SIZE * 2**convolutions
     return EncoderConfig(
         height=size,
@@ -181,7 +181,7 @@ def _encoder_config(tensors: Tensors, heads: int) -> EncoderConfig:
 
 
 def _decoder(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    # The tool leaves the last batch's transform [N, 3, 3] in the buffer, and sets the identity before each picture.
+    # The tool sets the identity before each picture, and its files have the last batch's transform [N, 3, 3].
     notes = []
     tensors = dict(find_networks(tensors)["G_ema"])
     transform = tensors.get("synthesis.input.transform")
@@ -194,18 +194,18 @@ def _decoder(tensors: Tensors) -> tuple[Tensors, list[str]]:
     return tensors | {"synthesis.input.transform": identity}, notes
 
 
-def _average(found: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torch.Tensor, list[str]]:
+def _average(stored: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torch.Tensor, list[str]]:
     notes = []
-    if found is None:
+    if stored is None:
         if "mapping.w_avg" not in decoder:
             raise InputError("it has neither latent_avg nor a generator: where its codes start is not known")
-        found = decoder["mapping.w_avg"]
+        stored = decoder["mapping.w_avg"]
         notes.append("no latent_avg in the file: the generator's average w is taken")
-    if not isinstance(found, torch.Tensor) or not found.is_floating_point():
-        raise InputError(f"its latent_avg is a {type(found).__name__}, not a float tensor")
-    if found.shape[-1:] != (config.w_dim,) or found.numel() not in (config.w_dim, config.w_dim * config.num_ws):
-        raise InputError(f"its latent_avg has shape {tuple(found.shape)}, not [{config.num_ws}, {config.w_dim}]")
-    average = found.float().reshape(-1, config.w_dim).expand(config.num_ws, -1)
+    if not isinstance(stored, torch.Tensor) or not stored.is_floating_point():
+        raise InputError(f"its latent_avg is a {type(stored).__name__}, not a float tensor")
+    if stored.shape[-1:] != (config.w_dim,) or stored.numel() not in (config.w_dim, config.w_dim * config.num_ws):
+        raise InputError(f"its latent_avg has shape {tuple(stored.shape)}, not [{config.num_ws}, {config.w_dim}]")
+    average = stored.float().reshape(-1, config.w_dim).expand(config.num_ws, -1)
     if not torch.isfinite(average).all():
         raise InputError("its latent_avg holds values that are no finite numbers")
     return average.contiguous(), notes
@@ -213,6 +213,6 @@ def _average(found: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torch
 
 def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
     if name not in tensors or tensors[name].ndim != dimensions:
-        found = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
-        raise InputError(f"tensor encoder.{name} is {found}: not {ENCODER_TYPE}, or damaged")
+        problem = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
+        raise InputError(f"tensor encoder.{name} is {problem}: not {ENCODER_TYPE}, or damaged")
     return tuple(tensors[name].shape)

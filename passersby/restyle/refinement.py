@@ -1,7 +1,7 @@
-"""Refinement of latent codes: gradient descent through the generator, for each picture on its own.
+"""Refinement of latent codes: gradient descent through the generator, for each picture separately.
 
-An encoder's guess is improved picture by picture, in the w of the mapping network (Karras et al. 2020, StyleGAN2,
-appendix D) or with a code of its own for every layer, w+ (Abdal et al. 2019, Image2StyleGAN).
+It improves the codes of an encoder, either in the mapping network's w, one code for all layers (Karras et al. 2020,
+StyleGAN2, appendix D), or in w+, one code for every layer (Abdal et al. 2019, Image2StyleGAN).
 """
 
 import math
@@ -16,13 +16,14 @@ from passersby.restyle.losses import InversionLoss, Target
 from passersby.stylegan3.generator import Generator
 
 SPACES = ("w+", "w")
-SAMPLES = 10_000  # w's behind `w_statistics`, as in the projector of StyleGAN2
-RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the steps in which the learning rate rises and falls (there as well)
+SAMPLES = 10_000  # the number of w's for `w_statistics`, as in the projector of StyleGAN2
+RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the steps in which the learning rate rises and falls, as in that projector
 
 
 class WStatistics(NamedTuple):
-    """Where the mapping's codes lie: `mean` [w_dim] float32, and `spread`, the root mean square of a coordinate's
-    distance from its mean.
+    """The distribution of the mapping's codes.
+
+    mean: [w_dim] float32. spread: the root mean square of a coordinate's distance from its mean.
     """
 
     mean: torch.Tensor
@@ -31,10 +32,10 @@ class WStatistics(NamedTuple):
 
 @torch.no_grad()
 def w_statistics(generator: Generator) -> WStatistics:
-    """Mean and spread of the w's of 10,000 fixed z's, the same at every call; labels, if any, take turns."""
+    """Mean and spread of the w's of 10,000 fixed z's, the same at every call; z's take the labels, if any, in turn."""
     device = generator.mapping.w_avg.device
-    # Not from torch's generator: a network that was built after torch.manual_seed(0) has the first of those numbers as
-    # the initial weights of its mapping, and answers to them as to no other z.
+    # The z's do not come from torch's generator: its first numbers after torch.manual_seed(0) are the initial mapping
+    # weights of a network built after that call, and the network's response to its own weights is not typical.
     z = np.random.RandomState(0).randn(SAMPLES, generator.z_dim)
     z = torch.from_numpy(z).to(device, torch.float32)
     labels = (
@@ -61,36 +62,36 @@ def refine(
 ) -> torch.Tensor:
     """Codes [N, num_ws, w_dim] float32 that show `target`'s N pictures better than `codes` do.
 
-    `steps` steps of Adam on `loss.total` + `pull` * d, each sample for itself; what comes back is the best code that
-    a sample had (where it started from included), so that no sample gets worse, and 0 steps change nothing. A sample
-    whose loss is not finite keeps its code. Space "w" holds one code for all layers, and starts from the layers' mean.
+    `steps` steps of Adam lower `loss.total` + `pull` * d, for each sample separately. The result is the best code that
+    a sample had, its start included: no sample gets worse, and 0 steps change nothing. A sample whose loss is not
+    finite keeps its code. The space "w" has one code for all layers, and starts from the mean of the layers.
 
-    d is the mean over layers and coordinates of ((code - `average`) / `spread`)^2; with the `spread` of
-    `w_statistics` it is 1 for a random w of the mapping and 0 for the average. `learning_rate` is in the same unit:
-    about so many spreads does a coordinate move in a step.
+    d is the mean over layers and coordinates of ((code - `average`) / `spread`)^2. With the `spread` of `w_statistics`
+    it is 1 for a random w of the mapping and 0 for the average. `learning_rate` has the same unit: a coordinate moves
+    by about so many spreads in a step.
 
-    Why a pull: in w+ every layer can have a code that the mapping never makes. There the layers are used together in
-    combinations the network was not trained on, and one layer's code makes up for another's: the picture is right,
-    but a layer taken from somebody else, as mixing does, breaks it (Tov et al. 2021, "Designing an encoder": distortion
-    against editability).
+    The pull is needed because in w+ every layer can have a code that the mapping never makes. The network was not
+    trained on such combinations of layers, and the code of one layer compensates for that of another. The picture is
+    right, but taking a layer from somebody else, as mixing does, breaks it (Tov et al. 2021, "Designing an encoder":
+    distortion against editability).
 
-    On a CPU a sample's result is the same alone and in any batch, to the last bit; on a GPU the batch is worked on at
-    once, and how it is formed matters as much as rounding does. The networks' weights get no gradients. Raises
-    InputError for a space, a number or a shape that cannot be.
+    On a CPU the result of a sample is the same alone and in any batch, to the last bit. A GPU computes the batch at
+    once, and its composition matters as much as rounding does. The networks' weights get no gradients. Raises
+    InputError for an impossible space, number or shape.
     """
     _check(codes, target, average, steps, pull, learning_rate, spread, space)
     if steps == 0:
         return codes.clone()
-    # Batches of other sizes round differently, and descent over the kinks of ReLU makes more of it: after 40 steps, two
-    # runs of one picture, alone and with two others, differed by up to 0.3 (of -1..1), though not in how good they
-    # were. So a CPU works on one sample at a time, at 1.6 times the cost.
-    together = 1 if codes.device.type == "cpu" else len(codes)
-    found = []
-    for first in range(0, len(codes), together):
-        part = slice(first, first + together)
+    # Batches of other sizes round differently, and descent over the kinks of ReLU amplifies the difference. After 40
+    # steps, a picture refined alone and with two others differed by up to 0.3 (of -1..1), though the two results were
+    # equally good. So a CPU refines one sample at a time, which takes 1.6 times as long.
+    chunk = 1 if codes.device.type == "cpu" else len(codes)
+    results = []
+    for first in range(0, len(codes), chunk):
+        part = slice(first, first + chunk)
         descent = _Descent(synthesis, loss, target.take(part), average.detach(), pull, spread)
-        found.append(descent.best_of(codes[part].detach(), steps, learning_rate * spread, space))
-    return torch.cat(found) if found else codes.clone()
+        results.append(descent.best_of(codes[part].detach(), steps, learning_rate * spread, space))
+    return torch.cat(results) if results else codes.clone()
 
 
 class _Descent(NamedTuple):
@@ -109,7 +110,7 @@ class _Descent(NamedTuple):
             free.requires_grad_(True)
             with torch.enable_grad():
                 values = self.values(free.expand_as(start))
-                # The sum, not the mean: a sample's gradient does not depend on how many others there are.
+                # With the sum instead of the mean, a sample's gradient does not depend on the number of samples.
                 (gradient,) = torch.autograd.grad(values.sum(), free)
             free, values = free.detach(), values.detach()
             best, best_value = _better(best, best_value, free, values)
@@ -118,14 +119,14 @@ class _Descent(NamedTuple):
             return _better(best, best_value, free, self.values(free.expand_as(start)))[0]
 
     def values(self, codes):
-        # What is minimised, [N].
+        # The values to minimise, [N].
         images = pooled(self.synthesis(codes), *self.target.images.shape[2:])
         distances = ((codes - self.average) / self.spread).square().mean((1, 2))
         return self.loss.total(self.loss.measure(images, self.target)) + self.pull * distances
 
 
 def _better(best, best_values, codes, values):
-    better = values < best_values  # never where one is not a number
+    better = values < best_values  # False where a value is nan
     return torch.where(better[:, None, None], codes, best), torch.where(better, values, best_values)
 
 
@@ -137,7 +138,7 @@ def ramp(progress: float) -> float:
 
 
 def _adam(gradient, first, second, step, betas=(0.9, 0.999), epsilon=1e-8):
-    # Kingma & Ba 2015. Written out as it moves both averages in place and has no parameter groups to look after.
+    # Kingma & Ba 2015. Unlike torch.optim's, this version updates both averages in place and has no parameter groups.
     first.lerp_(gradient, 1 - betas[0])
     second.lerp_(gradient.square(), 1 - betas[1])
     deviation = (second / (1 - betas[1] ** (step + 1))).sqrt()
@@ -163,24 +164,26 @@ def _check(codes, target, average, steps, pull, learning_rate, spread, space):
 
 # ---- A person's code: the robust mean of the codes of that person's pictures.
 
-ITERATIONS = 1000  # Weiszfeld's converge linearly; tens are usual
+ITERATIONS = 1000  # the limit; Weiszfeld's method converges linearly, and usually needs some tens
 TOLERANCE = 1e-9  # of the step, relative to the codes' mean distance from their mean
-TIE = 1e-9  # two pictures of one weight withstand each other up to rounding: neither is the median, their middle is
+TIE = 1e-9  # two pictures of equal weight balance up to rounding: their middle is the median, not one of the two
 
 
 def person_code(codes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The geometric median of codes [n, num_ws, w_dim], a picture being one point: [num_ws, w_dim] float32.
+    """The geometric median of the codes [n, num_ws, w_dim] of a person's n pictures: [num_ws, w_dim] float32.
 
-    It is the point whose summed distance to all pictures, times `weights` [n] (0 or more, default 1), is least, found
-    as Weiszfeld (1937) does, from the mean on. A badly inverted picture pulls on it no harder than any other, however
-    far away it is; a mean would follow it. One picture is its own code; two of one weight give their middle, two of
-    unequal weight the heavier one. The result does not depend on the order of the pictures, to the last bit.
+    Each code is taken as one point. The median is the point with the smallest sum of distances to the pictures,
+    times `weights` [n] (0 or more, default 1). Weiszfeld's method (1937) finds it, starting at the mean. A badly
+    inverted picture, however far away, pulls on the median no more than any other; a mean would follow it. The
+    median of one picture is its code. Two pictures of equal weight give their middle, two of unequal weight the
+    code of the heavier one. The result does not depend on the order of the pictures, to the last bit.
 
-    Raises InputError for no picture, values that are not finite, and weights of another number, below 0 or all 0.
+    Raises InputError without pictures, for values that are not finite, and for weights that are below 0, all 0, or not
+    one for each picture.
     """
     points, weights, shape = _checked(codes, weights)
     points, weights = _merged(points, weights)
-    # Where the median is one of the pictures, Weiszfeld's iterations would only creep up to it: that is looked up.
+    # If the median is one of the pictures, Weiszfeld's method would converge too slowly, so check the nearest picture.
     nearest = int(np.argmin([weights @ _distances(points, point) for point in points]))
     if np.linalg.norm(_pull(points, weights, points[nearest])) < weights[nearest] * (1 - TIE):
         return points[nearest].reshape(shape).astype(np.float32)
@@ -212,8 +215,8 @@ def _checked(codes, weights):
 
 
 def _merged(points, weights):
-    # Equal pictures become one of their summed weight, all in the order of their values: sums then come out the same
-    # whatever order the pictures were given in.
+    # Equal pictures become one picture with the sum of their weights, in the order of their values. So sums do not
+    # depend on the order of the pictures.
     points, inverse = np.unique(points, axis=0, return_inverse=True)
     order = np.lexsort((weights, inverse.ravel()))
     return points, np.bincount(inverse.ravel()[order], weights[order])
@@ -224,15 +227,15 @@ def _distances(points, middle):
 
 
 def _pull(points, weights, middle):
-    # The weighted sum of the unit vectors from `middle` to the points; one that lies there does not pull. The median
-    # is the point where this is 0, or where it is less than the weight of the picture that lies there.
+    # The weighted sum of the unit vectors from `middle` to the points; a point at `middle` does not pull. The median is
+    # the point where this sum is 0, or where it is less than the weight of the picture at that point.
     distances = _distances(points, middle)
     away = distances > 0
     return (weights[away] / distances[away]) @ (points[away] - middle)
 
 
 def _step(points, weights, middle):
-    # Weiszfeld's step, with the share that Vardi and Zhang (2000) give it on one of the points.
+    # Weiszfeld's step. If `middle` is one of the points, Vardi and Zhang (2000) take a share of the step.
     distances = _distances(points, middle)
     away = distances > 0
     pull = _pull(points, weights, middle)

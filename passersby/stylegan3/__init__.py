@@ -1,6 +1,6 @@
-"""StyleGAN3: generator, discriminator, the files they live in, and the transfer of one network into another.
+"""StyleGAN3: generator, discriminator, their files, and the transfer of one network into another.
 
-How they are trained stands in training/gan; codes of given images stand in restyle/.
+Their training is in training/gan; the inversion of images is in restyle/.
 """
 
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, save_network

@@ -1,4 +1,4 @@
-"""Configurations from files, checked for keys, types and sane sizes before anything is built from them."""
+"""Checks of configurations from files: keys, types and sizes, before a network is built from them."""
 
 import dataclasses
 import types
@@ -11,8 +11,8 @@ from passersby.stylegan3.schedule import GeneratorConfig
 
 Config = TypeVar("Config", GeneratorConfig, DiscriminatorConfig)
 
-# Far beyond any network in use, and small enough that a hostile file cannot fill the memory before its
-# tensors are compared with what its configuration announces.
+# The limits are far beyond any network in use. They are small enough that a hostile file cannot fill the memory before
+# its tensors are compared with its configuration.
 _LIMITS = {
     "height": (4, 4096),
     "width": (4, 4096),
@@ -43,14 +43,17 @@ _LIMITS = {
 
 
 def config_from_mapping(kind: type[Config], values: Any) -> Config:
-    """The configuration of class `kind` from parsed JSON. Raises `InputError` on nonsense, naming no file."""
+    """The configuration of class `kind` from parsed JSON.
+
+    Raises `InputError`, whose message does not name the file, for wrong keys, types and values.
+    """
     if not isinstance(values, dict):
         raise InputError(f"the {kind.__name__} is a {type(values).__name__}, not a table of names and values")
     names = {field.name for field in dataclasses.fields(kind)}
     unknown, missing = sorted(set(values) - names), sorted(names - set(values))
     if unknown or missing:
-        wrong = f"unknown {unknown}" if unknown else f"without {missing}"
-        raise InputError(f"the {kind.__name__} is from another version or damaged: {wrong[:120]}")
+        problem = f"unknown {unknown}" if unknown else f"without {missing}"
+        raise InputError(f"the {kind.__name__} is from another version or damaged: {problem[:120]}")
     for name, value in values.items():
         _check_value(kind, name, value)
     return checked(kind(**values))
@@ -65,7 +68,7 @@ def config_from_keywords(build: typing.Callable[..., Config], keywords: dict[str
 
 
 def checked(config: Config) -> Config:
-    """`config` itself if every value has its type and a sane size, else `InputError`."""
+    """Return `config` if every value has its type and is within its limits; else raise `InputError`."""
     for field in dataclasses.fields(config):
         _check_value(type(config), field.name, getattr(config, field.name))
     if isinstance(config, GeneratorConfig) and config.num_critical >= config.num_layers:
@@ -74,7 +77,7 @@ def checked(config: Config) -> Config:
 
 
 def weight_count(config: GeneratorConfig | DiscriminatorConfig) -> int:
-    """Number of elements in the large weights of such a network: a little less than it has in all."""
+    """Number of elements in the large weights of such a network: a little less than in all its tensors."""
     if isinstance(config, GeneratorConfig):
         width, layers = config.w_dim, config.layers()
         mapping = _mapping_weights(config.z_dim, config.c_dim, width, config.mapping_layers)
@@ -103,6 +106,6 @@ def _check_value(kind: type, name: str, value: Any) -> None:
         raise InputError(f"{kind.__name__}: {name} has the wrong type, {type(value).__name__}")
     numeric = (int, float) if float in options else (int,)
     low, high = _LIMITS[name]
-    if not isinstance(value, numeric) or not low <= value <= high:  # not a number fails the comparison, too
-        shown = str(value)[:40] if isinstance(value, (int, float)) else f"a {type(value).__name__}"
-        raise InputError(f"{kind.__name__}: {name}={shown} is outside {low} to {high}")
+    if not isinstance(value, numeric) or not low <= value <= high:  # nan fails the comparison, too
+        text = str(value)[:40] if isinstance(value, (int, float)) else f"a {type(value).__name__}"
+        raise InputError(f"{kind.__name__}: {name}={text} is outside {low} to {high}")

@@ -39,12 +39,12 @@ class DiscriminatorConfig:
 
     @property
     def heights(self) -> list[int]:
-        """Heights of the blocks, the epilogue's last; the shorter side of the epilogue is 4."""
+        """Heights of the blocks; the last is the epilogue's. The shorter side of the epilogue is 4."""
         last = 4 * self.height // self.width
         return [self.height >> i for i in range(int(math.log2(self.height // last)) + 1)]
 
     def channels(self, height: int) -> int:
-        """Channels at that height."""
+        """Channels of the block of that height."""
         return min(self.channel_base // height, self.channel_max)
 
     def half_on_cuda(self, height: int) -> bool:
@@ -67,7 +67,7 @@ class Conv(nn.Module):
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
         clamp = None if self.clamp is None else self.clamp * gain  # grows with the gain of the output
-        # A leaky ReLU is positively homogeneous: gains behind it may as well go into weight and bias.
+        # A leaky ReLU is positively homogeneous, so a gain after it can go into weight and bias instead.
         gain = gain * math.sqrt(2) if self.activation else gain
         weight = (self.weight * (self.weight_gain * gain)).to(x.dtype)
         bias = None if self.bias is None else (self.bias * gain).to(x.dtype)
@@ -111,9 +111,9 @@ class ResidualBlock(nn.Module):
 
 
 def minibatch_std(x: torch.Tensor, group_size: int | None, num_channels: int) -> torch.Tensor:
-    """x [N, C, h, w] with `num_channels` maps appended: the mean standard deviation over a group of the batch.
+    """Append `num_channels` maps to x [N, C, h, w]: the mean standard deviation over a group of the batch.
 
-    Sample j is grouped with j + N/G, j + 2N/G, ... (Karras et al. 2018). N must be a multiple of the group size G.
+    Sample j is in a group with j + N/G, j + 2N/G, ... (Karras et al. 2018). N must be a multiple of the group size G.
     """
     n, c, h, w = x.shape
     group = n if group_size is None else min(group_size, n)
@@ -192,7 +192,7 @@ def reference_discriminator_config(*, img_resolution: int, **keywords) -> Discri
     values["mapping_layers"] = dict(keywords.pop("mapping_kwargs", {})).pop("num_layers", 8)
     for key, value in dict(keywords.pop("epilogue_kwargs", {})).items():
         values[key] = value
-    keywords.pop("block_kwargs", None)  # freezing of layers: a matter of training, not of the network
+    keywords.pop("block_kwargs", None)  # it freezes layers, which concerns the training, not the network
     if keywords.pop("architecture", "resnet") != "resnet":
         raise InputError("discriminator: only the residual architecture of StyleGAN3 is known here")
     values.update(keywords)

@@ -1,6 +1,6 @@
 """The StyleGAN3 generator (Karras et al. 2021) in plain PyTorch, configs T and R, square and tall.
 
-For square networks names and shapes of the state dict are those of the reference implementation.
+The state dict of a square network has the names and shapes of the reference implementation.
 """
 
 import math
@@ -16,14 +16,14 @@ from passersby.stylegan3.ops.convolution import modulated_conv2d
 from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
 from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec, lowpass_filter
 
-IMAGES_AT_ONCE = 16  # of `Generator.images`: some hundred megabytes of maps
+IMAGES_AT_ONCE = 16  # images in a chunk of `Generator.images`: some hundred megabytes of maps
 
 
 class FourierInput(nn.Module):
-    """Fourier features, rotated and shifted by a transform that w decides (section 3.1 of the paper).
+    """Fourier features, rotated and shifted by a transform that depends on w (section 3.1 of the paper).
 
-    w [N, w_dim] -> [N, C, H, W] float32, channels last. One unit of the grid is the image height; `transform` [3, 3]
-    is the inverse of a user's transform, identity by default.
+    w [N, w_dim] -> [N, C, H, W] float32, channels last. One unit of the grid is the image height. `transform` [3, 3] is
+    the inverse of a user's transform; its default is the identity.
     """
 
     transform: torch.Tensor
@@ -55,7 +55,7 @@ class FourierInput(nn.Module):
         transform = rotation @ translation @ self.transform
         phases = self.phases + (self.freqs @ transform[:, :2, 2:]).squeeze(2)  # [N, C]
         freqs = self.freqs @ transform[:, :2, :2]  # [N, C, 2]
-        # Frequencies that a scaling transform pushes beyond what the grid can carry fade out.
+        # A scaling transform may push frequencies beyond the limit of the grid: these fade out.
         over = (freqs.norm(dim=2) - self.bandwidth) / (self.rate / 2 - self.bandwidth)
         amplitudes = (1 - over).clamp(0, 1)
         y, x = (self._axis(n, w) for n in self.size)
@@ -83,7 +83,7 @@ class SynthesisLayer(nn.Module):
         self.spec = spec
         self.plan = FilterPlan.of_layer(spec, config.conv_clamp)
         self.magnitude_ema_beta = config.magnitude_ema_beta
-        # The last `num_fp16_res` octaves run in float16 on a GPU: that is where the work is.
+        # The last `num_fp16_res` octaves run in float16 on a GPU, because they take most of the time.
         self.reduced_precision = spec.rate_is_high(config.height, config.num_fp16_res)
         self.precision = Precision.of_layer(self.reduced_precision)
         self.affine = FullyConnected(config.w_dim, spec.in_channels, bias_init=1.0)
@@ -100,7 +100,7 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, update_emas: bool = False) -> torch.Tensor:
         if update_emas:
-            # Pixel by pixel: one pass over x without a copy, and sums that stay short.
+            # The norms of pixels need one pass over x without a copy, and their sums are short.
             norms = torch.linalg.vector_norm(x.detach().permute(0, 2, 3, 1), dim=-1, dtype=torch.float32)
             magnitude = norms.square().mean() / x.shape[1]
             self.magnitude_ema.copy_(magnitude.lerp(self.magnitude_ema, self.magnitude_ema_beta))
@@ -109,10 +109,10 @@ class SynthesisLayer(nn.Module):
         return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan)
 
     def _modulation(self, w):
-        # Weights W, styles s [N, I] and output scales d [N, O]; the modulated, demodulated convolution is
-        # d * conv(s * x; W). Both factors are normalised first, which only keeps float16 in range (the demodulation
-        # cancels it); styles sample by sample, so that an image does not depend on its batch. (The reference
-        # normalises over the batch; the difference is its 1e-8.)
+        # With weights W, styles s [N, I] and output scales d [N, O], the modulated, demodulated convolution is
+        # d * conv(s * x; W). W and s are normalised first. This only keeps float16 in range: the demodulation cancels
+        # it. Styles are normalised for each sample, so that an image does not depend on its batch. (The reference
+        # normalises over the batch; only its 1e-8 makes a difference.)
         style = self.affine(w)
         if self.spec.to_rgb:
             style = style * (1 / math.sqrt(self.weight[0].numel()))
@@ -128,7 +128,7 @@ class SynthesisLayer(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """ws [N, num_ws, w_dim] -> images [N, img_channels, height, width] float32, nominally -1..1 and not clamped."""
+    """ws [N, num_ws, w_dim] -> images [N, img_channels, height, width] float32, nominally -1..1, not clamped."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -139,8 +139,10 @@ class SynthesisNetwork(nn.Module):
             setattr(self, spec.name, SynthesisLayer(spec, config))
 
     def forward(self, ws: torch.Tensor, update_emas: bool = False, shared: int = 0) -> torch.Tensor:
-        """Images of `ws`. `shared=k` promises that ws[:, :k] are equal in all samples: the layers that only they
-        drive are computed once (style mixing from index k on; the result is the same).
+        """Images of `ws`.
+
+        `shared=k` promises that ws[:, :k] are equal in all samples, as in style mixing from index k on. The layers that
+        depend only on these are then computed once; the result is the same.
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise InputError(f"synthesis: ws has shape {tuple(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]")
@@ -193,21 +195,21 @@ class Generator(nn.Module):
     ) -> np.ndarray:
         """Pictures of people [N, height, width, 3], uint8 (RGB where the network makes three channels).
 
-        people: seeds, the same people as in the reference's tools and in our runs, or z [N, z_dim]. others: who gives
-        each of them (one for all, or as many) the style inputs `layers`, counted from 0: style mixing. Raises
-        InputError for what does not fit, and for a network that needs labels.
+        people: seeds, or z [N, z_dim]. A seed gives the same person as in the reference's tools and in our runs.
+        others: people for style mixing, one for all or one for each; they give the style inputs `layers`, counted
+        from 0. Raises InputError for arguments that do not fit together, and for a network that needs labels.
         """
         ws = self._ws_of(people, truncation_psi)
-        chosen = list(layers)
+        indices = list(layers)
         if others is not None:
-            given = self._ws_of(others, truncation_psi)
-            if len(given) not in (1, len(ws)):
-                raise InputError(f"{len(given)} others for {len(ws)} people: give one, or one for each")
-            if not chosen or not 0 <= min(chosen) <= max(chosen) < self.num_ws:
-                raise InputError(f"layers {chosen}: give one or more of the style inputs 0 to {self.num_ws - 1}")
-            ws[:, chosen] = given[:, chosen]
-        elif chosen:
-            raise InputError(f"layers {chosen} are mixed with nobody: give others")
+            donor_ws = self._ws_of(others, truncation_psi)
+            if len(donor_ws) not in (1, len(ws)):
+                raise InputError(f"{len(donor_ws)} others for {len(ws)} people: give one, or one for each")
+            if not indices or not 0 <= min(indices) <= max(indices) < self.num_ws:
+                raise InputError(f"layers {indices}: give one or more of the style inputs 0 to {self.num_ws - 1}")
+            ws[:, indices] = donor_ws[:, indices]
+        elif indices:
+            raise InputError(f"layers {indices} are mixed with nobody: give others")
         return np.concatenate([to_uint8(self.synthesis(part)).cpu().numpy() for part in ws.split(IMAGES_AT_ONCE)])
 
     def _ws_of(self, people: Sequence[int] | np.ndarray, truncation_psi: float) -> torch.Tensor:
@@ -221,11 +223,11 @@ class Generator(nn.Module):
 
 
 def z_of_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
-    """[N, z_dim] float64: the z of each seed by itself, as the reference's tools draw it."""
+    """[N, z_dim] float64: the z of each seed, drawn as the reference's tools draw it, independent of other seeds."""
     return np.concatenate([np.random.RandomState(seed).randn(1, z_dim) for seed in seeds])  # noqa: NPY002
 
 
-# Keywords of the reference that have no meaning here: they choose kernels or memory, never numbers.
+# Keywords of the reference without a meaning in this code: they choose kernels or memory layout, and change no numbers.
 _IGNORED_KEYWORDS = {"channels_last"}
 
 
@@ -239,11 +241,11 @@ def reference_generator_config(
         "width": img_resolution,
         "mapping_layers": mapping.pop("num_layers", 2),
     }
-    known = set(GeneratorConfig.__dataclass_fields__) - set(values)
-    unknown = sorted((set(keywords) - known - _IGNORED_KEYWORDS) | set(mapping))
+    fields = set(GeneratorConfig.__dataclass_fields__) - set(values)
+    unknown = sorted((set(keywords) - fields - _IGNORED_KEYWORDS) | set(mapping))
     if unknown:
         raise InputError(f"generator keywords {unknown} are not StyleGAN3's: is this a StyleGAN2 network?")
-    return GeneratorConfig(**values, **{k: v for k, v in keywords.items() if k in known})
+    return GeneratorConfig(**values, **{k: v for k, v in keywords.items() if k in fields})
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

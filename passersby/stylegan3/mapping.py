@@ -1,4 +1,4 @@
-"""The mapping network z -> w, and what all networks here share: the equalised linear layer, and number formats."""
+"""The mapping network z -> w, and two parts that all networks share: the equalised linear layer, number formats."""
 
 import dataclasses
 import math
@@ -15,18 +15,18 @@ from passersby.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The format of a layer's maps; parameters stay float32. On a CPU float32 unless `on_cpu`."""
+    """The format of a layer's maps; parameters stay float32. On a CPU the maps are float32 unless `on_cpu`."""
 
     dtype: torch.dtype = torch.float32
     on_cpu: bool = False
 
     def of(self, x: torch.Tensor) -> torch.dtype:
-        """The format in which the layer works on maps that come as x."""
+        """The format in which the layer computes the input x."""
         return self.dtype if x.is_cuda or self.on_cpu else torch.float32
 
     @classmethod
     def of_layer(cls, reduced: bool) -> "Precision":
-        """The format of a new network's layer: float16 on a GPU where `reduced`, as the reference has it."""
+        """The format of a new network's layer: as in the reference, float16 on a GPU if `reduced`."""
         return cls(torch.float16) if reduced else cls()
 
 
@@ -41,15 +41,15 @@ class _Reducible(Protocol):
 def set_precision(network: nn.Module, dtype: torch.dtype, on_cpu: bool = False) -> None:
     """Let the highest resolutions of a generator or discriminator (`num_fp16_res` octaves) compute in `dtype`.
 
-    float16 is what networks are made with; bfloat16 has float32's range, so that nothing overflows or vanishes, and
-    three binary digits less than float16. The other layers stay float32. `on_cpu` lets a CPU do the same, for tests.
-    Raises InputError for other formats, and for float16 on a CPU, which few can do.
+    New networks use float16. bfloat16 has float32's range, so that nothing overflows or vanishes, and three binary
+    digits less than float16. The other layers stay float32. `on_cpu` makes a CPU use the format as well, for tests.
+    Raises InputError for other formats, and for float16 on a CPU, because few CPUs support it.
     """
     allowed = (torch.bfloat16, torch.float32) if on_cpu else (torch.float16, torch.bfloat16, torch.float32)
     if dtype not in allowed:
-        where = "on a CPU" if on_cpu else "here"
+        situation = "on a CPU" if on_cpu else "here"
         names = " or ".join(str(choice).removeprefix("torch.") for choice in allowed)
-        raise InputError(f"precision {str(dtype).removeprefix('torch.')} cannot be used {where}: take {names}")
+        raise InputError(f"precision {str(dtype).removeprefix('torch.')} cannot be used {situation}: take {names}")
     for layer in network.modules():
         if isinstance(layer, _Reducible) and layer.reduced_precision:
             layer.precision = Precision(dtype, on_cpu)
@@ -61,8 +61,8 @@ def set_precision(network: nn.Module, dtype: torch.dtype, on_cpu: bool = False) 
 class FullyConnected(nn.Module):
     """Linear layer with equalised learning rate (Karras et al. 2018): x [N, in] -> [N, out].
 
-    Stored weights are N(0, 1) / `lr_multiplier`; the runtime gain `lr_multiplier` / sqrt(in) undoes it. `activation`
-    is leaky ReLU 0.2 times sqrt(2).
+    The stored weights are N(0, 1) / `lr_multiplier`; the gain at run time is `lr_multiplier` / sqrt(in). `activation`
+    adds a leaky ReLU of slope 0.2, times sqrt(2).
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FullyConnected(nn.Module):
 
 
 def normalize_second_moment(x: torch.Tensor) -> torch.Tensor:
-    """x [N, C] scaled so that the mean square of each row is 1."""
+    """Scale x [N, C] so that the mean square of each row is 1."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
@@ -122,7 +122,7 @@ class MappingNetwork(nn.Module):
         truncation_cutoff: int | None = None,
         update_emas: bool = False,
     ) -> torch.Tensor:
-        """Map to w. `truncation_psi` moves the first `truncation_cutoff` (default: all) ws towards the average w."""
+        """Map to w. `truncation_psi` moves the first `truncation_cutoff` ws (default: all) towards the average w."""
         x = self._input(z, c)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)

@@ -1,7 +1,7 @@
 """The layer schedule of StyleGAN3: cutoffs, sampling rates, sizes and channels of its 15 modulated layers.
 
-Karras et al., "Alias-Free Generative Adversarial Networks", 2021, section 3.2 and appendix F. Tall images (height =
-width * 2^k) keep the schedule of a square network of their height; only the widths shrink.
+Karras et al., "Alias-Free Generative Adversarial Networks", 2021, section 3.2 and appendix F. A network for tall images
+(height = width * 2^k) has the schedule of a square network of the same height; only its maps are narrower.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from passersby.errors import InputError
 def lowpass_filter(taps: int, cutoff: float, half_width: float, rate: float, radial: bool = False) -> np.ndarray | None:
     """A low-pass FIR filter with DC gain 1 (Karras et al. 2021, appendix B).
 
-    `cutoff`, `half_width` (of the transition band) and `rate` share one unit. Returns float32 [taps], or
-    [taps, taps] when `radial`; None for one tap, which is no filter.
+    `cutoff`, `half_width` (of the transition band) and `rate` have the same unit. Returns float32 [taps], or
+    [taps, taps] if `radial`. Returns None for one tap, which does not filter.
     """
     if taps == 1:
         return None
@@ -36,7 +36,7 @@ def lowpass_filter(taps: int, cutoff: float, half_width: float, rate: float, rad
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-# ---- The layers, and the configuration that they follow from.
+# ---- The layers, and the configuration that determines them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LayerSpec:
     out_size: tuple[int, int]
     in_rate: int
     out_rate: int
-    rate: int  # where the non-linearity is applied
+    rate: int  # of the map that the non-linearity is applied to
     in_cutoff: float
     out_cutoff: float
     in_half_width: float
@@ -67,7 +67,7 @@ class LayerSpec:
     def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(low, high) padding of the up-sampled map for (height, width), in samples at `rate`; may be negative.
 
-        It places the output's samples so that their centre falls on the centre of the input's.
+        It places the output's samples so that the centre of the output falls on the centre of the input.
         """
         height, width = (self._pad(o, i) for o, i in zip(self.out_size, self.in_size, strict=True))
         return height, width
@@ -127,15 +127,15 @@ class GeneratorConfig:
             )
 
     @classmethod
-    def config_t(cls, height: int, width: int, channel_base=32768, channel_max=512, **others):
+    def config_t(cls, height: int, width: int, channel_base=32768, channel_max=512, **options):
         """StyleGAN3-T, translation equivariant: 3x3 convolutions and separable filters."""
-        return cls(height, width, channel_base=channel_base, channel_max=channel_max, **others)
+        return cls(height, width, channel_base=channel_base, channel_max=channel_max, **options)
 
     @classmethod
-    def config_r(cls, height: int, width: int, channel_base=32768, channel_max=512, **others):
+    def config_r(cls, height: int, width: int, channel_base=32768, channel_max=512, **options):
         """StyleGAN3-R, also rotation equivariant: 1x1 convolutions, radial filters, twice the channels.
 
-        `channel_base` and `channel_max` are given as for config T (and for the discriminator) and doubled here.
+        Give `channel_base` and `channel_max` as for config T and the discriminator: this method doubles them.
         """
         return cls(
             height,
@@ -144,7 +144,7 @@ class GeneratorConfig:
             channel_max=channel_max * 2,
             conv_kernel=1,
             use_radial_filters=True,
-            **others,
+            **options,
         )
 
     @property
@@ -167,7 +167,7 @@ class GeneratorConfig:
         return max(self._stopband(i), self._rate(i) / 2) - self.cutoff(i)
 
     def layers(self) -> list[LayerSpec]:
-        """All modulated layers, the last one being ToRGB."""
+        """All modulated layers; the last is ToRGB."""
         return [self._layer(i) for i in range(self.num_layers + 1)]
 
     def _progress(self, i: int) -> float:

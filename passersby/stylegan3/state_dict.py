@@ -1,9 +1,9 @@
-"""Plain state dicts with the reference's names: which networks they hold, and the configuration behind them.
+"""Plain state dicts with the reference's names: the networks in them, and the configurations of these networks.
 
-A state dict carries no configuration, but StyleGAN3's names and shapes tell nearly all of it: each layer's
-name has its size and channels, the weights give kernels and label sizes, the low-pass filters give the
-frequencies. What leaves no trace (conv_clamp, num_fp16_res, output_scale, magnitude_ema_beta) is taken as the
-reference trains by default.
+A state dict holds no configuration, but StyleGAN3's names and shapes determine nearly all of it. The name of a layer
+has its size and channels, the weights give kernels and label sizes, and the low-pass filters give the frequencies.
+Four values leave no trace (conv_clamp, num_fp16_res, output_scale, magnitude_ema_beta): for these the defaults of the
+reference's training are assumed.
 """
 
 import math
@@ -30,29 +30,29 @@ _WAY_OUT = "convert from the .pkl or .safetensors it came from, which carry the 
 
 
 def find_networks(state: Any) -> dict[str, Tensors]:
-    """The networks in a loaded `.pt` by name: "G_ema" always, "G" and "D" where it has them.
+    """The networks in a loaded `.pt` by name: always "G_ema"; "G" and "D" if the file has them.
 
-    `state` is a generator's bare state dict, one whose names share a prefix, or dicts of such. The averaged
-    generator is the one called G_ema, or the only one. Raises `InputError` when there is no StyleGAN3
-    generator or no telling which one is meant.
+    `state` is a generator's bare state dict, a state dict whose names share a prefix, or a dict of such state dicts.
+    The averaged generator is the generator called G_ema, or the only generator. Raises `InputError` if there is no
+    StyleGAN3 generator, and if several could be the averaged one.
     """
     flat: Tensors = {}
     _flatten(state, "", 0, flat)
     generators, discriminators = _prefixes(flat, _GENERATOR), _prefixes(flat, _DISCRIMINATOR)
     if not generators:
-        names = ", ".join(name[:40] for name in list(flat)[:3]) or "none"
-        raise InputError(f"no StyleGAN3 generator (tensor synthesis.input.freqs) among its tensors: {names}")
-    called = {prefix: prefix.rstrip(".").rpartition(".")[2] for prefix in generators}
-    averaged = [prefix for prefix in generators if called[prefix] in _AVERAGED]
+        text = ", ".join(name[:40] for name in list(flat)[:3]) or "none"
+        raise InputError(f"no StyleGAN3 generator (tensor synthesis.input.freqs) among its tensors: {text}")
+    names = {prefix: prefix.rstrip(".").rpartition(".")[2] for prefix in generators}
+    averaged = [prefix for prefix in generators if names[prefix] in _AVERAGED]
     if len(generators) == 1:
         averaged = generators
     if len(averaged) != 1 or len(discriminators) > 1:
-        names = ", ".join(sorted(generators + discriminators))[:100]
-        raise InputError(f"several networks ({names}) and no telling which is the averaged generator: call it G_ema")
-    training = [prefix for prefix in generators if called[prefix] in _TRAINING and prefix not in averaged]
-    taken = generators + discriminators
-    found = {"G_ema": averaged, "G": training[:1], "D": discriminators}
-    return {name: _below(flat, prefix[0], taken) for name, prefix in found.items() if prefix}
+        text = ", ".join(sorted(generators + discriminators))[:100]
+        raise InputError(f"several networks ({text}) and no telling which is the averaged generator: call it G_ema")
+    training = [prefix for prefix in generators if names[prefix] in _TRAINING and prefix not in averaged]
+    prefixes = generators + discriminators
+    networks = {"G_ema": averaged, "G": training[:1], "D": discriminators}
+    return {name: _below(flat, prefix[0], prefixes) for name, prefix in networks.items() if prefix}
 
 
 def _flatten(state: Any, prefix: str, depth: int, flat: Tensors) -> None:
@@ -69,18 +69,18 @@ def _prefixes(flat: Tensors, mark: re.Pattern) -> list[str]:
     return [match[1] for match in map(mark.fullmatch, flat) if match]
 
 
-def _below(flat: Tensors, prefix: str, taken: list[str]) -> Tensors:
-    # The bare prefix "" owns what no longer prefix of another network claims.
-    longer = tuple(other for other in taken if len(other) > len(prefix) and other.startswith(prefix))
+def _below(flat: Tensors, prefix: str, prefixes: list[str]) -> Tensors:
+    # A tensor belongs to the longest prefix that fits its name; the empty prefix "" fits all names.
+    longer = tuple(text for text in prefixes if len(text) > len(prefix) and text.startswith(prefix))
     names = [name for name in flat if name.startswith(prefix) and not (longer and name.startswith(longer))]
     return {name[len(prefix) :]: flat[name] for name in names}
 
 
 def infer_generator_config(tensors: Tensors, width: int | None = None) -> GeneratorConfig:
-    """The configuration of a generator's state dict; `width` is that of a tall network, None means square.
+    """The configuration of a generator's state dict.
 
-    Nothing in the tensors tells the width: it has to be given. Raises `InputError` when names, shapes or
-    filters do not fit StyleGAN3's schedule.
+    `width` is the width of a tall network; None means a square one. The tensors do not depend on the width, so the
+    caller must give it. Raises `InputError` if names, shapes or filters do not fit StyleGAN3's schedule.
     """
     layers = {int(m[1]): (int(m[2]), int(m[3]), m[0]) for m in map(_LAYER.fullmatch, tensors) if m}
     count = len(layers) - 1
@@ -118,7 +118,10 @@ def infer_generator_config(tensors: Tensors, width: int | None = None) -> Genera
 
 
 def infer_discriminator_config(tensors: Tensors) -> DiscriminatorConfig:
-    """The configuration of a discriminator's state dict, tall ones included. Raises `InputError` as above."""
+    """The configuration of a discriminator's state dict, also of a tall one.
+
+    Raises `InputError` if names or shapes do not fit StyleGAN3's schedule.
+    """
     heights = sorted((int(m[1]) for m in map(_BLOCK.fullmatch, tensors) if m), reverse=True)
     last = [int(m[1]) for m in map(_EPILOGUE.fullmatch, tensors) if m]
     if not heights or len(last) != 1:
@@ -151,9 +154,10 @@ def infer_discriminator_config(tensors: Tensors) -> DiscriminatorConfig:
 
 
 def _with_channels(build: Callable, channels: list[int], bounds: Sequence[tuple[float, float]], fits: Callable):
-    """`build(channel_base, channel_max)` that has these channels: all such pairs are the same network.
+    """The configuration `build(channel_base, channel_max)` with these channels.
 
-    `bounds` are the channel bases that lead to each number of channels below the maximum.
+    Several pairs may give these channels; they all describe the same network. `bounds` holds, for each number of
+    channels below the maximum, the smallest and the largest channel base that give it.
     """
     limit = max(channels)
     low = max((bound[0] for bound in bounds), default=1)
@@ -166,7 +170,7 @@ def _with_channels(build: Callable, channels: list[int], bounds: Sequence[tuple[
 
 
 def _round_numbers(low: float, high: float) -> Iterator[int]:
-    # Integers in [low, high], the roundest first: multiples of the next power of two, of its half, ...
+    # Integers in [low, high], the roundest first: a multiple of the next power of two, then of its half, ...
     step = 2 ** math.ceil(math.log2(low))
     while step >= 1:
         number = math.ceil(low / step) * step
@@ -178,20 +182,20 @@ def _round_numbers(low: float, high: float) -> Iterator[int]:
 def _check_filters(config: GeneratorConfig, tensors: Tensors) -> None:
     for spec in config.layers():
         radial = config.use_radial_filters and not spec.critically_sampled
-        wanted = {
+        kernels = {
             "up_filter": lowpass_filter(spec.up_taps, spec.in_cutoff, spec.in_half_width, spec.rate),
             "down_filter": lowpass_filter(spec.down_taps, spec.out_cutoff, spec.out_half_width, spec.rate, radial),
         }
-        for kind, kernel in wanted.items():
-            found = tensors.get(f"synthesis.{spec.name}.{kind}")
-            if kernel is None and found is None:
+        for kind, kernel in kernels.items():
+            tensor = tensors.get(f"synthesis.{spec.name}.{kind}")
+            if kernel is None and tensor is None:
                 continue
-            # float16 files round taps of at most 0.5 by 2.5e-4; other cutoffs change them by far more.
+            # float16 files round taps of at most 0.5 by 2.5e-4; other cutoffs change the taps by far more.
             if (
-                found is None
+                tensor is None
                 or kernel is None
-                or found.shape != kernel.shape
-                or not torch.allclose(found.float().cpu(), torch.from_numpy(kernel), rtol=0, atol=1e-3)
+                or tensor.shape != kernel.shape
+                or not torch.allclose(tensor.float().cpu(), torch.from_numpy(kernel), rtol=0, atol=1e-3)
             ):
                 raise InputError(f"{spec.name}.{kind} is not the reference's filter at these sizes: {_WAY_OUT}")
 
@@ -199,8 +203,8 @@ def _check_filters(config: GeneratorConfig, tensors: Tensors) -> None:
 def _shape(tensors: Tensors, name: str, dimensions: int | None = None) -> tuple[int, ...]:
     shape = tuple(tensors[name].shape) if name in tensors else None
     if shape is None or (dimensions is not None and len(shape) != dimensions):
-        found = "missing" if shape is None else f"of shape {shape}"
-        raise InputError(f"its tensor {name} is {found}: not a StyleGAN3 state dict, or incomplete")
+        problem = "missing" if shape is None else f"of shape {shape}"
+        raise InputError(f"its tensor {name} is {problem}: not a StyleGAN3 state dict, or incomplete")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""YOLOv4-tiny, read from Darknet's files, and the pedestrian filter made of it.
+"""YOLOv4-tiny, read from Darknet's files, and the pedestrian filter that uses it.
 
-The filter gives scores; thresholds and verdicts stand in datasets/runs.
+The filter gives scores; thresholds and verdicts are in datasets/runs.
 """

@@ -1,8 +1,8 @@
 """Darknet's two files of a network: the structure (.cfg, text) and the numbers (.weights, binary).
 
-Strict on purpose: an option that is not understood, or a file that is one byte too long, means that the
-network computed here is not the network that was trained. The formats are those of the Darknet framework
-(J. Redmon; A. Bochkovskiy). Batch normalisation is folded into the convolutions while reading.
+The reader is strict on purpose: with an unknown option, or with a file that is one byte too long, it would compute
+another network than the one that was trained. The formats are those of the Darknet framework (J. Redmon;
+A. Bochkovskiy). While reading, batch normalisation is folded into the convolutions.
 """
 
 from dataclasses import dataclass, replace
@@ -12,11 +12,11 @@ import numpy as np
 
 from passersby.errors import InputError
 
-# Darknet divides by sqrt(variance + 1e-5) on a GPU and by sqrt(variance) + 1e-6 on a CPU; OpenCV, where the
-# study's scores come from, by sqrt(variance + 1e-6).
+# Darknet divides by sqrt(variance + 1e-5) on a GPU and by sqrt(variance) + 1e-6 on a CPU. OpenCV, which computed the
+# study's scores, divides by sqrt(variance + 1e-6).
 BATCH_NORM_EPSILON = 1e-6
 
-# Options that describe training only. They are named, so that a misspelt one is still refused.
+# Options that concern training only. They are listed, so that the reader still refuses a misspelt option.
 TRAINING_OPTIONS = {
     "net": "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in "
     "max_batches policy steps scales",
@@ -45,7 +45,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Route:
-    """Concatenates of each of the layers `sources` (absolute indices) channel group `group` of `groups`."""
+    """Concatenates channel group `group` of `groups` of each layer in `sources` (absolute indices)."""
 
     sources: tuple[int, ...]
     groups: int
@@ -54,7 +54,7 @@ class Route:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Windows of `stride` x `stride` pixels that do not overlap."""
+    """Maximum over windows of `stride` x `stride` pixels that do not overlap."""
 
     stride: int
 
@@ -80,7 +80,7 @@ Layer = Convolution | Route | MaxPool | Upsample | Yolo
 
 @dataclass(frozen=True)
 class DarknetNetwork:
-    """A network's layers, and of each the [channels, height, width] of its output."""
+    """A network's layers, and the shape [channels, height, width] of each layer's output."""
 
     height: int
     width: int
@@ -89,15 +89,15 @@ class DarknetNetwork:
 
 
 class Section:
-    """One `[name]` of a .cfg with its options; each must be asked for, or known to be about training."""
+    """One `[name]` of a .cfg with its options. The reader must ask for every option that does not concern training."""
 
     def __init__(self, path: Path, name: str, line: int):
-        self.place = f"{path}, line {line}: [{name}]"
+        self.position = f"{path}, line {line}: [{name}]"
         self.name = name
         self.options: dict[str, str] = {}
 
     def error(self, words: str) -> InputError:
-        return InputError(f"{self.place}: {words}; a YOLOv4-tiny .cfg as Darknet publishes it is expected")
+        return InputError(f"{self.position}: {words}; a YOLOv4-tiny .cfg as Darknet publishes it is expected")
 
     def numbers(self, option: str, default: str | None = None, kind: type = int) -> list:
         text = self.options.pop(option, default)
@@ -127,7 +127,7 @@ class Section:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file; InputError where it cannot be read."""
+    """The bytes of a file. Raises InputError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -135,7 +135,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_sections(path: Path) -> list[Section]:
-    """The sections of a .cfg; InputError unless it is text, `[section]` and `option=value` lines."""
+    """The sections of a .cfg. Raises InputError unless it is text with lines `[section]` and `option=value`."""
     try:
         lines = read_file(path).decode().splitlines()
     except UnicodeDecodeError as error:
@@ -162,7 +162,7 @@ def read_sections(path: Path) -> list[Section]:
 
 
 def read_layer(section: Section, index: int, channels: int) -> Layer:
-    """The layer a section describes; `channels` come in from the layer before, `index` counts from 0."""
+    """The layer that a section describes. `channels`: of the layer's input; `index`: of the layer, from 0."""
     if section.name == "convolutional":
         size = section.number("size")
         pad = section.choice("pad", ("0", "1"), "0")
@@ -200,7 +200,7 @@ def read_layer(section: Section, index: int, channels: int) -> Layer:
 def output_shape(
     section: Section, layer: Layer, shapes: list[tuple[int, int, int]], before: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """[channels, height, width] behind `layer`; InputError when the layers before it do not fit."""
+    """The shape [channels, height, width] of `layer`'s output. Raises InputError if the layers before do not fit."""
     channels, height, width = before
     if isinstance(layer, Convolution):
         high, wide = ((side + 2 * layer.padding - layer.size) // layer.stride + 1 for side in (height, width))
@@ -222,16 +222,16 @@ def output_shape(
 
 
 def read_structure(path: Path, input_size: int | None = None) -> DarknetNetwork:
-    """A network without its numbers from a .cfg; `input_size` (pixels, square) replaces the file's."""
-    first, *rest = read_sections(path)
-    height, width = first.number("height"), first.number("width")
+    """The network of a .cfg, without its numbers. `input_size` (pixels, square) replaces the size in the file."""
+    net, *sections = read_sections(path)
+    height, width = net.number("height"), net.number("width")
     height, width = (input_size, input_size) if input_size else (height, width)
-    if first.number("channels") != 3:
-        raise first.error("channels must be 3")
-    first.finish()
+    if net.number("channels") != 3:
+        raise net.error("channels must be 3")
+    net.finish()
     layers: list[Layer] = []
     shapes: list[tuple[int, int, int]] = []
-    for index, section in enumerate(rest):
+    for index, section in enumerate(sections):
         before = shapes[-1] if shapes else (3, height, width)
         layers.append(read_layer(section, index, before[0]))
         shapes.append(output_shape(section, layers[-1], shapes, before))
@@ -242,12 +242,12 @@ def read_structure(path: Path, input_size: int | None = None) -> DarknetNetwork:
 def read_network(weights: Path, structure: Path, input_size: int | None = None) -> DarknetNetwork:
     """The network in `structure` (.cfg) with the numbers in `weights` (.weights).
 
-    Raises InputError when either is not understood, when the .weights file is shorter or longer than the
-    structure needs, or when it holds numbers that are not finite.
+    Raises InputError if a file does not have its format, if the .weights file is shorter or longer than the structure
+    needs, and if it holds numbers that are not finite.
     """
     network = read_structure(structure, input_size)
     data = read_file(weights)
-    version = np.frombuffer(data[:8], "<i4")  # major, minor; then the revision and the count of images seen
+    version = np.frombuffer(data[:8], "<i4")  # major, minor; then follow the revision and the number of training images
     if len(version) != 2 or version[0] != 0 or not 0 <= version[1] < 10:
         raise InputError(f"{weights} has no Darknet header: a .weights file is expected")
     header = 20 if version[1] >= 2 else 16
@@ -270,7 +270,7 @@ def read_network(weights: Path, structure: Path, input_size: int | None = None) 
 
 
 def read_convolution(layer: Convolution, numbers: np.ndarray) -> tuple[Convolution, np.ndarray]:
-    """`layer` with its numbers from the front of `numbers` (float32), and the numbers left."""
+    """Fill `layer` from the front of `numbers` (float32). Returns the layer and the remaining numbers."""
     count, fan_in = layer.filters, layer.channels * layer.size**2
     bias, numbers = numbers[:count].astype(np.float64), numbers[count:]
     gain = np.ones(count)

@@ -1,9 +1,9 @@
-"""The pedestrian filter: is there a person in this small image, and how sure is YOLOv4-tiny of it?
+"""The pedestrian filter: how sure is YOLOv4-tiny that a small image shows a person?
 
-The recipe is that of the study the thresholds come from: a constant border on all sides, the bordered
-image stretched (not letterboxed) to the network's square input, and the class score of "person". The
-border matters: a 64 pixel wide person stretched over the whole input is no longer seen as one (of 315
-real crops 9% are rejected at 0.6 with the border, 99% without).
+The recipe is that of the study that set the thresholds: a constant border goes around the image, the bordered image is
+stretched (not letterboxed) to the network's square input, and the score is the class score of "person". The border
+matters: the network does not recognise a 64 pixel wide person that is stretched over the whole input. At 0.6 it rejects
+9% of 315 real crops with the border, and 99% without.
 """
 
 import functools
@@ -24,17 +24,17 @@ from passersby.yolo.yolov4_tiny import Window, Yolov4Tiny
 BORDER = 150  # pixels on each side
 COLOUR_BGR = (101, 52, 152)
 INPUT_SIZE = 416  # pixels, square
-SCORE = 0.6  # least class score of a person
+SCORE = 0.6  # the lowest class score of a person
 NMS_IOU = 0.3
 PERSON = 0  # COCO's first class
 
 
 class PedestrianFilter:
-    """YOLOv4-tiny set up for images of one size, [H, W, 3] uint8 RGB.
+    """YOLOv4-tiny for images of one size, [H, W, 3] uint8 RGB.
 
     `weights` is a Darknet .weights with its .cfg beside it. `device` is "cpu" (float32) or "cuda"
     (float16). `windowed=False` evaluates the network everywhere, with the same result, for comparison.
-    Raises InputError for files that do not fit, sizes that make no sense, and for "cuda" without a GPU.
+    Raises InputError for files that do not fit, for impossible sizes, and for "cuda" without a GPU.
 
     >>> import numpy, passersby, passersby.weights
     >>> detector = passersby.PedestrianFilter(passersby.weights.get("yolov4-tiny"), 128, 64)
@@ -65,7 +65,7 @@ class PedestrianFilter:
         weights = Path(weights)
         network = read_network(weights, weights.with_suffix(".cfg"), input_size)
         self.height, self.width, self.border, self.device = height, width, border, torch.device(device)
-        # The bordered image; only its middle changes from image to image.
+        # The bordered image. Only its middle changes from image to image.
         self.canvas = np.empty((height + 2 * border, width + 2 * border, 3), np.uint8)
         self.canvas[:] = colour_bgr[::-1]
         self.window = Window(0, 0, input_size, input_size)
@@ -85,8 +85,7 @@ class PedestrianFilter:
         inputs = np.empty((len(images), bottom - top, right - left, 3), np.uint8)
         for image, target in zip(images, inputs, strict=True):
             self.canvas[self.border :, self.border :][: self.height, : self.width] = image
-            # The whole canvas: OpenCV's rounding depends on the place, and this way the pixels are the
-            # study's.
+            # Resize the whole canvas: OpenCV's rounding depends on the position, and the study resized it whole.
             stretched = cv2.resize(self.canvas, (self.input_size,) * 2, interpolation=cv2.INTER_LINEAR)
             target[:] = stretched[top:bottom, left:right]
         return torch.from_numpy(inputs).permute(0, 3, 1, 2).float() / 255
@@ -106,41 +105,40 @@ class PedestrianFilter:
         return person_scores(self.logits(images)).cpu().numpy()
 
     def boxes(self, images: np.ndarray, score: float = SCORE, iou: float = NMS_IOU) -> list[np.ndarray]:
-        """The people found in each of images [N, H, W, 3] uint8 RGB, after non-maximum suppression.
+        """The boxes of people in each of the images [N, H, W, 3] uint8 RGB, after non-maximum suppression.
 
-        Of each image [k, 5] float32, best first: left, top, right, bottom in the pixels of the image
-        (they may lie in the border), class score.
+        The boxes of an image are [k, 5] float32, the best first: left, top, right, bottom in pixels of the
+        image (they may lie in the border), and the class score.
         """
         decoded = self.network.decode(self.logits(images))
         side = decoded.new_tensor([self.canvas.shape[1], self.canvas.shape[0]])
-        found = []
+        people = []
         for boxes in decoded:
             classes = boxes[:, 5:]
             boxes = boxes[(classes.argmax(1) == PERSON) & (classes[:, PERSON] >= score)]
             centre, extent = boxes[:, :2] * side - self.border, boxes[:, 2:4] * side
             corners = torch.cat([centre - extent / 2, centre + extent / 2], 1)
-            kept = nms(corners, boxes[:, 5 + PERSON], iou)
-            found.append(torch.cat([corners, boxes[:, 5 + PERSON, None]], 1)[kept].cpu().numpy())
-        return found
+            indices = nms(corners, boxes[:, 5 + PERSON], iou)
+            people.append(torch.cat([corners, boxes[:, 5 + PERSON, None]], 1)[indices].cpu().numpy())
+        return people
 
 
 def person_scores(logits: Tensor) -> Tensor:
     """Raw heads [N, boxes, 5 + classes] float32 -> the detector score of each image, [N] float32, 0..1.
 
-    The highest class score (objectness x class probability) among boxes whose best class is person, 0
-    where no box's is. Non-maximum suppression never removes the highest box, so it cannot change this
-    number.
+    It is the highest class score (objectness x class probability) among boxes whose best class is person, and 0 if
+    there is no such box. Non-maximum suppression never removes the highest box, so it cannot change the score.
     """
-    objectness, person, others = logits[..., 4], logits[..., 5 + PERSON], logits[..., 6 + PERSON :]
-    best = person >= others.amax(-1)  # of equals the first class counts, as in NumPy's argmax
+    objectness, person, other_classes = logits[..., 4], logits[..., 5 + PERSON], logits[..., 6 + PERSON :]
+    best = person >= other_classes.amax(-1)  # of equal classes the first is the best, as in NumPy's argmax
     return torch.where(best, objectness.sigmoid() * person.sigmoid(), 0).amax(1)
 
 
 def reached(border: int, length: int, padded: int, size: int) -> tuple[int, int]:
-    """First and one past the last of `size` pixels that bilinear stretching takes from the image.
+    """The range of output pixels that depend on the image after bilinear stretching: the first, and one past the last.
 
-    Pixel j reads, of the `padded` source pixels, the two around (j + 1/2) * padded / size - 1/2; the image
-    lies at border ... border + length - 1.
+    The stretching turns `padded` source pixels into `size` output pixels. Output pixel j reads the two source pixels
+    around (j + 1/2) * padded / size - 1/2; the image has the source pixels border ... border + length - 1.
     """
     low = np.floor((np.arange(size) + 0.5) * padded / size - 0.5)
     touched = np.flatnonzero((low + 1 >= border) & (low < border + length))
@@ -148,10 +146,10 @@ def reached(border: int, length: int, padded: int, size: int) -> tuple[int, int]
 
 
 def pedestrian_scores(images: np.ndarray, weights: str | os.PathLike | None = None, device: str = "cpu") -> np.ndarray:
-    """How sure YOLOv4-tiny is of a person in each of images [N, H, W, 3] uint8 RGB: [N] float32, 0..1.
+    """How sure YOLOv4-tiny is that each of the images [N, H, W, 3] uint8 RGB shows a person: [N] float32, 0..1.
 
-    Runs keep images with 0.6 or more. weights: the file yolov4-tiny.weights with its .cfg beside it, fetched when it is
-    not given (passersby/weights.py). Raises InputError for other images, and where there are no weights.
+    Runs keep images with 0.6 or more. weights: the file yolov4-tiny.weights with its .cfg beside it; without it the
+    weights are fetched (passersby/weights.py). Raises InputError for other images, and where there are no weights.
 
     >>> import numpy, passersby
     >>> grey = numpy.full((2, 128, 64, 3), 128, numpy.uint8)

@@ -1,10 +1,10 @@
-"""YOLOv4-tiny in PyTorch, evaluated only where an image can differ from a background known beforehand.
+"""YOLOv4-tiny in PyTorch, evaluated only where an image can differ from a known background.
 
-The pedestrian filter pastes a small person into a constant border, so most of every activation map is
-the same for every image. Those maps are computed once, for the background; for an image each layer is
-evaluated inside the window that the person can reach, with the background around it. The result is that
-of the full evaluation up to float noise: nothing is approximated, the windows follow from kernel sizes
-and strides. With no background given the window is the whole map and this is the plain network.
+The pedestrian filter pastes a small person into a constant border, so most of every activation map is the same for
+every image. The maps of the background are computed once. For an image, each layer is evaluated inside the window that
+the person can affect, with the background around it. The windows follow from kernel sizes and strides, so nothing is
+approximated, and the result is that of the full evaluation up to float noise. Without a background the window is the
+whole map and this is the plain network.
 
 Network: Bochkovskiy et al., YOLOv4, https://arxiv.org/abs/2004.10934; Wang et al., Scaled-YOLOv4,
 https://arxiv.org/abs/2011.08036 (YOLOv4-tiny).
@@ -22,7 +22,7 @@ LEAKY_SLOPE = 0.1
 
 
 class Window(NamedTuple):
-    """Rows top..bottom and columns left..right of a map, the ends excluded."""
+    """Rows top..bottom and columns left..right of a map, without the ends bottom and right."""
 
     top: int
     left: int
@@ -46,7 +46,7 @@ class Window(NamedTuple):
         )
 
     def cut(self, maps: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
-        """The view of `maps` [N, C, H, W] inside the window; `origin` is the place of maps[..., 0, 0]."""
+        """The view of `maps` [N, C, H, W] inside the window; `origin` is the position of maps[..., 0, 0]."""
         top, left = origin
         return maps[:, :, self.top - top : self.bottom - top, self.left - left : self.right - left]
 
@@ -69,12 +69,12 @@ def needed(window: Window, size: int, stride: int, padding: int) -> Window:
 
 
 class Paste(nn.Module):
-    """Lays an activation's window into its background, over a region that may reach into the zero padding."""
+    """Pastes the window of an activation into its background, over a region that may reach into the zero padding."""
 
     template: Tensor
 
     def __init__(self, background: Tensor, window: Window, region: Window):
-        """`background` [1, C, H, W]; `window` inside the map; `region` is what is asked for."""
+        """`background` [1, C, H, W]; `window` is inside the map; `region` is the output."""
         super().__init__()
         height, width = background.shape[2:]
         inside = region.intersection(Window(0, 0, height, width))
@@ -84,21 +84,21 @@ class Paste(nn.Module):
         inside.cut(template, region[:2]).copy_(inside.cut(background))
         self.register_buffer("template", template, persistent=False)
         self.window, self.region = window, region
-        self.seen = window.intersection(region)  # smaller where strides skip the last row or column
+        self.overlap = window.intersection(region)  # smaller where strides skip the last row or column
 
     def forward(self, maps: Tensor) -> Tensor:
         """[N, C, window] -> [N, C, region]."""
         if self.window == self.region:
             return maps
-        laid = self.template.expand(len(maps), -1, -1, -1).clone(memory_format=torch.channels_last)
-        self.seen.cut(laid, self.region[:2]).copy_(self.seen.cut(maps, self.window[:2]))
-        return laid
+        pasted = self.template.expand(len(maps), -1, -1, -1).clone(memory_format=torch.channels_last)
+        self.overlap.cut(pasted, self.region[:2]).copy_(self.overlap.cut(maps, self.window[:2]))
+        return pasted
 
 
 class WindowedLayer(nn.Module):
-    """One layer: what it reads of which layers, and its operation on just that."""
+    """One layer: the regions that it reads of other layers, and its operation on these regions."""
 
-    weight: Tensor  # of convolutions alone, as the bias
+    weight: Tensor  # only convolutions have weight and bias
     bias: Tensor
 
     def __init__(self, layer, sources: list[int], pastes: list[Paste], window: Window):
@@ -114,7 +114,7 @@ class WindowedLayer(nn.Module):
         layer = self.layer
         inputs = [paste(maps) for paste, maps in zip(self.pastes, inputs, strict=True)]
         if isinstance(layer, Convolution):
-            # No padding here: the zeros outside the map are part of what was pasted into.
+            # The convolution needs no padding: the pasted region contains the zeros outside the map.
             maps = F.conv2d(inputs[0], self.weight, self.bias, layer.stride)
             return F.leaky_relu_(maps, LEAKY_SLOPE) if layer.leaky else maps
         if isinstance(layer, Route):
@@ -128,10 +128,9 @@ class WindowedLayer(nn.Module):
 
 
 class Yolov4Tiny(nn.Module):
-    """The network of a .cfg, inside the window of its input where images differ from a background.
+    """The network of a .cfg, evaluated inside the window of its input where images differ from a background.
 
-    Give `background` [3, H, W] float32 0..1 (RGB) and the `window` together, or neither for the plain
-    network.
+    Give `background` [3, H, W] float32 0..1 (RGB) and `window` together, or neither for the plain network.
     """
 
     def __init__(self, network: DarknetNetwork, background: Tensor | None = None, window: Window | None = None):
@@ -139,7 +138,7 @@ class Yolov4Tiny(nn.Module):
         self.network = network
         everything = Window(0, 0, network.height, network.width)
         self.window = window or everything
-        # The plain network first: its maps of the background are what surrounds the windows of the other.
+        # First build the plain network: its maps of the background surround the windows of the second.
         shapes = [(3, network.height, network.width), *network.shapes]
         maps = [torch.zeros(1, 1, 1, 1).expand(1, *shape) for shape in shapes]
         self.layers = self.build(everything, maps)
@@ -173,7 +172,7 @@ class Yolov4Tiny(nn.Module):
             elif isinstance(layer, Upsample):
                 window = Window(*(side * layer.stride for side in window))
             elif isinstance(layer, Yolo):
-                window = region = Window(0, 0, *shape[1:])  # boxes are wanted everywhere
+                window = region = Window(0, 0, *shape[1:])  # a head's boxes cover the whole map
             pastes = [Paste(backgrounds[source], windows[source], region) for source in sources]
             layers.append(WindowedLayer(layer, sources, pastes, window))
             windows.append(window)
@@ -183,14 +182,14 @@ class Yolov4Tiny(nn.Module):
         """Every layer's output for `images` [N, 3, window], each inside its own window."""
         maps = [images.contiguous(memory_format=torch.channels_last)]
         for layer in self.layers:
-            assert isinstance(layer, WindowedLayer)  # as `build` makes them
+            assert isinstance(layer, WindowedLayer)  # `build` makes no others
             maps.append(layer([maps[source] for source in layer.sources]))
         return maps[1:]
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw heads of `images` [N, 3, window] 0..1 RGB -> [N, boxes, 5 + classes] float32 logits.
 
-        The boxes are those of all heads one after the other, in each by row, column and anchor
+        The boxes are those of one head after the other, and within a head in the order of row, column and anchor
         (Darknet's order).
         """
         maps = self.activations(images)

@@ -1,1 +1,1 @@
-"""What people see of a generator: its scores and its card. The scores themselves stand in passersby/metrics."""
+"""Reports of a generator: its scores and its card. The scores themselves are computed in passersby/metrics."""

@@ -1,6 +1,6 @@
-"""The card of a network for people: measured figures as Markdown tables, and its people as pictures.
+"""The card of a network: its measured figures as Markdown tables, and pictures of its people.
 
-`benchmarks/network_card.py` measures what a card holds.
+`benchmarks/network_card.py` measures the figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from passersby.options import Json
 from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
 from reporting.page import flatten
 
-# ---- What a card holds.
+# ---- The figures of a card.
 
-_CELL_HEIGHT = 256  # pixels: images of 128 x 64 twice as large
+_CELL_HEIGHT = 256  # pixels: an image of 128 x 64 is drawn twice as large
 _COLUMNS = 16
-_LONGEST = 300  # characters of a cell of a table
+_LONGEST = 300  # the largest number of characters in a cell of a table
 
 
 class Share(TypedDict):
@@ -29,7 +29,7 @@ class Share(TypedDict):
 
 
 class ByPerson(TypedDict):
-    """Of each person's images, what the pedestrian filter lets through."""
+    """The shares of each person's images that pass the pedestrian filter; none: the share of people without any."""
 
     median: float
     at_least_half: Share
@@ -37,7 +37,7 @@ class ByPerson(TypedDict):
 
 
 class Passing(TypedDict):
-    """What the pedestrian filter lets through."""
+    """The shares of images that pass the pedestrian filter."""
 
     all: Share
     base: Share
@@ -45,7 +45,7 @@ class Passing(TypedDict):
 
 
 class Compared(TypedDict, total=False):
-    """Images beside the base images, as in `_LEGEND`; the shares only where they were measured."""
+    """Images compared with the base images, as in `_LEGEND`; shares that were not measured are absent."""
 
     filter: Share
     filter_minus_base: Share
@@ -59,7 +59,7 @@ class Compared(TypedDict, total=False):
 
 
 class RealPeople(TypedDict):
-    """The same of real people, of a Market-1501 tree."""
+    """The figures of real people, from a Market-1501 tree."""
 
     tree: str
     filter: Share
@@ -69,7 +69,7 @@ class RealPeople(TypedDict):
 
 
 class Fid(TypedDict):
-    """FID of all images against held-out people of a tree."""
+    """The FID of all images against held-out people of a tree."""
 
     value: float
     images: int
@@ -78,7 +78,7 @@ class Fid(TypedDict):
 
 
 class GeneratorSettings(TypedDict):
-    """What the card says of a generator's configuration."""
+    """The part of a generator's configuration that the card shows."""
 
     height: int
     width: int
@@ -86,7 +86,7 @@ class GeneratorSettings(TypedDict):
 
 
 class Network(TypedDict):
-    """The network; record: what its file says of its training."""
+    """The network; record: the record of its training, from its file."""
 
     file: str
     sha256: str
@@ -96,7 +96,7 @@ class Network(TypedDict):
 
 
 class Settings(TypedDict):
-    """How its people were made."""
+    """The settings that made the network's people."""
 
     people: int
     variants: int
@@ -106,7 +106,7 @@ class Settings(TypedDict):
 
 
 class Card(TypedDict):
-    """All figures. mixing: name of the mixed layers -> variants beside their base images."""
+    """All figures. mixing: name of the mixed layers -> variants, compared with their base images."""
 
     network: Network
     settings: Settings
@@ -127,7 +127,7 @@ class Card(TypedDict):
 def card_markdown(card: Card) -> str:
     """The tables of a card as Markdown text.
 
-    What comes from the network's file is anybody's text: it cannot leave its cell of the table.
+    Anybody can write the texts in a network's file, so such a text cannot leave its cell of the table.
     """
     network, settings, threshold = card["network"], card["settings"], card["settings"]["threshold"]
     size = f"{settings['height']} x {settings['width']}"
@@ -166,7 +166,7 @@ def _network_rows(network: Network) -> list[tuple[str, str]]:
         ("architecture", f"StyleGAN3-{kind}, {generator['height']} x {generator['width']}"),
         ("parameters", f"{network['parameters']:,}"),
     ]
-    record.pop("configuration", None)  # the command says it
+    record.pop("configuration", None)  # the command contains it
     return rows + flatten(record)
 
 
@@ -224,7 +224,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _safe(text: str) -> str:
-    # One line, no markup: cells cannot be ended, links and tags cannot be begun.
+    # One line without markup: the text cannot end its cell, and cannot begin a link or a tag.
     line = " ".join(text.split())
     line = line if len(line) <= _LONGEST else line[:_LONGEST] + "..."
     return line.translate({ord(character): f"&#{ord(character)};" for character in "|<>[]`"})
@@ -234,7 +234,10 @@ def _safe(text: str) -> str:
 
 
 def people_picture(images: np.ndarray, scores: np.ndarray, threshold: float, name: str) -> np.ndarray:
-    """Base images [N, H, W, 3] uint8 with their scores [N]; those below the threshold are framed. [h, w, 3] uint8."""
+    """Draw base images [N, H, W, 3] uint8 and their scores [N]; scores below the threshold get a frame.
+
+    Returns [h, w, 3] uint8.
+    """
     title = f"{name}: base images of the first {len(images)} people"
     return contact_sheet(
         [SheetRow("", _cells(images, scores, threshold))],
@@ -253,7 +256,7 @@ def mixes_picture(
     threshold: float,
     title: str,
 ) -> np.ndarray:
-    """Donors [D, H, W, 3] uint8 in the first row; below them each person's base image and its D mixes.
+    """Draw donors [D, H, W, 3] uint8 in the first row, and below them each person's base image and its D mixes.
 
     people [P, 1 + D, H, W, 3]; donor_scores [D] and scores [P, 1 + D] decide the frames. Returns [h, w, 3] uint8.
     """

@@ -1,4 +1,4 @@
-"""Scores of sets of images for people: FIDs beside the published ones, score lines, records, and a training's best."""
+"""Reports of scores of image sets: a table of FIDs with published ones, lines, records, and a training's best FID."""
 
 import base64
 import dataclasses
@@ -12,7 +12,7 @@ from datasets.people.image_sets import ImageSet
 from passersby.errors import InputError
 from reporting.curves import kimg_of, read_history, save_curves
 
-# ---- The table of FIDs: those that the study lists, and our own, each with the images that it is about.
+# ---- The table of FIDs: those of the study's table, and our own, each with the images that it compares.
 
 STUDY = "Generation of Images using Generative Adversarial Networks for Augmentation of Training Data in " + (
     "Re-identification Models, Universidad Autonoma de Yucatan"
@@ -29,7 +29,11 @@ HEADINGS = ("model", "FID", "data set", "compared with", "source")
 
 @dataclasses.dataclass(frozen=True)
 class FidRow:
-    """One line: which model, its FID, on which data set, what it was compared with ("" = not stated), who says so."""
+    """One line of the table.
+
+    model: its name; fid: its FID; data_set: the data set; compared_with: the reference images, "" if they are not
+    stated; source: who published the FID.
+    """
 
     model: str
     fid: float
@@ -62,14 +66,14 @@ PUBLISHED = tuple(
 )
 
 
-def fid_rows(own: Sequence[FidRow] = ()) -> list[FidRow]:
-    """Our rows first, then the published ones; both from the best to the worst."""
-    return sorted(own, key=lambda row: row.fid) + list(PUBLISHED)
+def fid_rows(our_rows: Sequence[FidRow] = ()) -> list[FidRow]:
+    """Our rows, then the published rows, each group from the best FID to the worst."""
+    return sorted(our_rows, key=lambda row: row.fid) + list(PUBLISHED)
 
 
-def fid_text(own: Sequence[FidRow] = ()) -> str:
+def fid_text(our_rows: Sequence[FidRow] = ()) -> str:
     """The table as monospaced text with the warning below it."""
-    cells = [HEADINGS, *(row.cells for row in fid_rows(own))]
+    cells = [HEADINGS, *(row.cells for row in fid_rows(our_rows))]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for line in cells:
@@ -80,25 +84,25 @@ def fid_text(own: Sequence[FidRow] = ()) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", WARNING])
 
 
-def fid_markdown(own: Sequence[FidRow] = ()) -> str:
+def fid_markdown(our_rows: Sequence[FidRow] = ()) -> str:
     """The table as Markdown; our rows are bold."""
     lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|"]
-    for row in fid_rows(own):
+    for row in fid_rows(our_rows):
         cells = [text.replace("|", "\\|") for text in row.cells]
-        if row in own:
+        if row in our_rows:
             cells[:2] = [f"**{text}**" for text in cells[:2]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", WARNING, "", f"Published rows: {STUDY}."])
 
 
-def fid_html(own: Sequence[FidRow] = ()) -> str:
+def fid_html(our_rows: Sequence[FidRow] = ()) -> str:
     """The table as an HTML fragment, everything escaped; our rows have the class "own"."""
 
     def line(cells: Sequence[str], tag: str, name: str = "") -> str:
         body = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells)
         return f"<tr{name}>{body}</tr>"
 
-    rows = [line(row.cells, "td", ' class="own"' * (row in own)) for row in fid_rows(own)]
+    rows = [line(row.cells, "td", ' class="own"' * (row in our_rows)) for row in fid_rows(our_rows)]
     head = f"<thead>{line(HEADINGS, 'th')}</thead>"
     note = html.escape(f"{WARNING} Published rows: {STUDY}.")
     return f'<table class="fid">{head}<tbody>{"".join(rows)}</tbody></table><p>{note}</p>'
@@ -107,26 +111,26 @@ def fid_html(own: Sequence[FidRow] = ()) -> str:
 # ---- A comparison of two sets of images, in lines and as a record.
 
 
-def describe_sets(scored: ImageSet, reference: ImageSet, height: int, width: int) -> list[str]:
-    """What is compared with what, and what happens to the images first, in lines."""
-    lines = [f"scored     {scored.description}", f"reference  {reference.description}"]
-    for name, images in (("scored", scored), ("reference", reference)):
-        others = [size for size, _ in images.sizes if size != (height, width)]
-        if not others:
+def describe_sets(evaluated: ImageSet, reference: ImageSet, height: int, width: int) -> list[str]:
+    """Lines that describe both sets of images, and how their images are resized."""
+    lines = [f"scored     {evaluated.description}", f"reference  {reference.description}"]
+    for name, images in (("scored", evaluated), ("reference", reference)):
+        other_sizes = [size for size, _ in images.sizes if size != (height, width)]
+        if not other_sizes:
             continue
-        sizes = ", ".join(f"{h}x{w}" for h, w in others[:3]) + (f" and {len(others) - 3} more sizes") * (
-            len(others) > 3
+        sizes = ", ".join(f"{h}x{w}" for h, w in other_sizes[:3]) + (f" and {len(other_sizes) - 3} more sizes") * (
+            len(other_sizes) > 3
         )
-        smaller = [h for h, w in others if h < height or w < width]
+        smaller = [h for h, w in other_sizes if h < height or w < width]
         way = "enlarging (bilinear) or averaging areas" if smaller else "averaging areas"
-        stretched = any(abs(h * width - w * height) > max(height, width) for h, w in others)
+        stretched = any(abs(h * width - w * height) > max(height, width) for h, w in other_sizes)
         note = ", which changes their proportions" if stretched else ""
         lines.append(f"{name} images are brought from {sizes} to {height}x{width} by {way}{note}")
     return lines
 
 
 def score_lines(scores: Mapping[str, float]) -> list[str]:
-    """The scores as a small table, in lines."""
+    """The scores as lines of a small table."""
     fid, kid, deviation = scores["fid"], 1000 * scores["kid"], 1000 * scores["kid_std"]
     near = [f"{scores[name]:8.3f}" for name in ("precision", "recall", "density", "coverage")]
     return [
@@ -137,13 +141,13 @@ def score_lines(scores: Mapping[str, float]) -> list[str]:
     ]
 
 
-def set_record(images: ImageSet, used: int) -> dict:
-    """A set of images as plain JSON values; `used` of them have features."""
+def set_record(images: ImageSet, readable: int) -> dict:
+    """A set of images as plain JSON values. readable: the number of images with features."""
     return {
         "kind": images.kind,
         "description": images.description,
-        "images": used,
-        "unreadable": images.count - used,
+        "images": readable,
+        "unreadable": images.count - readable,
         "people": images.people,
         "sizes": [[height, width, count] for (height, width), count in images.sizes],
         "sha256": images.sha256,
@@ -151,12 +155,12 @@ def set_record(images: ImageSet, used: int) -> dict:
 
 
 def own_row(scored: ImageSet, reference: ImageSet, fid: float, size: tuple[int, int], data_set: str) -> FidRow:
-    """A comparison at `size` (height, width) as a line of the table of FIDs."""
+    """The row of a comparison at `size` (height, width) in the table of FIDs."""
     compared_with = f"{reference.description}, at {size[0]}x{size[1]}"
     return FidRow(scored.description, fid, data_set, compared_with, "measured here")
 
 
-# ---- A GAN training, out of its own folder: its curves and its best FID, for the page of a run.
+# ---- A GAN training: its curves and its best FID, from its folder, for the page of a run.
 
 HISTORY, CONFIG = "history.jsonl", "config.json"
 
@@ -166,15 +170,15 @@ class Training:
     """One training: its name, a sentence about it, its curves as base64 of a PNG, and its FID if one was measured."""
 
     name: str
-    said: str
+    summary: str
     png: str
     fid: FidRow | None
 
 
 def read_training(folder: Path, toy: bool) -> Training:
-    """The training that jobs/train_gan.py left in a folder. toy: it learned from the drawn toy crowd.
+    """The training in a folder of jobs/train_gan.py. toy: the training set is the drawn toy crowd.
 
-    Raises InputError where there is no history with a value to draw.
+    Raises InputError if the folder has no history, or no value to draw.
     """
     history = read_history(folder / HISTORY)
     if not history:
@@ -187,24 +191,24 @@ def read_training(folder: Path, toy: bool) -> Training:
         png = base64.b64encode(path.read_bytes()).decode()
     length = max(map(kimg_of, history))
     pairs = [(record.get("fid"), kimg_of(record)) for record in history]
-    scored = [(fid, kimg) for fid, kimg in pairs if isinstance(fid, int | float)]
-    said = f"{length:,.4g} thousand images seen"
-    if not scored:
-        return Training(name, f"{said}, no FID was measured", png, None)
-    fid, kimg = min(scored, key=lambda pair: pair[0])
-    said += f", FID {fid:.2f} at its best, after {kimg:,.4g} thousand"
+    scores = [(fid, kimg) for fid, kimg in pairs if isinstance(fid, int | float)]
+    summary = f"{length:,.4g} thousand images seen"
+    if not scores:
+        return Training(name, f"{summary}, no FID was measured", png, None)
+    fid, kimg = min(scores, key=lambda pair: pair[0])
+    summary += f", FID {fid:.2f} at its best, after {kimg:,.4g} thousand"
     data_set = TOY if toy else Path(str(config.get("data", "not stated"))).name
     size = f"{config['height']}x{config['width']}" if {"height", "width"} <= config.keys() else "size not stated"
     reference = {"validation": "held-out people", "training": "training people"}.get(
         str(config.get("fid_reference")), ""
     )
     compared_with = f"{reference or 'people of its data'}, {size}"
-    return Training(name, said, png, FidRow(name, float(fid), data_set, compared_with, "measured in training"))
+    return Training(name, summary, png, FidRow(name, float(fid), data_set, compared_with, "measured in training"))
 
 
 def _read_config(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}  # the curves can be shown without it
+        return {}  # the curves do not need the configuration
     return content if isinstance(content, dict) else {}

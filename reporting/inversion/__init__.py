@@ -1,1 +1,1 @@
-"""What people see of an inversion: its sheet and its summary. Its shards and tables stand in datasets/latents."""
+"""Reports of an inversion: its sheet and its summary. Its shards and tables are in datasets/latents."""

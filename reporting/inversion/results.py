@@ -1,4 +1,4 @@
-"""What an inversion leaves for other jobs, for people and for scripts: latents, a sheet and a summary, all derived."""
+"""The derived files of an inversion, for other jobs, for people and for scripts: latents, a sheet and a summary."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png, perce
 from reporting.page import is_toy
 from reporting.run.results import SUMMARY, RunTimes, read_summary
 
-# ---- The sheet: people's pictures, what the encoder makes of them step by step, and the refined ones.
+# ---- The sheet: people's pictures, their reconstructions after each step of the encoder, and after refinement.
 
 SHEET_PEOPLE = 8
 
@@ -47,8 +47,11 @@ class Reconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class InvertedPicture:
-    """One line of the sheet: the picture [H, W, 3] uint8 RGB, the reconstruction after each step of the encoder, then
-    of the refined code and with the person's own generator, None where there is no such stage."""
+    """One line of the sheet.
+
+    picture: [H, W, 3] uint8 RGB. steps: the reconstruction after each step of the encoder. refined: that of the refined
+    code. pivotal: that of the person's own generator. The last two are None if the inversion has no such stage.
+    """
 
     label: str
     picture: np.ndarray
@@ -58,10 +61,10 @@ class InvertedPicture:
 
 
 def draw_inversion_sheet(pictures: Sequence[InvertedPicture], metric: str, data: str, toy: bool = False) -> np.ndarray:
-    """The sheet, [H, W, 3] uint8 RGB: one line a picture, all with the same stages.
+    """Draw the sheet, [H, W, 3] uint8 RGB: one line for each picture, all with the same stages.
 
-    metric: name of the perceptual distance below each image. data: what is shown. toy: the network learned from drawn
-    people, and the title says so. Raises ValueError where there is no picture.
+    metric: the name of the perceptual distance, which is below each image. data: a description of the pictures. toy:
+    the network learned from drawn people, and the title says so. Raises ValueError without pictures.
     """
     if not pictures:
         raise ValueError("a sheet needs at least one picture")
@@ -71,8 +74,9 @@ def draw_inversion_sheet(pictures: Sequence[InvertedPicture], metric: str, data:
     headings += [("refined", 1)] * (first.refined is not None) + [("pivotal", 1)] * (first.pivotal is not None)
     rows = []
     for picture in pictures:
-        made = [*picture.steps, *(one for one in (picture.refined, picture.pivotal) if one is not None)]
-        cells = [SheetCell(picture.picture), *(SheetCell(one.image, f"{one.lpips:.3f}") for one in made)]
+        stages = [*picture.steps, picture.refined, picture.pivotal]
+        reconstructions = [SheetCell(stage.image, f"{stage.lpips:.3f}") for stage in stages if stage is not None]
+        cells = [SheetCell(picture.picture), *reconstructions]
         rows.append(SheetRow(picture.label, cells))
     return contact_sheet(
         rows,
@@ -92,9 +96,11 @@ def inverted_pictures(
     steps: int,
     refine: str,
 ) -> list[InvertedPicture]:
-    """The lines of the sheet: the first picture of at most SHEET_PEOPLE people, evenly spread, made again from their
-    codes on this machine's CPU. contents: file or bytes of a picture by its path in the table; people whose picture
-    cannot be read any more are left out."""
+    """The lines of the sheet: the first picture of at most SHEET_PEOPLE people, evenly spread.
+
+    This machine's CPU makes the reconstructions again, from the codes. contents: path in the table -> file or bytes of
+    the picture. People whose picture can no longer be read are omitted.
+    """
     size = working_size(encoder.encoder.config, generator.config)
     lines = []
     for person in np.unique(np.linspace(0, latents.people - 1, SHEET_PEOPLE).round().astype(int)).tolist():
@@ -107,10 +113,8 @@ def inverted_pictures(
             continue
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
         target = loss.target(image)
-        made = [
-            _reconstruction(made, loss, target)
-            for _, made in restyle_steps(encoder.encoder, generator.synthesis, image, encoder.average, steps)
-        ]
+        outputs = restyle_steps(encoder.encoder, generator.synthesis, image, encoder.average, steps)
+        reconstructions = tuple(_reconstruction(output, loss, target) for _, output in outputs)
         code = torch.from_numpy(latents.codes[row])[None]
         refined = pivotal = None
         if refine != "none":
@@ -119,13 +123,14 @@ def inverted_pictures(
         if delta is not None:
             with apply_delta(generator, load_delta(delta, latents.about["generator"]["sha256"])):
                 pivotal = _reconstruction(generator.synthesis(code), loss, target)
-        lines.append(InvertedPicture(f"person {latents.names[person]}", pixels, tuple(made), refined, pivotal))
+        label = f"person {latents.names[person]}"
+        lines.append(InvertedPicture(label, pixels, reconstructions, refined, pivotal))
     return lines
 
 
-def _reconstruction(made: torch.Tensor, loss: InversionLoss, target: Target) -> Reconstruction:
-    made = pooled(made, *target.images.shape[2:])
-    return Reconstruction(to_uint8(made)[0].numpy(), float(loss.measure(made, target).lpips))
+def _reconstruction(output: torch.Tensor, loss: InversionLoss, target: Target) -> Reconstruction:
+    output = pooled(output, *target.images.shape[2:])
+    return Reconstruction(to_uint8(output)[0].numpy(), float(loss.measure(output, target).lpips))
 
 
 # ---- Latents and summary, and all files of an inversion together.
@@ -137,8 +142,10 @@ _MOST_MESSAGES = 10
 
 
 class AboutNetworks(TypedDict):
-    """What the metadata of latents.parquet say of the networks. metric, identity: names of the networks that measure;
-    trained_on, records: of generator and encoder."""
+    """The description of the networks in the metadata of latents.parquet.
+
+    metric, identity: the names of the networks that measure; trained_on, records: those of generator and encoder.
+    """
 
     generator: AboutGenerator
     encoder: Mapping[str, Json]
@@ -160,12 +167,12 @@ class Networks(Protocol):
     def loss(self) -> InversionLoss: ...
 
     def about(self) -> AboutNetworks:
-        """What the metadata say of them."""
+        """The description of the networks for the metadata."""
         ...
 
 
 class Figure(TypedDict):
-    """A loss over the pictures that have one."""
+    """A loss over the pictures that have it."""
 
     mean: float | None
     median: float | None
@@ -173,7 +180,7 @@ class Figure(TypedDict):
 
 
 class InversionSummary(TypedDict):
-    """What is read again of summary.json of an inversion; there is more in it, for people."""
+    """The values of an inversion's summary.json that programs read; the file has more, for people."""
 
     plan_hash: str
     test_people: bool
@@ -204,12 +211,12 @@ def about_latents(
 
 
 def read_inversion_summary(output: Output) -> InversionSummary | None:
-    """summary.json, or None when there is none that can be read."""
+    """summary.json, or None if it does not exist or cannot be read."""
     return cast(InversionSummary | None, read_summary(output))
 
 
 def is_inversion_published(output: Output, plan: InversionPlan) -> bool:
-    """Whether everything derived is there, for this plan. The summary is written last."""
+    """Whether all derived files exist, for this plan. The summary is written last."""
     summary = read_inversion_summary(output)
     return (
         summary is not None
@@ -225,14 +232,14 @@ def publish_inversion(
 ) -> None:
     """Derive latents.parquet, the sheet and the summary of a finished run.
 
-    times: of the run that has just ended; None keeps those of an earlier summary. Raises InputError when the shards do
-    not make up the plan, and where not one picture could be inverted.
+    times: those of the run that has just ended; None keeps the times of an earlier summary. Raises InputError if the
+    shards are not those of the plan, and if no picture could be inverted.
     """
-    c, known = plan.configuration, networks.about()
-    about = about_latents(c, pictures, plan.people, known)
+    c, description = plan.configuration, networks.about()
+    about = about_latents(c, pictures, plan.people, description)
     table = write_latents(output, plan, about)
-    good = table.filter(pc.call_function("equal", [table["status"], "ok"]))
-    if not good.num_rows:
+    usable = table.filter(pc.call_function("equal", [table["status"], "ok"]))
+    if not usable.num_rows:
         path, message = table["path"][0].as_py(), table["message"][0].as_py()
         raise InputError(
             f"not one of {table.num_rows:,} pictures could be inverted; the first is {path}: {message}. Give JPEG or "
@@ -243,34 +250,35 @@ def publish_inversion(
     lines = inverted_pictures(latents, contents, networks.encoder, networks.generator, networks.loss, c.steps, c.refine)
     test = f", {', '.join(c.splits)}: TEST PEOPLE, not to be trained on" if c.test_people else ""
     data = f"{len(lines)} of {latents.people:,} people of {pictures.name}{test}"
-    sheet = draw_inversion_sheet(lines, known["metric"], data, toy=is_toy(known["records"]["generator"]))
+    sheet = draw_inversion_sheet(lines, description["metric"], data, toy=is_toy(description["records"]["generator"]))
     output.write(SHEET, encode_png(sheet))
-    summary = summarise(table, plan, about, known["metric"], list(pictures.listing.notes)) | _timing(output, times)
+    summary = summarise(table, plan, about, description["metric"], list(pictures.listing.notes)) | _timing(
+        output, times
+    )
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def summarise(
     table: pa.Table, plan: InversionPlan, about: Mapping[str, Json], metric: str, notes: list[str]
 ) -> InversionSummary:
-    """What a run found, of the rows of all its pictures. Means and medians are over the pictures that have a figure."""
-    good = table.filter(pc.call_function("equal", [table["status"], "ok"]))
+    """The summary of the rows of all pictures. Means and medians are over the pictures that have a figure."""
+    usable = table.filter(pc.call_function("equal", [table["status"], "ok"]))
     reasons = Counter(table["message"].drop_null().to_pylist())
-    figures = {name: _figure(good[name]) for name in FIGURES}
+    figures = {name: _figure(usable[name]) for name in FIGURES}
     before, after = figures["encoder_lpips"]["mean"], figures["lpips"]["mean"]
     summary = {
         "plan_hash": plan.configuration.hash,
         "test_people": plan.configuration.test_people,
         "people": plan.people,
         "pictures": table.num_rows,
-        "inverted": good.num_rows,
-        "errors": table.num_rows - good.num_rows,
+        "inverted": usable.num_rows,
+        "errors": table.num_rows - usable.num_rows,
         "error_messages": dict(reasons.most_common(_MOST_MESSAGES)),
-        "people_without": plan.people - pc.call_function("count_distinct", [good["person"]]).as_py(),
-        "deltas": pc.call_function("count_distinct", [good["delta"]]).as_py(),
+        "people_without": plan.people - pc.call_function("count_distinct", [usable["person"]]).as_py(),
+        "deltas": pc.call_function("count_distinct", [usable["delta"]]).as_py(),
         "figures": figures,
-        "lpips_reduction": 1 - after / before
-        if before and after is not None
-        else None,  # by refinement, of the encoder's last step
+        # The reduction by refinement, compared with the encoder's last step.
+        "lpips_reduction": 1 - after / before if before and after is not None else None,
         "metric": metric,
         "notes": notes,
         "configuration": dataclasses.asdict(plan.configuration),
@@ -294,13 +302,13 @@ def _timing(output: Output, times: RunTimes | None) -> dict:
     return {
         "seconds": times.seconds,
         "run_pictures": times.run_images,
-        "pictures_per_second": times.images_per_second,  # of the whole job, the start of the workers included
+        "pictures_per_second": times.images_per_second,  # of the whole job, with the start of the workers
         "seconds_per_picture": {name: seconds / pictures for name, seconds in times.stage_seconds.items()},
     }
 
 
 def summary_lines(summary: InversionSummary, output: Output) -> list[str]:
-    """What a run found, in lines for people."""
+    """The summary as lines of text for people."""
     figures = summary["figures"]
 
     def mean(name: str) -> str:

@@ -1,1 +1,1 @@
-"""What people see of a ranking: tables, curves, pictures of queries. The ranking itself stands in passersby/metrics."""
+"""Reports of a ranking: tables, curves, pictures of queries. The ranking itself is in passersby/metrics."""

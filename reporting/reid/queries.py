@@ -1,6 +1,6 @@
-"""Pictures of rankings: a query at the left, beside it the images found for it, the most alike first.
+"""Pictures of rankings: a query at the left, and beside it the gallery images, the most similar first.
 
-Any ranked lists can be drawn; of a whole ranking its best, median and worst queries are.
+The first half draws any ranked lists; the second draws the best, median and worst queries of a ranking.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from reporting.grid import draw_text, text_width
 
 # ---- Any ranked lists.
 
-# Told apart with any colour vision, as their lightness differs too.
+# These two differ in lightness too, so people with any colour vision can distinguish them.
 RIGHT, WRONG = (86, 190, 100), (190, 20, 40)
 PAPER, INK, FAINT, EMPTY = (252, 252, 250), (32, 33, 36), (112, 114, 120), (226, 226, 222)
-CELL = (128, 64)  # height and width that a picture is brought into, in pixels
+CELL = (128, 64)  # height and width of the cell of a picture, in pixels
 _MARGIN, _GAP, _FRAME, _BAR = 20, 6, 3, 4
 _HEADING = 34  # height of a group's heading
 _TITLE, _TEXT, _CAPTION = 20, 13, 11  # font sizes in pixels
@@ -26,36 +26,36 @@ _LINE = _TEXT + 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """One image of a ranked list: [H, W, 3] uint8 RGB or None where it cannot be shown, and its similarity.
+class RankedImage:
+    """One image of a ranked list: [H, W, 3] uint8 RGB, or None if it cannot be shown, and its similarity.
 
-    right: whether it is the same person, None where nobody knows; the frame is green, red or absent.
+    correct: whether it shows the same person, None if this is not known. Its frame is green, red or absent.
     """
 
     image: np.ndarray | None
     similarity: float
-    right: bool | None = None
+    correct: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
-    """A query's ranked list. label: lines of text at the left. found: the most alike first.
+class RankedList:
+    """A query's ranked list. label: lines of text at the left. images: the most similar first.
 
-    passing: how many of them the threshold accepts; a green line is drawn behind these. None: there is no threshold.
+    accepted: the number of images that the threshold accepts; a green line follows them. None: there is no threshold.
     """
 
     label: Sequence[str]
     query: np.ndarray | None
-    found: Sequence[Found]
-    passing: int | None = None
+    images: Sequence[RankedImage]
+    accepted: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Ranked lists below a heading ("" for none)."""
+    """Ranked lists below a heading ("" for no heading)."""
 
     heading: str
-    ranked: Sequence[Ranked]
+    ranked: Sequence[RankedList]
 
 
 def retrieval_sheet(
@@ -66,33 +66,33 @@ def retrieval_sheet(
     columns: int = 10,
     cell: tuple[int, int] = CELL,
 ) -> np.ndarray:
-    """Draw ranked lists below each other, `columns` images before a list wraps. Returns [H, W, 3] uint8 RGB.
+    """Draw ranked lists below each other, with `columns` images in a line. Returns [H, W, 3] uint8 RGB.
 
-    Pictures keep their proportions and are brought into `cell` (height, width). Under each stands its similarity. A
-    legend names the frames and the line where they occur. Raises ValueError where there is no list, or less than one
-    column.
+    Pictures keep their proportions and are resized to fit `cell` (height, width). The similarity is below each picture.
+    A legend explains the frames and the line if the sheet has them. Raises ValueError without lists, and for less than
+    one column.
     """
-    lists = [ranked for group in groups for ranked in group.ranked]
+    lists = [ranking for group in groups for ranking in group.ranked]
     if not lists or columns < 1:
         raise ValueError(f"a sheet of rankings needs a query and a column, not {len(lists)} and {columns}")
-    columns = min(columns, max(1, *(len(ranked.found) for ranked in lists)))
+    columns = min(columns, max(1, *(len(ranking.images) for ranking in lists)))
     height, width = cell
     width = max(width, text_width("-0.000", _CAPTION))
-    label = max((text_width(line, _TEXT) for ranked in lists for line in ranked.label), default=0)
+    label = max((text_width(line, _TEXT) for ranking in lists for line in ranking.label), default=0)
     query_x = _MARGIN + label + (14 if label else 0) + _FRAME
     first_x = query_x + width + _FRAME + 4 * _GAP
     across, down = width + 2 * _FRAME + _GAP, height + 2 * _FRAME + _CAPTION + 5 + _GAP
     legend = _legend(lists)
     head = _MARGIN + _TITLE + 12 + _LINE * (len(subtitle) + bool(legend)) + 6
-    heights = [_list_height(ranked, columns, down) for ranked in lists]
+    heights = [_list_height(ranking, columns, down) for ranking in lists]
     headings = sum(_HEADING for group in groups if group.heading)
-    wide = max(
+    sheet_width = max(
         first_x + columns * across + _BAR + _MARGIN,
         *(text_width(line, _TEXT) + 2 * _MARGIN for line in subtitle),
         text_width(title, _TITLE) + 2 * _MARGIN,
         sum(text_width(text, _TEXT) + 44 for text, _ in legend) + _MARGIN,
     )
-    sheet = Image.new("RGB", (wide, head + sum(heights) + headings + _MARGIN), PAPER)
+    sheet = Image.new("RGB", (sheet_width, head + sum(heights) + headings + _MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_head(draw, title, subtitle, legend)
 
@@ -100,34 +100,34 @@ def retrieval_sheet(
     for group in groups:
         if group.heading:
             draw_text(draw, (_MARGIN, y + 8), group.heading, _TEXT + 2, INK)
-            draw.line((_MARGIN, y + _HEADING - 5, wide - _MARGIN, y + _HEADING - 5), fill=EMPTY)
+            draw.line((_MARGIN, y + _HEADING - 5, sheet_width - _MARGIN, y + _HEADING - 5), fill=EMPTY)
             y += _HEADING
-        for ranked in group.ranked:
-            for number, line in enumerate(ranked.label):
+        for ranking in group.ranked:
+            for number, line in enumerate(ranking.label):
                 draw_text(draw, (_MARGIN, y + _FRAME + number * _LINE), line, _TEXT, FAINT if number else INK)
-            _draw_picture(sheet, draw, (query_x, y + _FRAME), (height, width), ranked.query, None, "query")
-            for place, found in enumerate(ranked.found):
-                row, column = divmod(place, columns)
-                where = (first_x + column * across, y + _FRAME + row * down)
-                caption = f"{found.similarity:.3f}"
-                _draw_picture(sheet, draw, where, (height, width), found.image, found.right, caption)
-            if ranked.passing is not None and ranked.found:
-                row, column = divmod(max(0, ranked.passing - 1), columns)
-                x = first_x + (column + bool(ranked.passing)) * across - _FRAME - _GAP // 2 - _BAR // 2
+            _draw_picture(sheet, draw, (query_x, y + _FRAME), (height, width), ranking.query, None, "query")
+            for index, image in enumerate(ranking.images):
+                row, column = divmod(index, columns)
+                position = (first_x + column * across, y + _FRAME + row * down)
+                caption = f"{image.similarity:.3f}"
+                _draw_picture(sheet, draw, position, (height, width), image.image, image.correct, caption)
+            if ranking.accepted is not None and ranking.images:
+                row, column = divmod(max(0, ranking.accepted - 1), columns)
+                x = first_x + (column + bool(ranking.accepted)) * across - _FRAME - _GAP // 2 - _BAR // 2
                 top = y + row * down
                 draw.rectangle((x, top, x + _BAR - 1, top + height + 2 * _FRAME - 1), fill=RIGHT)
-            y += _list_height(ranked, columns, down)
+            y += _list_height(ranking, columns, down)
     return np.asarray(sheet).copy()
 
 
-def _list_height(ranked: Ranked, columns: int, down: int) -> int:
-    return max(-(-len(ranked.found) // columns) * down, down, len(ranked.label) * _LINE + _GAP)
+def _list_height(ranking: RankedList, columns: int, down: int) -> int:
+    return max(-(-len(ranking.images) // columns) * down, down, len(ranking.label) * _LINE + _GAP)
 
 
-def _legend(lists: Sequence[Ranked]) -> list[tuple[str, str]]:
-    kinds = {found.right for ranked in lists for found in ranked.found}
+def _legend(lists: Sequence[RankedList]) -> list[tuple[str, str]]:
+    kinds = {image.correct for ranking in lists for image in ranking.images}
     lines = [("the same person", "right")] * (True in kinds) + [("somebody else", "wrong")] * (False in kinds)
-    if any(ranked.passing is not None for ranked in lists):
+    if any(ranking.accepted is not None for ranking in lists):
         lines.append(("before the line: similar enough to be the same person", "line"))
     return lines
 
@@ -152,17 +152,17 @@ def _draw_head(draw: ImageDraw.ImageDraw, title: str, subtitle: Sequence[str], l
 def _draw_picture(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    where: tuple[int, int],
+    position: tuple[int, int],
     size: tuple[int, int],
     image: np.ndarray | None,
     right: bool | None,
     caption: str,
 ) -> None:
-    (x, y), (height, width) = where, size
-    shown = Image.new("RGB", (width, height), EMPTY) if image is None else _fitted(image, height, width)
-    left, top = x + (width - shown.width) // 2, y + (height - shown.height) // 2
-    sheet.paste(shown, (left, top))
-    end, bottom = left + shown.width - 1, top + shown.height - 1
+    (x, y), (height, width) = position, size
+    thumbnail = Image.new("RGB", (width, height), EMPTY) if image is None else _fitted(image, height, width)
+    left, top = x + (width - thumbnail.width) // 2, y + (height - thumbnail.height) // 2
+    sheet.paste(thumbnail, (left, top))
+    end, bottom = left + thumbnail.width - 1, top + thumbnail.height - 1
     if image is None:
         draw.line((left, bottom, end, top), fill=FAINT)
     if right is not None:
@@ -173,7 +173,7 @@ def _draw_picture(
 
 
 def _fitted(image: np.ndarray, height: int, width: int) -> Image.Image:
-    """As large as fits into height x width with its proportions."""
+    """The image, resized to fit into height x width with its proportions."""
     scale = min(height / image.shape[0], width / image.shape[1])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     picture = Image.fromarray(image)
@@ -186,28 +186,28 @@ EACH = 4  # queries of each kind
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
-    """Places of queries [EACH or fewer] int64 each; no query is in two of them."""
+class QuerySelection:
+    """Indices of the best, median and worst queries, [EACH or fewer] int64 each; no query is in two of them."""
 
     best: np.ndarray
     median: np.ndarray
     worst: np.ndarray
 
 
-def chosen_queries(average_precision: np.ndarray, matches: np.ndarray, each: int = EACH) -> Places:
-    """Of the queries with a match, those of the highest, middle and lowest average precision [Q] (nan without a match).
+def select_queries(average_precision: np.ndarray, matches: np.ndarray, each: int = EACH) -> QuerySelection:
+    """The queries with the highest, middle and lowest average precision [Q] (nan for a query without a match).
 
-    Among equal ones those with more matches [Q] are the more telling, then the earlier; of a few queries each is shown
-    once.
+    Of queries with equal precision, those with more matches [Q] come first, because they mean more, then the earlier
+    ones. If there are few queries, each is in the selection once.
     """
     valid = np.flatnonzero(np.isfinite(average_precision))
     order = valid[np.lexsort((valid, -matches[valid], -average_precision[valid]))]  # the best first
     lowest = valid[np.lexsort((valid, -matches[valid], average_precision[valid]))]
     best = order[: min(each, -(-len(order) // 3))]
-    worst = np.array([place for place in lowest if place not in best][: min(each, len(order) // 3)], np.int64)
-    rest = np.array([place for place in order if place not in best and place not in worst], np.int64)
-    start = max(0, (len(rest) - each) // 2)
-    return Places(best, rest[start : start + each], worst[::-1])
+    worst = np.array([index for index in lowest if index not in best][: min(each, len(order) // 3)], np.int64)
+    others = np.array([index for index in order if index not in best and index not in worst], np.int64)
+    start = max(0, (len(others) - each) // 2)
+    return QuerySelection(best, others[start : start + each], worst[::-1])
 
 
 def query_sheet(
@@ -219,40 +219,40 @@ def query_sheet(
     people: Mapping[int, str],
     title: str,
 ) -> np.ndarray:
-    """Best, median and worst queries with their top places; [H, W, 3] uint8 RGB.
+    """Draw the best, median and worst queries with their most similar gallery images; [H, W, 3] uint8 RGB.
 
-    similarities: [Q, top] of `ranking.top_places`, which count in `gallery`. picture: from a split ("query" |
-    "gallery") and a name to [H, W, 3] uint8 RGB, or None where it cannot be read. people: what identities are called.
-    Raises ValueError where no query has a match.
+    similarities: [Q, top], those of `ranking.top_places`, which are indices into `gallery`. picture: a function of a
+    split ("query" | "gallery") and a name that returns [H, W, 3] uint8 RGB, or None if the picture cannot be read.
+    people: identity -> its name in the data set. Raises ValueError if no query has a match.
     """
 
-    def ranked(place: int) -> Ranked:
-        found = [
-            Found(picture("gallery", gallery.names[other]), float(similarity), bool(same))
-            for other, similarity, same in zip(
-                ranking.top_places[place],
-                similarities[place],
-                gallery.identities[ranking.top_places[place]] == query.identities[place],
+    def ranked(query_index: int) -> RankedList:
+        images = [
+            RankedImage(picture("gallery", gallery.names[index]), float(similarity), bool(is_match))
+            for index, similarity, is_match in zip(
+                ranking.top_places[query_index],
+                similarities[query_index],
+                gallery.identities[ranking.top_places[query_index]] == query.identities[query_index],
                 strict=True,
             )
-            if other >= 0
+            if index >= 0
         ]
-        identity = int(query.identities[place])
-        camera = f" · camera {query.cameras[place]}" if query.has_cameras else ""
-        count, first = int(ranking.matches[place]), int(ranking.first_hit[place])
+        identity = int(query.identities[query_index])
+        camera = f" · camera {query.cameras[query_index]}" if query.has_cameras else ""
+        count, first = int(ranking.matches[query_index]), int(ranking.first_hit[query_index])
         label = (
             f"person {people.get(identity, identity)}{camera}",
-            f"average precision {100 * ranking.average_precision[place]:.1f}",
+            f"average precision {100 * ranking.average_precision[query_index]:.1f}",
             f"{count} {'match' if count == 1 else 'matches'}, first at {first + 1}",
         )
-        return Ranked(label, picture("query", query.names[place]), found)
+        return RankedList(label, picture("query", query.names[query_index]), images)
 
-    places = chosen_queries(ranking.average_precision, ranking.matches)
+    selection = select_queries(ranking.average_precision, ranking.matches)
     headings = {"best": "Best queries", "median": "Median queries", "worst": "Worst queries"}
     groups = [
-        Group(heading, [ranked(int(place)) for place in getattr(places, name)])
+        Group(heading, [ranked(int(index)) for index in getattr(selection, name)])
         for name, heading in headings.items()
-        if len(getattr(places, name))
+        if len(getattr(selection, name))
     ]
     about = "by average precision; junk and images of the same person by the same camera are taken out"
     if not query.has_cameras:

@@ -1,4 +1,4 @@
-"""A ranking for people and for scripts: plots of its curves, tables of scores, thresholds and cameras, JSON values."""
+"""Reports of a ranking: plots of its curves, tables of scores, thresholds and cameras, and JSON values for scripts."""
 
 import dataclasses
 import io
@@ -18,17 +18,14 @@ from passersby.options import Json
 # ---- Plots: cumulative matches, and similarities of pairs with the thresholds between them.
 
 _SAME, _DIFFERENT, _INK, _LINES = "#009e73", "#d55e00", "#202124", ("#0072b2", "#d55e00", "#009e73", "#aa3377")
-_BARS, _FEW_BARS, _FEW_PAIRS = (
-    160,
-    60,
-    20_000,
-)  # of the histogram, over the similarities that occur: few pairs are ragged
+# A histogram has _BARS bars, or _FEW_BARS if it has less than _FEW_PAIRS pairs, whose histogram would be ragged.
+_BARS, _FEW_BARS, _FEW_PAIRS = 160, 60, 20_000
 
 
 def cmc_plot(curves: Mapping[str, np.ndarray], title: str) -> bytes:
-    """The share of queries whose first match is at each rank or before, by name of the ranking. Returns a PNG.
+    """Plot the share of queries whose first match is at each rank or before, one curve a ranking. Returns a PNG.
 
-    curves: [ranks] float64, 0..1, of which entry r is that of rank r + 1.
+    curves: name of a ranking -> [ranks] float64, 0..1; entry r is the share at rank r + 1.
     """
     figure, axes = _figure(title)
     least = 1.0
@@ -46,11 +43,11 @@ def cmc_plot(curves: Mapping[str, np.ndarray], title: str) -> bytes:
         least = min(least, shares[0])
         for rank in (1, 5, 10, 20):
             if 1 < rank <= len(shares) and len(curves) == 1:
-                where = (rank, 100 * shares[rank - 1])
-                axes.annotate(f"{where[1]:.1f}", where, (4, -13), textcoords="offset points", fontsize=8, color=_INK)
+                point = (rank, 100 * shares[rank - 1])
+                axes.annotate(f"{point[1]:.1f}", point, (4, -13), textcoords="offset points", fontsize=8, color=_INK)
     axes.set_xlabel("rank")
     axes.set_ylabel("queries with a match up to there, %")
-    # From the next ten below Rank-1 on, so that near ones can be told apart; all of it where that is low.
+    # The axis starts at the next ten below Rank-1, so that near curves can be distinguished; at 0 if Rank-1 is low.
     bottom = 10 * np.floor(10 * least - 0.2)
     axes.set_ylim(max(0, bottom) if least > 0.4 else 0, 101)
     axes.set_xlim(0.5, max(len(shares) for shares in curves.values()) + 0.5)
@@ -60,13 +57,13 @@ def cmc_plot(curves: Mapping[str, np.ndarray], title: str) -> bytes:
 
 
 def similarity_plot(counts: PairCounts, thresholds: Thresholds, title: str) -> bytes:
-    """Histograms of the cosine similarities of the same and of different people, each as shares. Returns a PNG.
+    """Plot the histograms of the cosine similarities of the same and of different people, as shares. Returns a PNG.
 
-    Dashed lines stand at the thresholds that exist.
+    Dashed lines show the thresholds, if there are any.
     """
     figure, axes = _figure(title)
-    used = np.flatnonzero(counts.same + counts.different)
-    first, last = (used[0], used[-1] + 1) if len(used) else (0, BINS)
+    bins = np.flatnonzero(counts.same + counts.different)
+    first, last = (bins[0], bins[-1] + 1) if len(bins) else (0, BINS)
     bars = _BARS if min(counts.same.sum(), counts.different.sum()) >= _FEW_PAIRS else _FEW_BARS
     width = max(1, -(-(last - first) // bars))  # bins of a bar
     edges = np.arange(first, last + width, width)
@@ -93,7 +90,7 @@ def similarity_plot(counts: PairCounts, thresholds: Thresholds, title: str) -> b
     axes.set_xlabel("cosine similarity of two images")
     axes.set_ylabel(f"pairs in {width * STEP:.4g} of similarity, %")
     axes.set_ylim(bottom=0)
-    if len(used):
+    if len(bins):
         axes.legend(fontsize=8, framealpha=0.9)
     return _png(figure)
 
@@ -121,7 +118,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# ---- Tables in lines, and the same as JSON values.
+# ---- Tables as lines of text, and the same figures as JSON values.
 
 SCORES = {
     "rank1": "Rank-1",
@@ -132,13 +129,13 @@ SCORES = {
     "mAP_trapezoid": "mAP (trapezoid)",
     "mINP": "mINP",
 }
-MOST_CAMERAS = 8  # of a table in the terminal: wider ones wrap
+MOST_CAMERAS = 8  # the most cameras of a table: a terminal would wrap a wider one
 
 
 def scores_record(ranking: Ranking) -> Json:
-    """All scores of a ranking, 0..1, as JSON values: null where undefined.
+    """All scores of a ranking, 0..1, as JSON values: null where one is undefined.
 
-    Those outside of all_queries are means over the `valid` queries, which have a match; those inside divide by all.
+    Scores in all_queries are means over all queries; the others are means over the `valid` queries, which have a match.
     """
     record = {name: getattr(ranking, name) for name in SCORES}
     record |= {"queries": ranking.queries, "valid": ranking.valid, "all_queries": dict(ranking.all_queries)}
@@ -146,7 +143,7 @@ def scores_record(ranking: Ranking) -> Json:
 
 
 def thresholds_record(thresholds: Thresholds) -> Json:
-    """Both thresholds, null where undefined."""
+    """Both thresholds as JSON values; null where one is undefined."""
     return json_values(dataclasses.asdict(thresholds))
 
 
@@ -154,7 +151,7 @@ Numbers: TypeAlias = Json | np.generic | Sequence["Numbers"] | Mapping[str, "Num
 
 
 def json_values(value: Numbers) -> Json:
-    """The same with None for numbers that are not finite, which JSON does not have, and plain numbers for NumPy's."""
+    """Turn values into JSON values: numbers that are not finite become None, and NumPy's numbers plain numbers."""
     if isinstance(value, Mapping):
         return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -164,7 +161,7 @@ def json_values(value: Numbers) -> Json:
 
 
 def score_table(rankings: Mapping[str, Ranking]) -> list[str]:
-    """The scores of each ranking in percent, one line each, and what they are means of."""
+    """The scores of each ranking in percent, one line each, and a line on queries without a match, if there are any."""
     rows = [["", *SCORES.values()]]
     for name, ranking in rankings.items():
         rows.append([name, *(_percent(getattr(ranking, score)) for score in SCORES)])
@@ -180,45 +177,47 @@ def score_table(rankings: Mapping[str, Ranking]) -> list[str]:
 
 
 def all_queries_line(ranking: Ranking) -> str:
-    """Rank-1 and both mAPs with the number of all queries as denominator."""
-    known = [(name, ranking.all_queries[name]) for name in ("rank1", "mAP", "mAP_trapezoid")]
-    return ", ".join(f"{SCORES[name]} {_percent(value)}" for name, value in known)
+    """Rank-1 and both mAPs as means over all queries."""
+    scores = [(name, ranking.all_queries[name]) for name in ("rank1", "mAP", "mAP_trapezoid")]
+    return ", ".join(f"{SCORES[name]} {_percent(value)}" for name, value in scores)
 
 
 def threshold_lines(thresholds: Thresholds) -> list[str]:
-    """Where to call two images the same person, and how often that is wrong."""
+    """Lines on the thresholds: the similarity that calls two images the same person, and the shares of errors."""
     lines = []
     if thresholds.equal_error is not None:
-        found = thresholds.equal_error
-        lines.append(
-            f"the same person from similarity {found.similarity:.3f} on: {_percent(found.false_accepts)}% false "
-            f"accepts, {_percent(found.false_rejects)}% false rejects (equal error)"
-        )
+        lines.append(f"{_accepting(thresholds.equal_error)}, {_rejecting(thresholds.equal_error)} (equal error)")
     if thresholds.one_percent is not None:
-        found = thresholds.one_percent
-        missed = "" if math.isnan(found.false_rejects) else f", {_percent(found.false_rejects)}% false rejects"
-        lines.append(
-            f"the same person from similarity {found.similarity:.3f} on: {_percent(found.false_accepts)}% false "
-            f"accepts{missed} (strict)"
-        )
+        threshold = thresholds.one_percent
+        rejects = "" if math.isnan(threshold.false_rejects) else f", {_rejecting(threshold)}"
+        lines.append(f"{_accepting(threshold)}{rejects} (strict)")
     return lines or ["no threshold: there are no pairs of different people"]
 
 
+def _accepting(threshold: Threshold) -> str:
+    accepts = _percent(threshold.false_accepts)
+    return f"the same person from similarity {threshold.similarity:.3f} on: {accepts}% false accepts"
+
+
+def _rejecting(threshold: Threshold) -> str:
+    return f"{_percent(threshold.false_rejects)}% false rejects"
+
+
 def camera_lines(pairs: Sequence[CameraPair]) -> list[str]:
-    """Rank-1 / mAP from each camera (rows) to each (columns), in percent; a list where there are many cameras."""
+    """Rank-1 / mAP in percent from each camera (rows) to each camera (columns); a list if there are many cameras."""
     if not pairs:
         return []
     rows, columns = sorted({pair.query_camera for pair in pairs}), sorted({pair.gallery_camera for pair in pairs})
-    shown = {(p.query_camera, p.gallery_camera): f"{_percent(p.rank1)}/{_percent(p.mAP)}" for p in pairs}
+    cells = {(p.query_camera, p.gallery_camera): f"{_percent(p.rank1)}/{_percent(p.mAP)}" for p in pairs}
     if max(len(rows), len(columns)) <= MOST_CAMERAS:
         head = ["from \\ to camera", *(str(column) for column in columns)]
-        table = [head, *([f"camera {row}", *(shown.get((row, c), "-") for c in columns)] for row in rows)]
+        table = [head, *([f"camera {row}", *(cells.get((row, c), "-") for c in columns)] for row in rows)]
         return ["Rank-1/mAP of pairs of cameras:", *_aligned(table)]
     ordered = sorted(pairs, key=lambda pair: pair.mAP)
-    said = [
-        f"camera {p.query_camera} to {p.gallery_camera}: {shown[p.query_camera, p.gallery_camera]}" for p in ordered
+    lines = [
+        f"camera {p.query_camera} to {p.gallery_camera}: {cells[p.query_camera, p.gallery_camera]}" for p in ordered
     ]
-    return [f"Rank-1/mAP of the worst of {len(pairs)} pairs of cameras:", *(f"  {line}" for line in said[:10])]
+    return [f"Rank-1/mAP of the worst of {len(pairs)} pairs of cameras:", *(f"  {line}" for line in lines[:10])]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

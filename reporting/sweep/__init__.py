@@ -1,1 +1,1 @@
-"""The page of a sweep. Its statistics stand in passersby/metrics."""
+"""The page of a sweep. Its statistics are in passersby/metrics."""

@@ -1,4 +1,4 @@
-"""The page of a sweep: what augmentation did at each level, how sure that is, and what the study had found."""
+"""The page of a sweep: the effect of augmentation at each level, its uncertainty, and the study's results."""
 
 import base64
 import dataclasses
@@ -15,15 +15,18 @@ from passersby.metrics.sweep_statistics import BETTER, WORSE, Analysis, Trials, 
 from passersby.options import Json
 from reporting.page import flatten, is_toy, rendered
 
-# ---- Charts: lines with bands over levels, with the geometry in which a page draws them.
+# ---- Charts: lines with bands over levels, and the coordinates in which the page draws them.
 
 WIDTH, HEIGHT = 560, 300  # units of the SVG's coordinates
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line. points: (level, score, what to say there); band: (level, low, high), may be empty; dots: (level, score)
-    of single trials. Scores are points, 0..100. style: the class that gives its colour."""
+    """One line of a chart.
+
+    points: (level, score, text); band: (level, low, high), may be empty; dots: (level, score) of single trials. Scores
+    are points, 0..100. style: the CSS class that gives the colour.
+    """
 
     name: str
     style: str
@@ -34,26 +37,26 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A plot of one or more series. what: the sentence that stands for it where it cannot be seen."""
+    """A plot of one or more series. description: the sentence that screen readers read instead of the plot."""
 
     title: str
-    what: str
+    description: str
     unit: str
     series: Sequence[Series]
 
     @property
     def _levels(self) -> list[float]:
-        return [level for one in self.series for level, *_ in one.points]
+        return [level for series in self.series for level, *_ in series.points]
 
     @property
     def _scores(self) -> list[float]:
-        scores = [score for one in self.series for _, score, _ in one.points]
-        scores += [end for one in self.series for _, *ends in one.band for end in ends]
-        return scores + [score for one in self.series for _, score in one.dots]
+        scores = [score for series in self.series for _, score, _ in series.points]
+        scores += [end for series in self.series for _, *ends in series.band for end in ends]
+        return scores + [score for series in self.series for _, score in series.dots]
 
     @property
     def y_ticks(self) -> list[float]:
-        """Round scores from below the least to above the greatest."""
+        """Round scores from below the lowest score to above the highest score."""
         low, high = min(self._scores), max(self._scores)
         step = _round_step(max(high - low, 0.5) / 5)
         first, last = math.floor(low / step), math.ceil(high / step)
@@ -61,7 +64,7 @@ class Chart:
 
     @property
     def x_ticks(self) -> list[float]:
-        """The levels themselves where they are few, else round ones."""
+        """The levels themselves if they are few, else round levels."""
         levels = sorted(set(self._levels))
         if len(levels) <= 6:
             return levels
@@ -77,15 +80,15 @@ class Chart:
         low, high = self.y_ticks[0], self.y_ticks[-1]
         return round(HEIGHT * (high - score) / (high - low), 2)
 
-    def line(self, one: Series) -> str:
+    def line(self, series: Series) -> str:
         """The points of a series for a polyline."""
-        return " ".join(f"{self.x(level)},{self.y(score)}" for level, score, _ in one.points)
+        return " ".join(f"{self.x(level)},{self.y(score)}" for level, score, _ in series.points)
 
-    def area(self, one: Series) -> str:
+    def area(self, series: Series) -> str:
         """The band of a series for a polygon."""
-        there = [(level, high) for level, _, high in one.band]
-        back = [(level, low) for level, low, _ in reversed(one.band)]
-        return " ".join(f"{self.x(level)},{self.y(score)}" for level, score in there + back)
+        upper = [(level, high) for level, _, high in series.band]
+        lower = [(level, low) for level, low, _ in reversed(series.band)]
+        return " ".join(f"{self.x(level)},{self.y(score)}" for level, score in upper + lower)
 
 
 def _round_step(step: float) -> float:
@@ -93,7 +96,7 @@ def _round_step(step: float) -> float:
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step - 1e-12)
 
 
-# ---- The study's published curves: what adding generated people, or pictures of real people, did to its scores.
+# ---- The study's published curves: scores after adding generated people, or generated pictures of real people.
 #
 # "Generation of Images using Generative Adversarial Networks for Augmentation of Training Data in Re-identification
 # Models" (thesis, Universidad Autonoma de Yucatan): Market-1501, ResNet-50, 60 epochs, one training a row, at unequal
@@ -122,9 +125,9 @@ CAVEAT = (
 
 
 def study_curve(sweep: str, score: str) -> list[tuple[int, float]]:
-    """(level, score 0..1) of a sweep and one of STUDY_SCORES; empty where the study has no such curve."""
-    place = STUDY_SCORES.index(score)
-    return [(level, values[place]) for level, values in STUDY_CURVES.get(sweep, {}).items()]
+    """(level, score 0..1) of a sweep, for one of STUDY_SCORES; empty if the study has no such curve."""
+    index = STUDY_SCORES.index(score)
+    return [(level, values[index]) for level, values in STUDY_CURVES.get(sweep, {}).items()]
 
 
 # ---- The page: answers, charts, tables and settings of a sweep.
@@ -134,13 +137,16 @@ MEANING = {
     "artificial-people": "artificial people added to the training set",
     "variants-of-real-people": "generated pictures added to each real person",
 }
-GAIN = 0.005  # of mAP: how many seeds would show it
+GAIN = 0.005  # the gain of mAP for which the page gives the needed number of seeds
 
 
 @dataclasses.dataclass(frozen=True)
-class Changed:
-    """Queries whose average precision rose and fell most between level 0 and another: places [n] int64 in the query
-    list, the largest change first; before, after: [Q] means over seeds, nan where a query has no match."""
+class QueryChanges:
+    """The queries whose average precision changed most between level 0 and `level`.
+
+    better, worse: their indices [n] int64 in the query list, the largest change first. before, after: the average
+    precisions [Q] at level 0 and at `level`, means over seeds; nan for a query without a match.
+    """
 
     level: int
     better: np.ndarray
@@ -149,8 +155,8 @@ class Changed:
     after: np.ndarray
 
 
-class FoundLeak(TypedDict, total=False):
-    """A finding of the leak guard: what was looked at, the verdict on it, and why."""
+class LeakFinding(TypedDict, total=False):
+    """A finding of the leak guard: the object (what), the verdict on it, and the reason."""
 
     what: str
     verdict: str
@@ -158,22 +164,22 @@ class FoundLeak(TypedDict, total=False):
 
 
 class Leak(TypedDict, total=False):
-    """What the leak guard found in all, and whether a leak was allowed."""
+    """The leak guard's verdict and findings, and whether a leak was allowed."""
 
     verdict: str
     allowed: bool
-    findings: list[FoundLeak]
+    findings: list[LeakFinding]
 
 
 class SweepPaths(TypedDict, total=False):
-    """Where a sweep's data and runs lay."""
+    """The paths of a sweep's data and runs."""
 
     data: str
     runs: dict[str, str]
 
 
 class SweepRecord(TypedDict, total=False):
-    """What is read of sweep.json (tune/sweep.py), of which anything may lack. trials: how many are planned."""
+    """The values of sweep.json (tune/sweep.py) that the page reads; any may be missing. trials: the planned number."""
 
     configuration: Mapping[str, Json]
     sweep: str
@@ -192,30 +198,33 @@ def sweep_page(
     pictures: bytes | None = None,
     notes: Sequence[str] = (),
 ) -> str:
-    """The page as HTML. sweep: sweep.json; trials: trials.parquet; pictures: a PNG of changed queries;
-    notes: for the reader. Raises InputError where no level 0 has finished, and as `Trials`.
+    """The page as HTML. sweep: sweep.json; trials: trials.parquet; pictures: a PNG of changed queries; notes: texts
+    for the reader. Raises InputError if no trial of level 0 has finished, and as `Trials` does.
     """
     arms = compared_arms(trials, sweep)
     name = str(sweep.get("sweep", trials["sweep"][0].as_py()))
-    waiting = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in arms]
-    notes = [*notes, *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in waiting)]
+    unfinished = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in arms]
+    notes = [
+        *notes,
+        *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in unfinished),
+    ]
     tables = {arm: trials.filter(pc.call_function("equal", [trials["arm"], arm])) for arm in arms}
-    found = {score: {arm: analyse(trials_of(tables[arm], score)) for arm in arms} for score in SCORES}
+    analyses = {score: {arm: analyse(trials_of(tables[arm], score)) for arm in arms} for score in SCORES}
     leak: Leak = sweep.get("leak") or {}
     return rendered(
         "sweep.html.j2",
         title=f"Sweep: {name.replace('-', ' ')}",
         toy=is_toy(cast(Mapping[str, Json], sweep)),
         leak=leak if leak.get("verdict") == "leak" else None,
-        unknown=[one for one in leak.get("findings", []) if one.get("verdict") == "unknown"],
+        unknown=[finding for finding in leak.get("findings", []) if finding.get("verdict") == "unknown"],
         headline=_headline(trials, sweep),
-        answers=[_answer(arm, found["mAP"][arm], MEANING.get(name, "levels")) for arm in arms],
-        charts=[_charts(score, found[score], tables, name) for score in SCORES],
+        answers=[_answer(arm, analyses["mAP"][arm], MEANING.get(name, "levels")) for arm in arms],
+        charts=[_charts(score, analyses[score], tables, name) for score in SCORES],
         chart_width=WIDTH,
         chart_height=HEIGHT,
         caveat=CAVEAT,
         meaning=MEANING.get(name, "level of augmentation"),
-        arms=[_arm(arm, tables[arm], {score: found[score][arm] for score in SCORES}) for arm in arms],
+        arms=[_arm(arm, tables[arm], {score: analyses[score][arm] for score in SCORES}) for arm in arms],
         one_generator=bool(sweep.get("one_generator", True)),
         equal=sweep.get("equal", "steps"),
         gain=GAIN,
@@ -227,11 +236,11 @@ def sweep_page(
 
 
 def settings_of(configuration: Mapping[str, Json]) -> list[tuple[str, str]]:
-    """A sweep's configuration as (dotted key, text): what the trainings of all arms share once, what differs by arm."""
-    stored = configuration.get("training")
-    stored = stored if isinstance(stored, Mapping) else {}
-    trainings = {arm: dict(flatten(training)) for arm, training in stored.items() if isinstance(training, Mapping)}
-    if not isinstance(configuration.get("training"), Mapping) or len(trainings) < len(stored):
+    """A sweep's configuration as (dotted key, text): first the values that all arms share, then those of each arm."""
+    content = configuration.get("training")
+    content = content if isinstance(content, Mapping) else {}
+    trainings = {arm: dict(flatten(training)) for arm, training in content.items() if isinstance(training, Mapping)}
+    if not isinstance(configuration.get("training"), Mapping) or len(trainings) < len(content):
         return flatten(configuration)
     pairs = [pair for training in trainings.values() for pair in training.items()]
     shared = {key: text for key, text in pairs if pairs.count((key, text)) == len(trainings)}
@@ -249,10 +258,10 @@ def trials_of(table: pa.Table, score: str) -> Trials:
 
 
 def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
-    """The arms whose level 0 has finished, in the sweep's order. Raises InputError where there is none."""
+    """The arms whose level 0 has finished, in the sweep's order. Raises InputError if there is none."""
     pairs = zip(trials["arm"].to_pylist(), trials["level"].to_pylist(), strict=True)
-    found = dict.fromkeys(arm for arm, level in pairs if level == 0)
-    arms = list(dict.fromkeys([*(arm for arm in sweep.get("arms") or () if arm in found), *found]))
+    with_baseline = dict.fromkeys(arm for arm, level in pairs if level == 0)
+    arms = list(dict.fromkeys([*(arm for arm in sweep.get("arms") or () if arm in with_baseline), *with_baseline]))
     if not arms:
         raise InputError(
             "trials.parquet has no finished trial of level 0 yet, with which all others are compared: wait"
@@ -261,14 +270,17 @@ def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
 
 
 def best_level(analysis: Analysis) -> int | None:
-    """The level above 0 with the highest mean; None where there is none."""
-    above = [one for one in analysis.levels if one.level]
-    return max(above, key=lambda one: one.mean).level if above else None
+    """The level above 0 with the highest mean; None if there is only level 0."""
+    above = [result for result in analysis.levels if result.level]
+    return max(above, key=lambda result: result.mean).level if above else None
 
 
-def changed_queries(table: pa.Table, level: int, each: int) -> Changed | None:
-    """Queries of one arm between level 0 and `level`; None where trials ranked different queries."""
-    before, after = (_precisions(table, one) for one in (0, level))
+def query_changes(table: pa.Table, level: int, each: int) -> QueryChanges | None:
+    """The `each` queries of one arm that improved most, and those that worsened most, from level 0 to `level`.
+
+    None if the trials ranked different queries.
+    """
+    before, after = (_precisions(table, number) for number in (0, level))
     if before is None or after is None or before.shape[1] != after.shape[1]:
         return None
     first, second = before.mean(0), after.mean(0)
@@ -276,11 +288,11 @@ def changed_queries(table: pa.Table, level: int, each: int) -> Changed | None:
     order = np.argsort(-change, kind="stable")
     better = order[change[order] > 0][:each]
     worse = order[::-1][change[order[::-1]] < 0][:each]
-    return Changed(level, better, worse, first, second)
+    return QueryChanges(level, better, worse, first, second)
 
 
 def _precisions(table: pa.Table, level: int) -> np.ndarray | None:
-    """Average precisions [S, Q] of a level's trials; None where there are none, or of unlike queries."""
+    """Average precisions [S, Q] of a level's trials; None without trials, and if these ranked different queries."""
     rows = table.filter(pc.call_function("equal", [table["level"], level]))
     lists = list(zip(rows["query_identity"].to_pylist(), rows["query_ap"].to_pylist(), strict=True))
     if not lists or any(identity != lists[0][0] for identity, _ in lists) or not lists[0][0]:
@@ -291,7 +303,7 @@ def _precisions(table: pa.Table, level: int) -> np.ndarray | None:
 def _headline(trials: pa.Table, sweep: SweepRecord) -> list[tuple[str, str]]:
     levels, seeds = (len(trials[name].unique()) for name in ("level", "seed"))
     planned = sweep.get("trials")
-    once = trials.group_by("trial").aggregate([("minutes", "max")])  # arms may share those of level 0
+    once = trials.group_by("trial").aggregate([("minutes", "max")])  # arms may share a trial of level 0
     of = f" of {planned:,} trials" if planned and planned > once.num_rows else " trials"
     hours = sum(once["minutes_max"].to_pylist()) / 60
     figures = [(f"{once.num_rows:,}", f"finished{of}"), (str(levels), "levels"), (str(seeds), "seeds")]
@@ -299,8 +311,8 @@ def _headline(trials: pa.Table, sweep: SweepRecord) -> list[tuple[str, str]]:
 
 
 def _answer(arm: str, analysis: Analysis, meaning: str) -> dict[str, str]:
-    better = [str(one.level) for one in analysis.levels if one.verdict == BETTER]
-    worse = [str(one.level) for one in analysis.levels if one.verdict == WORSE]
+    better = [str(result.level) for result in analysis.levels if result.verdict == BETTER]
+    worse = [str(result.level) for result in analysis.levels if result.verdict == WORSE]
     if analysis.note:
         text = analysis.note
     elif better and worse:
@@ -321,24 +333,27 @@ def _list(words: Sequence[str]) -> str:
 
 
 def _charts(
-    score: str, found: Mapping[str, Analysis], tables: Mapping[str, pa.Table], sweep: str
+    score: str, analyses: Mapping[str, Analysis], tables: Mapping[str, pa.Table], sweep: str
 ) -> dict[str, str | Chart | None]:
     title = SCORES[score]
-    ours = [_series(number, arm, analysis, tables[arm], score) for number, (arm, analysis) in enumerate(found.items())]
-    said = "; ".join(f"{one.name}: " + ", ".join(text for *_, text in one.points) for one in ours)
+    ours = [
+        _series(number, arm, analysis, tables[arm], score) for number, (arm, analysis) in enumerate(analyses.items())
+    ]
+    description = "; ".join(f"{series.name}: " + ", ".join(text for *_, text in series.points) for series in ours)
     published = study_curve(sweep, score)
     study = None
     if published:
         points = [(level, 100 * value, f"level {level}: {100 * value:.1f}") for level, value in published]
         line = Series("the study", "series-study", points)
         study = Chart(f"{title}, the study's curve", ", ".join(text for *_, text in points), "%", [line])
-    return {"title": title, "ours": Chart(f"{title}, this sweep", said, "%", ours), "study": study}
+    return {"title": title, "ours": Chart(f"{title}, this sweep", description, "%", ours), "study": study}
 
 
 def _series(number: int, arm: str, analysis: Analysis, table: pa.Table, score: str) -> Series:
-    points = [(one.level, 100 * one.mean, f"level {one.level}: {_interval(one.mean, one.low, one.high)}") for one in
-              analysis.levels]  # fmt: skip
-    band = [(one.level, 100 * one.low, 100 * one.high) for one in analysis.levels if math.isfinite(one.low)]
+    results = analysis.levels
+    texts = [f"level {result.level}: {_interval(result.mean, result.low, result.high)}" for result in results]
+    points = [(result.level, 100 * result.mean, text) for result, text in zip(results, texts, strict=True)]
+    band = [(result.level, 100 * result.low, 100 * result.high) for result in results if math.isfinite(result.low)]
     dots = [
         (level, 100 * value) for level, value in zip(table["level"].to_pylist(), table[score].to_pylist(), strict=True)
     ]
@@ -346,24 +361,26 @@ def _series(number: int, arm: str, analysis: Analysis, table: pa.Table, score: s
 
 
 def _arm(
-    arm: str, table: pa.Table, found: Mapping[str, Analysis]
+    arm: str, table: pa.Table, analyses: Mapping[str, Analysis]
 ) -> dict[str, str | float | list[dict[str, str | int]] | None]:
-    analysis, rank1 = found["mAP"], found["rank1"]
+    analysis, rank1 = analyses["mAP"], analyses["rank1"]
     steps = table.group_by("level").aggregate([("steps", "mean"), ("generated_images", "mean")]).to_pylist()
     by_level = {row["level"]: row for row in steps}
     rows = []
-    for one, other in zip(analysis.levels, rank1.levels, strict=True):
+    for result, rank1_result in zip(analysis.levels, rank1.levels, strict=True):
         queries = None
-        if one.level:
-            before, after = _precisions(table, 0), _precisions(table, one.level)
+        if result.level:
+            before, after = _precisions(table, 0), _precisions(table, result.level)
             if before is not None and after is not None and before.shape[1] == after.shape[1]:
                 identity = table["query_identity"][0].as_py()
                 queries = query_interval(before, after, np.array(identity))
+        means = by_level[result.level]
+        difference = _interval(result.difference, result.difference_low, result.difference_high, "+")
         rows.append({
-            "level": one.level, "images": round(by_level[one.level]["generated_images_mean"]),
-            "steps": round(by_level[one.level]["steps_mean"]), "seeds": one.seeds, "rank1": f"{100 * other.mean:.1f}",
-            "mAP": _interval(one.mean, one.low, one.high), "p": _p_value(one.p_value), "verdict": one.verdict,
-            "difference": _interval(one.difference, one.difference_low, one.difference_high, "+") if one.level else "",
+            "level": result.level, "images": round(means["generated_images_mean"]),
+            "steps": round(means["steps_mean"]), "seeds": result.seeds, "rank1": f"{100 * rank1_result.mean:.1f}",
+            "mAP": _interval(result.mean, result.low, result.high), "p": _p_value(result.p_value),
+            "verdict": result.verdict, "difference": difference if result.level else "",
             "queries": "" if queries is None else _interval(queries.difference, queries.low, queries.high, "+"),
         })  # fmt: skip
     trend, needed = analysis.trend, analysis.seeds_needed(GAIN)
@@ -380,6 +397,6 @@ def _p_value(p: float) -> str:
 
 
 def _interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """Points of 100: "61.2 (60.1 to 62.3)"; without ends where they are not known."""
+    """Points of 100, such as "61.2 (60.1 to 62.3)"; without the ends if they are not known."""
     text = f"{100 * value:{sign}.1f}"
     return text if not math.isfinite(low) else f"{text} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"

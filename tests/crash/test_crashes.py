@@ -27,7 +27,7 @@ from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
 from tests.helpers import drivers
-from tests.helpers.drivers import PATIENCE, ROOT, assert_equal, contents, said, shards, start, wait_for, workers
+from tests.helpers.drivers import PATIENCE, ROOT, assert_equal, contents, log_text, shards, start, wait_for, workers
 
 PEOPLE, VARIANTS = 40, 4  # 40 units of one person
 OPTIONS = ("people", "variants", "seed", "unit_images", "generators", "detectors", "network", "detector_threshold")
@@ -90,10 +90,10 @@ def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undist
     second = subprocess.run(command(config, out), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert second.returncode == 2
     assert re.fullmatch(rf"error: --out {out}: process {first.pid} on \S+ has been working .*\n", second.stderr)
-    assert first.wait(PATIENCE) == 0, said(out)
+    assert first.wait(PATIENCE) == 0, log_text(out)
     assert_whole(out, undisturbed)
     # Workers of a killed driver live on for a moment, and what they finish then counts as well.
-    assert 0 < int(re.findall(r"(\d+) to make", said(out))[-1]) <= PEOPLE - before
+    assert 0 < int(re.findall(r"(\d+) to make", log_text(out))[-1]) <= PEOPLE - before
 
 
 def test_killed_actors_and_a_writer_in_the_middle_of_a_shard_change_nothing(config, undisturbed, tmp_path):
@@ -105,7 +105,7 @@ def test_killed_actors_and_a_writer_in_the_middle_of_a_shard_change_nothing(conf
         wait_for(lambda: workers(driver, stage), driver, out)[0].kill()  # noqa: B023
     leftover = kill_a_writer_at_work(out, driver)
     assert len(shards(out)) < PEOPLE
-    assert driver.wait(PATIENCE) == 0, said(out)
+    assert driver.wait(PATIENCE) == 0, log_text(out)
     assert not leftover.exists()
     assert_whole(out, undisturbed)
 
@@ -118,7 +118,7 @@ def kill_a_writer_at_work(out: Path, driver: subprocess.Popen) -> Path:
             os.kill(int(match[2]), signal.SIGKILL)
             if temporary.exists() and not temporary.with_name(match[1]).exists():
                 return temporary
-        assert driver.poll() is None, said(out)
+        assert driver.poll() is None, log_text(out)
     raise AssertionError("no more files come")
 
 
@@ -180,7 +180,7 @@ def test_a_lost_node_changes_nothing(config, undisturbed, tmp_path):
         made = len(shards(out))
         cluster.remove_node(lost, allow_graceful=False)
         assert made < PEOPLE
-        assert driver.wait(PATIENCE) == 0, said(out)
+        assert driver.wait(PATIENCE) == 0, log_text(out)
     finally:
         cluster.shutdown()
     assert_whole(out, undisturbed)

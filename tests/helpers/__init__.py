@@ -1,1 +1,1 @@
-"""What several tests share: tiny networks, runs and tables made by hand, an object store, a browser."""
+"""Helpers of several tests: tiny networks, runs and tables made by hand, an object store, a browser."""

@@ -17,14 +17,14 @@ from pathlib import Path
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = "no Chromium on this machine: make chromium installs Debian's"
-# The protocol is spoken on file descriptors 3 and 4.
+# The browser reads and writes the protocol on file descriptors 3 and 4.
 _START = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 
 
 class Chromium:
-    """One browser with one page. errors: what the page's console and its scripts complained about since `open`."""
+    """One browser with one page. errors: the errors and warnings of the page's console and scripts since `open`."""
 
     def __init__(self):
         self.home = tempfile.TemporaryDirectory(prefix="chromium-")
@@ -47,7 +47,7 @@ class Chromium:
             self(f"{domain}.enable")
 
     def close(self) -> None:
-        """End the browser and every process of its own."""
+        """End the browser and all its processes."""
         with contextlib.suppress(OSError):
             self("Browser.close")
         try:
@@ -82,17 +82,17 @@ class Chromium:
             self.waiting += part
         line, _, self.waiting = self.waiting.partition(b"\0")
         message = json.loads(line)
-        said = message.get("params", {})
+        parameters = message.get("params", {})
         if message.get("method") == "Runtime.exceptionThrown":
-            self.errors.append(said["exceptionDetails"].get("exception", {}).get("description", "exception"))
-        if message.get("method") == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
-            self.errors.append(said["entry"]["text"])
-        if message.get("method") == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning", "assert"):
-            self.errors.append(str(said["args"]))
+            self.errors.append(parameters["exceptionDetails"].get("exception", {}).get("description", "exception"))
+        if message.get("method") == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+            self.errors.append(parameters["entry"]["text"])
+        if message.get("method") == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            self.errors.append(str(parameters["args"]))
         return message
 
     def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False, script: bool = True) -> None:
-        """Load a file and wait until it is ready; `script`: whether it may run any."""
+        """Load a file and wait until it is ready. script: whether the page may run scripts."""
         self.errors.clear()
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -105,10 +105,10 @@ class Chromium:
             time.sleep(0.02)
 
     def run(self, script: str):
-        """The value of an expression in the page."""
-        found = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        """Evaluate an expression in the page."""
+        answer = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def press(self, *keys: str) -> None:
         """Press keys as a keyboard does, such as "Tab" and "ArrowRight", and wait until the page has been drawn."""
@@ -119,13 +119,13 @@ class Chromium:
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def picture(self, path: Path, whole: bool = False) -> None:
-        """A PNG of what can be seen, or of the whole page."""
-        found = self("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
+        """Write a PNG of the visible part of the page, or of the whole page."""
+        answer = self("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(answer["data"]))
 
 
 def _pipe() -> tuple[int, int]:
-    """Two ends with numbers above those that the browser is given."""
+    """The two ends of a pipe, with numbers above the descriptors of the browser."""
     ends = []
     for end in os.pipe():
         ends.append(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20))

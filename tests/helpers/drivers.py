@@ -1,6 +1,6 @@
-"""Jobs as users start them: drivers in processes of their own, watched, killed and started again.
+"""Jobs as users start them: drivers in their own processes, which tests watch, kill and start again.
 
-A driver's lines go to a log beside its output folder (`said`), over all its starts.
+All starts of a driver print to one log beside its output folder (`log_text`).
 """
 
 import os
@@ -20,53 +20,53 @@ Answer = TypeVar("Answer")
 
 
 def command(job: str, config: object, options: tuple[str, ...], out: Path) -> list[str]:
-    """The command line that starts a job with those options of its configuration, a dataclass."""
+    """The command line that starts a job with these `options` of its configuration, a dataclass."""
     words = [word for name in options for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
     return [sys.executable, "-m", f"jobs.{job}", "--out", str(out), *words]
 
 
 def start(words: list[str], out: Path, **environment: str) -> subprocess.Popen:
-    """A driver, on a Ray of its own unless `environment` has a RAY_ADDRESS."""
+    """Start a driver, with its own Ray unless `environment` has a RAY_ADDRESS."""
     settings = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
     with open(out.with_name(f"{out.name}.log"), "a") as log:
         return subprocess.Popen(words, cwd=ROOT, env=settings, stdout=log, stderr=log)
 
 
-def said(out: Path) -> str:
-    """All that the drivers of an output folder have printed."""
+def log_text(out: Path) -> str:
+    """All lines that the drivers of an output folder have printed."""
     return out.with_name(f"{out.name}.log").read_text()
 
 
 def shards(out: Path) -> list[Path]:
-    """The shards that are there, in the order of their units."""
+    """The existing shards, in the order of their units."""
     return sorted(out.glob("shards/*/*.parquet"))
 
 
 def contents(out: Path, without: tuple[str, ...]) -> dict[str, bytes]:
-    """Every file of an output folder by its name, but those that hold times."""
+    """Name -> bytes of every file of an output folder, without the files named in `without`, which contain times."""
     files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     return {name: data for name, data in files.items() if name not in without}
 
 
 def assert_equal(out: Path, undisturbed: dict[str, bytes], without: tuple[str, ...]) -> None:
-    """Nothing is lost, nothing is left over, and every byte is that of the undisturbed run."""
-    found = contents(out, without)
-    assert set(found) == set(undisturbed)
-    assert [name for name, data in undisturbed.items() if found[name] != data] == []
+    """Check that the folder has the files of the undisturbed run, no others, and with the same bytes."""
+    files = contents(out, without)
+    assert set(files) == set(undisturbed)
+    assert [name for name, data in undisturbed.items() if files[name] != data] == []
 
 
-def wait_for(what: Callable[[], Answer], driver: subprocess.Popen, out: Path) -> Answer:
-    """Polls `what()` until it is true; the driver must live as long."""
+def wait_for(condition: Callable[[], Answer], driver: subprocess.Popen, out: Path) -> Answer:
+    """Call `condition()` until it is true, and return its result. The driver must not end before."""
     end = time.monotonic() + PATIENCE
-    while not (answer := what()):
-        assert driver.poll() is None, f"the driver ended too early: {said(out)}"
-        assert time.monotonic() < end, f"waited too long: {said(out)}"
+    while not (answer := condition()):
+        assert driver.poll() is None, f"the driver ended too early: {log_text(out)}"
+        assert time.monotonic() < end, f"waited too long: {log_text(out)}"
         time.sleep(0.02)
     return answer
 
 
 def workers(driver: subprocess.Popen, stage: str) -> list[psutil.Process]:
-    """The living worker processes of a stage, once they are set up; Ray names them after its class."""
+    """The living worker processes of a stage after their set-up. Ray names them after the stage's class."""
     return [process for process, name in _children(driver) if f"({stage})" in name and "__init__" not in name]
 
 

@@ -12,7 +12,7 @@ from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 
 SEED = 1000
-NOBODY, FEW = 2, 5  # persons of which none, and only two pictures pass the detector
+NOBODY, FEW = 2, 5  # of person NOBODY no picture passes the detector, of person FEW only two
 
 
 def picture(person: int, variant: int, suffix: str = ".jpg") -> bytes:
@@ -31,8 +31,10 @@ def kept(person: int, variant: int) -> bool:
 def make_run(
     address: str, people: int = 8, variants: int = 6, image_format: str = "jpeg", camera=None, names=()
 ) -> Output:
-    """A finished run: plan, shards of two people or fewer, manifest. camera: None, or a function of the variant.
-    names: of real people, whose variants the images are."""
+    """A finished run: plan, shards of two people or fewer, manifest.
+
+    camera: None, or a function of the variant. names: the names of real people, whose variants the images are.
+    """
     run = Output(address)
     configuration = Configuration(
         seed=SEED, variants=variants, method="mix", layers=(5,), amount=None, truncation_psi=0.7, network="n",

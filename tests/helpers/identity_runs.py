@@ -1,4 +1,4 @@
-"""Small finished runs with identities compared, for tests of what is derived from them; no Ray, no generator."""
+"""Small finished runs with identity scores, made without Ray and without a generator, for tests of derived files."""
 
 import cv2
 import numpy as np
@@ -20,11 +20,11 @@ CONFIGURATION = Configuration(
     width=WIDTH, format="png", jpeg_quality=None, unit_images=6, detector="d", reference_threshold=0.6,
     ssim_data_range=4095.0,
 )  # fmt: skip
-REAL_SEEDS = {7: (1, 2), 8: (3, 4), 12: (5, 6), 40: (7, 8)}  # identity -> of his pictures
+REAL_SEEDS = {7: (1, 2), 8: (3, 4), 12: (5, 6), 40: (7, 8)}  # identity -> the seeds of the person's pictures
 
 
 def tiny_network() -> FeatureNetwork:
-    """A re-ID network of fixed random weights."""
+    """A re-ID network with fixed random weights."""
     torch.manual_seed(0)
     config = ReidConfig(classes=3, backbone="resnet10", neck="none", height=HEIGHT, width=WIDTH, stem="small")
     return FeatureNetwork(ReidNetwork(config).eval(), "ab" * 32)
@@ -73,19 +73,19 @@ def make_run(
     output.write(PLAN_FILE, plan.to_json())
     for unit in plan.units():
         people = range(unit.first_person, unit.first_person + unit.people)
-        places = [(person, variant) for person in people for variant in range(VARIANTS)]
-        made = [images[person][variant] for person, variant in places]
+        rows = [(person, variant) for person in people for variant in range(VARIANTS)]
+        pictures = [images[person][variant] for person, variant in rows]
         first = {person: next((v for v, x in enumerate(images[person]) if x is not None), None) for person in people}
         columns = {
-            "person": pa.array([person for person, _ in places], pa.int64()),
-            "variant": pa.array([variant for _, variant in places], pa.int64()),
-            "source": pa.array([source] * len(places)),
-            "image": pa.array([None if image is None else png(image) for image in made], pa.binary()),
-            "status": pa.array(["error" if image is None else "ok" for image in made]),
-            "message": pa.array(["not finite" if image is None else None for image in made], pa.string()),
-            "detector_score": pa.array([None if image is None else detector for image in made], pa.float32()),
-            "ssim": pa.array([None if image is None else 0.8 for image in made], pa.float32()),
-            "reference_variant": pa.array([first[person] for person, _ in places], pa.int64()),
+            "person": pa.array([person for person, _ in rows], pa.int64()),
+            "variant": pa.array([variant for _, variant in rows], pa.int64()),
+            "source": pa.array([source] * len(rows)),
+            "image": pa.array([None if image is None else png(image) for image in pictures], pa.binary()),
+            "status": pa.array(["error" if image is None else "ok" for image in pictures]),
+            "message": pa.array(["not finite" if image is None else None for image in pictures], pa.string()),
+            "detector_score": pa.array([None if image is None else detector for image in pictures], pa.float32()),
+            "ssim": pa.array([None if image is None else 0.8 for image in pictures], pa.float32()),
+            "reference_variant": pa.array([first[person] for person, _ in rows], pa.int64()),
         }
         batch = with_columns(pa.table({"unit": pa.array([unit.unit], pa.int64())}), columns)
         batch = batch if scorer is None else scorer(batch)

@@ -15,7 +15,7 @@ def tiny_generator() -> Generator:
 
 
 def tiny_encoder() -> tuple[RestyleEncoder, torch.Tensor]:
-    """An untrained encoder of 32 x 16 pixels for it, whose corrections are of a w's size, and an average code."""
+    """An untrained encoder of 32 x 16 pixels, with corrections as large as a w, and an average code."""
     torch.manual_seed(1)
     config = EncoderConfig(32, 16, 16, 512, "resnet10", width_factor=0.125, head_channels=16)
     encoder = RestyleEncoder(config)

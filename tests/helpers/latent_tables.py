@@ -1,4 +1,4 @@
-"""Latents tables of a few people with codes drawn by a seed, written with pyarrow alone. No test itself."""
+"""Latents tables of a few people with random codes from a seed, written with pyarrow alone. No test itself."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ NAMES = ("0002", "0007", "0010", "0015")
 
 
 def codes_of(counts: tuple[int, ...], shape: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
-    """For each person [pictures, num_ws, w_dim] float32: a middle of the person's own, and pictures around it."""
+    """For each person [pictures, num_ws, w_dim] float32: the person has a middle, and the pictures lie around it."""
     random = np.random.default_rng(seed)
     return [
         (random.normal(size=(1, *shape)) + 0.3 * random.normal(size=(count, *shape))).astype(np.float32)
@@ -22,15 +22,18 @@ def codes_of(counts: tuple[int, ...], shape: tuple[int, int], seed: int = 0) -> 
 
 
 def path_of(person: int, picture: int) -> str:
-    """Of a picture in the data set."""
+    """The path of a picture in the data set."""
     return f"bounding_box_train/{NAMES[person]}_c{picture % 6 + 1}s1_{picture:06d}_00.jpg"
 
 
 def write_table(
     folder: Path, sha256: str, codes: list[np.ndarray], deltas: dict[int, tuple[str, str]] | None = None, **about
 ) -> Path:
-    """latents.parquet of a generator with this sha256. Picture i of a person is of camera i % 6 + 1, but for the
-    pictures of the last person, whose cameras are not known. One more row of the first person has failed."""
+    """Write latents.parquet of a generator with this sha256.
+
+    Picture i of a person has camera i % 6 + 1; the cameras of the last person are not known. The first person has one
+    more row, which has failed.
+    """
     num_ws, w_dim = codes[0].shape[1:]
     generator = {"file": "tiny.safetensors", "sha256": sha256, "height": 64, "width": 32}
     about = {"generator": generator | {"num_ws": num_ws, "w_dim": w_dim}, "data": "toy", "splits": ["train"], **about}

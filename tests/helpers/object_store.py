@@ -1,4 +1,4 @@
-"""A real S3 server for tests (moto's, in a child process, with authentication), and a gate before it that dies.
+"""A real S3 server for tests (moto's, in a child process, with authentication), and a proxy before it that can die.
 
     with serve(folder) as store:
         store.make_bucket("bucket")
@@ -24,11 +24,11 @@ DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Err
 
 
 class ObjectStore:
-    """A running server: its port, a user who may do everything, one who may only read."""
+    """A running server: its port, a user with all rights, and a user who may only read."""
 
     def __init__(self, port: int, log: Path):
         self.port, self.log = port, log
-        self.admin = ("setup", "setup")  # the server checks nobody until the users are there
+        self.admin = ("setup", "setup")  # the server does not check anybody before there are users
         self.admin, self.reader = self._user("admin", "s3:*"), self._user("reader", "s3:ListBucket", "s3:GetObject")
 
     def client(self, service: str = "s3"):
@@ -53,26 +53,26 @@ class ObjectStore:
         self.client().create_bucket(Bucket=name)
 
     def uri(self, path: str, user: tuple[str, str] | None = (), port: int | None = None) -> str:
-        """Address of bucket/path with the admin's credentials, a user's, or (None) none; `port` of a gate."""
+        """The address of bucket/path with the admin's credentials, a user's, or none (None). port: that of a gate."""
         keys = ":".join(urllib.parse.quote(part, safe="") for part in user or self.admin)
-        who = "" if user is None else f"{keys}@"
-        return f"s3://{who}{path}?endpoint_override=http://127.0.0.1:{port or self.port}"
+        credentials = "" if user is None else f"{keys}@"
+        return f"s3://{credentials}{path}?endpoint_override=http://127.0.0.1:{port or self.port}"
 
     def requests(self) -> list[str]:
         """All requests until now: "PUT /bucket/name?query"."""
         return self.log.read_text().splitlines()[1:]
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, int]:
-        """Names and sizes of all objects, at most 1000, as another client sees them."""
-        found = self.client().list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
-        return {entry["Key"]: entry["Size"] for entry in found}
+        """Names and sizes of all objects, at most 1000, by another client."""
+        entries = self.client().list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+        return {entry["Key"]: entry["Size"] for entry in entries}
 
 
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[ObjectStore]:
-    """Start a server as a child process; its logs lie in `folder`. All it stores is gone when it ends."""
+    """Start a server as a child process, with logs in `folder`. At its end all its objects are lost."""
     log = folder / "requests.txt"
-    environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "6"}  # what ObjectStore._user needs, twice
+    environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "6"}  # twice the number that ObjectStore._user needs
     with (
         log.open("w") as out,
         (folder / "errors.txt").open("w") as errors,
@@ -90,7 +90,7 @@ def serve(folder: Path) -> Iterator[ObjectStore]:
 
 
 def forget_environment(monkeypatch) -> None:
-    """No credentials, endpoints or settings of whoever runs the tests."""
+    """Remove the credentials, endpoints and settings of the person who runs the tests."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -99,10 +99,10 @@ def forget_environment(monkeypatch) -> None:
 
 
 class Gate:
-    """A TCP proxy before a server, for servers that die: `shut` breaks every connection, `open` is the new start.
+    """A TCP proxy before a server that simulates a death: `shut` breaks every connection, `open` starts again.
 
-    The server's objects stay, as a store's do. limit: bytes towards the server after which the gate shuts by
-    itself. silent: connections are taken, and nothing ever answers.
+    The server's objects remain, as in a real store. limit: after so many bytes towards the server the gate shuts by
+    itself. silent: the gate accepts connections and never answers.
     """
 
     def __init__(self, port: int, limit: int | None = None, silent: bool = False):
@@ -111,7 +111,7 @@ class Gate:
         self.open()
 
     def open(self) -> None:
-        """Listen, at the same port as before."""
+        """Listen on the same port as before."""
         self.listener = socket.socket()
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.listener.bind(("127.0.0.1", self.port))
@@ -120,9 +120,9 @@ class Gate:
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
     def shut(self) -> None:
-        """Die: nobody listens, living connections are reset."""
+        """Die: stop listening and reset all connections."""
         with self.lock:
-            with contextlib.suppress(OSError):  # wakes accept
+            with contextlib.suppress(OSError):  # the call ends a waiting accept
                 self.listener.shutdown(socket.SHUT_RDWR)
             self.listener.close()
             for connection in self.connections:
@@ -157,7 +157,7 @@ class Gate:
 
 
 def main() -> None:
-    """The server."""
+    """Run the server."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -166,7 +166,7 @@ def main() -> None:
     def application(environ, start_response):
         query = environ.get("QUERY_STRING")
         print(environ["REQUEST_METHOD"], environ["PATH_INFO"] + (f"?{query}" if query else ""), flush=True)
-        if "HTTP_AUTHORIZATION" not in environ:  # S3's answer; moto breaks down with HTTP status 500
+        if "HTTP_AUTHORIZATION" not in environ:  # S3 answers so; moto would fail with HTTP status 500
             start_response("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(DENIED)))])
             return [DENIED]
         return moto(environ, start_response)

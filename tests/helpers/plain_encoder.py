@@ -1,4 +1,4 @@
-"""The published encoder written plainly: torchvision's ResNet, one small module a head, and the tool's tensor names."""
+"""A plain version of the published encoder: torchvision's ResNet, one small module a head, the tool's tensor names."""
 
 import math
 
@@ -11,7 +11,7 @@ COUNTS = {"resnet34": [3, 4, 6, 3], "resnet18": [2, 2, 2, 2], "resnet10": [1, 1,
 
 
 class PlainLinear(nn.Module):
-    """Equalised learning rate, as the paper's formula reads: W x / sqrt(in) + b."""
+    """A linear layer with equalised learning rate, by the paper's formula: W x / sqrt(in) + b."""
 
     def __init__(self, width: int, out: int):
         super().__init__()
@@ -22,7 +22,7 @@ class PlainLinear(nn.Module):
 
 
 class PlainHead(nn.Module):
-    """Convolutions that halve the map down to 1 x 1, and a linear layer."""
+    """Convolutions that halve the map until it is 1 x 1, and a linear layer."""
 
     def __init__(self, channels: int, head_channels: int, w_dim: int, size: tuple[int, int]):
         super().__init__()
@@ -72,7 +72,7 @@ def narrow_resnet(channels: tuple[int, ...]) -> ResNet:
 
 
 def lively(encoder: nn.Module) -> nn.Module:
-    """With batch statistics and slopes that are not those of a new network; in eval mode."""
+    """Give the encoder batch statistics and slopes that a new network does not have; returns it in eval mode."""
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -85,17 +85,17 @@ def lively(encoder: nn.Module) -> nn.Module:
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Ours from the tool's names, written out: all heads' rows one below the other."""
+    """Turn the tool's names into ours: the rows of all heads, one head below the other."""
     heads = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("styles."))
     out = {name: tensor for name, tensor in state.items() if not name.startswith("styles.")}
     for name in [name for name in state if name.startswith("styles.0.")]:
-        rest = name.removeprefix("styles.0.")
-        out[f"styles.{rest}"] = torch.cat([state[f"styles.{i}.{rest}"] for i in range(heads)])
+        suffix = name.removeprefix("styles.0.")
+        out[f"styles.{suffix}"] = torch.cat([state[f"styles.{i}.{suffix}"] for i in range(heads)])
     return out
 
 
 def imagenet_file(path, backbone: str) -> ResNet:
-    """A network of torchvision with random weights, and its state dict in a file."""
+    """A torchvision network with random weights; its state dict is written to a file."""
     torch.manual_seed(11)
     network = lively(getattr(torchvision.models, backbone)(weights=None))
     torch.save(network.state_dict(), path)

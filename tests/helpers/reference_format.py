@@ -1,4 +1,4 @@
-"""Tiny networks, and files of them in the byte format of the reference's network pickles (fixture `tiny`)."""
+"""Tiny networks, and their files in the byte format of the reference's network pickles (fixture `tiny`)."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ DISCRIMINATOR = {"height": 16, "width": 16, "channel_base": 64, "channel_max": 6
 
 
 def generator(seed: int = 0, **options) -> Generator:
-    """A generator with fixed random weights, 16 x 16 unless `options` say otherwise, its averages moved."""
+    """A generator with fixed random weights and averages, 16 x 16 unless `options` give another size."""
     torch.manual_seed(seed)
     network = Generator(GeneratorConfig(**{**GENERATOR, **options}))
     network.mapping.w_avg.normal_()
@@ -29,7 +29,7 @@ def generator(seed: int = 0, **options) -> Generator:
 
 
 def discriminator(**options) -> Discriminator:
-    """A discriminator to go with `generator`."""
+    """A discriminator that fits `generator`."""
     torch.manual_seed(1)
     return Discriminator(DiscriminatorConfig(**{**DISCRIMINATOR, **options}))
 
@@ -55,11 +55,11 @@ def reference_bytes(averaged, training=None, critic=None, source="raise SystemEx
         content = {"G": None, "D": None}
         for name, network in (("G", training), ("G_ema", averaged)):
             if network is not None:
-                given = _generator_keywords(network.config, easy_dict) | (keywords or {})
-                content[name] = _as_reference(network, source, _init_args=(), _init_kwargs=given)
+                init_keywords = _generator_keywords(network.config, easy_dict) | (keywords or {})
+                content[name] = _as_reference(network, source, _init_args=(), _init_kwargs=init_keywords)
         if critic is not None:
-            given = _discriminator_keywords(critic.config, easy_dict)
-            content["D"] = _as_reference(critic, source, _init_args=(), _init_kwargs=given)
+            init_keywords = _discriminator_keywords(critic.config, easy_dict)
+            content["D"] = _as_reference(critic, source, _init_args=(), _init_kwargs=init_keywords)
         content["augment_pipe"] = _Module("AugmentPipe", {"_buffers": {}, "p": np.float32(0.5)}, source)
         content["training_set_kwargs"] = easy_dict(path="/home/somebody/people.zip", resolution=16)
         buffer = io.BytesIO()
@@ -68,7 +68,7 @@ def reference_bytes(averaged, training=None, critic=None, source="raise SystemEx
 
 
 class _Module:
-    """Pickles like a module of the reference: the name of a function, a dict with source text and state."""
+    """An object that pickles like a module of the reference: a function's name, a dict with source text and state."""
 
     def __init__(self, class_name: str, state: dict, source: str):
         self.meta = {"type": "class", "version": 6, "module_src": source}
@@ -80,7 +80,7 @@ class _Module:
 
 @contextlib.contextmanager
 def _reference_modules():
-    # The modules that the reference's names live in, present only while a file is pickled.
+    # The modules of the reference's names, which exist only while a file is pickled.
     persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
 
     def _reconstruct_persistent_obj(meta):

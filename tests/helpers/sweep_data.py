@@ -20,9 +20,9 @@ def write_person(folder: Path, identity: int, count: int, suffix: str = ".png") 
 
 
 def write_data(root: Path) -> dict[str, str]:
-    """A Market-1501 tree of 6 people to train on and 5 to test with; 5 artificial people; 4 variants of each of the 6.
+    """Write a Market-1501 tree of 6 training and 5 test people, 5 artificial people, and 4 variants of each of the 6.
 
-    Returns the folders by what they are called on the command line: data, people, variants.
+    Returns the folders by their names on the command line: data, people, variants.
     """
     for identity in TRAIN:
         write_person(root / "market/bounding_box_train", identity, 5)

@@ -1,4 +1,4 @@
-"""Folders as jobs/sweep.py leaves them, with scores that are known, for tests of what is made of them."""
+"""Folders like those of jobs/sweep.py, with known scores, for tests of reports."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def trials(arms: dict[str, float], sweep: str = "artificial-people") -> pa.Table
 
 
 def record(leak: bool = False, toy: str = "toy crowd", sweep: str = "artificial-people") -> dict:
-    """sweep.json."""
+    """The contents of sweep.json."""
     findings = [{"what": "generator", "verdict": "leak" if leak else "clean", "reason": "it saw 3 test people"}]
     return {
         "hash": "ab", "configuration": {"sweep": sweep, "data": {"name": toy}}, "sweep": sweep, "trials": 24,
@@ -48,7 +48,7 @@ def record(leak: bool = False, toy: str = "toy crowd", sweep: str = "artificial-
 
 
 def write_sweep(folder: Path, arms: dict[str, float] | None = None, **about) -> None:
-    """sweep.json and trials.parquet."""
+    """Write sweep.json and trials.parquet."""
     table = trials(arms or {"labels=hard": -0.04, "labels=smooth": 0.04}, about.get("sweep", "artificial-people"))
     pq.write_table(table, folder / "trials.parquet")
     (folder / "sweep.json").write_text(json.dumps(record(**about)))

@@ -1,4 +1,4 @@
-"""What tests of trainings in steps (re-ID, encoder) share: stopping, killing, and comparing what two of them left."""
+"""Helpers for tests of trainings in steps (re-ID, encoder): stop or kill a training, compare two of them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from training.log import HISTORY
 ROOT = Path(__file__).parents[2]
 STATE = "training_state.pt"
 
-# A training that ends itself while the state of the checkpoint of a step is half on the disk.
+# A training that kills itself when half of the state of a step's checkpoint is on the disk.
 KILLED = """
 import importlib, json, os, signal, sys
 import torch
@@ -43,18 +43,18 @@ run.train(training, torch.device("cpu"))
 def kill_while_it_writes_a_checkpoint(kind: str, training, step: int) -> None:
     """Run a training of a kind (the folder's name below training/) until it writes the checkpoint of `step`."""
     words = [sys.executable, "-c", KILLED, kind, type(training).__name__, f"{step:09d}", json.dumps(training.as_json())]
-    ended = subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    process = subprocess.run(words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
 
 
 def stop_before_step(monkeypatch: pytest.MonkeyPatch, loop: ModuleType, number: int, run) -> None:
-    """Call `run` and interrupt it, as Ctrl-C does, before that step; it asks for its checkpoint at every step."""
+    """Call `run` and interrupt it before that step, as Ctrl-C does. The training asks at every step whether to save."""
     step = loop.train_step
 
-    def stop_at(state, *others):
+    def stop_at(state, *arguments):
         if state.step == number:
             raise KeyboardInterrupt
-        return step(state, *others)
+        return step(state, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "ASK_EVERY", 1)
@@ -68,21 +68,21 @@ def newest_checkpoint(out: Path) -> Path:
     return max((out / "checkpoints").glob("[0-9]*"))
 
 
-def check_equal_states(one: Path, two: Path) -> list[dict]:
-    """Counters, optimiser and history of two trainings are the same, bit for bit; returns their states."""
-    states = [torch.load(newest_checkpoint(out) / STATE, weights_only=True) for out in (one, two)]
+def check_equal_states(first: Path, second: Path) -> list[dict]:
+    """Check that counters, optimiser and history of two trainings are equal, bit for bit; returns their states."""
+    states = [torch.load(newest_checkpoint(out) / STATE, weights_only=True) for out in (first, second)]
     assert states[0]["step"] == states[1]["step"]
     moments = [state["optimizer"]["state"] for state in states]
     assert moments[0].keys() == moments[1].keys()
     assert all(
         torch.equal(value, moments[1][key][name]) for key in moments[0] for name, value in moments[0][key].items()
     )
-    assert read_history(one / HISTORY) == read_history(two / HISTORY)
+    assert read_history(first / HISTORY) == read_history(second / HISTORY)
     return states
 
 
-def check_equal_networks(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    """Two networks have the same tensors, bit for bit."""
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        assert torch.equal(value, two[name]), name
+def check_equal_networks(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Check that two networks have the same tensors, bit for bit."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

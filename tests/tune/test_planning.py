@@ -19,7 +19,7 @@ from datasets.storage.output import Output
 from passersby.errors import InputError
 from tests.helpers import sweep_data
 from tune.levels import Trial
-from tune.planning import Wanted, plan_sweep
+from tune.planning import SweepOptions, plan_sweep
 from tune.table import SCHEMA, write_table
 
 PEOPLE, VARIANTS = 5, 4
@@ -58,9 +58,9 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wanted(data, tmp_path_factory) -> Wanted:
+def wanted(data, tmp_path_factory) -> SweepOptions:
     run = write_run(tmp_path_factory.mktemp("run"), tuple(sweep_data.TRAIN))
-    return Wanted(
+    return SweepOptions(
         sweep="artificial-people", data=data, generated=run, runs_per_seed=(), latents=(), levels=(2, 4),
         seeds=(0, 1), preset="tiny", set=("batch=8",), arms=(), cross=(), steps=3, equal_epochs=False,
         allow_leak=False,

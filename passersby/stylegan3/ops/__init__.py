@@ -1,4 +1,4 @@
-"""The operations that StyleGAN3 is built of: convolutions and the filtered leaky ReLU, as functions of tensors.
+"""The operations of StyleGAN3's layers: convolutions and the filtered leaky ReLU, as functions of tensors.
 
-The layers and networks that use them stand one folder up.
+The layers and networks that use them are one folder up.
 """

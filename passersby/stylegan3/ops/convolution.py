@@ -1,9 +1,9 @@
-"""Convolutions whose gradients are themselves convolutions: differentiable as often as is asked, and fast.
+"""Convolutions whose gradients are themselves convolutions: they have derivatives of any order, and are fast.
 
-PyTorch's own second derivative of a convolution (which R1 needs) computes weight gradients, those of constant filters
-too, as convolutions with image-sized kernels, group by group. Here every derivative is one of three operations
-that libraries have a fast kernel for: the convolution, its transpose, and the weight gradient. Nothing is kept
-for a gradient that nobody asks for.
+PyTorch's own second derivative of a convolution, which R1 needs, computes weight gradients as convolutions with
+image-sized kernels, group by group, and does so for constant filters too. In this module every derivative is one of
+three operations for which libraries have a fast kernel: the convolution, its transpose, and the weight gradient. A
+forward pass saves nothing for a gradient that is not needed.
 """
 
 import torch
@@ -12,32 +12,32 @@ from torch.autograd.function import once_differentiable
 
 
 def conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride=1, padding=0):
-    """`torch.nn.functional.conv2d` of x [N, C, H, W] and weight [O, C, k, k]; all gradients of any order."""
+    """`torch.nn.functional.conv2d` of x [N, C, H, W] and weight [O, C, k, k], with gradients of any order."""
     return _Convolution.apply(x, weight, bias, stride, padding)
 
 
 def filter2d(x: torch.Tensor, kernel: torch.Tensor, stride: int = 1, padding: int = 0) -> torch.Tensor:
-    """Every channel of x [N, C, H, W] filtered by the constant `kernel` [k, k], zeros outside, decimated."""
+    """Filter every channel of x [N, C, H, W] by the constant `kernel` [k, k], with zeros outside, and decimate it."""
     return _Filter.apply(x, kernel, stride, padding)
 
 
 def convolve(x, weight, bias=None, stride=1, padding=0, groups=1):
-    """The convolution itself, outside of autograd (as are the next two): x [N, C, H, W], weight [O, C, k, k]."""
-    # A 1x1 kernel has no dilation. Calling it 2 makes PyTorch take oneDNN where it would take a matrix product of
-    # MKL (few samples on one thread): 2.4 times faster where MKL does not use AVX-512.
+    """The convolution of x [N, C, H, W] and weight [O, C, k, k], outside of autograd, as are the next two functions."""
+    # Dilation has no effect on a 1x1 kernel. With a dilation of 2, PyTorch takes oneDNN where it would take a matrix
+    # product of MKL (few samples on one thread): 2.4 times faster where MKL does not use AVX-512.
     return F.conv2d(x, weight, bias, stride, padding, dilation=_dilation(weight), groups=groups)
 
 
 def input_gradient(grad, weight, size, stride=1, padding=0, groups=1):
-    """The gradient at the input, whose height and width are `size`, from that at the output [N, O, h, w]."""
+    """The gradient at the input, whose height and width are `size`, from `grad` [N, O, h, w] at the output."""
     kernel = weight.shape[2:]
     extra = [n - ((h - 1) * stride - 2 * padding + k) for n, h, k in zip(size, grad.shape[2:], kernel, strict=True)]
     return F.conv_transpose2d(grad, weight, None, stride, padding, extra, groups, _dilation(weight))
 
 
 def weight_gradient(grad, x, kernel, stride=1, padding=0):
-    """The gradient at the weight, [O, C, kernel, kernel], from that at the output [N, O, h, w] and x [N, C, H, W]."""
-    # oneDNN has a fast kernel for paddings of 0 and 1 only: three times faster, the time for padding included.
+    """The gradient at the weight [O, C, kernel, kernel], from `grad` [N, O, h, w] at the output and x [N, C, H, W]."""
+    # oneDNN has a fast kernel for paddings of 0 and 1 only. It is three times faster, even with the time for padding.
     if padding > 1 and not x.is_cuda:
         x, padding = F.pad(x, [padding - 1] * 4), 1
     weight = grad.new_empty(grad.shape[1], x.shape[1], kernel, kernel)
@@ -126,7 +126,7 @@ class _FilterTransposed(torch.autograd.Function):
     def forward(ctx, grad, kernel, size, stride, padding):
         ctx.save_for_backward(kernel)
         ctx.stride, ctx.padding = stride, padding
-        if stride == 1:  # a filter again, for which libraries have a faster depthwise kernel
+        if stride == 1:  # the transpose is a filter again, for which libraries have a faster depthwise kernel
             weight = _per_channel(kernel.flip(0, 1), grad)
             return convolve(grad, weight, None, 1, len(kernel) - 1 - padding, grad.shape[1])
         return input_gradient(grad, _per_channel(kernel, grad), size, stride, padding, grad.shape[1])
@@ -141,17 +141,18 @@ def _per_channel(kernel, x):
     return kernel.to(x.dtype).expand(x.shape[1], 1, *kernel.shape)
 
 
-# ---- Convolutions of samples that have a kernel each, for the modulated ones on a CPU.
+# ---- Convolutions in which each sample has its own kernel: modulated convolutions on a CPU.
 #
-# One sample fits into the cache, and with the modulation inside the kernels nothing has to be scaled on the maps. A GPU
-# prefers one call for the whole batch (`whole_batch`, below). Measured and given up: going on to the filtered
-# leaky ReLU sample by sample (no faster).
+# One sample fits into the cache. The kernels contain the modulation, so the maps need no scaling. A GPU is faster with
+# one call for the whole batch (`whole_batch`, below). Also computing the filtered leaky ReLU sample by sample was no
+# faster.
 
 
 def sample_conv2d(x: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor, padding: int = 0) -> torch.Tensor:
-    """x [N or 1, C, H, W] convolved with kernels [N or 1, O, C, k, k], plus bias [O] -> [N, O, H', W'].
+    """Convolve x [N or 1, C, H, W] with kernels [N or 1, O, C, k, k] and add bias [O] -> [N, O, H', W'].
 
-    Result in x's dtype, channels last. One sample of x or one kernel serves all N. Differentiable once.
+    The result has x's dtype, channels last. A single sample of x, or a single kernel, serves all N. Differentiable
+    once.
     """
     return _SampleConvolution.apply(x, kernels, bias, padding)
 
@@ -184,7 +185,7 @@ class _SampleConvolution(torch.autograd.Function):
 
 
 def _one(batch, index):
-    # One sample, also of what all samples share.
+    # Sample `index` of a batch, or the only entry of a batch that all samples share.
     index = min(index, len(batch) - 1)
     return batch[index : index + 1]
 
@@ -199,8 +200,8 @@ def _summed(gradient, count):
 
 # ---- The generator's modulated, demodulated convolution (Karras et al. 2020, StyleGAN2), in two ways.
 #
-# y = d * conv(s * x; W) + b, "full" (padding k - 1), with styles s [N, I] and output scales d [N, O]. A GPU does it
-# for the whole batch at once; a CPU sample by sample, where maps stay in the cache.
+# y = d * conv(s * x; W) + b, "full" (padding k - 1), with styles s [N, I] and output scales d [N, O]. A GPU computes
+# the whole batch at once, a CPU sample by sample, because then the maps stay in the cache.
 
 FEW_CHANNELS = 8  # fewer outputs (ToRGB) do not fill the vectors of a convolution's kernel
 
@@ -210,8 +211,8 @@ def modulated_conv2d(
 ) -> torch.Tensor:
     """x [N or 1, I, H, W], weight [O, I, k, k], style [N or 1, I], demodulation [N or 1, O], bias [O].
 
-    Returns [N, O, H', W'] in x's dtype, channels last; all but x are float32. k is 1 or 3. On a CPU differentiable
-    once.
+    Returns [N, O, H', W'] in x's dtype, channels last. All arguments except x are float32; k is 1 or 3. On a CPU the
+    function is differentiable once.
     """
     if x.is_cuda or len(weight) < FEW_CHANNELS:
         return whole_batch(x, weight, style, demodulation, bias)
@@ -219,13 +220,13 @@ def modulated_conv2d(
 
 
 def sample_by_sample(x, weight, style, demodulation, bias):
-    """Every sample has its own kernel, with style and demodulation inside."""
+    """Every sample has its own kernel, which contains style and demodulation."""
     kernels = weight * (demodulation[:, :, None] * style[:, None])[..., None, None]  # [N or 1, O, I, k, k]
     return sample_conv2d(x, kernels.to(x.dtype), bias.to(x.dtype), weight.shape[2] - 1)
 
 
 def whole_batch(x, weight, style, demodulation, bias):
-    """Matrix products for 1x1 kernels; else scaled maps before and after a convolution that all samples share."""
+    """Kernels of 1x1 are matrix products; for others, all samples share a convolution between two scalings of maps."""
     if weight.shape[2] == 1:
         return _pointwise(x, weight, style, demodulation, bias)
     style, demodulation, bias = (part.to(x.dtype) for part in (style, demodulation, bias))

@@ -1,9 +1,9 @@
 """The filtered non-linearity of StyleGAN3: up-sample, leaky ReLU, clamp, down-sample.
 
-This is the one place for a faster kernel: everything else calls `filtered_lrelu` and knows nothing of how it is done.
-What made it fast on a CPU, each measured: polyphase filtering by depthwise transposed convolutions instead of
-zero-insertion (a quarter of the multiplications), channels-last memory, parts that fit into the cache, activation in
-place, and a backward pass that needs nothing but the activated map.
+A faster kernel would need changes in this module only: all other code calls `filtered_lrelu`. Five measures made it
+fast on a CPU, each measured: polyphase filtering by depthwise transposed convolutions instead of zero-insertion (a
+quarter of the multiplications), channels-last memory, parts that fit into the cache, activation in place, and a
+backward pass that needs only the activated map.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from torch.autograd.function import once_differentiable
 
 from passersby.stylegan3.schedule import LayerSpec
 
-# ---- Leaky ReLU and clamp in one step, in place; the gradient needs nothing but the result.
+# ---- Leaky ReLU and clamp in one step, in place; the gradient needs only the result.
 
 
 def leaky_clamp_(x: torch.Tensor, slope: float, clamp: float | None) -> torch.Tensor:
-    """Leaky ReLU, then clamp to +-`clamp` (None: no clamp); x is overwritten. Differentiable as often as is asked.
+    """Leaky ReLU, then clamp to +-`clamp` (None: no clamp); x is overwritten. Differentiable any number of times.
 
-    x may be of any shape and floating dtype. It must not be needed by the gradient of what made it, as that of a
-    convolution is not. Both functions are piecewise linear: the derivative of the gradient's mask is zero.
+    x may have any shape and floating dtype. The gradient of the operation that computed x must not need x; that of a
+    convolution does not. Both functions are piecewise linear: the derivative of the gradient's mask is zero.
     """
     return _LeakyClamp.apply(x, slope, clamp)
 
@@ -35,9 +35,9 @@ def activate_(x: torch.Tensor, slope: float, clamp: float | None) -> None:
 
 
 def activation_gradient(grad: torch.Tensor, y: torch.Tensor, slope: float, clamp: float | None, out: torch.Tensor):
-    """The gradient before `activate_` from that behind it and its result y, written to `out` (which may be `grad`).
+    """The gradient before `activate_`, from `grad` after it and its result y, written to `out` (which may be `grad`).
 
-    y > 0 exactly where the input of the leaky ReLU was; no gradient passes where the value was clamped.
+    y is above 0 exactly where the input of the leaky ReLU was. No gradient passes where the value was clamped.
     """
     torch.ops.aten.leaky_relu_backward.grad_input(grad, y, slope, True, grad_input=out)
     if clamp is not None:
@@ -73,14 +73,14 @@ class _Gradient(torch.autograd.Function):
         return _Gradient.apply(grad, y, ctx.slope, ctx.clamp), None, None, None
 
 
-# ---- The same between two filters.
+# ---- Leaky ReLU and clamp between two filters.
 
 TILE_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterPlan:
-    """What `filtered_lrelu` needs beside the filters: integer factors, crops and the activation's constants."""
+    """The arguments of `filtered_lrelu` beside the filters: integer factors, crops, the activation's constants."""
 
     up: int
     down: int
@@ -106,9 +106,9 @@ def filtered_lrelu(
 ) -> torch.Tensor:
     """Up-sample `x` by `plan.up`, apply leaky ReLU with gain, clamp, down-sample by `plan.down`.
 
-    x: [N, C, H, W] float32 or float16, the bias added already. `up_filter`: [taps]; `down_filter`: [taps] or, radial,
-    [taps, taps]; float32, symmetric, constants without gradient. Returns [N, C, H', W'] in x's dtype, channels last.
-    Differentiable once (StyleGAN3 trains its generator without path-length regularisation).
+    x: [N, C, H, W] float32 or float16, with the bias already added. `up_filter`: [taps]; `down_filter`: [taps], or
+    [taps, taps] if radial. Filters are float32, symmetric, and constants without gradient. Returns [N, C, H', W'] in
+    x's dtype, channels last. Differentiable once (StyleGAN3 trains its generator without path-length regularisation).
     """
     if up_filter is None:
         y = x if plan.slope == 1 else F.leaky_relu(x, plan.slope) * plan.gain
@@ -143,7 +143,7 @@ class _FilteredLeakyReLU(torch.autograd.Function):
         plan, result = ctx.plan, None
         grad = grad.contiguous(memory_format=torch.channels_last)
         for tile, z, clamp in zip(_tiles(grad, plan, maps=2), activated, ctx.clamps, strict=True):
-            # The transpose of a decimating filter is an interpolating one, and the other way round.
+            # The transpose of a decimating filter is an interpolating filter, and the other way round.
             g = _up(_take(grad, tile), down_filter, plan.down, (0, 0), plan.size)
             activation_gradient(g, z, plan.slope, clamp, out=g)
             result = _put(result, _crop_down(g, up_filter, plan.up, plan.crop, ctx.shape[2:]), tile, ctx.shape)
@@ -151,11 +151,11 @@ class _FilteredLeakyReLU(torch.autograd.Function):
 
 
 def _tiles(x: torch.Tensor, plan: FilterPlan, maps: int) -> list[tuple[slice, slice]]:
-    """Parts (samples, channels) of `x` that are worked on one after the other.
+    """Parts (samples, channels) of `x`, which are computed one after the other.
 
-    The map between the filters is up to 16 times larger than what goes in and comes out. On a CPU the `maps` of
-    each part (a backward pass holds two: the gradient and the activated map) are kept within `TILE_BYTES`, so that
-    they stay in the cache; a GPU takes all at once.
+    The map between the filters is up to 16 times larger than input and output. On a CPU the `maps` of each part fit
+    into `TILE_BYTES`, so that they stay in the cache. A backward pass has two maps, the gradient and the activated map.
+    A GPU computes all parts at once.
     """
     n, c = x.shape[:2]
     if x.is_cuda:
@@ -175,34 +175,34 @@ def _take(x, tile):
     return x[tile].contiguous(memory_format=torch.channels_last)
 
 
-def _put(whole, part, tile, like):
-    if part.shape[:2] == like[:2]:
+def _put(whole, part, tile, input_shape):
+    if part.shape[:2] == input_shape[:2]:
         return part
     if whole is None:
-        shape = (*like[:2], *part.shape[2:])
+        shape = (*input_shape[:2], *part.shape[2:])
         whole = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
     whole[tile] = part
     return whole
 
 
 def _up_gain(plan: FilterPlan) -> float:
-    # Factor of each of the two one-dimensional passes: `up` keeps the signal's level after zero-insertion, and the
-    # activation's gain is moved in front of it, which a leaky ReLU allows because it is positively homogeneous.
+    # The factor of each of the two one-dimensional passes. `up` keeps the signal's level after zero-insertion. The
+    # activation's gain is applied before the activation: a leaky ReLU is positively homogeneous and allows this.
     return plan.up * math.sqrt(plan.gain)
 
 
 def _unclamped(up_filter: torch.Tensor, plan: FilterPlan) -> float:
-    # Inputs up to this size are never clamped: what the filter at most makes of them, from its taps' absolute sum.
+    # Inputs up to this value are never clamped. The absolute sum of the filter's taps limits what it makes of them.
     if plan.clamp is None:
         return math.inf
     if up_filter.is_cuda:
-        return 0.0  # looking would wait for the device
-    largest = up_filter.abs().view(-1, plan.up).sum(0).max().item()  # over the taps that meet in one sample
+        return 0.0  # reading a value would wait for the device
+    largest = up_filter.abs().view(-1, plan.up).sum(0).max().item()  # over the taps that contribute to one sample
     return 0.99 * plan.clamp / largest**2
 
 
 def _within(x: torch.Tensor, limit: float) -> bool:
-    # Looking at the small map twice is cheaper than two steps (and a third one backward) over the large one.
+    # Two passes over the small map are cheaper than two (and a third in the backward pass) over the large map.
     if limit in (0, math.inf):
         return limit > 0
     pixels = x.permute(0, 2, 3, 1)
@@ -220,16 +220,16 @@ def _up(x, taps, factor, crop, size):
     # Zero-insertion + FIR as a transposed convolution whose padding is the crop; [N, C, *size], channels last.
     if taps.ndim == 2:
         return _transposed(x, _depthwise(taps, x), (factor, factor), crop, size)
-    # Rows first, while there are few of them: along the columns the convolution is twice as fast.
+    # Along axis 3 first, while the map has few rows; along axis 2 the convolution is twice as fast.
     x = _transposed(x, _depthwise(taps, x, 3), (1, factor), (0, crop[1]), (x.shape[2], size[1]))
     return _transposed(x, _depthwise(taps, x, 2), (factor, 1), (crop[0], 0), size)
 
 
 def _transposed(x, weight, stride, crop, size):
-    # conv_transpose2d cuts `crop` at both sides; output_padding gives back what is missing at the high side.
+    # conv_transpose2d cuts `crop` at both sides; output_padding adds the missing samples at the high side.
     full = [(n - 1) * s + k for n, s, k in zip(x.shape[2:], stride, weight.shape[2:], strict=True)]
-    lost = [f - 2 * c for f, c in zip(full, crop, strict=True)]
-    extra = [n - have for n, have in zip(size, lost, strict=True)]
+    size_without_crop = [f - 2 * c for f, c in zip(full, crop, strict=True)]
+    extra = [n - length for n, length in zip(size, size_without_crop, strict=True)]
     if all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
         return F.conv_transpose2d(x, weight, stride=stride, padding=crop, output_padding=extra, groups=x.shape[1])
     y = F.conv_transpose2d(x, weight, stride=stride, groups=x.shape[1])
@@ -245,9 +245,9 @@ def _down(z, taps, factor):
 
 
 def _crop_down(grad, taps, factor, crop, size):
-    # The transpose of `_up`: pad back what was cropped, filter, keep every `factor`-th sample; [N, C, *size].
-    need = [(n - 1) * factor + len(taps) for n in size]
-    high = [n - c - have for n, c, have in zip(need, crop, grad.shape[2:], strict=True)]
-    if any(crop) or any(high):
-        grad = F.pad(grad, [crop[1], high[1], crop[0], high[0]])
+    # The transpose of `_up`: pad by the crop, filter, keep every `factor`-th sample; [N, C, *size].
+    needed_size = [(n - 1) * factor + len(taps) for n in size]
+    high_padding = [n - c - length for n, c, length in zip(needed_size, crop, grad.shape[2:], strict=True)]
+    if any(crop) or any(high_padding):
+        grad = F.pad(grad, [crop[1], high_padding[1], crop[0], high_padding[0]])
     return _down(grad.contiguous(memory_format=torch.channels_last), taps, factor)

@@ -1,10 +1,9 @@
 """Transfer learning: start a network from a trained one of another resolution, shape, width or configuration.
 
-Matching is by layer, never by name and shape: names carry sizes and channels, so that of a 512 px generator a
-64 px one would get little, and that with the low-pass filters of the wrong schedule. Filters are never
-transferred. What each kind of difference does is told where it is done: other kernels and layers in `generator.py`,
-other blocks in `discriminator.py`, other channels and mapping networks in `channels.py`. The training that follows
-stands in training/gan.
+The transfer matches layers by position, never by name and shape. Names contain sizes and channels, so a 64 px generator
+would get little of a 512 px one, and that with the low-pass filters of the wrong schedule. Filters are never
+transferred. Each kind of difference has its module: other kernels and layers `generator.py`, other blocks
+`discriminator.py`, other channels and mapping networks `channels.py`. The training that follows is in training/gan.
 """
 
 import torch
@@ -23,11 +22,11 @@ __all__ = ["TransferReport", "freeze_discriminator_layers", "transfer"]
 def transfer(source: nn.Module, target: nn.Module, images: torch.Tensor | None = None) -> TransferReport:
     """Write what `source` has learned into `target`, a network of the same kind, in place.
 
-    Equal configurations give equal networks, bit for bit. What the source has not keeps the target's own initial
-    values, or passes on what it gets; no random numbers are drawn. `images` [N, 3, h, w] float, -1..1, of any size:
-    some 40 pictures of what is to be learned; a discriminator that loses blocks or channels keeps more with them.
-    Raises `InputError` before anything is written: two kinds of network, other z_dim, w_dim or image channels,
-    discriminators without a block in common.
+    Equal configurations give equal networks, bit for bit. Parts that the source does not have keep the target's initial
+    values, or pass their input on unchanged. The transfer draws no random numbers. `images` [N, 3, h, w] float, -1..1,
+    of any size, are some 40 pictures of the new training set: with them a discriminator that loses blocks or channels
+    keeps more of what it learned. Raises `InputError`, before it writes anything, for two kinds of network, for other
+    z_dim, w_dim or image channels, and for discriminators without a common block.
     """
     ledger = Ledger(target)
     if isinstance(source, Generator) and isinstance(target, Generator):
@@ -41,11 +40,12 @@ def transfer(source: nn.Module, target: nn.Module, images: torch.Tensor | None =
 
 
 def freeze_discriminator_layers(discriminator: Discriminator, count: int) -> list[str]:
-    """Names of the parameters of the first `count` layers, counted from the image, to be left out of training.
+    """Names of the parameters of the first `count` layers, counted from the image, which training must not change.
 
-    Freeze-D (Mo et al. 2020). Layers are counted as the reference's --freezed counts them: fromrgb, then conv0,
-    conv1, skip of each block; the epilogue is never frozen. Nothing is changed here: training switches gradients
-    phase by phase and has to leave these off. Raises `InputError` for a negative count or more than there are.
+    This is Freeze-D (Mo et al. 2020). Layers are counted as the reference's --freezed counts them: fromrgb, then conv0,
+    conv1, skip of each block; the epilogue is never frozen. The function changes nothing: training switches gradients
+    on and off in each phase, and must leave these off. Raises `InputError` for a negative count and for more layers
+    than the network has.
     """
     layers = []
     for height in discriminator.heights[:-1]:

@@ -1,4 +1,4 @@
-"""Fitting tensors of one width and depth into another: which channels, which layers, what becomes of the rest."""
+"""Fit tensors of one width and depth into another: the choice of channels and layers, and the values of the rest."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ Keep = torch.Tensor  # int64 indices into the source's channels, ascending: the 
 
 
 class Channels:
-    """Which channels of the source's maps stay, one answer for a map and a width, whoever asks.
+    """The choice of the source's channels that the target keeps: one answer for a map and a width.
 
-    Whatever writes to a map and whatever reads from it must agree, so both ask here. `importance` is called
-    only when something has to go; it gives a number for every channel of every map.
+    The layer that writes a map and the layer that reads it must agree, so both ask this object. It calls `importance`
+    only if a map loses channels; `importance` gives a number for every channel of every map.
     """
 
     def __init__(self, widths: dict, importance: Callable[[], dict]):
@@ -23,53 +23,56 @@ class Channels:
         self._importance = importance
         self._values = None
 
-    def keep(self, place, count: int) -> Keep:
-        """The `count` most important channels of the map at `place`; all of them when there are no more."""
-        width = self.widths[place]
+    def keep(self, key, count: int) -> Keep:
+        """The `count` most important channels of the map `key`; all channels if it has no more."""
+        width = self.widths[key]
         if count >= width:
             return torch.arange(width)
         if self._values is None:
             self._values = self._importance()
-        return self._values[place].cpu().topk(count).indices.sort().values
+        return self._values[key].cpu().topk(count).indices.sort().values
 
 
-def place(target: torch.Tensor, own: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """`own` [o, i, ...] in the low corner of a tensor like `target` [O, I, ...].
+def fit_into(target: torch.Tensor, corner: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Copy `target` [O, I, ...] to the source's device and write `corner` [o, i, ...] into its low corner.
 
-    Outputs beyond o keep the target's initial values. The o outputs take nothing from inputs beyond i at first:
-    they go on computing what they did, also through a demodulation, and learn from there (as in Net2Net, Chen et
-    al. 2016, where a wider network starts as the same function).
+    Outputs beyond o keep the target's initial values. The weights of the o outputs for inputs beyond i are 0: these
+    outputs first compute what they did in the source, also through a demodulation, and learn from there (as in Net2Net,
+    Chen et al. 2016, where a wider network starts as the same function).
     """
     value = target.to(source.device, copy=True)
-    value[: len(own)] = 0
-    value[tuple(slice(0, n) for n in own.shape)] = own
+    value[: len(corner)] = 0
+    value[tuple(slice(0, n) for n in corner.shape)] = corner
     return value
 
 
 def put_rows(ledger: Ledger, name: str, source: torch.Tensor, keep: Keep, scale: float | torch.Tensor = 1.0) -> None:
-    """Rows `keep` of `source`, a matrix of styles or a vector with one value a channel; new channels start new."""
-    own = source[keep.to(source.device)] * scale
+    """Write the rows `keep` of `source`, a matrix of styles or a vector with one value a channel.
+
+    New channels keep the target's initial values.
+    """
+    rows = source[keep.to(source.device)] * scale
     value = ledger.tensor(name).to(source.device, copy=True)
-    value[: len(own)] = own
-    ledger.put(name, value, source, changes(len(source), len(value), "channels") or "rescaled", own.numel())
+    value[: len(rows)] = rows
+    ledger.put(name, value, source, changes(len(source), len(value), "channels") or "rescaled", rows.numel())
 
 
-def changes(old: int, new: int, what: str) -> str:
-    """A change of width in words, empty for none."""
+def changes(old: int, new: int, noun: str) -> str:
+    """A change of width in words; empty if there is none."""
     if new == old:
         return ""
-    return f"{new} of {old} {what}" if new < old else f"{new - old} {what} more than {old}"
+    return f"{new} of {old} {noun}" if new < old else f"{new - old} {noun} more than {old}"
 
 
 def joined(*texts: str) -> str:
-    """The texts that are not empty, as one."""
+    """Join the texts that are not empty."""
     return ", ".join(text for text in texts if text)
 
 
 def match_layers(source: int, target: int) -> list[int | None]:
-    """The source's layer for each of `target` layers, by relative position, the ends on the ends.
+    """The source's layer for each of `target` layers, by relative position; first and last layers match.
 
-    A deeper target uses every layer once; None is a layer in between, which has to pass on what it gets.
+    A deeper target uses every layer once; None is a layer in between, which has to pass its input on.
     """
     if target > source:
         step = (target - 1) / max(source - 1, 1)
@@ -79,15 +82,15 @@ def match_layers(source: int, target: int) -> list[int | None]:
 
 
 def fan_in_gain(old: int, new: int) -> float:
-    """The factor of stored weights that undoes the change of their run-time gain 1 / sqrt(fan_in)."""
+    """The factor for stored weights that undoes the change of their run-time gain 1 / sqrt(fan_in)."""
     return math.sqrt(new / old)
 
 
-# ---- Mapping networks of another depth, and labels that come, go or change.
+# ---- Mapping networks of another depth, and with other labels.
 
 
 def transfer_mapping(source: MappingNetwork, target: MappingNetwork, ledger: Ledger) -> None:
-    """Both with the same z_dim and w_dim; the discriminator's (z_dim 0) both conditional."""
+    """Transfer a mapping network. Both have the same z_dim and w_dim; those of discriminators (z_dim 0) have labels."""
     if target.c_dim > 0:
         for part in ("weight", "bias"):
             name = f"mapping.embed.{part}"
@@ -109,7 +112,7 @@ def transfer_mapping(source: MappingNetwork, target: MappingNetwork, ledger: Led
 
 
 def average_label(mapping: MappingNetwork) -> torch.Tensor:
-    """The normalised embedding [w_dim], averaged over all classes."""
+    """The average [w_dim] of the normalised embeddings of all classes."""
     labels = torch.eye(mapping.c_dim, device=mapping.embed.weight.device)
     return normalize_second_moment(mapping.embed(labels)).mean(0)
 
@@ -120,7 +123,7 @@ def _transfer_layer(source, old: FullyConnected, target, new: FullyConnected, na
         ledger.put(f"{name}.weight", weight, weight, how)
         ledger.put(f"{name}.bias", bias, bias, how)
         return
-    # The first layer of a network that gains or loses its labels: z is in the first columns of both.
+    # This is the first layer of a network that gains or loses labels: the first columns of both are for z.
     gain = fan_in_gain(old.weight.shape[1], new.weight.shape[1])
     common = min(old.weight.shape[1], new.weight.shape[1])
     value = torch.zeros(new.weight.shape, device=weight.device)
@@ -136,6 +139,6 @@ def _transfer_layer(source, old: FullyConnected, target, new: FullyConnected, na
 
 
 def _identity(layer: FullyConnected) -> torch.Tensor:
-    # What comes from a leaky ReLU is nearly all positive, so a leaky ReLU changes it little: weights of
-    # 1 / sqrt(2) undo its gain (4% of the variance is lost; a random layer would lose every meaning of w).
+    # The output of a leaky ReLU is nearly all positive, so another leaky ReLU changes it little. Weights of 1 / sqrt(2)
+    # undo the gain. 4% of the variance is lost; a random layer would destroy every meaning of w.
     return torch.eye(*layer.weight.shape, device=layer.weight.device) / (layer.weight_gain * math.sqrt(2))

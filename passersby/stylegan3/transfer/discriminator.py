@@ -13,25 +13,26 @@ from passersby.stylegan3.transfer.channels import (
     Channels,
     changes,
     fan_in_gain,
+    fit_into,
     joined,
-    place,
     put_rows,
     transfer_mapping,
 )
 from passersby.stylegan3.transfer.report import Ledger
 
-# ---- A new first layer, fitted to what the layers that it stands for make of colours.
+# ---- A new first layer, fitted to what the layers that it replaces make of colours.
 
 IMAGES = 64
 RECTANGLES = 60
-GREY = 0.7  # how near to grey the colours of rectangles are
+GREY = 0.7  # the share of grey in the colours of rectangles
 NEWTON_STEPS = 10
 
 
 def dead_leaves(height: int, width: int, count: int) -> torch.Tensor:
-    """[count, 3, height, width] float32, -1..1: rectangles of all sizes and colours over each other, always the same.
+    """[count, 3, height, width] float32, -1..1: overlapping rectangles of all sizes and colours, always the same.
 
-    Such "dead leaves" have the edges, flat parts and spectrum of pictures. A network file holds no pictures.
+    Such "dead leaves" have the edges, flat parts and spectrum of pictures. They are needed because a network file holds
+    no pictures.
     """
     random = np.random.default_rng(0)
     images = np.empty((count, height, width, 3), np.float32)
@@ -52,17 +53,18 @@ def _colour(random: np.random.Generator) -> np.ndarray:
 
 
 def fit_fromrgb(source: Discriminator, height: int, images: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stored weight [C, 3, 1, 1] and bias [C] of a fromrgb that stands for all that `source` has above its block of
-    `height`: leaky ReLU of a linear function of the colour, fitted to that block's input by least squares.
+    """Stored weight [C, 3, 1, 1] and bias [C] of a fromrgb that replaces all layers of `source` above a block.
 
-    On people (64 x 32 -> 32 x 16) the scores then follow the source's by 0.63 when fitted on pictures of people
-    (`images` [N, 3, h, w], -1..1), by 0.33 on dead leaves; by 0.18 with a new fromrgb, by -0.20 with the source's own.
+    The block is that of `height`. The fromrgb is a leaky ReLU of a linear function of the colour, fitted to the block's
+    input by least squares. On people (64 x 32 -> 32 x 16) the scores then correlate with the source's by 0.63 if the
+    fit is on pictures of people (`images` [N, 3, h, w], -1..1), and by 0.33 if it is on dead leaves. With a new fromrgb
+    it is 0.18, with the source's own -0.20.
     """
     config = source.config
     factor = config.height // height
     device = next(source.parameters()).device
     if images is None:
-        # Blocks above know no size: a part of an image is enough.
+        # The blocks above work at any size, so a part of an image is enough.
         images = dead_leaves(min(config.height, 16 * factor), min(config.width, 16 * factor), IMAGES)
     else:
         size = (config.height, max(config.height * images.shape[3] // images.shape[2], factor))
@@ -70,16 +72,16 @@ def fit_fromrgb(source: Discriminator, height: int, images: torch.Tensor | None)
     images = images.to(device)
     with torch.no_grad():
         maps = [_above(source, height, part) for part in images.split(4)]
-    want = torch.cat(maps).float().permute(0, 2, 3, 1).flatten(0, 2)  # [pixels, C]
+    outputs = torch.cat(maps).float().permute(0, 2, 3, 1).flatten(0, 2)  # [pixels, C]
     pixels = F.avg_pool2d(images, factor).permute(0, 2, 3, 1).flatten(0, 2)
     pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # [pixels, 4]: colour and 1
-    solution = _fit_leaky(pixels, want)  # [4, C]
+    solution = _fit_leaky(pixels, outputs)  # [4, C]
     gain = 1 / math.sqrt(config.img_channels)
     return (solution[:-1].t() / gain)[:, :, None, None], solution[-1]
 
 
 def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Images [N, 3, h, w] at another size, without aliasing."""
+    """Resize images [N, 3, h, w] without aliasing."""
     if images.shape[2:] == size:
         return images
     return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
@@ -91,17 +93,17 @@ def _above(source: Discriminator, height: int, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _fit_leaky(inputs: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    # Coefficients [4, C] of want [n, C] ~ sqrt(2) * leaky ReLU(inputs [n, 4] @ coefficients): a linear fit of the
-    # activation's inverse, then Gauss-Newton steps, which judge by the output instead.
-    inverse = want / math.sqrt(2)
+def _fit_leaky(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    # Coefficients [4, C] of outputs [n, C] ~ sqrt(2) * leaky ReLU(inputs [n, 4] @ coefficients): a linear fit of the
+    # activation's inverse, then Gauss-Newton steps, which minimise the error of the output.
+    inverse = outputs / math.sqrt(2)
     fit = torch.linalg.lstsq(inputs, torch.where(inverse < 0, inverse / 0.2, inverse)).solution
     ridge = 1e-3 * len(inputs) * torch.eye(inputs.shape[1], device=inputs.device)
     for _ in range(NEWTON_STEPS):
         before = inputs @ fit
         slope = torch.where(before < 0, 0.2, 1.0) * math.sqrt(2)
         gram = torch.einsum("ni,nc,nj->cij", inputs, slope.square(), inputs) + ridge
-        gradient = torch.einsum("ni,nc->ci", inputs, slope * (want - before * slope))
+        gradient = torch.einsum("ni,nc->ci", inputs, slope * (outputs - before * slope))
         fit = fit + torch.linalg.solve(gram, gradient[..., None])[..., 0].t()
     return fit
 
@@ -113,9 +115,9 @@ def colour_grid(device: torch.device) -> torch.Tensor:
 
 
 def features_of_colours(network: Discriminator, height: int) -> torch.Tensor:
-    """[125, C]: what the block of `height` reads where the image is flat, for every colour of the grid.
+    """[125, C]: the input of the block of `height` where the image is flat, for every colour of the grid.
 
-    The blocks above it must have silent main branches; of the source's first block there are none.
+    The main branches of the blocks above must give 0. The source's first block has no blocks above.
     """
     with torch.no_grad():
         top = getattr(network, f"b{network.heights[0]}")
@@ -132,12 +134,12 @@ def features_of_colours(network: Discriminator, height: int) -> torch.Tensor:
 def transfer_discriminator(
     source: Discriminator, target: Discriminator, ledger: Ledger, images: torch.Tensor | None
 ) -> None:
-    """Block by block, by height.
+    """Transfer block by block; blocks of the same height match.
 
-    Blocks of one height see maps of one number of channels and, where one image is a part of the other, of one
-    scale. For networks of one shape that is also the order counted from the epilogue; counted so between a square
-    and a tall one, maps would not fit, and the scores followed the source's no better (correlation 0.47 by height,
-    0.43 by order on people of 64 x 32 with their edges drawn out to 64 x 64).
+    Blocks of one height see maps with the same number of channels and, where one image is a part of the other, of the
+    same scale. For networks of one shape this is also the order from the epilogue. Between a square and a tall network
+    that order would match maps that do not fit, and the scores followed the source's no better (correlation 0.47 by
+    height, 0.43 by order, on people of 64 x 32 whose edges were extended to 64 x 64).
     """
     _check(source, target)
     channels = Channels(_widths(source), lambda: _importance(source, images))
@@ -157,8 +159,10 @@ def _check(source: Discriminator, target: Discriminator) -> None:
 
 
 def _widths(network: Discriminator) -> dict:
-    """Channels of every map: what the block of a height reads, what its first convolution writes ("mid"), and what
-    the epilogue's convolution and first linear layer write.
+    """The channels of every map, by its key.
+
+    Key `height` is the input of that block, (height, "mid") the output of its first convolution, "conv" the output of
+    the epilogue's convolution, and "fc" that of its first linear layer.
     """
     widths = {}
     for height in network.heights[:-1]:
@@ -182,7 +186,7 @@ class _Transfer:
         self.widths = _widths(self.target)
 
     def run(self) -> None:
-        """All blocks from the image on, then the epilogue and the labels."""
+        """Transfer all blocks, from the image on, then the epilogue and the labels."""
         first, last = self.source.heights[0], self.source.heights[-1]
         self._transfer_fromrgb()
         for height in self.target.heights[:-1]:
@@ -195,9 +199,9 @@ class _Transfer:
         self._transfer_epilogue()
         self._transfer_labels()
 
-    def _keep(self, read, where):
-        # Channels of the source's map `read` for the width of the target's map `where`.
-        return self.channels.keep(read, self.widths[where])
+    def _keep(self, source_map, target_map):
+        # The channels of the source's map that the target's map keeps.
+        return self.channels.keep(source_map, self.widths[target_map])
 
     def _transfer_fromrgb(self) -> None:
         first, top = self.source.heights[0], self.target.heights[0]
@@ -207,13 +211,13 @@ class _Transfer:
             put_rows(self.ledger, f"{name}.weight", old.weight.detach(), keep)
             put_rows(self.ledger, f"{name}.bias", old.bias.detach(), keep)
             return
-        # Above the target's first block the source has others, which are left out: one layer stands for them all.
+        # The source has more blocks above the target's first one: a single layer replaces them.
         weight, bias = fit_fromrgb(self.source, top, self.images)  # stored, [C, 3, 1, 1] and [C]
         keep, how = self._keep(top, top), f"stands for blocks {first}..{top * 2} of the source"
-        for part, own in (("weight", weight[keep]), ("bias", bias[keep])):
-            value = self.ledger.tensor(f"{name}.{part}").to(own.device, copy=True)
-            value[: len(own)] = own
-            self.ledger.put(f"{name}.{part}", value, None, how, own.numel())
+        for part, values in (("weight", weight[keep]), ("bias", bias[keep])):
+            value = self.ledger.tensor(f"{name}.{part}").to(values.device, copy=True)
+            value[: len(values)] = values
+            self.ledger.put(f"{name}.{part}", value, None, how, values.numel())
 
     def _transfer_block(self, height: int) -> None:
         old, name = getattr(self.source, f"b{height}"), f"b{height}"
@@ -225,49 +229,51 @@ class _Transfer:
         for part, (reads, writes) in maps.items():
             self._put_conv(getattr(old, part), f"{name}.{part}", self._keep(reads, reads), self._keep(writes, writes))
 
-    def _put_conv(self, conv: Conv, name: str, taken_in, taken_out) -> None:
+    def _put_conv(self, conv: Conv, name: str, inputs, outputs) -> None:
         weight, target = conv.weight.detach(), self.ledger.tensor(f"{name}.weight")
         gain = fan_in_gain(weight.shape[1], target.shape[1])
-        own = weight[taken_out][:, taken_in] * gain
+        kernels = weight[outputs][:, inputs] * gain
         how = joined(
             changes(weight.shape[1], target.shape[1], "inputs"),
             changes(weight.shape[0], target.shape[0], "outputs"),
             "" if gain == 1 else f"x {gain:.3f}",
         )
-        self.ledger.put(f"{name}.weight", place(target, own, weight), weight, how, own.numel())
+        self.ledger.put(f"{name}.weight", fit_into(target, kernels, weight), weight, how, kernels.numel())
         if conv.bias is not None:
-            put_rows(self.ledger, f"{name}.bias", conv.bias.detach(), taken_out)
+            put_rows(self.ledger, f"{name}.bias", conv.bias.detach(), outputs)
 
     def _pass_colours(self, height: int) -> None:
-        """A block above the source's first: hands half the pixels on as the source's fromrgb would have seen them.
+        """Fit a block above the source's first block: it gives, at half the size, what the source's fromrgb gave.
 
-        Its side branch is linear, and many channels of few colours: the fit by least squares over a grid of
-        colours is close. Scores of a 128 x 64 target follow those of the 64 x 32 source by 0.91, by 0.18 with a new
-        block.
+        The block's side branch is linear, and has many channels for few colours, so a fit by least squares over a grid
+        of colours is close. The scores of a 128 x 64 target correlate with those of the 64 x 32 source by 0.91; with a
+        new block, by 0.18.
         """
         name, block = f"b{height}", getattr(self.target, f"b{height}")
         first = self.source.heights[0]
-        have = features_of_colours(self.target, height)  # [colours, C]
-        want = features_of_colours(self.source, first)[:, self._keep(first, height // 2)]
-        fit = torch.linalg.pinv(have.double(), rtol=1e-4) @ want.double()
-        own = (fit.t().float() / (block.skip.weight_gain * math.sqrt(0.5)))[:, :, None, None]
+        target_features = features_of_colours(self.target, height)  # [colours, C]
+        source_features = features_of_colours(self.source, first)[:, self._keep(first, height // 2)]
+        fit = torch.linalg.pinv(target_features.double(), rtol=1e-4) @ source_features.double()
+        kernels = (fit.t().float() / (block.skip.weight_gain * math.sqrt(0.5)))[:, :, None, None]
         how = "hands on the colours that the source's fromrgb gave"
-        self.ledger.put(f"{name}.skip.weight", place(block.skip.weight.detach(), own, own), None, how, own.numel())
+        self.ledger.put(
+            f"{name}.skip.weight", fit_into(block.skip.weight.detach(), kernels, kernels), None, how, kernels.numel()
+        )
         self._silence(block, name)
 
     def _pass_on(self, height: int) -> None:
-        # A block below the source's last: every channel goes to the same channel, at half the size.
+        # This block is below the source's last: every channel goes to the same channel, at half the size.
         name, block = f"b{height}", getattr(self.target, f"b{height}")
         last = self.source.heights[-1]
-        taken_in, taken_out = self._keep(last, height), self._keep(last, height // 2)
-        own = (taken_out[:, None] == taken_in[None]).float() / (block.skip.weight_gain * math.sqrt(0.5))
-        own = own[:, :, None, None].to(block.skip.weight.device)
-        value = place(block.skip.weight.detach(), own, own)
+        inputs, outputs = self._keep(last, height), self._keep(last, height // 2)
+        kernels = (outputs[:, None] == inputs[None]).float() / (block.skip.weight_gain * math.sqrt(0.5))
+        kernels = kernels[:, :, None, None].to(block.skip.weight.device)
+        value = fit_into(block.skip.weight.detach(), kernels, kernels)
         self.ledger.new(f"{name}.skip.weight", "passes on what it gets", value)
         self._silence(block, name)
 
     def _silence(self, block: ResidualBlock, name: str) -> None:
-        # The main branch of a block that passes something on starts at 0, as residual branches often do.
+        # The main branch of a block that passes its input on starts at 0, as residual branches often do.
         for part in ("weight", "bias"):
             self.ledger.new(f"{name}.conv0.{part}", "")
             self.ledger.new(f"{name}.conv1.{part}", "starts at 0", torch.zeros_like(getattr(block.conv1, part)))
@@ -276,45 +282,46 @@ class _Transfer:
         last, end = self.source.heights[-1], self.target.heights[-1]
         old, new, name = getattr(self.source, f"b{last}"), getattr(self.target, f"b{end}"), f"b{end}"
         conv, widths = old.conv.weight.detach(), (self.channels.widths[last], self.widths[end])
-        # The maps of minibatch deviation come after the channels.
+        # The maps of the minibatch deviation come after the other channels.
         extra = min(old.num_channels, new.num_channels)
-        taken_in, taken_out = self._keep(last, end), self._keep("conv", "conv")
+        inputs, outputs = self._keep(last, end), self._keep("conv", "conv")
         gain = fan_in_gain(conv.shape[1], new.conv.weight.shape[1])
-        rows = conv[taken_out] * gain
-        own = rows.new_zeros(len(rows), new.conv.weight.shape[1], *conv.shape[2:])
-        own[:, : len(taken_in)] = rows[:, taken_in]
-        own[:, widths[1] : widths[1] + extra] = rows[:, widths[0] : widths[0] + extra]
+        rows = conv[outputs] * gain
+        kernels = rows.new_zeros(len(rows), new.conv.weight.shape[1], *conv.shape[2:])
+        kernels[:, : len(inputs)] = rows[:, inputs]
+        kernels[:, widths[1] : widths[1] + extra] = rows[:, widths[0] : widths[0] + extra]
         how = joined(changes(*widths, "inputs"), changes(len(conv), len(new.conv.weight), "outputs"))
-        value = place(new.conv.weight.detach(), own, own)
-        sourced = len(rows) * (len(taken_in) + extra) * 9
+        value = fit_into(new.conv.weight.detach(), kernels, kernels)
+        sourced = len(rows) * (len(inputs) + extra) * 9
         self.ledger.put(f"{name}.conv.weight", value, conv, how or f"x {gain:.3f}", sourced)
-        put_rows(self.ledger, f"{name}.conv.bias", old.conv.bias.detach(), taken_out)
+        put_rows(self.ledger, f"{name}.conv.bias", old.conv.bias.detach(), outputs)
         self._transfer_linear(old, new, name, last, end)
 
     def _transfer_linear(self, old: Epilogue, new: Epilogue, name: str, last: int, end: int) -> None:
         weight = old.fc.weight.detach()
-        taken_in, taken_out = self._keep("conv", "conv"), self._keep("fc", "fc")
-        own = weight.view(len(weight), -1, last, 4)[taken_out][:, taken_in]
+        inputs, outputs = self._keep("conv", "conv"), self._keep("fc", "fc")
+        matrix = weight.view(len(weight), -1, last, 4)[outputs][:, inputs]
         gain, how = fan_in_gain(weight.shape[1], new.fc.weight.shape[1]), ""
-        # A map of another height counts as the same map stretched: rows are shared out among, or summed to, those
-        # that now lie in their place. With the gain of the fan-in, independent inputs keep their variance, too.
+        # A map of another height counts as the same map, stretched. The weights of a row are divided among the rows at
+        # its position, or those of several rows are summed. With the gain of the fan-in, independent inputs also keep
+        # their variance.
         if end > last:
-            own, how = own.repeat_interleave(end // last, 2) / (end // last), f"{last} rows of map -> {end}"
+            matrix, how = matrix.repeat_interleave(end // last, 2) / (end // last), f"{last} rows of map -> {end}"
         elif end < last:
-            own, how = own.unflatten(2, (end, last // end)).sum(3), f"{last} rows of map -> {end}"
-        sourced = own.numel()
+            matrix, how = matrix.unflatten(2, (end, last // end)).sum(3), f"{last} rows of map -> {end}"
+        sourced = matrix.numel()
         target = new.fc.weight.detach().view(len(new.fc.weight), -1, end, 4)
-        value = place(target, own * gain, own).flatten(1)
+        value = fit_into(target, matrix * gain, matrix).flatten(1)
         how = joined(
             how,
             changes(self.channels.widths["conv"], self.widths["conv"], "inputs"),
             changes(len(weight), len(new.fc.weight), "outputs"),
         )
         self.ledger.put(f"{name}.fc.weight", value, weight, how, sourced)
-        put_rows(self.ledger, f"{name}.fc.bias", old.fc.bias.detach(), taken_out)
+        put_rows(self.ledger, f"{name}.fc.bias", old.fc.bias.detach(), outputs)
 
     def _transfer_labels(self) -> None:
-        """The last linear layer, and the mapping of labels beside it."""
+        """Transfer the last linear layer and the mapping network of labels."""
         old = getattr(self.source, f"b{self.source.heights[-1]}").out
         name = f"b{self.target.heights[-1]}.out"
         new = getattr(self.target, f"b{self.target.heights[-1]}").out
@@ -329,10 +336,10 @@ class _Transfer:
                 self.ledger.new(tensor, how)
             return
         keep = self._keep("fc", "fc")
-        own = weight[:, keep] * fan_in_gain(weight.shape[1], new.weight.shape[1])
+        matrix = weight[:, keep] * fan_in_gain(weight.shape[1], new.weight.shape[1])
         how = joined(how, changes(weight.shape[1], new.weight.shape[1], "inputs"))
-        value = place(new.weight.detach(), own, own)
-        self.ledger.put(f"{name}.weight", value, old.weight.detach(), how, own.numel())
+        value = fit_into(new.weight.detach(), matrix, matrix)
+        self.ledger.put(f"{name}.weight", value, old.weight.detach(), how, matrix.numel())
         self.ledger.put(f"{name}.bias", bias, old.bias.detach(), how)
         if conditional[1]:
             transfer_mapping(self.source.mapping, self.target.mapping, self.ledger)
@@ -342,7 +349,7 @@ class _Transfer:
         return [f"{out}.weight", f"{out}.bias", *mapping]
 
     def _average_direction(self) -> torch.Tensor:
-        # [1, cmap_dim]: what the features are multiplied with, averaged over all labels
+        # [1, cmap_dim]: the factors of the features, averaged over all labels
         labels = torch.eye(self.source.config.c_dim, device=next(self.source.parameters()).device)
         with torch.no_grad():
             mapped = self.source.mapping(None, labels)
@@ -350,10 +357,11 @@ class _Transfer:
 
 
 def _importance(source: Discriminator, images: torch.Tensor | None) -> dict:
-    """How much each channel of each map does on `images` (dead leaves without them): its mean square times the squares
-    of the weights that read it.
+    """The importance of each channel of each map: its mean square on images times the squares of its weights.
+
+    The weights are those of the layers that read the map. Without `images` the function takes dead leaves.
     """
-    seen: dict = {}
+    importance: dict = {}
     readers = {}
     for height in source.heights[:-1]:
         block = getattr(source, f"b{height}")
@@ -363,15 +371,15 @@ def _importance(source: Discriminator, images: torch.Tensor | None) -> dict:
     widths = _widths(source)
 
     def note(module, inputs) -> None:
-        x, where = inputs[0].detach().float(), readers[module]
-        n, width = widths[where], module.weight.shape[1]
+        x, key = inputs[0].detach().float(), readers[module]
+        n, width = widths[key], module.weight.shape[1]
         if x.ndim == 4:  # [N, C (+ minibatch deviation), h, w]
-            power, used = x.square().mean((0, 2, 3)), module.weight.square().sum((0, 2, 3)) / width
+            power, weight_power = x.square().mean((0, 2, 3)), module.weight.square().sum((0, 2, 3)) / width
         else:  # [N, C * positions]
             power = x.square().mean(0)
-            used = module.weight.square().sum(0) / width
-            power, used = (power * used).view(n, -1).sum(1), torch.ones(n, device=x.device)
-        seen[where] = seen.get(where, 0) + (power * used)[:n]
+            weight_power = module.weight.square().sum(0) / width
+            power, weight_power = (power * weight_power).view(n, -1).sum(1), torch.ones(n, device=x.device)
+        importance[key] = importance.get(key, 0) + (power * weight_power)[:n]
 
     hooks = [module.register_forward_pre_hook(note) for module in readers]
     try:
@@ -387,4 +395,4 @@ def _importance(source: Discriminator, images: torch.Tensor | None) -> dict:
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return importance

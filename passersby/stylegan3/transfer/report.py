@@ -1,4 +1,4 @@
-"""What a transfer did to every tensor: taken, adapted or new, with counts of parameters."""
+"""The report of a transfer: whether each tensor was taken, adapted or is new, with counts of parameters."""
 
 import dataclasses
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Buffers that are learned or drawn, not designed. Filters and the like belong to the target's schedule and are
-# never transferred, so they are no part of a report.
+# Buffers that training or chance made. Filters belong to the target's schedule: they are never transferred, and no part
+# of a report.
 _LEARNED_BUFFERS = ("w_avg", "magnitude_ema", "freqs", "phases")
 
 
@@ -24,30 +24,30 @@ class TransferRow:
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
-    """Every learned tensor of the target exactly once, in the network's order."""
+    """The report of a transfer: every learned tensor of the target once, in the network's order."""
 
     network: str  # class of the networks: "Generator" | "Discriminator"
     rows: tuple[TransferRow, ...]
 
     @property
     def parameters(self) -> int:
-        """Numbers in all tensors of the target that are learned."""
+        """The number of values in all learned tensors of the target."""
         return sum(row.parameters for row in self.rows)
 
     @property
     def taken_share(self) -> float:
-        """The share 0..1 of the target's numbers that come from the source, as they were or adapted."""
+        """The share 0..1 of the target's values that come from the source, taken or adapted."""
         return sum(row.sourced for row in self.rows) / self.parameters
 
     def as_record(self) -> dict[str, Any]:
-        """JSON data for the network's record: totals, and how many numbers were adapted in which way."""
+        """JSON data for the network's record: totals, and the number of values that were adapted in each way."""
         hows: dict[str, int] = {}
         for row in self.rows:
             if row.state == "adapted":
                 hows[row.how] = hows.get(row.how, 0) + row.sourced
-        taken = sum(row.sourced for row in self.rows if row.state == "taken")
+        taken_numbers = sum(row.sourced for row in self.rows if row.state == "taken")
         adapted = sum(hows.values())
-        counts = {"taken": taken, "adapted": adapted, "new": self.parameters - taken - adapted}
+        counts = {"taken": taken_numbers, "adapted": adapted, "new": self.parameters - taken_numbers - adapted}
         return {"network": self.network, "parameters": self.parameters, **counts, "adapted_how": hows}
 
     def lines(self) -> list[str]:
@@ -75,12 +75,12 @@ def _layer(name: str) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    # Rounded down: 100.0% is said of all and nothing less.
+    # Rounded down, so that 100.0% means all.
     return f"{int(1000 * part / whole) / 10:5.1f}%"
 
 
 class Ledger:
-    """Writes tensors into the target and keeps the account of it."""
+    """Writes tensors into the target and records what it wrote."""
 
     def __init__(self, target: nn.Module):
         self._tensors = learned_tensors(target)
@@ -88,32 +88,35 @@ class Ledger:
         self._network = type(target).__name__
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The target's tensor of that name, to read."""
+        """The target's tensor of that name, for reading."""
         return self._tensors[name].detach()
 
     def put(
         self, name: str, value: torch.Tensor, source: torch.Tensor | None, how: str, sourced: int | None = None
     ) -> None:
-        """Write `value`, of which `sourced` numbers (default: all) come from the source; taken if it is `source`."""
+        """Write `value`, of which `sourced` numbers (default: all) come from the source.
+
+        The state of the tensor is "taken" if `value` equals `source`, else "adapted".
+        """
         target = self._tensors[name]
         with torch.no_grad():
             target.copy_(value)
-        taken = source is not None and value.shape == source.shape and torch.equal(value, source)
-        sourced = value.numel() if sourced is None or taken else sourced
-        state, how = ("taken", "") if taken else ("adapted", how)
+        is_copy = source is not None and value.shape == source.shape and torch.equal(value, source)
+        sourced = value.numel() if sourced is None or is_copy else sourced
+        state, how = ("taken", "") if is_copy else ("adapted", how)
         self._add(TransferRow(name, state, how, target.numel(), sourced))
 
     def new(self, name: str, how: str, value: torch.Tensor | None = None) -> None:
-        """Leave a tensor with its own initial values, or with `value`, which owes nothing to the source."""
+        """Leave a tensor at its initial values, or write `value`, which does not come from the source."""
         if value is not None:
             with torch.no_grad():
                 self._tensors[name].copy_(value)
         self._add(TransferRow(name, "new", how, self._tensors[name].numel(), 0))
 
     def report(self) -> TransferReport:
-        """The finished account. A tensor that nobody spoke of is a mistake of this program."""
-        missing = self._tensors.keys() - self._rows.keys()
-        assert not missing, f"transfer forgot {sorted(missing)}"
+        """The finished report. A tensor without a row is a mistake of this program."""
+        forgotten = self._tensors.keys() - self._rows.keys()
+        assert not forgotten, f"transfer forgot {sorted(forgotten)}"
         return TransferReport(self._network, tuple(self._rows[name] for name in self._tensors))
 
     def _add(self, row: TransferRow) -> None:
@@ -122,7 +125,7 @@ class Ledger:
 
 
 def learned_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and the buffers that training or chance made, by name."""
+    """Parameters, and the buffers that training or chance made, by name."""
     buffers = {k: v for k, v in network.named_buffers() if k.rpartition(".")[2] in _LEARNED_BUFFERS}
     learned = dict(network.named_parameters()) | buffers
     return {name: learned[name] for name in network.state_dict() if name in learned}

@@ -41,20 +41,20 @@ def test_nearest_pictures_are_those_of_a_search_one_by_one(monkeypatch, rows):
         others = [c for c, whose in zip(cosines, identities, strict=True) if whose != person]
         assert found.picture[place] == int(np.argmax(cosines))
         assert found.cosine[place] == pytest.approx(max(cosines), abs=1e-6)  # float32 sums of 6 products
-        assert found.others[place] == pytest.approx(max(others), abs=1e-6)
+        assert found.others_cosine[place] == pytest.approx(max(others), abs=1e-6)
         if own:
-            assert found.own[place] == pytest.approx(max(own), abs=1e-6)
+            assert found.person_cosine[place] == pytest.approx(max(own), abs=1e-6)
         else:
-            assert np.isnan(found.own[place])
-    assert found.own.dtype == np.float32
+            assert np.isnan(found.person_cosine[place])
+    assert found.person_cosine.dtype == np.float32
 
 
 def test_a_single_real_person_leaves_no_others_and_a_picture_is_not_compared_with_itself():
     real = at_angle(0, 60)
     found = nearest_pictures(at_angle(0), real, np.array([3, 3]), np.array([3]))
-    assert (found.own[0], np.isnan(found.others[0])) == (1, True)
-    found = nearest_pictures(real, real, np.array([3, 3]), np.array([3, 3]), itself=np.array([0, 1]))
-    np.testing.assert_allclose(found.own, [0.5, 0.5], atol=1e-6)
+    assert (found.person_cosine[0], np.isnan(found.others_cosine[0])) == (1, True)
+    found = nearest_pictures(real, real, np.array([3, 3]), np.array([3, 3]), own_pictures=np.array([0, 1]))
+    np.testing.assert_allclose(found.person_cosine, [0.5, 0.5], atol=1e-6)
     np.testing.assert_array_equal(found.picture, [1, 0])
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reporting.reid.queries import RIGHT, WRONG, Found, Group, Ranked, retrieval_sheet
+from reporting.reid.queries import RIGHT, WRONG, Group, RankedImage, RankedList, retrieval_sheet
 
 # Colours that no text, frame or background has: picture i is found again by its own.
 COLOURS = [(255, 0, 255), (0, 255, 255), (0, 255, 0), (0, 0, 255), (255, 255, 0), (128, 0, 255)]
@@ -19,9 +19,9 @@ def box(sheet: np.ndarray, colour: tuple) -> tuple | None:
     return (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) if len(rows) else None
 
 
-def ranked(count: int, right=None, **more) -> Ranked:
-    found = [Found(picture(i + 1), 0.9 - i / 10, right[i] if right else None) for i in range(count)]
-    return Ranked(("a label", "second line"), picture(0), found, **more)
+def ranked(count: int, right=None, **more) -> RankedList:
+    found = [RankedImage(picture(i + 1), 0.9 - i / 10, right[i] if right else None) for i in range(count)]
+    return RankedList(("a label", "second line"), picture(0), found, **more)
 
 
 def test_the_query_is_at_the_left_and_the_list_wraps():
@@ -50,25 +50,25 @@ def test_right_ones_are_framed_green_and_wrong_ones_red():
         assert sheet[top - 1, left - 1].tolist() == sheet[0, 0].tolist()
 
 
-@pytest.mark.parametrize("passing", [0, 1, 3, 4, 5])
-def test_the_line_stands_behind_the_last_that_passes(passing):
-    plain = retrieval_sheet([Group("", [ranked(5, passing=passing)])], title="t", columns=3)
+@pytest.mark.parametrize("accepted", [0, 1, 3, 4, 5])
+def test_the_line_stands_behind_the_last_that_passes(accepted):
+    plain = retrieval_sheet([Group("", [ranked(5, accepted=accepted)])], title="t", columns=3)
     top_of_list = box(plain, COLOURS[1])[0] - 3
     top, left, bottom, right = box(plain[top_of_list:], RIGHT)
-    before, after = box(plain, COLOURS[max(1, passing)]), box(plain, COLOURS[min(5, passing + 1)])
+    before, after = box(plain, COLOURS[max(1, accepted)]), box(plain, COLOURS[min(5, accepted + 1)])
     assert right - left == 4
     assert (top_of_list + top, top_of_list + bottom) == (before[0] - 3, before[2] + 3)
-    if passing == 0:
+    if accepted == 0:
         assert box(plain, COLOURS[0])[3] < left
         assert right < before[1] - 3 + 4
     else:
         assert left >= before[3]
-    if passing not in (0, 3, 5):  # the next one stands in the same row
+    if accepted not in (0, 3, 5):  # the next one stands in the same row
         assert right <= after[1]
 
 
 def test_pictures_keep_their_proportions():
-    wide = Ranked((), picture(0, 50, 100), [Found(picture(1, 256, 64), 0.5), Found(None, 0.4)])
+    wide = RankedList((), picture(0, 50, 100), [RankedImage(picture(1, 256, 64), 0.5), RankedImage(None, 0.4)])
     sheet = retrieval_sheet([Group("h", [wide])], title="t")
     (top, left, bottom, right), (top1, left1, bottom1, right1) = box(sheet, COLOURS[0]), box(sheet, COLOURS[1])
     assert (bottom - top, right - left) == (32, 64)
@@ -77,7 +77,7 @@ def test_pictures_keep_their_proportions():
 
 
 def test_texts_fit_on_the_sheet_and_groups_stand_below_each_other():
-    groups = [Group("best", [ranked(1)]), Group("worst", [Ranked(("x" * 60,), picture(5), [])])]
+    groups = [Group("best", [ranked(1)]), Group("worst", [RankedList(("x" * 60,), picture(5), [])])]
     sheet = retrieval_sheet(groups, title="y" * 90, subtitle=("z" * 130, "w"))
     assert (sheet[:, -10:] == sheet[0, 0]).all()
     assert (sheet[-10:] == sheet[0, 0]).all()

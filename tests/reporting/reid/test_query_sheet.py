@@ -5,13 +5,13 @@ import pytest
 
 from datasets.reid.feature_files import FeatureSet
 from passersby.metrics.ranking import evaluate_ranking
-from reporting.reid.queries import RIGHT, WRONG, chosen_queries, query_sheet
+from reporting.reid.queries import RIGHT, WRONG, query_sheet, select_queries
 
 
 def test_best_median_and_worst():
     precision = np.array([0.5, 1.0, np.nan, 0.1, 0.9, 0.3, 1.0, 0.2, 0.6, 0.4])
     matches = np.array([1, 2, 0, 1, 1, 1, 5, 1, 1, 1])
-    chosen = chosen_queries(precision, matches, each=2)
+    chosen = select_queries(precision, matches, each=2)
     assert chosen.best.tolist() == [6, 1]  # of two at 1.0 the one with more matches is first
     assert chosen.worst.tolist() == [7, 3]  # the worst is last
     assert chosen.median.tolist() == [8, 0]  # of the others, 0.9, [0.6, 0.5], 0.4, 0.3; 0.5 is the median of all
@@ -20,7 +20,7 @@ def test_best_median_and_worst():
 @pytest.mark.parametrize("count", range(15))
 def test_no_query_is_shown_twice_and_few_are_all_shown(count):
     random = np.random.default_rng(count)
-    chosen = chosen_queries(random.integers(1, 4, count) / 3, random.integers(1, 3, count), each=4)
+    chosen = select_queries(random.integers(1, 4, count) / 3, random.integers(1, 3, count), each=4)
     shown = [*chosen.best, *chosen.median, *chosen.worst]
     assert len(shown) == len(set(shown)) == min(count, 12)
 

@@ -14,7 +14,7 @@ from reporting.sweep.page import (
     Chart,
     Series,
     best_level,
-    changed_queries,
+    query_changes,
     settings_of,
     sweep_page,
     trials_of,
@@ -118,12 +118,12 @@ def test_changed_queries_are_those_that_gained_and_lost_most():
             for place, value in enumerate(row["query_ap"])
         ]
     table = pa.Table.from_pylist(rows, schema=table.schema)
-    found = changed_queries(table, 40, 2)
+    found = query_changes(table, 40, 2)
     assert (found.better.tolist(), found.worse.tolist()) == ([7, 11], [20, 21])
     assert found.after[7] - found.before[7] == pytest.approx(0.3)
-    assert changed_queries(table, 999, 2) is None
+    assert query_changes(table, 999, 2) is None
     rows[0]["query_identity"] = [1]
-    assert changed_queries(pa.Table.from_pylist(rows, schema=table.schema), 40, 2) is None
+    assert query_changes(pa.Table.from_pylist(rows, schema=table.schema), 40, 2) is None
 
 
 def test_the_best_level_is_the_highest_above_0():
