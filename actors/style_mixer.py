@@ -33,7 +33,8 @@ def check_network(network: GeneratorConfig, configuration: Configuration, codes:
         )
     if codes is not None and codes.people.shape[1:] != (network.num_ws, network.w_dim):
         values = " x ".join(map(str, codes.people.shape[1:]))
-        raise InputError(f"--latents: codes of {values} values, --network takes {network.num_ws} x {network.w_dim}")
+        size = f"{network.num_ws} x {network.w_dim}"
+        raise InputError(f"--latents: its codes have {values} values, but --network takes {size}: give its own latents")
 
 
 class StyleMixer:

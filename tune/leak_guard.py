@@ -69,8 +69,8 @@ def read_data_set(root: str | Path) -> DataSet:
     shared = sorted(people[TRAIN] & people[QUERY])
     if shared:
         raise InputError(
-            f"--data {root}: {len(shared):,} people are trained on and tested with, the first is {shared[0]!r}: give a "
-            "data set whose query and gallery are other people"
+            f"--data {root}: {len(shared):,} people are in both training and test splits, the first is {shared[0]!r}: "
+            "give a data set whose query and gallery are other people"
         )
     toy = toy_crowd_record(Path(root)) if isinstance(address(root), Path) else None
     contents = (*splits[QUERY].contents, *splits[GALLERY].contents)
@@ -241,6 +241,6 @@ def refuse_leak(findings: Iterable[Finding], allowed: bool) -> None:
     if leak and not allowed:
         raise InputError(
             f"--generated: its {leak.what} has seen people that re-ID is tested with ({leak.reason}): scores would be "
-            "too good; generate by networks trained on training people only, or give --allow-leak, which the report "
-            "says in red"
+            "too good; generate with networks trained on training people only, or give --allow-leak, which the report "
+            "shows in red"
         )

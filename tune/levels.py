@@ -128,7 +128,7 @@ def read_generated(path: str | Path, sweep: str, data: str | Path, filters: Sequ
     people, variants = ([path], []) if sweep == PEOPLE_SWEEP else ([], [path])
     sources = list_sources(data, people, variants, filters=filters)[1:]
     if not sources:
-        raise InputError(f"--generated {path}: there is not one picture of a person of {data}")
+        raise InputError(f"--generated {path}: it has no picture of a person of {data}")
     source = sources[0]
     counts = collections.Counter(source.persons)
     record: RunRecord = {
@@ -143,7 +143,7 @@ def read_generated(path: str | Path, sweep: str, data: str | Path, filters: Sequ
         output = Output(str(path))
         plan = read_plan(output)
         if plan is None:
-            raise InputError(f"--generated {path}: its plan.json is gone")
+            raise InputError(f"--generated {path}: its plan.json is missing")
         manifest = hashlib.sha256(output.read(manifest_name()) or b"").hexdigest()
         record["plan"], record["manifest"] = plan.configuration.hash, manifest
         record["latents"] = plan.configuration.latents
@@ -175,5 +175,6 @@ def check_latents(run: GeneratedRun, latents: Latents) -> None:
     latents_sha256 = run.record.get("latents")
     if latents.sha256 != latents_sha256:
         raise InputError(
-            f"--latents {latents.folder}: {run.record['name']} was made from other latents, or from none: give those"
+            f"--latents {latents.folder}: {run.record['name']} was made from other latents, or from none: give the "
+            "run's own latents"
         )

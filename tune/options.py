@@ -19,7 +19,7 @@ from training.reid.config import PRESETS, ReidTraining, preset
 DECIDED = {
     "data": "--data", "out": "--out", "people": "--generated", "variants": "--generated", "most_people": "--levels",
     "most_variants": "--levels", "draw_seed": "--seeds", "seed": "--seeds", "steps": "--steps",
-    "gpus": "--gpus-per-trial", "threads": "--cpus-per-trial", "max_minutes": "nothing: trials run to their end",
+    "gpus": "--gpus-per-trial", "threads": "--cpus-per-trial", "max_minutes": "no option: trials run to their end",
 }  # fmt: skip
 _KEYS = {field.name for field in dataclasses.fields(ReidTraining)}
 
@@ -38,7 +38,7 @@ def arms_of(
     common = _all_parsed("--set", settings)
     starts = dict(map(_named_arm, named)) or {"": {}}
     if len(starts) < len(named):
-        raise InputError("--arms: two of them have one name, give each its own")
+        raise InputError("--arms: two arms have the same name, give each its own")
     keys = common.keys() | {key for options in starts.values() for key in options}
     choices: dict[str, list[str]] = {}
     for text in crossed:
@@ -47,7 +47,7 @@ def arms_of(
             raise InputError(f"--cross {text}: {key} is given twice, give it once")
         choices[key] = values.split(",")
         if len(set(choices[key])) < len(choices[key]):
-            raise InputError(f"--cross {text}: one value is given twice, give it once")
+            raise InputError(f"--cross {text}: a value is given twice, give it once")
     arms = {}
     for (label, arm_options), values in itertools.product(starts.items(), itertools.product(*choices.values())):
         crossed_options = dict(zip(choices, values, strict=True))
@@ -67,7 +67,7 @@ def _named_arm(text: str) -> tuple[str, dict[str, str]]:
 def _all_parsed(option: str, texts: Sequence[str]) -> dict[str, str]:
     parsed = dict(_parsed(option, text) for text in texts)
     if len(parsed) < len(texts):
-        raise InputError(f"{option} {' '.join(texts)}: one key is given twice, give it once")
+        raise InputError(f"{option} {' '.join(texts)}: a key is given twice, give it once")
     return parsed
 
 
@@ -77,9 +77,11 @@ def _parsed(option: str, text: str) -> tuple[str, str]:
     if not equals or not value.strip():
         raise InputError(f"{option} {text}: give key=value, such as batch=32")
     if key in DECIDED:
-        raise InputError(f"{option} {text}: a sweep decides {flag(key)} itself; what says it is {DECIDED[key]}")
+        raise InputError(f"{option} {text}: a sweep decides {flag(key)} itself, by {DECIDED[key]}")
     if key not in _KEYS | FILTERS.keys():
-        raise InputError(f"{option} {text}: {key} is no option of jobs/train_reid.py, and no threshold: see its --help")
+        raise InputError(
+            f"{option} {text}: {key} is neither an option of jobs/train_reid.py nor a threshold: see that job's --help"
+        )
     return key, value.strip()
 
 
@@ -88,7 +90,7 @@ def _training(name: str, options: Mapping[str, str]) -> ReidTraining:
         raise InputError(f"preset {name}: give one of {', '.join(PRESETS)}")
     filters = [f"{key}={value}" for key, value in options.items() if key in FILTERS]
     if filters and "filters" in options:
-        raise InputError(f"{filters[0]} beside filters={options['filters']}: give thresholds one way")
+        raise InputError(f"{filters[0]} and filters={options['filters']}: give thresholds in one of these ways")
     options = {key: value for key, value in options.items() if key not in FILTERS}
     options |= {"filters": " ".join(filters)} if filters else {}
     start = dataclasses.replace(preset(name, Path("."), Path(".")), workers=0)

@@ -167,7 +167,7 @@ def agree(output: Output, sweep: Sweep) -> Sweep:
         default = _flat({"training": {arm: defaults(ReidTraining) for arm in trainings}})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{output.address(SWEEP_FILE)} is not of a sweep of this program ({error}): choose another --out"
+            f"{output.address(SWEEP_FILE)} is not the record of a sweep of this program ({error}): choose another --out"
         ) from error
     added = {key for key in new_values.keys() - old_values.keys() if key.startswith("runs.")}  # the runs of new seeds
     conflicts = differences(old_values, new_values, default, free=added)
@@ -179,7 +179,7 @@ def agree(output: Output, sweep: Sweep) -> Sweep:
     if texts:
         raise InputError(
             f"--out holds a sweep of another configuration: {'; '.join(texts)}. Choose another --out, or the "
-            "options it was begun with"
+            "options of its first command"
         )
     return sweep
 

@@ -36,7 +36,7 @@ class RunManifest:
                 else "finish the run with jobs/generate.py, or judge the finished part with jobs/refilter.py and give "
                 "its name as --manifest"
             )
-            raise InputError(f"{self.address} is not there: {way}")
+            raise InputError(f"{self.address} does not exist: {way}")
         with self._open() as parquet:
             schema, self.rows = parquet.schema_arrow, parquet.metadata.num_rows
         if (schema.metadata or {}).get(b"plan_hash", b"").decode() != plan.configuration.hash:

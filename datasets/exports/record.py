@@ -58,7 +58,8 @@ def agree(out: Output, record: Record) -> bool:
         other_files = out.list("")
         if other_files:
             raise InputError(
-                f"--out {out.root_address} holds files that are no export ({other_files[0]}): choose an empty folder"
+                f"--out {out.root_address} holds files that are not an export ({other_files[0]}): choose an empty "
+                "folder"
             )
         return False
     try:
@@ -75,13 +76,13 @@ def agree(out: Output, record: Record) -> bool:
     if texts:
         raise InputError(
             f"--out holds an export with other options: {'; '.join(texts)}. Choose another --out, or the options "
-            "it was begun with"
+            "of its first command"
         )
     if plan_hash != record.plan_hash:
         raise InputError(f"--out {out.root_address} holds an export of another run: choose another --out")
     if sha256 != record.manifest_sha256:
         raise InputError(
-            f"{record.manifest} has changed since this export was begun (its sha256 is {record.manifest_sha256[:12]}, "
+            f"{record.manifest} has changed since this export started (its sha256 is {record.manifest_sha256[:12]}, "
             f"not {str(sha256)[:12]}): choose another --out, or derive the manifest as it was"
         )
     return True

@@ -42,8 +42,8 @@ class Options:
             raise InputError(f"--format {self.format}: give {', '.join(FORMATS)}")
         if self.first_identity is not None and self.first_identity < 1:
             raise InputError(
-                f"--first-identity {self.first_identity}: give 1 or more; Market-1501 means distractors by 0 and junk "
-                "by -1"
+                f"--first-identity {self.first_identity}: give 1 or more; in Market-1501 the identity 0 means "
+                "distractors and -1 means junk"
             )
         for name in ("per_person", "people", "camera", "cameras", "images_per_file"):
             value = getattr(self, name)
@@ -54,7 +54,9 @@ class Options:
         if self.test_people and self.format != "market1501":
             raise InputError(f"--test-people {self.test_people}: only --format market1501 has query and gallery")
         if self.images_per_file and self.format not in FILES_OF_MANY:
-            raise InputError(f"--images-per-file {self.images_per_file}: it belongs to {' and '.join(FILES_OF_MANY)}")
+            raise InputError(
+                f"--images-per-file {self.images_per_file}: it is an option of {' and '.join(FILES_OF_MANY)}"
+            )
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
             raise InputError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
 
@@ -66,8 +68,8 @@ class Options:
         """
         if image_format == "jpeg" and self.jpeg_quality is not None:
             raise InputError(
-                f"--jpeg-quality {self.jpeg_quality}: the run's images are JPEG, whose bytes are passed on as they "
-                "are; leave it away"
+                f"--jpeg-quality {self.jpeg_quality}: the run's images are JPEG, whose bytes do not change; leave the "
+                "option out"
             )
         if image_format == "png" and self.jpeg_quality is None and self.format == "market1501":
             raise InputError(

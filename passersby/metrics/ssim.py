@@ -25,7 +25,7 @@ def ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     their differences would be wrong by 1e-5 at data ranges near 1.
     """
     if a.dtype != torch.uint8 or b.dtype != torch.uint8:
-        raise InputError(f"SSIM is taken of uint8 images, not of {a.dtype} and {b.dtype}")
+        raise InputError(f"SSIM needs uint8 images, not {a.dtype} and {b.dtype}")
     if a.ndim != 4 or a.shape[1:] != b.shape[1:]:
         raise InputError(f"SSIM needs two images of one size, not {list(a.shape)} and {list(b.shape)}")
     if min(a.shape[1:3]) < WINDOW:

@@ -159,7 +159,7 @@ class Trials:
             raise InputError(f"level {level}, seed {seed} occurs twice: give the trials of one arm, each once")
         if not (self.level == 0).any() or (self.level < 0).any():
             names = ", ".join(str(level) for level in np.unique(self.level)) or "none"
-            raise InputError(f"levels {names}: level 0, with which all others are compared, must be there and be least")
+            raise InputError(f"levels {names}: level 0, the baseline of all comparisons, must be the lowest of them")
 
 
 @dataclasses.dataclass(frozen=True)

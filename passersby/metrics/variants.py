@@ -31,7 +31,7 @@ def edge_maps(images: np.ndarray) -> np.ndarray:
     InputError for another type or shape.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(f"edges are taken of uint8 [N, H, W, 3], not of {images.dtype} {list(images.shape)}")
+        raise InputError(f"edge maps need uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
     maps = np.empty(images.shape[:3], np.float32)
     height = images.shape[1]
     for image, target in zip(images, maps, strict=True):
@@ -76,7 +76,7 @@ def colour_histograms(images: np.ndarray) -> np.ndarray:
     images of less than 3 rows.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(f"colour histograms are of uint8 [N, H, W, 3], not of {images.dtype} {list(images.shape)}")
+        raise InputError(f"colour histograms need uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
     height, width = images.shape[1:3]
     left, right = math.floor(width * COLUMNS[0]), math.ceil(width * COLUMNS[1])
     if height < STRIPES:

@@ -212,7 +212,7 @@ def load_perceptual(alexnet: str | os.PathLike | None = None) -> Perceptual:
         return _shift_tolerant(read_tensors(weights.get("st-lpips-alex", path)))  # only the wheel's file
     names = ", ".join(name[:40] for name in list(tensors)[:3])
     raise InputError(
-        f"perceptual network {path}: no AlexNet of torchvision ({names}, ...): give alexnet-owt-7be5be79.pth, or none"
+        f"perceptual network {path}: not torchvision's AlexNet ({names}, ...): give alexnet-owt-7be5be79.pth, or none"
     )
 
 
@@ -254,7 +254,9 @@ def _linear(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         _tensor(tensors, f"lin{index}.model.1.weight", (1, shape[0], 1, 1)) for index, shape in enumerate(_SHAPES)
     ]
     if any((weight < 0).any() for weight in weights):
-        raise InputError("weights of channels below 0, which no such network has: another's file")
+        raise InputError(
+            "some channel weights are below 0, which they never are in LPIPS: it is another network's file"
+        )
     return [weight.flatten() for weight in weights]
 
 
@@ -262,7 +264,7 @@ def _tensor(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...])
     value = tensors.get(name)
     if value is None or value.shape != shape:
         problem = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(shape)}"
-        raise InputError(f"tensor {name} {problem}: another network's file")
+        raise InputError(f"tensor {name} {problem}: it is another network's file")
     if not value.is_floating_point() or not torch.isfinite(value).all():
         raise InputError(f"tensor {name} holds values that are no finite numbers: fetch the file again")
     return value.float().contiguous()

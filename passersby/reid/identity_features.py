@@ -96,11 +96,11 @@ def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:
         value = remaining.pop(name, None)
         if value is None or value.shape != parameter.shape:
             problem = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
-            raise InputError(f"tensor {_MOCO_PREFIX}{name} {problem}: a MoCo-v2 checkpoint of a ResNet-50 is read")
+            raise InputError(f"tensor {_MOCO_PREFIX}{name} {problem}: give a MoCo-v2 checkpoint of a ResNet-50")
         if not value.is_floating_point() or not torch.isfinite(value).all():
             raise InputError(f"tensor {_MOCO_PREFIX}{name} holds values that are no finite numbers: fetch it again")
         weights[name] = value.float().contiguous()
     if remaining:
-        raise InputError(f"tensor {_MOCO_PREFIX}{min(remaining)[:80]} is not one of a ResNet-50: another structure")
+        raise InputError(f"tensor {_MOCO_PREFIX}{min(remaining)[:80]} is not one of a ResNet-50: it is another network")
     network.load_state_dict(weights, strict=True, assign=True)
     return network.eval()

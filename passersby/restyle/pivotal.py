@@ -247,7 +247,7 @@ def _start(weight, rank, seed):
 def _check(target, pivots, steps, rank, batch, numbers):
     if pivots.ndim != 3 or not len(pivots) or len(pivots) != len(target.images):
         shapes = f"pivots {tuple(pivots.shape)} for {len(target.images)} pictures"
-        raise InputError(f"pivotal tuning: {shapes}: one each is needed")
+        raise InputError(f"pivotal tuning: {shapes}: give one for each")
     for name, value, least in (("steps", steps, 0), ("rank", rank, 1), ("batch", batch, 1)):
         if type(value) is not int or value < least:
             raise InputError(f"pivotal tuning: {name} {value!r}: a whole number from {least} is needed")

@@ -74,7 +74,9 @@ def read_published(path: Path) -> Published:
     kind = options.get("encoder_type", ENCODER_TYPE)
     notes = [] if "encoder_type" in options else [f"taken for the encoder {ENCODER_TYPE}: the file does not say it"]
     if kind != ENCODER_TYPE:
-        raise InputError(f"its encoder is {str(kind)[:60]}: of stylegan3-editing's encoders {ENCODER_TYPE} is read")
+        raise InputError(
+            f"its encoder is {str(kind)[:60]}: of stylegan3-editing's encoders only {ENCODER_TYPE} can be read"
+        )
     parts: dict[str, Tensors] = {"encoder": {}, "decoder": {}}
     for name, tensor in contents["state_dict"].items():
         part, _, key = name.partition(".")
@@ -106,12 +108,16 @@ def _load(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         if "GLOBAL" in reason:  # PyTorch's message is a page long: keep the name that the file refers to
             reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
-        raise InputError(f"no plain checkpoint, nothing of it was run ({reason[:120]}): fetch it again") from error
+        raise InputError(
+            f"it is not a plain checkpoint, and nothing in it was run ({reason[:120]}): fetch it again"
+        ) from error
     state = contents.get("state_dict") if isinstance(contents, Mapping) else None
     names = [name for name in state if isinstance(name, str)] if isinstance(state, Mapping) else []
     has_encoder = any(name.startswith("encoder.") for name in names)
     if not isinstance(state, Mapping) or not has_encoder or len(names) != len(state):
-        raise InputError("no stylegan3-editing checkpoint: it has no `state_dict` with tensors named encoder.*")
+        raise InputError(
+            "it is not a stylegan3-editing checkpoint: it has no `state_dict` with tensors named encoder.*"
+        )
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: the file is damaged")
@@ -136,7 +142,7 @@ def _options(stored: Any) -> dict[str, Any]:
 def _stacked(tensors: Tensors) -> Tensors:
     """Turn the tool's names into RestyleEncoder's: concatenate `styles.<i>.NAME` of all heads i to `styles.NAME`."""
     if any(name.startswith("input_layer.") for name in tensors):
-        raise InputError(f"its encoder has an IR-SE-50 backbone, made for faces: {ENCODER_TYPE} is read")
+        raise InputError(f"its encoder has an IR-SE-50 backbone, made for faces: only {ENCODER_TYPE} can be read")
     stacked, heads = {}, {}
     for name, tensor in tensors.items():
         match = _HEAD.fullmatch(name)
@@ -164,7 +170,7 @@ def _encoder_config(tensors: Tensors, heads: int) -> EncoderConfig:
     backbone = next((name for name, counts in BLOCKS.items() if sum(counts) == blocks), None)
     if backbone is None or heads == 0:
         raise InputError(
-            f"its encoder has {blocks} blocks and {heads} heads: a ResNet-34 (16 blocks) with heads is read"
+            f"its encoder has {blocks} blocks and {heads} heads: only a ResNet-34 (16 blocks) with heads can be read"
         )
     convolutions = len([name for name in tensors if re.fullmatch(r"styles\.convs\.\d{1,3}\.weight", name)])
     # A fully convolutional network does not determine the size of its input, but its heads end at 1 x 1.
@@ -198,7 +204,7 @@ def _average(stored: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torc
     notes = []
     if stored is None:
         if "mapping.w_avg" not in decoder:
-            raise InputError("it has neither latent_avg nor a generator: where its codes start is not known")
+            raise InputError("it has neither latent_avg nor a generator, so the start of its codes is not known")
         stored = decoder["mapping.w_avg"]
         notes.append("no latent_avg in the file: the generator's average w is taken")
     if not isinstance(stored, torch.Tensor) or not stored.is_floating_point():

@@ -147,9 +147,7 @@ def _adam(gradient, first, second, step, betas=(0.9, 0.999), epsilon=1e-8):
 
 def _check(codes, target, average, steps, pull, learning_rate, spread, space):
     if codes.ndim != 3 or len(codes) != len(target.images):
-        raise InputError(
-            f"refinement: codes {tuple(codes.shape)} for {len(target.images)} pictures: one each is needed"
-        )
+        raise InputError(f"refinement: codes {tuple(codes.shape)} for {len(target.images)} pictures: give one for each")
     if average.shape != codes.shape[1:]:
         raise InputError(f"refinement: the average is {tuple(average.shape)}, a code {tuple(codes.shape[1:])}")
     if space not in SPACES:
@@ -208,7 +206,7 @@ def _checked(codes, weights):
         )
     weights = np.ones(len(codes)) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (len(codes),):
-        raise InputError(f"weights of shape {weights.shape} for {len(codes)} pictures: one each is needed")
+        raise InputError(f"weights of shape {weights.shape} for {len(codes)} pictures: give one for each")
     if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
         raise InputError(f"weights {weights.tolist()[:8]}: numbers of 0 or more, not all 0, are needed")
     return codes[weights > 0].reshape(int((weights > 0).sum()), -1), weights[weights > 0], codes.shape[1:]

@@ -48,7 +48,9 @@ def find_networks(state: Any) -> dict[str, Tensors]:
         averaged = generators
     if len(averaged) != 1 or len(discriminators) > 1:
         text = ", ".join(sorted(generators + discriminators))[:100]
-        raise InputError(f"several networks ({text}) and no telling which is the averaged generator: call it G_ema")
+        raise InputError(
+            f"several networks ({text}), and it is not clear which is the averaged generator: call it G_ema"
+        )
     training = [prefix for prefix in generators if names[prefix] in _TRAINING and prefix not in averaged]
     prefixes = generators + discriminators
     networks = {"G_ema": averaged, "G": training[:1], "D": discriminators}

@@ -131,7 +131,7 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): the network's files must lie here") from error
+        raise InputError(f"cannot read {path} ({error.strerror}): the network needs this file") from error
 
 
 def read_sections(path: Path) -> list[Section]:
@@ -154,7 +154,7 @@ def read_sections(path: Path) -> list[Section]:
         if not equals or not sections:
             raise InputError(f"{path}, line {number}: {line!r} is neither a [section] nor option=value")
         if option in sections[-1].options:
-            raise sections[-1].error(f"option {option!r} stands twice")
+            raise sections[-1].error(f"option {option!r} occurs twice")
         sections[-1].options[option] = value
     if not sections or sections[0].name != "net" or len(sections) < 2:
         raise InputError(f"{path} does not begin with [net] and some layers: a Darknet .cfg is expected")
@@ -194,7 +194,7 @@ def read_layer(section: Section, index: int, channels: int) -> Layer:
             raise section.error(f"mask {mask} and num do not fit {len(flat)} anchor numbers")
         anchors = tuple((flat[2 * i], flat[2 * i + 1]) for i in mask)
         return Yolo(anchors, section.number("classes"), section.number("scale_x_y", "1", float))
-    raise section.error("stands twice")
+    raise section.error("occurs twice")
 
 
 def output_shape(
@@ -212,7 +212,7 @@ def output_shape(
         return (sum(part[0] // layer.groups for part in parts), parts[0][1], parts[0][2])
     if isinstance(layer, MaxPool):
         if height % layer.stride or width % layer.stride:
-            raise section.error(f"a map of {height} x {width} cannot be pooled by {layer.stride} without a rest")
+            raise section.error(f"a map of {height} x {width} cannot be pooled by {layer.stride} without a remainder")
         return (channels, height // layer.stride, width // layer.stride)
     if isinstance(layer, Upsample):
         return (channels, height * layer.stride, width * layer.stride)

@@ -264,7 +264,7 @@ def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
     arms = list(dict.fromkeys([*(arm for arm in sweep.get("arms") or () if arm in with_baseline), *with_baseline]))
     if not arms:
         raise InputError(
-            "trials.parquet has no finished trial of level 0 yet, with which all others are compared: wait"
+            "trials.parquet has no finished trial of level 0 yet, which all others are compared with: wait for one"
         )
     return arms
 

@@ -288,5 +288,5 @@ def test_codes_that_cannot_be_varied_as_asked_are_refused(generator, real, tmp_p
         dataclasses.replace(CONFIGURATION, latents=real.latents.sha256, origins=origins_of(real.latents)),
         3,
     )
-    with pytest.raises(InputError, match=r"--latents: codes of 16 x 512 values, --network takes 12 x 512"):
+    with pytest.raises(InputError, match=r"--latents: its codes have 16 x 512 values, but --network takes 12 x 512"):
         check_network(shallow, CONFIGURATION, codes)

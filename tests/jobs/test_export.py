@@ -125,7 +125,7 @@ def test_a_changed_manifest_is_refused(run, tmp_path):
     main(config)
     plan = read_plan(run)
     write_manifest(run, plan, plan.units(), Thresholds(detector=0.71))
-    with pytest.raises(InputError, match=r"manifest\.parquet has changed since this export was begun"):
+    with pytest.raises(InputError, match=r"manifest\.parquet has changed since this export started"):
         main(config)
     write_manifest(run, plan, plan.units(), Thresholds())
     main(config)
@@ -145,10 +145,10 @@ def test_another_manifest_and_an_unfinished_run_are_exported(run, tmp_path, caps
         ({"run": "/nonexistent"}, "--run /nonexistent: no plan.json there"),
         ({"run": ""}, "--run is empty"),
         ({"out": "{run}"}, "is the folder of a run"),
-        ({"out": "{strange}"}, "holds files that are no export"),
+        ({"out": "{strange}"}, "holds files that are not an export"),
         ({"threads": 0}, "--threads 0"),
         ({"first_identity": 2000}, "--no-loader-limits"),
-        ({"manifest": "none"}, "manifest-none.parquet is not there"),
+        ({"manifest": "none"}, "manifest-none.parquet does not exist"),
         ({"jpeg_quality": 90}, "--jpeg-quality 90: the run's images are JPEG"),
     ],
 )

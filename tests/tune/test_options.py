@@ -60,10 +60,10 @@ def test_named_arms_are_sets_of_options_and_are_crossed_too():
         (["plain"], '--arms plain: give "NAME: key=value'),
         (["a/b: lr=1"], "NAME of letters"),
         (["plain: lr"], "--arms lr: give key=value"),
-        (["plain: lr=1 lr=2"], "one key is given twice"),
-        (["plain: lr=1", "plain: lr=2"], "two of them have one name"),
+        (["plain: lr=1 lr=2"], "a key is given twice"),
+        (["plain: lr=1", "plain: lr=2"], "two arms have the same name"),
         (["plain: batch=4"], "batch is given twice"),
-        (["plain: identity_margin=0 filters=ssim_floor=1"], "give thresholds one way"),
+        (["plain: identity_margin=0 filters=ssim_floor=1"], "give thresholds in one of these ways"),
         (["plain: identity_margin=0 generated_share=lots"], "generated_share=lots"),
     ],
 )
@@ -76,7 +76,7 @@ def test_arms_that_cannot_be(named, message):
     ("settings", "crossed", "message"),
     [
         (["batch"], [], "--set batch: give key=value"),
-        (["banana=1"], [], "banana is no option"),
+        (["banana=1"], [], "banana is neither an option"),
         (["seed=1"], [], "--seeds"),
         (["batch=much"], [], "batch=much"),
         (["batch=8"], ["batch=8,16"], "given twice"),

@@ -121,9 +121,9 @@ def test_a_manifest_that_does_not_fit_the_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="damaged"):
         RunManifest(run)
     Path(path).unlink()
-    with pytest.raises(InputError, match=r"manifest\.parquet is not there: finish the run"):
+    with pytest.raises(InputError, match=r"manifest\.parquet does not exist: finish the run"):
         RunManifest(run)
-    with pytest.raises(InputError, match=r"manifest-x\.parquet is not there: make it with jobs/refilter"):
+    with pytest.raises(InputError, match=r"manifest-x\.parquet does not exist: make it with jobs/refilter"):
         RunManifest(run, "x")
 
 
@@ -154,7 +154,7 @@ def test_nothing_kept_is_an_error(tmp_path):
         ({"cameras": 0}, "--cameras 0"),
         ({"test_people": 2}, "--test-people 2: only --format market1501"),
         ({"test_people": -2}, "--test-people -2"),
-        ({"images_per_file": 10}, "--images-per-file 10: it belongs to webdataset and table"),
+        ({"images_per_file": 10}, "--images-per-file 10: it is an option of webdataset and table"),
         ({"jpeg_quality": 0}, "--jpeg-quality 0"),
     ],
 )

@@ -198,7 +198,7 @@ def changed(name: str, value: torch.Tensor | None):
         (changed("features.8.bias", torch.zeros(256, dtype=torch.int64)), "features.8.bias holds values that are no"),
         (
             changed("features.0.weight", None),
-            r"no AlexNet of torchvision \(classifier.1.weight, .*\): give alexnet",
+            r"not torchvision's AlexNet \(classifier.1.weight, .*\): give alexnet",
         ),
     ],
 )

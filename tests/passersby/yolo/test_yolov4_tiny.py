@@ -231,7 +231,7 @@ def test_images_of_another_size_are_refused(detector):
         ("filters=32", "filters=32\nfliters=3", "unknown option 'fliters'"),
         ("filters=32", "filters=many", "filters='many' is not a list of int"),
         ("filters=32", "filters=-32", "filters=-32 must be one number"),
-        ("filters=32", "stride=3", "option 'stride' stands twice"),
+        ("filters=32", "stride=3", "option 'stride' occurs twice"),
         ("filters=32", "", "option 'filters' is missing"),
         ("size=2\nstride=2", "size=2\nstride=1", "overlapping windows"),
         ("layers = -1, 23", "layers = -1, 99", "do not exist"),
