@@ -35,7 +35,7 @@ _MOST = 9_999_999
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Trial:
-    """One training and evaluation: a seed, a level, and the name of the arm, such as "key=value, ..." ("" for one)."""
+    """One training and evaluation. arm: the name of the arm, such as "key=value, ..."; "" if there is one arm."""
 
     seed: int
     level: int
@@ -162,11 +162,11 @@ def _network(output: Output) -> dict[str, Json]:
 def check_enough(run: GeneratedRun, sweep: str, levels: tuple[int, ...]) -> None:
     """Raise InputError for a level above the run's pictures: it would repeat the training of a lower level."""
     available, noun = (run.people, "people") if sweep == PEOPLE_SWEEP else (run.pictures, "pictures of any person")
-    beyond = [level for level in levels if level > available]
-    if beyond:
+    impossible = [level for level in levels if level > available]
+    if impossible:
         raise InputError(
-            f"--levels {beyond[0]}: {run.record['name']} has {available} {noun} that pass the filters: generate more, "
-            f"or give levels up to {available}"
+            f"--levels {impossible[0]}: {run.record['name']} has {available} {noun} that pass the filters: generate "
+            f"more, or give levels up to {available}"
         )
 
 

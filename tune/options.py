@@ -65,10 +65,10 @@ def _named_arm(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _all_parsed(option: str, texts: Sequence[str]) -> dict[str, str]:
-    parsed = dict(_parsed(option, text) for text in texts)
-    if len(parsed) < len(texts):
+    options = dict(_parsed(option, text) for text in texts)
+    if len(options) < len(texts):
         raise InputError(f"{option} {' '.join(texts)}: a key is given twice, give it once")
-    return parsed
+    return options
 
 
 def _parsed(option: str, text: str) -> tuple[str, str]:

@@ -108,20 +108,20 @@ def _with_steps(
     It is the number of --steps, or else that of a training at level 0. With equal epochs it stays None. The function
     builds the batches of level 0 and of the next level, so that an impossible training fails at once.
     """
-    above = next((level for level in levels if level), None)
+    first_level = next((level for level in levels if level), None)
     real = list_sources(root)
     name = "people" if options.sweep == PEOPLE_SWEEP else "variants"
-    completed = {}
+    trainings = {}
     for arm, training in arms.items():
         dataclasses.replace(training, data=Path("."), out=Path(".")).check()
         baseline = _batches(training, real)
-        if above is not None:
-            limits = {name: [next(iter(runs.values())).path], f"most_{name}": above, "draw_seed": seeds[0]}
+        if first_level is not None:
+            limits = {name: [next(iter(runs.values())).path], f"most_{name}": first_level, "draw_seed": seeds[0]}
             _batches(training, list_sources(root, **limits, filters=training.filters))
         steps = None if options.equal_epochs else options.steps or -(-training.epochs * baseline.steps_per_epoch // 1)
-        completed[arm] = dataclasses.replace(training, steps=None if steps is None else int(steps))
-        completed[arm].check()
-    return completed
+        trainings[arm] = dataclasses.replace(training, steps=None if steps is None else int(steps))
+        trainings[arm].check()
+    return trainings
 
 
 def _batches(training: ReidTraining, sources: Sequence[Source]) -> ReidBatches:

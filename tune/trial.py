@@ -150,7 +150,7 @@ def evaluate(spec: Spec) -> Row:
     network = load_reid(path)
     features = evaluated_by(network, config.data, Workers.chosen("cuda" if spec["gpus"] else "cpu", here=True), False)
     ranking = rank_all(features, "cosine", False, 0)[0][SINGLE]
-    trained = network.record["trained_on"]["trained"]
+    image_counts = network.record["trained_on"]["trained"]
     return {
         "trial": spec["name"],
         "sweep": spec["sweep"],
@@ -164,8 +164,8 @@ def evaluate(spec: Spec) -> Row:
         "rank10": float(ranking.rank10),
         "mAP": float(ranking.mAP),
         "mINP": float(ranking.mINP),
-        "generated_images": trained["people"] + trained["variants"],
-        "real_images": trained["real"],
+        "generated_images": image_counts["people"] + image_counts["variants"],
+        "real_images": image_counts["real"],
         "query_identity": features.sets[QUERY].identities.tolist(),
         "query_ap": ranking.average_precision.tolist(),
         "query_first_hit": ranking.first_hit.tolist(),

@@ -93,17 +93,17 @@ def write_table(out: Output, name: str, images: ExportImages, pieces: Sequence[P
 
     It has statistics of every column except the image, so that filters can skip row groups.
     """
-    described = [field.name for field in TABLE_SCHEMA if field.name != "image"]
-    described[described.index("mix_layers")] = "mix_layers.list.element"
-    compression = {"image": "none"} | dict.fromkeys(described, "zstd")
+    columns = [field.name for field in TABLE_SCHEMA if field.name != "image"]
+    columns[columns.index("mix_layers")] = "mix_layers.list.element"
+    compression = {"image": "none"} | dict.fromkeys(columns, "zstd")
     with (
         out.replacing(name) as path,
         pq.ParquetWriter(
             path,
             TABLE_SCHEMA,
             compression=compression,  # pyright: ignore[reportArgumentType]  # pyarrow has no stubs: one for each column too
-            use_dictionary=described,  # pyright: ignore[reportArgumentType]  # and columns by name
-            write_statistics=described,  # pyright: ignore[reportArgumentType]  # and columns by name
+            use_dictionary=columns,  # pyright: ignore[reportArgumentType]  # and columns by name
+            write_statistics=columns,  # pyright: ignore[reportArgumentType]  # and columns by name
         ) as writer,
     ):
         for group in _row_groups(images, pieces):

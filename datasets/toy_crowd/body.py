@@ -211,13 +211,13 @@ def walk(person: Person, phase: float, effort: float) -> Pose:
 def draw_person(canvas: Canvas, view: View, person: Person, pose: Pose) -> None:
     """Draw the whole person, dressed, standing on `view.foot`."""
     legs, feet, arms = ([_lower(part, pose.ground) for part in parts] for parts in (pose.legs, pose.feet, pose.arms))
-    lowered = Pose(legs, feet, arms, [hand - [0, pose.ground, 0] for hand in pose.hands], 0.0)
+    pose_on_ground = Pose(legs, feet, arms, [hand - [0, pose.ground, 0] for hand in pose.hands], 0.0)
     rise = -pose.ground
-    _legs(canvas, view, person, lowered, rise)
+    _legs(canvas, view, person, pose_on_ground, rise)
     _trunk(canvas, view, person, rise)
-    _arms(canvas, view, person, lowered)
+    _arms(canvas, view, person, pose_on_ground)
     draw_head(canvas, view, person, rise)
-    draw_bag(canvas, view, person, lowered.hands[1], rise)
+    draw_bag(canvas, view, person, pose_on_ground.hands[1], rise)
 
 
 def _lower(joints: list[np.ndarray], ground: float) -> list[np.ndarray]:

@@ -94,8 +94,8 @@ def bottom_colour(bottom: Bottom) -> ColourFunction:
         elif bottom.pattern == "pleats":
             result = result * (1.0 + 0.14 * np.sin(around * 11.0))[:, None]
         elif bottom.pattern == "worn knees":
-            faded = np.exp(-(((along - 0.2) / 0.1) ** 2)) * np.exp(-((around / 0.8) ** 2))
-            result = result + (45.0 * faded)[:, None]
+            wear = np.exp(-(((along - 0.2) / 0.1) ** 2)) * np.exp(-((around / 0.8) ** 2))
+            result = result + (45.0 * wear)[:, None]
         elif bottom.pattern == "turn-up":
             if bottom.cut == "skirt":
                 end = 0.525 - bottom.length * 0.44

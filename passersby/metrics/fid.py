@@ -39,14 +39,14 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, neighbours: int = DENSI
     Outliers among reals have large balls and so make precision too high; density counts these balls little.
     """
     reals, fakes = _float64(real), _float64(fake)
-    inside, covered = 0, 0
+    hit_count, covered_reals = 0, 0
     for chunk in reals.split(CHUNK):
         # `neighbours + 1`, because the nearest is the image itself.
         radii = torch.cdist(chunk, reals).kthvalue(neighbours + 1, dim=1, keepdim=True).values  # [n, 1]
         hits = torch.cdist(chunk, fakes) < radii  # [n, M]
-        inside += int(hits.sum())
-        covered += int(hits.any(1).sum())
-    return inside / (neighbours * len(fakes)), covered / len(reals)
+        hit_count += int(hits.sum())
+        covered_reals += int(hits.any(1).sum())
+    return hit_count / (neighbours * len(fakes)), covered_reals / len(reals)
 
 
 def _float64(features: np.ndarray) -> torch.Tensor:

@@ -152,19 +152,20 @@ def doubles(features: np.ndarray, threshold: float, most: int = 100, device: str
     for row in range(0, people, BLOCK):
         upper = block(row)
         for column in range(row, people, BLOCK):
-            alike = upper @ block(column).T  # [BLOCK, BLOCK] float32
+            similarity = upper @ block(column).T  # [BLOCK, BLOCK] float32
             if column == row:  # each pair counts once, and nobody is compared with himself
-                alike.masked_fill_(torch.ones_like(alike, dtype=torch.bool).tril_(), -torch.inf)
-            over = alike >= threshold
-            block_count = int(over.sum())
+                similarity.masked_fill_(torch.ones_like(similarity, dtype=torch.bool).tril_(), -torch.inf)
+            is_double = similarity >= threshold
+            block_count = int(is_double.sum())
             if not block_count:
                 continue
             count += block_count
             # Only the most alike pairs of a block: with too low a threshold, all pairs would fill the memory.
-            values, indices = torch.where(over, alike, -torch.inf).flatten().topk(min(most, alike.numel()))
+            scores = torch.where(is_double, similarity, -torch.inf).flatten()
+            values, indices = scores.topk(min(most, similarity.numel()))
             values, indices = values.cpu().numpy(), indices.cpu().numpy()
             indices = indices[np.isfinite(values)]
-            pairs = np.stack([row + indices // alike.shape[1], column + indices % alike.shape[1]], axis=1)
+            pairs = np.stack([row + indices // similarity.shape[1], column + indices % similarity.shape[1]], axis=1)
             first, cosines = np.concatenate([first, pairs]), np.append(cosines, values[np.isfinite(values)])
             order = np.lexsort((first[:, 1], first[:, 0], -cosines))[:most]
             first, cosines = first[order], cosines[order]

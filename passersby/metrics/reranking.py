@@ -41,8 +41,8 @@ def reciprocal_neighbours(neighbours: np.ndarray, k1: int) -> Iterator[tuple[np.
         for member in reciprocal.T:
             inside |= halves_of_neighbours == member[:, None, None]
         inside &= halves_of_neighbours >= 0
-        alike = mutual[part] & (3 * inside.sum(2) > 2 * sizes[full[part]])
-        halves_of_neighbours[~alike] = -1
+        similar_neighbours = mutual[part] & (3 * inside.sum(2) > 2 * sizes[full[part]])
+        halves_of_neighbours[~similar_neighbours] = -1
         members = np.concatenate([reciprocal, halves_of_neighbours.reshape(len(reciprocal), -1)], 1)
         members.sort(1)
         first = members >= 0
@@ -154,15 +154,15 @@ def _encoded(features: torch.Tensor, furthest: torch.Tensor, neighbours: np.ndar
     pairs = max(1, CHUNK_BYTES // (4 * features.shape[1]))
     for rows, partners in reciprocal_neighbours(neighbours, k1):
         rows_on_device, partners_on_device = (torch.from_numpy(part).to(features.device) for part in (rows, partners))
-        near = torch.empty(len(rows), device=features.device)
+        weights = torch.empty(len(rows), device=features.device)
         for start in range(0, len(rows), pairs):
             part = slice(start, start + pairs)
             difference = features[rows_on_device[part]].sub_(features[partners_on_device[part]])
-            near[part] = torch.linalg.vector_norm(difference, dim=1).square_()
-        near = (near / furthest[rows_on_device]).square_().neg_().exp_().cpu().numpy()
+            weights[part] = torch.linalg.vector_norm(difference, dim=1).square_()
+        weights = (weights / furthest[rows_on_device]).square_().neg_().exp_().cpu().numpy()
         per_row = np.unique(rows, return_counts=True)[1]  # every image is its own neighbour: no row is missing
         starts = np.cumsum(per_row) - per_row
-        values.append(near / np.add.reduceat(near, starts).repeat(per_row))
+        values.append(weights / np.add.reduceat(weights, starts).repeat(per_row))
         columns.append(partners.astype(np.int32))
         counts.append(per_row)
     ends = np.concatenate([[0], *counts]).cumsum()

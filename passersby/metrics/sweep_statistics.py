@@ -230,12 +230,12 @@ class Analysis:
         """
         if not (gain > 0 and 0 < power < 1):
             raise InputError(f"a gain of {gain} with power {power}: the gain must be above 0, the power within 0..1")
-        compared = len(self.levels) - 1
-        if not self.seed_deviation > 0 or not compared:
+        comparisons = len(self.levels) - 1
+        if not self.seed_deviation > 0 or not comparisons:
             return None
 
         def enough(seeds: int) -> bool:
-            return shown_with_probability(gain, self.seed_deviation, seeds, compared, self.confidence) >= power
+            return shown_with_probability(gain, self.seed_deviation, seeds, comparisons, self.confidence) >= power
 
         low, high = 1, 2  # one seed tells nothing
         while not enough(high):

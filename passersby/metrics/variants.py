@@ -93,10 +93,10 @@ def _histogram(image: np.ndarray, stripe: np.ndarray) -> np.ndarray:
     position = (lab + (0, CHROMA, CHROMA)) / (100, 2 * CHROMA, 2 * CHROMA) * (np.array(BINS) - 1)
     position = position.clip(0, np.array(BINS) - 1)  # [pixels, 3] float64, in bins
     low = np.minimum(position.astype(np.int64), np.array(BINS) - 2)
-    above = position - low  # 0..1: the share of the upper bin, on each axis
+    upper_share = position - low  # 0..1: the share of the upper bin, on each axis
     counts = np.zeros(SIZE)
     for corner in itertools.product((0, 1), repeat=3):
-        weights = np.where(corner, above, 1 - above).prod(1)
+        weights = np.where(corner, upper_share, 1 - upper_share).prod(1)
         index = np.ravel_multi_index((low + corner).T, BINS) + stripe * np.prod(BINS)
         counts += np.bincount(index, weights, minlength=SIZE)
     return np.sqrt(counts / counts.sum())

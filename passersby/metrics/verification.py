@@ -123,7 +123,7 @@ def count_pairs(
             "identities: give one for each"
         )
     # The last bin is for pairs that do not count.
-    everything, same_person = np.zeros(BINS + 1, np.int64), np.zeros(BINS + 1, np.int64)
+    all_pairs, same_person = np.zeros(BINS + 1, np.int64), np.zeros(BINS + 1, np.int64)
     step = max(1, CHUNK_BYTES // (4 * max(1, len(gallery))))
     for start in range(0, len(query), step):
         part = slice(start, start + step)
@@ -136,10 +136,10 @@ def count_pairs(
         bins[:, gallery_ids == JUNK] = BINS
         if query_cameras is not None and gallery_cameras is not None:
             bins[query_cameras[part, None] == gallery_cameras] = BINS
-        everything += np.bincount(bins.ravel(), minlength=BINS + 1)
+        all_pairs += np.bincount(bins.ravel(), minlength=BINS + 1)
         matches = (query_ids[part, None] == gallery_ids) & (gallery_ids > DISTRACTOR)
         same_person += np.bincount(bins[matches], minlength=BINS + 1)
-    return PairCounts(same_person[:BINS], (everything - same_person)[:BINS])
+    return PairCounts(same_person[:BINS], (all_pairs - same_person)[:BINS])
 
 
 def same_person_thresholds(counts: PairCounts, accepts: float = 0.01) -> Thresholds:
@@ -162,10 +162,10 @@ def same_person_thresholds(counts: PairCounts, accepts: float = 0.01) -> Thresho
     one_percent = at(int(np.argmax(accepted <= accepts)))
     if not same:
         return Thresholds(None, one_percent)
-    apart = np.abs(accepted - rejected)
-    first = int(np.argmin(apart))
-    alike = (accepted == accepted[first]) & (rejected == rejected[first])  # one range, as both are monotonic
-    last = first + int(alike[first:].sum()) - 1
+    gap = np.abs(accepted - rejected)
+    first = int(np.argmin(gap))
+    same_rates = (accepted == accepted[first]) & (rejected == rejected[first])  # one range, as both are monotonic
+    last = first + int(same_rates[first:].sum()) - 1
     return Thresholds(at((first + last) // 2), one_percent)
 
 

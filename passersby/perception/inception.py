@@ -224,9 +224,9 @@ def _filled(content: bytes) -> nn.Module:
             parameters[f"{name}.{part}"].double() for part in ("weight", "beta", "mean", "var")
         )
         scale = (variance + _VARIANCE_EPSILON).rsqrt()
-        folded = weight * scale[:, None, None, None]
-        if folded.shape != layer.weight.shape:
-            raise AssertionError(f"{name}: {tuple(folded.shape)} are not the weights of {layer}")
-        layer.weight = nn.Parameter(folded.float(), requires_grad=False)
+        kernel = weight * scale[:, None, None, None]
+        if kernel.shape != layer.weight.shape:
+            raise AssertionError(f"{name}: {tuple(kernel.shape)} are not the weights of {layer}")
+        layer.weight = nn.Parameter(kernel.float(), requires_grad=False)
         layer.bias = nn.Parameter((beta - mean * scale).float(), requires_grad=False)
     return network.eval()

@@ -125,11 +125,11 @@ def convolution(weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, paddi
 def _composed(weight: torch.Tensor, vertical: tuple[float, ...], horizontal: tuple[float, ...]) -> torch.Tensor:
     """The kernel of a convolution and then a blur, [64, 3, 10 + taps, 10 + taps] float32, summed in float64."""
     size = [_KERNEL + len(vertical) - 1, _KERNEL + len(horizontal) - 1]
-    composed = torch.zeros([*weight.shape[:2], *size], dtype=torch.float64)
+    kernel = torch.zeros([*weight.shape[:2], *size], dtype=torch.float64)
     for row, by_row in enumerate(vertical):
         for column, by_column in enumerate(horizontal):
-            composed[:, :, row : row + _KERNEL, column : column + _KERNEL] += by_row * by_column * weight
-    return composed.float()
+            kernel[:, :, row : row + _KERNEL, column : column + _KERNEL] += by_row * by_column * weight
+    return kernel.float()
 
 
 # ---- Distances by either network.

@@ -71,10 +71,10 @@ def load_identity(path: str | os.PathLike) -> IdentityFeatures:
         raise InputError(f"identity network {path}: {error.strerror or error}: check the path") from error
     except InputError as error:
         raise InputError(f"identity network {path}: {error}") from error
-    loaded = load_reid(path)
-    config = loaded.network.config
-    name = f"re-ID {config.backbone} {config.neck} {config.height}x{config.width} ({loaded.kind})"
-    return IdentityFeatures(loaded.network, (config.height, config.width), name, loaded.sha256)
+    reid = load_reid(path)
+    config = reid.network.config
+    name = f"re-ID {config.backbone} {config.neck} {config.height}x{config.width} ({reid.kind})"
+    return IdentityFeatures(reid.network, (config.height, config.width), name, reid.sha256)
 
 
 def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:

@@ -91,16 +91,16 @@ def apply_delta(generator: Generator, delta: Delta) -> Iterator[Generator]:
     generator meanwhile. Raises InputError, before it exchanges anything, if the delta does not fit the generator's
     shapes.
     """
-    exchanged: list[tuple[nn.Module, nn.Parameter]] = []
-    changed = changed_weights(generator, delta)
+    originals: list[tuple[nn.Module, nn.Parameter]] = []
+    weights = changed_weights(generator, delta)
     try:
-        for name, weight in changed.items():
+        for name, weight in weights.items():
             module = generator.synthesis.get_submodule(name.removesuffix(".weight"))
-            exchanged.append((module, module.get_parameter("weight")))
+            originals.append((module, module.get_parameter("weight")))
             module.weight = nn.Parameter(weight, requires_grad=False)
         yield generator
     finally:
-        for module, weight in exchanged:
+        for module, weight in originals:
             module.weight = weight
 
 
@@ -222,10 +222,10 @@ def variants(generator: Generator, pivots: torch.Tensor, seed: int) -> torch.Ten
     numbers, layers = np.random.RandomState(seed), generator.num_ws
     z = torch.from_numpy(numbers.randn(len(pivots), generator.z_dim)).to(pivots.device, torch.float32)
     first = numbers.randint(layers, size=(len(pivots), 1))
-    replaced = (np.arange(layers) >= first) & (np.arange(layers) < first + layers // 2)  # [n, num_ws]
+    is_random = (np.arange(layers) >= first) & (np.arange(layers) < first + layers // 2)  # [n, num_ws]
     labels = torch.eye(max(generator.c_dim, 1), device=pivots.device)[[seed % max(generator.c_dim, 1)] * len(pivots)]
     random = generator.mapping(z, labels, truncation_psi=0.7)
-    return torch.where(torch.from_numpy(replaced).to(pivots.device)[:, :, None], random, pivots)
+    return torch.where(torch.from_numpy(is_random).to(pivots.device)[:, :, None], random, pivots)
 
 
 def tuned_weights(generator: Generator) -> dict[str, torch.Tensor]:

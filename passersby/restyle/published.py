@@ -127,15 +127,15 @@ def _load(path: Path) -> dict[str, Any]:
     return dict(contents)
 
 
-def _options(stored: Any) -> dict[str, Any]:
+def _options(content: Any) -> dict[str, Any]:
     # The options are a record for people: values other than texts, numbers, booleans and None are omitted.
-    values = stored.values if isinstance(stored, _Options) else stored
+    values = content.values if isinstance(content, _Options) else content
     values = values if isinstance(values, Mapping) else {}
     plain = {
         k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, (str, int, float, bool, type(None)))
     }
-    shortened = {key: PurePosixPath(v).name if isinstance(v, str) and "/" in v else v for key, v in plain.items()}
-    finite = {k: v for k, v in shortened.items() if not isinstance(v, float) or abs(v) < float("inf")}
+    without_folders = {key: PurePosixPath(v).name if isinstance(v, str) and "/" in v else v for key, v in plain.items()}
+    finite = {k: v for k, v in without_folders.items() if not isinstance(v, float) or abs(v) < float("inf")}
     return dict(sorted(finite.items()))
 
 
@@ -200,18 +200,18 @@ def _decoder(tensors: Tensors) -> tuple[Tensors, list[str]]:
     return tensors | {"synthesis.input.transform": identity}, notes
 
 
-def _average(stored: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torch.Tensor, list[str]]:
+def _average(code: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torch.Tensor, list[str]]:
     notes = []
-    if stored is None:
+    if code is None:
         if "mapping.w_avg" not in decoder:
             raise InputError("it has neither latent_avg nor a generator, so the start of its codes is not known")
-        stored = decoder["mapping.w_avg"]
+        code = decoder["mapping.w_avg"]
         notes.append("no latent_avg in the file: the generator's average w is taken")
-    if not isinstance(stored, torch.Tensor) or not stored.is_floating_point():
-        raise InputError(f"its latent_avg is a {type(stored).__name__}, not a float tensor")
-    if stored.shape[-1:] != (config.w_dim,) or stored.numel() not in (config.w_dim, config.w_dim * config.num_ws):
-        raise InputError(f"its latent_avg has shape {tuple(stored.shape)}, not [{config.num_ws}, {config.w_dim}]")
-    average = stored.float().reshape(-1, config.w_dim).expand(config.num_ws, -1)
+    if not isinstance(code, torch.Tensor) or not code.is_floating_point():
+        raise InputError(f"its latent_avg is a {type(code).__name__}, not a float tensor")
+    if code.shape[-1:] != (config.w_dim,) or code.numel() not in (config.w_dim, config.w_dim * config.num_ws):
+        raise InputError(f"its latent_avg has shape {tuple(code.shape)}, not [{config.num_ws}, {config.w_dim}]")
+    average = code.float().reshape(-1, config.w_dim).expand(config.num_ws, -1)
     if not torch.isfinite(average).all():
         raise InputError("its latent_avg holds values that are no finite numbers")
     return average.contiguous(), notes

@@ -141,8 +141,8 @@ def reached(border: int, length: int, padded: int, size: int) -> tuple[int, int]
     around (j + 1/2) * padded / size - 1/2; the image has the source pixels border ... border + length - 1.
     """
     low = np.floor((np.arange(size) + 0.5) * padded / size - 0.5)
-    touched = np.flatnonzero((low + 1 >= border) & (low < border + length))
-    return int(touched[0]), int(touched[-1]) + 1
+    pixels = np.flatnonzero((low + 1 >= border) & (low < border + length))
+    return int(pixels[0]), int(pixels[-1]) + 1
 
 
 def pedestrian_scores(images: np.ndarray, weights: str | os.PathLike | None = None, device: str = "cpu") -> np.ndarray:

@@ -136,13 +136,13 @@ class Yolov4Tiny(nn.Module):
     def __init__(self, network: DarknetNetwork, background: Tensor | None = None, window: Window | None = None):
         super().__init__()
         self.network = network
-        everything = Window(0, 0, network.height, network.width)
-        self.window = window or everything
+        whole_input = Window(0, 0, network.height, network.width)
+        self.window = window or whole_input
         # First build the plain network: its maps of the background surround the windows of the second.
         shapes = [(3, network.height, network.width), *network.shapes]
         maps = [torch.zeros(1, 1, 1, 1).expand(1, *shape) for shape in shapes]
-        self.layers = self.build(everything, maps)
-        if background is not None and self.window != everything:
+        self.layers = self.build(whole_input, maps)
+        if background is not None and self.window != whole_input:
             with torch.inference_mode():
                 maps = [background[None], *self.activations(background[None])]
             maps = [map.clone() for map in maps]

@@ -171,12 +171,12 @@ def _network_rows(network: Network) -> list[tuple[str, str]]:
 
 
 def _people_rows(card: Card) -> list[tuple[str, ...]]:
-    measured, real = card["filter"], card["real"]
-    person = measured["by_person"]
+    shares, real = card["filter"], card["real"]
+    person = shares["by_person"]
     rows = [
         ("", "share"),
-        ("all images that pass the pedestrian filter", _share(measured["all"])),
-        ("base images", _share(measured["base"])),
+        ("all images that pass the pedestrian filter", _share(shares["all"])),
+        ("base images", _share(shares["base"])),
         ("median person's images", percent(person["median"])),
         ("people with half of their images or more", _share(person["at_least_half"])),
         ("people with none", _share(person["none"])),
@@ -193,9 +193,9 @@ def _people_rows(card: Card) -> list[tuple[str, ...]]:
 def _mixing_rows(card: Card) -> list[tuple[str, ...]]:
     columns = ("passes", "over base", "own by clothes", "own before donor", "donor by clothes", "pose")
     rows = [("compared with the base image", *columns, "SSIM 4095", "SSIM 255", "difference")]
-    apart = card["other_people"]
-    rows += [_mixing_row(f"{name} mixed", group, apart) for name, group in card["mixing"].items()]
-    rows.append(_mixing_row("other people's base images", apart, apart))
+    other_people = card["other_people"]
+    rows += [_mixing_row(f"{name} mixed", group, other_people) for name, group in card["mixing"].items()]
+    rows.append(_mixing_row("other people's base images", other_people, other_people))
     if card["real"]:
         real = card["real"]
         for row, name in ((real.get("same_camera"), "same camera"), (real.get("other_camera"), "another camera")):
@@ -205,17 +205,17 @@ def _mixing_rows(card: Card) -> list[tuple[str, ...]]:
     return rows
 
 
-def _mixing_row(name: str, row: Compared, apart: Compared) -> tuple[str, ...]:
+def _mixing_row(name: str, row: Compared, other_people: Compared) -> tuple[str, ...]:
     over = f"{100 * row['filter_minus_base']['value']:+.1f}" if "filter_minus_base" in row else ""
-    measured = (row.get(key) for key in ("filter", "nearest_own", "own_before_donor", "nearest_donor"))
-    shares = ["" if share is None else _share(share) for share in measured]
-    pose = row["edge_distance"] / apart["edge_distance"] if apart["edge_distance"] else 0.0
+    groups = (row.get(key) for key in ("filter", "nearest_own", "own_before_donor", "nearest_donor"))
+    shares = ["" if share is None else _share(share) for share in groups]
+    pose = row["edge_distance"] / other_people["edge_distance"] if other_people["edge_distance"] else 0.0
     ssim = [f"{value:.3f}" for value in (row["ssim_4095"], row["ssim_255"])]
     return (name, shares[0], over, *shares[1:], f"{100 * pose:.0f}%", *ssim, f"{row['absolute_difference']:.1f}")
 
 
-def _share(measured: Share) -> str:
-    return f"{percent(measured['value'])} ({100 * measured['low']:.1f} to {100 * measured['high']:.1f})"
+def _share(share: Share) -> str:
+    return f"{percent(share['value'])} ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

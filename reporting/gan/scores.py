@@ -132,12 +132,12 @@ def describe_sets(evaluated: ImageSet, reference: ImageSet, height: int, width: 
 def score_lines(scores: Mapping[str, float]) -> list[str]:
     """The scores as lines of a small table."""
     fid, kid, deviation = scores["fid"], 1000 * scores["kid"], 1000 * scores["kid_std"]
-    near = [f"{scores[name]:8.3f}" for name in ("precision", "recall", "density", "coverage")]
+    figures = [f"{scores[name]:8.3f}" for name in ("precision", "recall", "density", "coverage")]
     return [
         f"FID                {fid:8.2f}            lower is better",
         f"KID x 1000         {kid:8.2f}            lower is better; of one subset +- {deviation:.2f}",
-        f"precision, recall  {near[0]} {near[1]}   fakes that look real, reals that are covered",
-        f"density, coverage  {near[2]} {near[3]}   the same, less led by outliers",
+        f"precision, recall  {figures[0]} {figures[1]}   fakes that look real, reals that are covered",
+        f"density, coverage  {figures[2]} {figures[3]}   the same, less led by outliers",
     ]
 
 

@@ -205,9 +205,9 @@ def select_queries(average_precision: np.ndarray, matches: np.ndarray, each: int
     lowest = valid[np.lexsort((valid, -matches[valid], average_precision[valid]))]
     best = order[: min(each, -(-len(order) // 3))]
     worst = np.array([index for index in lowest if index not in best][: min(each, len(order) // 3)], np.int64)
-    others = np.array([index for index in order if index not in best and index not in worst], np.int64)
-    start = max(0, (len(others) - each) // 2)
-    return QuerySelection(best, others[start : start + each], worst[::-1])
+    middle = np.array([index for index in order if index not in best and index not in worst], np.int64)
+    start = max(0, (len(middle) - each) // 2)
+    return QuerySelection(best, middle[start : start + each], worst[::-1])
 
 
 def query_sheet(

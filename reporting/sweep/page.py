@@ -271,8 +271,8 @@ def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
 
 def best_level(analysis: Analysis) -> int | None:
     """The level above 0 with the highest mean; None if there is only level 0."""
-    above = [result for result in analysis.levels if result.level]
-    return max(above, key=lambda result: result.mean).level if above else None
+    levels = [result for result in analysis.levels if result.level]
+    return max(levels, key=lambda result: result.mean).level if levels else None
 
 
 def query_changes(table: pa.Table, level: int, each: int) -> QueryChanges | None:

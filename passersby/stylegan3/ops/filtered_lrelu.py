@@ -122,7 +122,7 @@ class _FilteredLeakyReLU(torch.autograd.Function):
         up_filter = up_filter * _up_gain(plan)
         x = x.contiguous(memory_format=torch.channels_last)
         save, limit = ctx.needs_input_grad[0], _unclamped(up_filter, plan)
-        activated, y, ctx.clamps = [], None, []
+        maps, y, ctx.clamps = [], None, []
         for tile in _tiles(x, plan, maps=2 if save else 1):
             part = _take(x, tile)
             clamp = None if _within(part, limit) else plan.clamp
@@ -130,19 +130,19 @@ class _FilteredLeakyReLU(torch.autograd.Function):
             activate_(z, plan.slope, clamp)
             y = _put(y, _down(z, down_filter, plan.down), tile, x.shape)
             if save:
-                activated.append(z)
+                maps.append(z)
                 ctx.clamps.append(clamp)  # None where nothing was clamped
-        ctx.save_for_backward(up_filter, down_filter, *activated)
+        ctx.save_for_backward(up_filter, down_filter, *maps)
         ctx.plan, ctx.shape = plan, x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        up_filter, down_filter, *activated = ctx.saved_tensors
+        up_filter, down_filter, *maps = ctx.saved_tensors
         plan, result = ctx.plan, None
         grad = grad.contiguous(memory_format=torch.channels_last)
-        for tile, z, clamp in zip(_tiles(grad, plan, maps=2), activated, ctx.clamps, strict=True):
+        for tile, z, clamp in zip(_tiles(grad, plan, maps=2), maps, ctx.clamps, strict=True):
             # The transpose of a decimating filter is an interpolating filter, and the other way round.
             g = _up(_take(grad, tile), down_filter, plan.down, (0, 0), plan.size)
             activation_gradient(g, z, plan.slope, clamp, out=g)

@@ -88,8 +88,8 @@ def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _above(source: Discriminator, height: int, x: torch.Tensor) -> torch.Tensor:
-    for above in source.heights[: source.heights.index(height)]:
-        x = getattr(source, f"b{above}")(x)
+    for block_height in source.heights[: source.heights.index(height)]:
+        x = getattr(source, f"b{block_height}")(x)
     return x
 
 
@@ -122,8 +122,8 @@ def features_of_colours(network: Discriminator, height: int) -> torch.Tensor:
     with torch.no_grad():
         top = getattr(network, f"b{network.heights[0]}")
         x = top.fromrgb(colour_grid(top.fromrgb.weight.device)[:, :, None, None])[:, :, 0, 0]
-        for above in network.heights[: network.heights.index(height)]:
-            skip = getattr(network, f"b{above}").skip
+        for block_height in network.heights[: network.heights.index(height)]:
+            skip = getattr(network, f"b{block_height}").skip
             x = x @ skip.weight[:, :, 0, 0].t() * (skip.weight_gain * math.sqrt(0.5))
     return x
 
@@ -352,8 +352,8 @@ class _Transfer:
         # [1, cmap_dim]: the factors of the features, averaged over all labels
         labels = torch.eye(self.source.config.c_dim, device=next(self.source.parameters()).device)
         with torch.no_grad():
-            mapped = self.source.mapping(None, labels)
-        return mapped.mean(0, keepdim=True) / math.sqrt(mapped.shape[1])
+            embeddings = self.source.mapping(None, labels)
+        return embeddings.mean(0, keepdim=True) / math.sqrt(embeddings.shape[1])
 
 
 def _importance(source: Discriminator, images: torch.Tensor | None) -> dict:

@@ -46,8 +46,12 @@ class TransferReport:
             if row.state == "adapted":
                 hows[row.how] = hows.get(row.how, 0) + row.sourced
         taken_numbers = sum(row.sourced for row in self.rows if row.state == "taken")
-        adapted = sum(hows.values())
-        counts = {"taken": taken_numbers, "adapted": adapted, "new": self.parameters - taken_numbers - adapted}
+        adapted_numbers = sum(hows.values())
+        counts = {
+            "taken": taken_numbers,
+            "adapted": adapted_numbers,
+            "new": self.parameters - taken_numbers - adapted_numbers,
+        }
         return {"network": self.network, "parameters": self.parameters, **counts, "adapted_how": hows}
 
     def lines(self) -> list[str]:
