@@ -108,16 +108,12 @@ def _load(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         if "GLOBAL" in reason:  # PyTorch's message is a page long: keep the name that the file refers to
             reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
-        raise InputError(
-            f"it is not a plain checkpoint, and nothing in it was run ({reason[:120]}): fetch it again"
-        ) from error
+        raise InputError(f"no plain checkpoint, nothing of it was run ({reason[:120]}): fetch it again") from error
     state = contents.get("state_dict") if isinstance(contents, Mapping) else None
     names = [name for name in state if isinstance(name, str)] if isinstance(state, Mapping) else []
     has_encoder = any(name.startswith("encoder.") for name in names)
     if not isinstance(state, Mapping) or not has_encoder or len(names) != len(state):
-        raise InputError(
-            "it is not a stylegan3-editing checkpoint: it has no `state_dict` with tensors named encoder.*"
-        )
+        raise InputError("no stylegan3-editing checkpoint: it has no `state_dict` with tensors named encoder.*")
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: the file is damaged")

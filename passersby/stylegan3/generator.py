@@ -209,7 +209,7 @@ class Generator(nn.Module):
                 raise InputError(f"layers {indices}: give one or more of the style inputs 0 to {self.num_ws - 1}")
             ws[:, indices] = donor_ws[:, indices]
         elif indices:
-            raise InputError(f"layers {indices} without people to mix with: give `others`")
+            raise InputError(f"layers {indices} without people to mix with: give others")
         return np.concatenate([to_uint8(self.synthesis(part)).cpu().numpy() for part in ws.split(IMAGES_AT_ONCE)])
 
     def _ws_of(self, people: Sequence[int] | np.ndarray, truncation_psi: float) -> torch.Tensor:

@@ -171,7 +171,7 @@ def test_files_of_many_images_are_bounded_by_pixels_too():
 
 
 def test_conversion_is_only_for_png():
-    with pytest.raises(InputError, match="are JPEG, whose bytes are passed on"):
+    with pytest.raises(InputError, match="are JPEG, whose bytes do not change"):
         Options("folder", jpeg_quality=90).completed(1, "jpeg")
     with pytest.raises(InputError, match="give --jpeg-quality 95 to convert"):
         Options("market1501").completed(1, "png")
