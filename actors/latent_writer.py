@@ -5,13 +5,10 @@ import time
 
 import pyarrow as pa
 
-from datasets.latents.plan import read_inversion_plan
-from datasets.latents.shards import count_errors, latents_table, write_latents_shard
+from datasets.latents.shards import LATENTS, count_errors
 from datasets.latents.table import delta_name
-from datasets.runs.plan import PLAN_FILE
 from datasets.runs.rows import images_of
-from datasets.storage.output import Output
-from passersby.errors import InputError
+from datasets.runs.shards import WorkerFolder, shard_table, unit_report, write_shard
 
 STAGES = ("read", "encode", "refine", "pivotal", "write")
 
@@ -19,52 +16,29 @@ STAGES = ("read", "encode", "refine", "pivotal", "write")
 class LatentWriter:
     """A stage that writes the codes and deltas of an Inverter below `address` and returns counts for the driver.
 
-    Its row has these columns: unit, images and error (the number of pictures that could not be inverted), int64;
-    seconds_* of every stage, float64; problem, the reason why nothing could be written, or null. A person's delta is
-    written before the shard that names it, so a shard that exists is complete.
+    Its row (`unit_report`) has these counts: unit, images and error (the number of pictures that could not be
+    inverted). A person's delta is written before the shard that names it, so a shard that exists is complete.
     """
 
     def __init__(self, address: str, plan_hash: str):
-        self.output = Output(address)
-        self.plan_hash = plan_hash
-        self.checked = False
+        self.folder = WorkerFolder(address, plan_hash)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One unit with all its columns -> one row with counts."""
         start = time.perf_counter()
-        unit = batch["unit"][0].as_py()
+        unit, folder = batch["unit"][0].as_py(), self.folder
         pictures = images_of(batch)
         contents = _by_person(pictures)
-        table = latents_table(unit, _with_deltas(pictures.drop_columns(["delta_content"]), contents))
-        problem = None
-        try:
-            self._check_folder()
-            for person, content in contents.items():
-                self.output.write(delta_name(person), content)
-            write_latents_shard(self.output, self.plan_hash, unit, table)
-        except InputError as error:
-            problem = str(error)
-        names = [f"seconds_{stage}" for stage in STAGES]
-        seconds = {name: batch[name][0].as_py() for name in names if name in batch.column_names}
-        seconds["seconds_write"] = time.perf_counter() - start
-        counts = {"unit": unit, "images": table.num_rows, "error": count_errors(table)}
-        return pa.table(
-            {name: pa.array([value], pa.int64()) for name, value in counts.items()}
-            | {name: pa.array([seconds.get(name, 0.0)], pa.float64()) for name in names}
-            | {"problem": pa.array([problem], pa.string())}
-        )
+        table = shard_table(unit, _with_deltas(pictures.drop_columns(["delta_content"]), contents), LATENTS)
 
-    def _check_folder(self) -> None:
-        # The driver writes the plan first. A node that does not see the plan would write to its own disk.
-        if self.checked:
-            return
-        plan = read_inversion_plan(self.output)
-        if plan is None or plan.configuration.hash != self.plan_hash:
-            raise InputError(
-                f"a worker does not see {self.output.address(PLAN_FILE)} as the driver wrote it: give --out a folder "
-                "that all nodes share, or a URI such as s3://bucket/run"
-            )
-        self.checked = True
+        def write() -> None:
+            for person, content in contents.items():
+                folder.output.write(delta_name(person), content)
+            write_shard(folder.output, folder.plan_hash, unit, table, LATENTS)
+
+        problem = folder.problem(write)
+        counts = {"unit": unit, "images": table.num_rows, "error": count_errors(table)}
+        return unit_report(batch, counts, STAGES, start, problem)
 
 
 def _by_person(pictures: pa.Table) -> dict[int, bytes]:

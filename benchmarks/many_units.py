@@ -28,11 +28,10 @@ import ray
 import tyro
 
 from actors.shard_writer import ShardWriter
-from datasets.runs.plan import PLAN_FILE, Configuration, Plan, agree, read_plan
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan
 from datasets.runs.rows import with_columns
-from datasets.runs.shards import finished_units
+from datasets.runs.run import Run, begin_run
 from datasets.runs.verdicts import Thresholds
-from datasets.storage.lock import hold
 from datasets.storage.output import Output
 from jobs import generate
 from jobs.common import connect, run_job
@@ -87,10 +86,10 @@ class StubMixer:
 
 
 def put_through(
-    output: Output, plan: Plan, pools: list[Pool], seconds: float, compute: bool
+    run: Run[Plan], pools: list[Pool], seconds: float, compute: bool
 ) -> tuple[float, list[tuple[int, float]]]:
     """Make every unit with the stub; returns seconds from the first unit to the last, and (units, driver's MB)."""
-    c = plan.configuration
+    output, plan, c = run.output, run.plan, run.plan.configuration
     stages = [
         (StubMixer, {"configuration": c, "seconds": seconds, "compute": compute}),
         (
@@ -101,33 +100,33 @@ def put_through(
     output.write(PLAN_FILE, plan.to_json())
     metrics = RunMetrics(output.root_address, plan.unit_count)
     units, memory, me, first = [dataclasses.asdict(unit) for unit in plan.units()], [], psutil.Process(), None
-    with hold(output) as lease, ProgressLine(plan.unit_count, plan.images) as line:
+    with run.held(), ProgressLine(plan.unit_count, plan.images) as line:
         for number, _ in enumerate(
-            committed(run_units(units, stages, pools, lambda _: pools, 1000), output, lease, line, metrics)
+            committed(run_units(units, stages, pools, lambda _: pools, 1000), run, line, metrics)
         ):
             first = first or time.perf_counter()
             if number % max(1, len(units) // 10) == 0:
                 memory.append((number, me.memory_info().rss / 1e6))
-    assert len(finished_units(output)) == plan.unit_count
+    assert len(run.finished()) == plan.unit_count
     assert first is not None  # a plan has a unit
     return time.perf_counter() - first, memory
 
 
-def plan_of(out: Path, units: int) -> tuple[Output, Plan]:
-    """An empty folder, and the plan that `jobs/generate.py` would make for so many units there."""
+def run_of(out: Path, units: int) -> Run[Plan]:
+    """The run that `jobs/generate.py` would make of so many units in an empty folder."""
     shutil.rmtree(out, ignore_errors=True)
     output = Output(str(out))
     config = generate.Config(out=str(out), people=units, variants=1, unit_images=1, **SIZE)
-    return output, agree(read_plan(output), config.frozen(Inputs(weights.DEMO_NETWORK)), units)
+    return begin_run(output, config.frozen(Inputs(weights.DEMO_NETWORK)), units)
 
 
 def many_units(config: Config) -> None:
     """The first part."""
-    output, plan = plan_of(config.out, config.units)
+    run = run_of(config.out, config.units)
     connect()
-    seconds, memory = put_through(output, plan, [Pool("stubs", 2, 0.5, 0.0), Pool("writers", 1, 0.5, 0.0)], 0.0, False)
+    seconds, memory = put_through(run, [Pool("stubs", 2, 0.5, 0.0), Pool("writers", 1, 0.5, 0.0)], 0.0, False)
     ray.shutdown()
-    print(f"{plan.unit_count:,} units in {seconds:.1f} s: {1000 * seconds / plan.unit_count:.2f} ms a unit")
+    print(f"{run.plan.unit_count:,} units in {seconds:.1f} s: {1000 * seconds / run.plan.unit_count:.2f} ms a unit")
     print("driver's memory: " + ", ".join(f"{megabytes:.0f} MB at {number:,}" for number, megabytes in memory))
     command = [
         sys.executable,
@@ -177,9 +176,9 @@ def many_nodes(config: Config) -> None:
                     cluster.add_node(num_cpus=1, resources={"stub": 1})
                 ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
                 units = min(40 * count, 160)
-                output, plan = plan_of(config.out / f"{count}-{compute}", units)
+                run = run_of(config.out / f"{count}-{compute}", units)
                 pools = [Pool("stubs", count, 1.0, 0.0), Pool("writers", 1, 0.25, 0.0)]
-                seconds, _ = put_through(output, plan, pools, config.node_seconds, compute)
+                seconds, _ = put_through(run, pools, config.node_seconds, compute)
                 kind = "computes" if compute else "waits"
                 print(f"{count} nodes, a stub that {kind}: {units / seconds:.1f} units/s", flush=True)
             finally:

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 import tyro
 
 from datasets.exports.manifest import RunManifest
-from datasets.exports.record import IDENTITIES, RECORD, SHORT, Record, agree, begin
+from datasets.exports.record import IDENTITIES, RECORD, SHORT, Record, begin, holds_export
 from datasets.exports.selection import FILES_OF_MANY, Options, People, assign
 from datasets.exports.trees import loader_notes, write_empty_notes
 from datasets.exports.write import run_tasks, tasks
+from datasets.runs.plan import Plan
+from datasets.runs.run import Run, open_run
 from datasets.storage.output import Output
 from jobs.common import run_job
 from passersby.errors import InputError
@@ -89,11 +91,11 @@ def main(config: Config) -> None:
     if not 1 <= config.threads <= 256:
         raise InputError(f"--threads {config.threads}: give 1 to 256")
     manifest = RunManifest(_run(config.run), config.manifest)
-    configuration = manifest.plan.configuration
+    configuration = manifest.run.plan.configuration
     options = options.completed(configuration.image_bytes, configuration.format)
     out = Output(config.out)
     record = Record.of(manifest, options)
-    begun = agree(out, record)
+    begun = holds_export(out, record)
     people = assign(manifest, options)
     describe(config, options, manifest, people)
     if options.format == "market1501":
@@ -111,17 +113,18 @@ def main(config: Config) -> None:
     print(f"who is who: {out.address(IDENTITIES)}")
 
 
-def _run(address: str) -> Output:
+def _run(address: str) -> Run[Plan]:
     try:
-        return Output(address)
+        output = Output(address)
     except InputError as error:  # it speaks of the option that it is usually given by
         raise InputError(str(error).replace("--out", "--run")) from error
+    return open_run(output, "--run")
 
 
 def describe(config: Config, options: Options, manifest: RunManifest, people: People) -> None:
     """Print what the export takes, and what is missing of it."""
-    if manifest.rows < manifest.plan.images:
-        print(f"note: {manifest.name} judges {manifest.rows:,} of the {manifest.plan.images:,} planned images")
+    if manifest.rows < manifest.run.plan.images:
+        print(f"note: {manifest.name} judges {manifest.rows:,} of the {manifest.run.plan.images:,} planned images")
     identities = people.identity[people.exported]
     files = f", {options.images_per_file:,} images a file" if options.format in FILES_OF_MANY else ""
     print(

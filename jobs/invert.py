@@ -1,38 +1,52 @@
 """Find latent codes of real people's pictures: encode, refine and store them, unit by unit, on Ray."""
 
 import dataclasses
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from datasets.latents.pictures import Pictures, check_splits, list_pictures
-from datasets.latents.plan import InversionConfiguration, InversionPlan, agree, read_inversion_plan
-from datasets.runs.shards import finished_units
+from datasets.latents.plan import InversionConfiguration, InversionPlan, begin_inversion, read_inversion_plan, steps_of
+from datasets.runs.run import Run
 from datasets.storage.local_copy import local_copy
-from datasets.storage.lock import hold
 from datasets.storage.output import Output
 from jobs.common import connect, given, run_job
 from passersby import weights
-from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.options import Json, flag
-from pipeline.cluster import wait_for_gpus
-from reporting.inversion.results import (
-    is_inversion_published,
-    publish_inversion,
-    read_inversion_summary,
-    summary_lines,
-)
+from passersby.options import Json
+from reporting.inversion.results import is_inversion_published, publish_inversion, read_inversion_summary, summary_lines
 
 if TYPE_CHECKING:
     from pipeline.inversion import Networks
-    from pipeline.pools import Pool
+    from pipeline.pools import Machines, Stage
 
-REFINE_STEPS, PIVOTAL_STEPS = 100, 200
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Local paths of the networks."""
+
+    encoder: Path
+    generator: Path
+    perceptual: Path
+    identity: Path | None
+
+    @classmethod
+    def of(cls, config: "Config") -> "Files":
+        """Raises InputError that names the option of a file that is missing."""
+        identity = local_copy(config.identity, "--identity") if config.identity else None
+        alexnet = local_copy(config.alexnet, "--alexnet") if config.alexnet else weights.get("st-lpips-alex")
+        network = local_copy(config.network, "--network") if config.network else weights.DEMO_NETWORK
+        return cls(local_copy(config.encoder, "--encoder"), network, alexnet, identity)
+
+    def networks(self) -> "Networks":
+        """What the files hold, said in a line. It brings PyTorch: a finished run is quick without."""
+        from pipeline.inversion import Networks
+
+        networks = Networks.load(self.encoder, self.generator, self.perceptual, self.identity)
+        print(networks.describe())
+        return networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +107,28 @@ class Config:
     dry_run: bool = False
     """Check everything, print the plan and the pools; write nothing."""
 
-    def step_counts(self) -> dict[str, int | None]:
-        """Steps of both refinements, None for one that does not run. Raises InputError for one given in vain."""
-        runs = {"refine_steps": self.refine != "none", "pivotal_steps": self.refine == "pivotal"}
-        usual = {"refine_steps": REFINE_STEPS, "pivotal_steps": PIVOTAL_STEPS}
-        for name, goes in runs.items():
-            if not goes and getattr(self, name) is not None:
-                needed = "pivotal" if name == "pivotal_steps" else "w or pivotal"
-                raise InputError(f"--{flag(name)} {getattr(self, name)}: it belongs to --refine {needed}")
-        given = {name: usual[name] if getattr(self, name) is None else getattr(self, name) for name in runs}
-        return {name: given[name] if goes else None for name, goes in runs.items()}
+    def with_steps(self) -> "Config":
+        """The same with the steps of both refinements, None for one that does not run. Raises InputError."""
+        refine = steps_of("refine_steps", self.refine, self.refine_steps)
+        pivotal = steps_of("pivotal_steps", self.refine, self.pivotal_steps)
+        return dataclasses.replace(self, refine_steps=refine, pivotal_steps=pivotal)
+
+    def frozen(self, files: Files, pictures: Pictures) -> InversionConfiguration:
+        """The part that changes bytes, checked, of options `with_steps`. Raises InputError."""
+        return InversionConfiguration(
+            encoder=file_sha256(files.encoder, "--encoder"),
+            network=file_sha256(files.generator, "--network"),
+            identity=None if files.identity is None else file_sha256(files.identity, "--identity"),
+            perceptual=file_sha256(files.perceptual, "--alexnet"),
+            data=pictures.fingerprint,
+            splits=self.splits,
+            pictures=self.pictures,
+            steps=self.steps,
+            refine=self.refine,
+            refine_steps=self.refine_steps,
+            pivotal_steps=self.pivotal_steps,
+            unit_images=self.unit_images,
+        )
 
 
 def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
@@ -117,102 +143,60 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
     return {**{name: getattr(c, name) for name in names}, "people": sum(plan.extents)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Local paths of the networks."""
-
-    encoder: Path
-    generator: Path
-    perceptual: Path
-    identity: Path | None
-
-    @classmethod
-    def found(cls, config: Config) -> "Files":
-        """Raises InputError that names the option of a file that is missing."""
-        identity = local_copy(config.identity, "--identity") if config.identity else None
-        alexnet = local_copy(config.alexnet, "--alexnet") if config.alexnet else weights.get("st-lpips-alex")
-        network = local_copy(config.network, "--network") if config.network else weights.DEMO_NETWORK
-        return cls(local_copy(config.encoder, "--encoder"), network, alexnet, identity)
-
-
 def main(config: Config) -> int | None:
     """Plan, invert what is missing, derive what people look at. Returns 1 when units failed for good."""
-    steps = config.step_counts()
+    config = config.with_steps()
     check_splits(config.splits, config.allow_test_people)
-    output = Output(config.out)
-    files = Files.found(config)
+    output, files = Output(config.out), Files.of(config)
     pictures = list_pictures(config.data, config.splits, config.allow_test_people, config.pictures)
-    configuration = InversionConfiguration(
-        encoder=file_sha256(files.encoder, "--encoder"),
-        network=file_sha256(files.generator, "--network"),
-        identity=None if files.identity is None else file_sha256(files.identity, "--identity"),
-        perceptual=file_sha256(files.perceptual, "--alexnet"),
-        data=pictures.fingerprint,
-        splits=config.splits,
-        pictures=config.pictures,
-        steps=config.steps,
-        refine=config.refine,
-        unit_images=config.unit_images,
-        refine_steps=steps["refine_steps"],
-        pivotal_steps=steps["pivotal_steps"],
+    run = begin_inversion(output, config.frozen(files, pictures), pictures.counts, config.people)
+    print(
+        *(f"note: {note}" for note in pictures.listing.notes),
+        run.plan.describe(len(run.pending), config.people),
+        sep="\n",
     )
-    plan = agree(read_inversion_plan(output), configuration, pictures.counts, config.people)
-    pending = plan.pending(finished_units(output))
-    print(*(f"note: {note}" for note in pictures.listing.notes), plan.describe(len(pending), config.people), sep="\n")
-    if config.dry_run or pending or not is_inversion_published(output, plan):
-        failed = invert(config, output, configuration, pictures, files)
-        if failed or config.dry_run:
-            return failed
+    if config.dry_run:
+        return expect(config, run, files)
+    if (run.pending or not is_inversion_published(run)) and invert(config, run, pictures, files):
+        return 1
     if summary := read_inversion_summary(output):
         print(*summary_lines(summary, output), sep="\n")
     return 0
 
 
-def invert(
-    config: Config, output: Output, configuration: InversionConfiguration, pictures: Pictures, files: Files
-) -> int | None:
+def expect(config: Config, run: Run[InversionPlan], files: Files) -> None:
+    """A dry run: check the networks, print what they would run on."""
+    stages, machines = prepare(config, run, files.networks())
+    machines.pools(stages, len(run.pending))
+
+
+def invert(config: Config, run: Run[InversionPlan], pictures: Pictures, files: Files) -> int | None:
     """Invert what is missing, as the only driver in this folder; returns 1 when units failed for good."""
-    from pipeline.inversion import Networks  # it brings PyTorch: a finished run is quick without
+    from pipeline.commit import failure_advice, make_work
+    from pipeline.inversion import inversion_work
 
-    networks = Networks.load(files.encoder, files.generator, files.perceptual, files.identity)
-    print(networks.describe())
-    if config.dry_run:
-        plan = agree(read_inversion_plan(output), configuration, pictures.counts, config.people)
-        prepare(config, output, plan, networks, len(plan.pending(finished_units(output))))
-        return None
-    with hold(output) as lease:
-        # Another driver may just have ended.
-        plan = agree(read_inversion_plan(output), configuration, pictures.counts, config.people)
-        pending, times = plan.pending(finished_units(output)), None
-        if pending:
-            from pipeline.commit import failure_advice, make_work
-            from pipeline.inversion import inversion_work
-
-            stages, pools, again = prepare(config, output, plan, networks, len(pending))
-            work = inversion_work(plan, pending, pictures, networks.generator)
-            times, failed = make_work(output, work, stages, pools, again, lease)
+    networks = files.networks()
+    with run.held():
+        times = None
+        if run.pending:
+            stages, machines = prepare(config, run, networks)
+            times, failed = make_work(run, inversion_work(run, pictures, networks.generator), stages, machines)
             if failed:
-                others = "units that are there stay"
-                print(failure_advice(output, failed, others), file=sys.stderr)
+                print(failure_advice(run, failed, "units that are there stay"), file=sys.stderr)
                 return 1
-        publish_inversion(output, plan, pictures, networks, times)
+        publish_inversion(run, pictures, networks, times)
     return None
 
 
-def prepare(
-    config: Config, output: Output, plan: InversionPlan, networks: "Networks", units: int
-) -> tuple[list[tuple[type, dict]], "list[Pool]", "Callable[[int], list[Pool]]"]:
-    """The pipeline on the connected cluster: stages with their arguments, pools, and what plans pools again."""
-    from pipeline.inversion import choose_device, inversion_pools, inversion_stages
+def prepare(config: Config, run: Run[InversionPlan], networks: "Networks") -> "tuple[list[Stage], Machines]":
+    """The pipeline on the connected cluster, and what it runs on."""
+    from pipeline.inversion import inversion_stages
+    from pipeline.pools import Machines, Pool
 
     connect()
-    if config.gpus and not config.dry_run:
-        wait_for_gpus(config.gpus, config.gpu_minutes)
-    device = choose_device(config.device)
-    asked = None if config.gpus is None else (config.gpus, config.gpu_minutes)
-    again = functools.partial(inversion_pools, config.inverters, config.gpus_per_inverter, asked, device, fewer=True)
-    pools = again(units, fewer=False)  # what does not fit is refused before anything is written
-    return inversion_stages(output, plan, networks, device), pools, again
+    machines = Machines(config.device, config.gpus, config.gpu_minutes).ready(waiting=not config.dry_run)
+    inverters = Pool("inverters", config.inverters, gpus=config.gpus_per_inverter)
+    return inversion_stages(run, networks, inverters, machines.device), machines
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from typing import Annotated
 import tyro
 
 from datasets.runs.manifest import manifest_name, read_manifest, write_manifest
-from datasets.runs.plan import read_plan
-from datasets.runs.shards import finished_units
+from datasets.runs.run import open_run
 from datasets.runs.verdicts import Thresholds, without_scores
 from datasets.storage.output import Output
 from jobs.common import run_job
@@ -63,11 +62,9 @@ def main(config: Config) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config.name):
         raise InputError(f"--name {config.name!r}: give up to 64 letters, digits, - and _")
     output = Output(config.out)
-    plan = read_plan(output)
-    if plan is None:
-        raise InputError(f"--out {output.root_address}: no plan.json there, so no run of jobs/generate.py")
-    finished = finished_units(output)
-    units = [unit for unit in plan.units() if unit.unit in finished]
+    run = open_run(output, "--out")
+    plan, pending = run.plan, {unit.unit for unit in run.pending}
+    units = [unit for unit in plan.units() if unit.unit not in pending]
     if not units:
         raise InputError(f"--out {output.root_address}: no unit is finished yet; run jobs/generate.py first")
     if len(units) < plan.unit_count:
@@ -78,7 +75,7 @@ def main(config: Config) -> None:
             f"similarity references were chosen at detector threshold {reference:g}, "
             f"verdicts use {config.detector_threshold:g}"
         )
-    counts = write_manifest(output, plan, units, thresholds, config.name)
+    counts = write_manifest(run, units, thresholds, config.name)
     for name, score in without_scores(read_manifest(output, config.name, SCORES), thresholds).items():
         value = getattr(thresholds, name)
         print(f"--{name.replace('_', '-')} {value:g} rejects nothing: the run measured no {score}")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from datasets.runs.manifest import read_manifest
-from datasets.runs.plan import read_plan
+from datasets.runs.run import open_run
 from datasets.storage.output import Output
 from jobs.common import run_job
 from passersby.errors import InputError
@@ -68,15 +68,13 @@ def write_run_page(config: Config) -> str:
 
     assert config.run is not None  # as `main` has found
     output = Output(config.run)
-    plan, summary = read_plan(output), read_summary(output)
-    if plan is None:
-        raise InputError(f"--run {output.root_address}: no plan.json there, so no run of jobs/generate.py")
-    if summary is None or summary.get("plan_hash") != plan.configuration.hash or summary.get("images") != plan.images:
+    run, summary = open_run(output, "--run"), read_summary(output)
+    if summary is None or summary.get("plan_hash") != run.hash or summary.get("images") != run.plan.images:
         raise InputError(f"--run {output.root_address} is not finished: run the same jobs/generate.py command again")
     toy = is_toy(summary.get("network", {}))
     trainings = [read_training(folder, toy) for folder in config.training]
     manifest = read_manifest(output, columns=COLUMNS)
-    page = run_page(output, plan, manifest, summary, sample=config.sample, trainings=trainings)
+    page = run_page(run, manifest, summary, sample=config.sample, trainings=trainings)
     output.write(REPORT, page.encode())
     return output.address(REPORT)
 

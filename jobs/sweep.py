@@ -109,7 +109,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
 def main(config: Config) -> int | None:
     """Look at everything, run what is missing, keep the table. Returns 1 when trials failed for good."""
     from tune.planning import SweepOptions, plan_sweep
-    from tune.sweep import agree
+    from tune.sweep import continue_sweep
 
     if config.retries < 0:
         raise InputError(f"--retries {config.retries}: give 0 or more")
@@ -118,13 +118,13 @@ def main(config: Config) -> int | None:
         raise InputError(f"--out {config.out}: trainings write to folders: give one that all nodes see")
     names = [field.name for field in dataclasses.fields(SweepOptions)]
     sweep = plan_sweep(SweepOptions(**{name: getattr(config, name) for name in names}))
-    sweep = agree(output, sweep)
+    sweep = continue_sweep(output, sweep)
     print(describe(config, sweep), flush=True)
     if config.dry_run:
         plan_resources(config, sweep, len(sweep.trials()))
         return None
     with hold(output):
-        sweep = agree(output, sweep)  # another driver may just have ended
+        sweep = continue_sweep(output, sweep)  # another driver may just have ended
         progress = run(config, output, sweep)
     print(f"table: {output.address('trials.parquet')}")
     if progress.failed:

@@ -11,8 +11,9 @@ import tyro
 from datasets.latents.table import read_latents
 from datasets.runs.manifest import manifest_name
 from datasets.runs.plan import PLAN_FILE, Plan, Unit, read_plan
-from datasets.runs.shards import SHARD_FOLDER, failed_units, failure_name, read_failure, shard_name
-from datasets.runs.verify import ADVICE, Findings, check_names, check_shards, sampled_people
+from datasets.runs.run import SHARD_FOLDER, Run, failure_name, shard_name
+from datasets.runs.shards import ADVICE
+from datasets.runs.verify import Findings, check_names, check_shards, sampled_people
 from datasets.runs.verify_derived import DerivedChecks
 from datasets.storage.output import Output
 from jobs.common import run_job
@@ -66,27 +67,45 @@ def main(config: Config) -> int:
     output, findings = Output(config.out), Findings()
     names = output.list("")
     try:
-        plan = intact_plan(output, names)
+        run = Run(output, intact_plan(output, names))
     except DamagedPlan as error:
         print(f"NOT whole: {error}")
         return 1
-    people, again = sampled_people(plan, config.sample), None
-    if people:
-        from pipeline.generation import identity_of
-        from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
-
-        latents = read_latents(config.latents) if config.latents else None
-        identity = identity_of(config.identity, config.real, latents, {})
-        again = Recomputation(plan, config.yolo_weights, config.network, config.device, latents, identity)
-    present = check_names(names, plan, findings)
-    report_failures(output, present, findings)
-    check_units(config, output, plan, present, names, people, again, findings)
+    people = sampled_people(run.plan, config.sample)
+    sample = Sample(people, recomputation(config, run) if people else None)
+    present = check_names(names, run.plan, findings)
+    report_failures(run, present, findings)
+    check_units(config, run, present, names, sample, findings)
     derived = [name for name in (manifest_name(), SHEET, REPORT, SUMMARY) if name not in names]
     if derived:
         findings.notes.append(f"no {', '.join(derived)}: the same command makes what is derived when it ends")
     print(*findings.lines(), sep="\n", end="\n" * bool(findings.lines()))
-    print(f"{contents(plan)}{again or ', no scores computed again'}" if findings.whole else findings.verdict(plan))
+    whole = f"{contents(run.plan)}{sample.again or ', no scores computed again'}"
+    print(whole if findings.whole else findings.verdict(run.plan))
     return 0 if findings.whole else 1
+
+
+def recomputation(config: Config, run: Run[Plan]) -> "Recomputation":
+    """What computes the sample's scores again."""
+    from pipeline.identity import identity_of
+    from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
+
+    latents = read_latents(config.latents) if config.latents else None
+    identity = identity_of(config.identity, config.real, latents, {})
+    return Recomputation(run.plan, config.yolo_weights, config.network, config.device, latents, identity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Persons, ascending, whose images are decoded in any case, and what computes their scores again."""
+
+    people: list[int]
+    again: "Recomputation | None"
+
+    def of(self, unit: Unit) -> list[int]:
+        """Those of a unit."""
+        first = bisect.bisect_left(self.people, unit.first_person)
+        return self.people[first : bisect.bisect_left(self.people, unit.first_person + unit.people)]
 
 
 def contents(plan: Plan) -> str:
@@ -118,13 +137,13 @@ def intact_plan(output: Output, names: Collection[str]) -> Plan:
     return intact
 
 
-def report_failures(output: Output, present: Collection[int], findings: Findings) -> None:
+def report_failures(run: Run[Plan], present: Collection[int], findings: Findings) -> None:
     """Say why units are missing, where the run has recorded it: how many, and the first reason."""
-    failed = sorted(failed_units(output))
+    failed = sorted(run.failed())
     units = [unit for unit in failed if unit not in present]
     if units:
         try:
-            failure = read_failure(output, units[0])
+            failure = run.failure(units[0])
             reason = "its record is gone" if failure is None else failure.reason
         except InputError as error:
             reason = str(error)
@@ -137,39 +156,33 @@ def report_failures(output: Output, present: Collection[int], findings: Findings
 
 def check_units(
     config: Config,
-    output: Output,
-    plan: Plan,
+    run: Run[Plan],
     present: Collection[int],
     names: Collection[str],
-    people: list[int],
-    again: "Recomputation | None",
+    sample: Sample,
     findings: Findings,
 ) -> None:
     """Every shard in the plan's order, and beside it the manifests; the sampled persons' scores."""
-    sampled = set(people)
-    derived = DerivedChecks(output, plan, names, SUMMARY)
-
-    def of(unit: Unit) -> list[int]:
-        first = bisect.bisect_left(people, unit.first_person)
-        return people[first : bisect.bisect_left(people, unit.first_person + unit.people)]
+    sampled, again, variants = set(sample.people), sample.again, run.plan.configuration.variants
+    derived = DerivedChecks(run, names, SUMMARY)
 
     def decoded(person: int) -> bool:
         return config.decode == "all" or person in sampled
 
-    images = sum(unit.people for unit in plan.units() if unit.unit in present) * plan.configuration.variants
+    images = sum(unit.people for unit in run.plan.units() if unit.unit in present) * variants
     with ProgressLine(len(present), images) as line:
-        for check in check_shards(output, plan, present, decoded, kept=lambda unit: bool(of(unit))):
+        for check in check_shards(run, present, decoded, kept=lambda unit: bool(sample.of(unit))):
             unit, name = check.unit, shard_name(check.unit.unit)
             kept = derived.take(unit, check.table)
             if check.problem:
                 findings.add(check.problem[0], name, check.problem[1])
             elif again and check.table is not None:
-                wrong = [text for person in of(unit) for text in again(unit, check.table, person)]
+                wrong = [text for person in sample.of(unit) for text in again(unit, check.table, person)]
                 if wrong:
-                    text = f"{output.address(name)}: {wrong[0]} ({len(wrong):,} such in the sample): {ADVICE}"
+                    text = f"{run.output.address(name)}: {wrong[0]} ({len(wrong):,} such in the sample): {ADVICE}"
                     findings.add("with other scores or images than computed again", name, text)
             if unit.unit in present:
-                line.update(unit.people * plan.configuration.variants, kept)
+                line.update(unit.people * variants, kept)
     derived.finish(findings)
 
 

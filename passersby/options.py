@@ -45,9 +45,8 @@ class Difference:
     gone: bool = False
 
     def __str__(self) -> str:
-        if self.gone and self.old is None:  # "null, not null" would not help
-            return f"{self.key} is null, and this program does not have it"
-        return f"{self.key} is {short(self.old)}, not {short(self.new)}"
+        other = "which this program does not have" if self.gone else f"not {short(self.new)}"
+        return f"{self.key} is {short(self.old)}, {other}"
 
 
 def flag(name: str) -> str:
@@ -149,9 +148,15 @@ def check_known(stored: Mapping[str, Json], kind: type[Options]) -> None:
     require(not strange, f"it has options that this program does not have: {'; '.join(strange)}")
 
 
-def listed(options: Iterable[Difference]) -> str:
-    """Differences as one line of text: "batch is 8, not 16; seed is 0, not 1"."""
-    return "; ".join(map(str, options))
+def agree(contents: str, conflicts: Iterable[Difference | str], folder: str = "--out") -> None:
+    """Raises InputError that names every difference between what a folder holds and what a command would write there.
+
+    contents: what the folder holds, in words. Example: `agree("a run of another configuration", differences({"batch":
+    8}, {"batch": 16}))` says "--out holds a run of another configuration: batch is 8, not 16. Choose another --out, or
+    the options of its first command".
+    """
+    texts = "; ".join(map(str, conflicts))
+    require(not texts, f"{folder} holds {contents}: {texts}. Choose another --out, or the options of its first command")
 
 
 def kept(command: Mapping[str, Json], stored: Mapping[str, Json], names: Collection[str]) -> dict[str, Json]:

@@ -1,27 +1,18 @@
 """Units that come out of the last stage: counted for people and for Prometheus, recorded where they failed, timed."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge
 
 from actors.shard_writer import STAGES
-from datasets.runs.plan import PLAN_FILE, Plan, Unit
-from datasets.runs.shards import (
-    FAILED_FOLDER,
-    Failure,
-    failed_units,
-    finished_units,
-    forget_failures,
-    read_failure,
-    write_failure,
-)
+from datasets.runs.plan import PLAN_FILE, Plan
+from datasets.runs.run import FAILED_FOLDER, Failure, Run
 from datasets.runs.verdicts import KEPT, VERDICTS
-from datasets.storage.lock import Lease
-from datasets.storage.output import Output
 from passersby.errors import InputError
-from pipeline.pools import Pool
+from pipeline.pools import Machines, Stage
 from pipeline.run import run_units
 from reporting.progress import ProgressLine
 from reporting.run.results import RunTimes
@@ -34,14 +25,11 @@ HOPELESS = 32  # units that fail before the first is made: the reason is not in 
 class Work:
     """What a run has to do, whatever it makes.
 
-    plan: the text of plan.json. rows: the pending units, one Ray Data row each. units, images: of the whole plan;
-    pending_images: of the rows. unit_bytes: raw pixels of the largest. seconds: what the last stage's columns
-    seconds_* are called, without that.
+    rows: the pending units, one Ray Data row each. images: of the whole plan; pending_images: of the rows. unit_bytes:
+    raw pixels of the largest. seconds: what the last stage's columns seconds_* are called, without that.
     """
 
-    plan: bytes
     rows: Sequence[dict]
-    units: int
     images: int
     pending_images: int
     unit_bytes: int
@@ -97,21 +85,19 @@ def _add(counter: Counter, amount: float, tags: dict[str, str]) -> None:
         counter.inc(amount, tags)
 
 
-def committed(
-    rows: Iterable[dict], output: Output, lease: Lease, line: ProgressLine, metrics: RunMetrics
-) -> Iterator[dict]:
-    """The rows of units that were written, counted; units that failed for good are recorded below `output`.
+def committed(rows: Iterable[dict], run: Run, line: ProgressLine, metrics: RunMetrics) -> Iterator[dict]:
+    """The rows of units that were written, counted; units that failed for good are recorded in the run.
 
     rows: of `run_units`, whose last stage writes shards and returns unit, images, problem, seconds_* and either a
     number for each of VERDICTS, or that of images with an `error` where nothing filters the others. Ends early when
     HOPELESS units failed and none was made. Raises InputError when nothing can be written, or when the lease is lost.
     """
-    failed_before = failed_units(output)
-    forget_failures(output, failed_before & finished_units(output))
+    failed_before = run.failed()
+    run.forget(failed_before & run.finished())
     for row in rows:
-        lease.check()
+        run.lease.check()
         if "failure" in row:
-            write_failure(output, Failure(row["unit"], row["failed_stage"], row["failure"], row["details"]))
+            run.record(Failure(row["unit"], row["failed_stage"], row["failure"], row["details"]))
             line.fail()
             metrics.failed(row["unit"])
             if line.failed >= HOPELESS and not line.images:
@@ -120,71 +106,59 @@ def committed(
             raise InputError(row["problem"])
         else:
             if row["unit"] in failed_before:
-                forget_failures(output, [row["unit"]])
+                run.forget([row["unit"]])
             line.update(row["images"], row.get(KEPT))
             unfiltered = dict.fromkeys(VERDICTS, 0) | {KEPT: row["images"] - row["error"]}
             metrics.update(unfiltered | row)
             yield row
 
 
-def failure_advice(output: Output, failed: int, others: str = "") -> str:
+def failure_advice(run: Run, failed: int, others: str = "") -> str:
     """What happened to the units that failed for good, and what to do, in a line; `others`: what can be done
     without them (a job that makes people: a manifest of the others)."""
-    number, units = min(failed_units(output)), "units" if failed > 1 else "unit"
-    first = read_failure(output, number)
+    number, units = min(run.failed()), "units" if failed > 1 else "unit"
+    first = run.failure(number)
     if first is None:
-        raise InputError(f"{output.root_address}: the record of unit {number}, which failed, is gone")
+        raise InputError(f"{run.output.root_address}: the record of unit {number}, which failed, is gone")
     others = others or "`python jobs/refilter.py` makes a manifest of the others"
     return (
         f"{failed:,} {units} failed, the first in {first.stage}: {first.reason}. Reasons: "
-        f"{output.address(FAILED_FOLDER)}. The same command tries them again; {others}"
+        f"{run.output.address(FAILED_FOLDER)}. The same command tries them again; {others}"
     )
 
 
-def make_units(
-    output: Output,
-    plan: Plan,
-    pending: Sequence[Unit],
-    stages: Sequence[tuple[type, dict]],
-    pools: Sequence[Pool],
-    plan_again: Callable[[int], Sequence[Pool]],
-    lease: Lease,
-) -> tuple[RunTimes, int]:
+def make_units(run: Run[Plan], stages: Sequence[Stage], machines: Machines) -> tuple[RunTimes, int]:
     """`make_work` for units of people that are made: the last stage is a ShardWriter."""
-    people = sum(unit.people for unit in pending)
+    people = [unit.people for unit in run.pending]
     work = Work(
-        plan=plan.to_json(),
-        rows=[dataclasses.asdict(unit) for unit in pending],
-        units=plan.unit_count,
-        images=plan.images,
-        pending_images=people * plan.configuration.variants,
-        unit_bytes=max(unit.people for unit in pending) * plan.configuration.person_pixel_bytes,
+        rows=[dataclasses.asdict(unit) for unit in run.pending],
+        images=run.plan.images,
+        pending_images=sum(people) * run.plan.configuration.variants,
+        unit_bytes=max(people) * run.plan.configuration.person_pixel_bytes,
         seconds=STAGES,
     )
-    return make_work(output, work, stages, pools, plan_again, lease)
+    return make_work(run, work, stages, machines)
 
 
-def make_work(
-    output: Output,
-    work: Work,
-    stages: Sequence[tuple[type, dict]],
-    pools: Sequence[Pool],
-    plan_again: Callable[[int], Sequence[Pool]],
-    lease: Lease,
-) -> tuple[RunTimes, int]:
+def make_work(run: Run, work: Work, stages: Sequence[Stage], machines: Machines) -> tuple[RunTimes, int]:
     """Put pending units through stages, the last of which writes them; returns what it took and how many units failed.
 
-    The plan is written first, and what killed writers left is removed before and after.
+    What does not fit on the cluster is refused before anything is written. Then the plan is written first, and what
+    killed writers left is removed before and after.
     """
-    output.write(PLAN_FILE, work.plan)
-    output.remove_leftovers()
-    finished = work.units - len(work.rows)
+    pools = machines.pools(stages, len(work.rows))
+    run.output.write(PLAN_FILE, run.plan.to_json())
+    run.output.remove_leftovers()
+    units = run.plan.unit_count
+    finished = units - len(work.rows)
     start, seconds = time.monotonic(), dict.fromkeys(work.seconds, 0.0)
-    metrics = RunMetrics(output.root_address, work.units, finished)
-    with ProgressLine(work.units, work.images, finished, work.images - work.pending_images) as line:
-        rows = run_units(work.rows, stages, pools, plan_again, work.unit_bytes)
-        for row in committed(rows, output, lease, line, metrics):
+    metrics = RunMetrics(run.output.root_address, units, finished)
+    actors = [(stage.actor, stage.arguments) for stage in stages]
+    again = functools.partial(machines.pools, stages, fewer=True)
+    with ProgressLine(units, work.images, finished, work.images - work.pending_images) as line:
+        rows = run_units(work.rows, actors, pools, again, work.unit_bytes)
+        for row in committed(rows, run, line, metrics):
             for stage in work.seconds:
                 seconds[stage] += row[f"seconds_{stage}"]
-    output.remove_leftovers()  # of writers that were killed, while others went on
+    run.output.remove_leftovers()  # of writers that were killed, while others went on
     return RunTimes(time.monotonic() - start, line.images, seconds), line.failed

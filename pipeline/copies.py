@@ -17,9 +17,9 @@ from datasets.people.market_tree import DecodingError, decode
 from datasets.people.real_people import RealPeople
 from datasets.runs.manifest import READERS
 from datasets.runs.plan import Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, nearest_real
-from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.metrics.identity import (
     NOBODY,
@@ -52,8 +52,7 @@ _COLUMNS = ["person", "variant", "source", "image", "status", "reference_variant
 
 
 def privacy(
-    output: Output,
-    plan: Plan,
+    run: Run[Plan],
     network: FeatureNetwork,
     real: RealPeople | None,
     device: str,
@@ -79,7 +78,7 @@ def privacy(
     if real is not None:
         real.check(network.width)
     network.to(device)
-    scan = _Scan(output, plan, network, real, near_copy_cosine)
+    output, scan = run.output, _Scan(run, network, real, near_copy_cosine)
     with tempfile.TemporaryFile() as file:
         people: list[int] = []
         for persons, features in features_in_chunks(network, scan.references()):
@@ -95,8 +94,8 @@ def privacy(
             found = doubles(features, threshold, FIRST_PAIRS, device)
     nearest, copies = _nearest(scan.most_alike(), network, real, listing)
     content: Privacy = {
-        "plan_hash": plan.configuration.hash,
-        "images": plan.images,
+        "plan_hash": run.hash,
+        "images": run.plan.images,
         "network": network.sha256,
         "real": None
         if real is None
@@ -105,7 +104,7 @@ def privacy(
         "nearest": nearest,
         "doubles": found and _doubles_record(found, people, threshold, chosen),
     }
-    pairs = _double_pairs(output, plan, content["doubles"]) if content["doubles"] else []
+    pairs = _double_pairs(run, content["doubles"]) if content["doubles"] else []
     sheet = privacy_sheet(copies, pairs)
     if sheet is None:
         output.remove(PRIVACY_SHEET)
@@ -127,10 +126,8 @@ def _double_threshold(real: RealPeople | None, given: float | None) -> tuple[flo
 class _Scan:
     """One pass over all shards: counts near-copies, keeps the most alike, and hands on the artificial references."""
 
-    def __init__(
-        self, output: Output, plan: Plan, network: FeatureNetwork, real: RealPeople | None, given: float | None
-    ):
-        self.output, self.plan, self.network, self.real, self.given = output, plan, network, real, given
+    def __init__(self, run: Run[Plan], network: FeatureNetwork, real: RealPeople | None, given: float | None):
+        self.run, self.network, self.real, self.given = run, network, real, given
         self.artificial = False
         self._threshold: tuple[float, str] | None = None
         self._count = self._scored = 0
@@ -148,14 +145,14 @@ class _Scan:
                     pixels = decode_bicubic(row["image"], self.network.height, self.network.width_pixels)
                 except DecodingError as error:
                     where = f"person {row['person']} variant {row['variant']}"
-                    raise InputError(f"{self.output.root_address}: {where}: {error}: see jobs/verify.py") from error
+                    raise InputError(f"{self.run.output.root_address}: {where}: {error}: see jobs/verify.py") from error
                 yield row["person"], pixels
 
     def _tables(self) -> Iterator[pa.Table]:
-        units = self.plan.units()
+        units = self.run.plan.units()
         with ThreadPoolExecutor(READERS) as readers:
             while group := list(itertools.islice(units, READERS)):
-                yield from readers.map(lambda unit: read_shard(self.output, self.plan, unit, _COLUMNS), group)
+                yield from readers.map(lambda unit: read_shard(self.run, unit, _COLUMNS), group)
 
     def _count_near_copies(self, table: pa.Table) -> None:
         if self.real is None or not table.num_rows:
@@ -264,14 +261,14 @@ def _doubles_record(found: Doubles, people: Sequence[int], threshold: float, cho
     }
 
 
-def _double_pairs(output: Output, plan: Plan, record: DoublesFound) -> list[Pair]:
+def _double_pairs(run: Run[Plan], record: DoublesFound) -> list[Pair]:
     shown = record["first"][:SHEET_PAIRS]
     wanted = {person for pair in shown for person in pair["people"]}
     images: dict[int, np.ndarray] = {}
-    for unit in plan.units():
+    for unit in run.plan.units():
         people = wanted & set(range(unit.first_person, unit.first_person + unit.people))
         if people:
-            table = read_shard(output, plan, unit, ["person", "variant", "image", "status", "reference_variant"])
+            table = read_shard(run, unit, ["person", "variant", "image", "status", "reference_variant"])
             for row in table.filter(_is_reference(table)).to_pylist():
                 if row["person"] in people:
                     images[row["person"]] = decode(row["image"])

@@ -1,247 +1,273 @@
-"""What a run makes people from and compares them with: files looked at on the driver, options frozen with them."""
+"""What jobs/generate.py makes people from: options, the files that they name, what is frozen of both, stages."""
 
 import dataclasses
-import functools
-import json
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import ray
+import tyro
 
-from datasets.latents.partners import check_generator, origins_of
-from datasets.latents.pictures import list_pictures
+from datasets.latents.partners import check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
-from datasets.people.labelled_images import Listing
-from datasets.people.splits import TRAIN
 from datasets.runs.configuration import RANDOM, Configuration, Origin
 from datasets.runs.plan import Plan, parse_layers
+from datasets.runs.run import Run
+from datasets.runs.verdicts import Thresholds
 from datasets.storage.local_copy import local_copy
-from datasets.storage.output import Output
 from passersby import weights
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from reporting.run.identity import PRIVACY, privacy_lines
+from passersby.options import Json
+from pipeline.identity import Identity, identity_of
+from pipeline.pools import Machines, Pool, Stage
 
 if TYPE_CHECKING:
-    from datasets.people.real_people import RealPeople
-    from passersby.reid.network import FeatureNetwork
+    from datasets.latents.partners import RealCodes
+    from passersby.stylegan3 import Generator
 
-# ---- Whom people are compared with: a re-ID network, and pictures of real people as it sees them.
-
-DRY_PICTURES = 16  # real pictures of a dry run: enough to see that they can be read
-
-
-class Here(TypedDict):
-    """Where an actor works: on the device "cpu" or "cuda", with so many threads."""
-
-    device: str
-    threads: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Identity:
-    """A re-ID network's file with its sha256, and the listed real pictures with their fingerprint, None for none.
-
-    The network is loaded, and the pictures become features, where first asked for.
-    """
-
-    path: Path
-    sha256: str
-    listing: Listing | None = None
-    fingerprint: str | None = None
-    _found: dict[str, "RealPeople"] = dataclasses.field(default_factory=dict, repr=False)
-
-    @functools.cached_property
-    def network(self) -> "FeatureNetwork":
-        """On the CPU. Raises InputError for a file that is none."""
-        from passersby.reid.checkpoint import load_reid
-        from passersby.reid.network import FeatureNetwork
-
-        loaded = load_reid(self.path)
-        for note in loaded.notes:
-            print(f"note: --identity: {note}", file=sys.stderr)
-        return FeatureNetwork(loaded.network, loaded.sha256)
-
-    def stage(self, configuration: Configuration, here: Here, dry_run: bool) -> tuple[type, dict]:
-        """The IdentityScorer with its arguments; the real pictures become features first, on the connected cluster.
-
-        dry_run: some pictures only, in this process.
-        """
-        from actors.identity_scorer import IdentityScorer
-
-        if dry_run and self.listing is not None:
-            some = self.listing.take(range(min(DRY_PICTURES, len(self.listing))))
-            real = _features(some, self.network, None, _device_here(here["device"]), True)
-        else:
-            real = self.real(configuration, here["device"], False)
-        network = ray.put(self.network.to("cpu"))
-        return IdentityScorer, {"network": network, "real": None if real is None else ray.put(real), **here}
-
-    def real(self, configuration: Configuration, device: str, in_this_process: bool) -> "RealPeople | None":
-        """The real pictures as features, and who of them the run's people are; None where there are none."""
-        if self.listing is not None and "real" not in self._found:
-            names = [origin.name for origin in configuration.origins] or None
-            self._found["real"] = _features(self.listing, self.network, names, device, in_this_process)
-        return self._found.get("real")
-
-    def look_for_copies(self, output: Output, plan: Plan, device: str) -> None:
-        """Find near-copies of real pictures and doubles in a whole run, for its report, unless that was done.
-
-        In this process, on its GPU where `device` allows that and there is one. The figures are printed.
-        """
-        this = {"plan_hash": plan.configuration.hash, "images": plan.images}
-        try:
-            known = json.loads(output.read(PRIVACY) or b"{}")
-        except ValueError:
-            known = {}
-        if isinstance(known, dict) and {name: known.get(name) for name in this} == this:
-            return
-        from pipeline.copies import privacy
-
-        device = _device_here(device)
-        real = self.real(plan.configuration, device, True)
-        found = privacy(output, plan, self.network, real, device, self.listing)
-        print(*privacy_lines(found), sep="\n")
-
-
-def _features(
-    listing: Listing, network: "FeatureNetwork", names: Sequence[str] | None, device: str, in_this_process: bool
-) -> "RealPeople":
-    from datasets.people.real_people import real_people
-    from pipeline.features import Workers, embeddings_of
-
-    network = network.to(device if in_this_process else "cpu")
-    found = embeddings_of(listing.contents, network, Workers(device, in_this_process), "--real")
-    if found.problem is not None:
-        lost = len(listing) - len(found.places)
-        print(f"note: --real: {lost:,} pictures are left out, the first: {found.problem}", file=sys.stderr)
-    real = real_people(listing.take(found.places), found.features, names)
-    for note in real.notes:
-        print(f"note: --real: {note}", file=sys.stderr)
-    return real
-
-
-def _device_here(device: str) -> str:
-    import torch
-
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def identity_of(
-    network: str | None, real: str | None, latents: Latents | None, needing: Mapping[str, float | None]
-) -> Identity | None:
-    """What --identity and --real give, looked at but not loaded; None without --identity.
-
-    real: a data set, of which the splits that the latents were made of are taken, and "train" for artificial people.
-    needing: values of other options that mean nothing without --identity. Raises InputError.
-    """
-    given = [f"{option} {value}" for option, value in {"--real": real, **needing}.items() if value is not None]
-    if network is None:
-        if given:
-            raise InputError(f"{given[0]}: it belongs to --identity NETWORK, a re-ID network that compares people")
-        return None
-    if real is None and latents is not None:
-        data = latents.about.get("data")
-        raise InputError(
-            "--identity: people of --latents are compared with their real pictures: give with --real the data set they "
-            f"were made of{f' ({data})' if isinstance(data, str) else ''}"
-        )
-    judging = [text for text in given if text.startswith(("--identity-margin", "--identity-ceiling"))]
-    if real is None and judging:
-        raise InputError(f"{judging[0]}: it judges by pictures of real people: give them with --real")
-    path = local_copy(network, "--identity")
-    sha256 = file_sha256(path, "--identity")
-    if real is None:
-        return Identity(path, sha256)
-    splits = [TRAIN] if latents is None else [str(split) for split in latents.about.get("splits") or [TRAIN]]
-    pictures = list_pictures(real, splits, allow_test_people=True)
-    return Identity(path, sha256, pictures.listing, pictures.fingerprint)
-
-
-# ---- What people are made from: the files of a run, and the configuration that its options and they give.
+THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a score
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The network's file, and what was given besides: real people's latents, a re-ID network with real pictures."""
+    """The files that people are made from, looked at: the network's, and what was given besides: real people's latents,
+    a re-ID network with real pictures, weights of the pedestrian filter."""
 
     network: Path
     latents: Latents | None = None
     identity: Identity | None = None
-
-
-def read_inputs(
-    network: str | None,
-    latents: str | None,
-    identity: str | None,
-    real: str | None,
-    needing: Mapping[str, float | None],
-) -> Inputs:
-    """The inputs by the options of that name; needing: as for `identity_of`. Raises InputError."""
-    file = local_copy(network, "--network") if network else weights.DEMO_NETWORK
-    table = read_latents(latents) if latents is not None else None
-    return Inputs(file, table, identity_of(identity, real, table, needing))
+    yolo_weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Choices:
-    """The options of jobs/generate.py that decide bytes, as they are given there."""
+class Config:
+    """Make people and pictures of each person, score the pictures, and store them with their scores.
 
-    seed: int
-    variants: int
-    partners: str
-    method: str
-    layers: str | None
-    amount: float | None
-    truncation_psi: float
-    height: int
-    width: int
-    format: str
-    jpeg_quality: int
-    detector_threshold: float
-    ssim_data_range: float
-    unit_images: int
-
-
-def freeze(choices: Choices, inputs: Inputs, existing: Plan | None = None) -> Configuration:
-    """The part of the options and inputs that changes bytes, checked.
-
-    Origins are taken from an `existing` plan of the same latents: which of two pictures is nearer to a code may depend
-    on the last bits of a machine. Raises InputError.
+    The people come from seeds, or with --latents they are real.
+    The same command again does what is missing and nothing else. A larger --people extends a run.
     """
-    mix, latents = choices.method == "mix", inputs.latents
-    if mix and choices.amount is not None:
-        raise InputError(f"--amount {choices.amount}: it belongs to --method interpolate")
-    layers = parse_layers(choices.layers if choices.layers is not None else "middle" if mix else "all")
-    network = file_sha256(inputs.network, "--network")
-    origins: tuple[Origin, ...] = ()
-    if latents is not None:
-        check_generator(latents, network, str(inputs.network))
-        if existing is not None and existing.configuration.latents == latents.sha256:
-            origins = existing.configuration.origins
-        else:
-            origins = origins_of(latents)
-    return Configuration(
-        seed=choices.seed,
-        variants=choices.variants,
-        method=choices.method,
-        layers=layers,
-        amount=None if mix else 0.5 if choices.amount is None else choices.amount,
-        truncation_psi=choices.truncation_psi if latents is None or choices.partners == RANDOM else None,
-        network=network,
-        height=choices.height,
-        width=choices.width,
-        format=choices.format,
-        jpeg_quality=choices.jpeg_quality if choices.format == "jpeg" else None,
-        unit_images=choices.unit_images,
-        detector=weights.WEIGHTS["yolov4-tiny"].files[0].sha256,  # `weights.get` takes no other
-        reference_threshold=choices.detector_threshold,
-        ssim_data_range=choices.ssim_data_range,
-        latents=None if latents is None else latents.sha256,
-        partners=choices.partners,
-        origins=origins,
-        identity=inputs.identity and inputs.identity.sha256,
-        real=inputs.identity and inputs.identity.fingerprint,
-    )
+
+    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    """Where to write: a folder that every node sees, or a URI such as s3://bucket/run."""
+    people: int | None = None
+    """Number of people. By default 24, or with --latents everybody in the table.
+    Person i has seed --seed + i; with --latents person i is the table's i-th person."""
+    variants: int = 51
+    """Pictures of each person, the base image included. 51 is the study's number."""
+    seed: int = 0
+    """Seed of the first person. `--seeds` of the reference StyleGAN3 tools makes the same person from it.
+    The seed also decides which codes variants take styles from, with --latents too."""
+    network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """The generator: a reference .pkl, a .safetensors of ours, or a .pt state dict.
+    By default the demo network, which has seen only drawn people."""
+    latents: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """Make new pictures of real people instead of people from seeds.
+    Give what jobs/invert.py wrote for this network: its folder or its latents.parquet."""
+    partners: Literal["random", "people", "pictures"] = "random"
+    """Whose styles a variant takes. random: those of a random code. people: those of another real person's picture.
+    pictures: those of another picture of the same person; this needs --method interpolate.
+    A person with only one picture is then not varied."""
+    method: Literal["mix", "interpolate"] = "mix"
+    """mix: a variant takes the styles of the chosen layers from another code.
+    interpolate: in the chosen layers a variant moves towards another code."""
+    layers: str | None = None
+    """The layers in which variants differ: coarse (0-5), middle (5-11), fine (12-15), all, or numbers such as 3,5-8.
+    By default middle, which moves poses in the study's network; with --method interpolate all."""
+    amount: float | None = None
+    """How far --method interpolate moves, the same in every variant; 1 reaches the other code. By default 0.5."""
+    truncation_psi: float = 0.7
+    """Pulls every code towards the average person: 1 keeps the whole variety, 0 leaves only the average person.
+    0.7 avoids rare people, whom the generator draws badly."""
+    height: int = 128
+    """Height of the stored images in pixels."""
+    width: int = 64
+    """Width of the stored images in pixels."""
+    format: Literal["jpeg", "png"] = "jpeg"
+    """File format of the stored images."""
+    jpeg_quality: int = 95
+    """Quality of JPEG files, 1 to 100. It has no meaning for png."""
+    detector_threshold: float = 0.6
+    """Least score of the pedestrian filter.
+    The first variant of a person that reaches it becomes the person's reference."""
+    ssim_floor: float | None = 0.75
+    """Least SSIM to the person's reference. None sets no floor."""
+    ssim_ceiling: float | None = None
+    """Greatest SSIM to the person's reference, against near-copies. None sets no ceiling."""
+    ssim_data_range: float = 4095.0
+    """Range of values that SSIM assumes. Images have 8 bits, but the study's tool assumed 4095.
+    The floor of 0.75 has a meaning only beside 4095: at 255 nearly every image of another pose falls below it."""
+    identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """A re-ID network of jobs/train_reid.py, layumi or torchreid. It compares each image with its person."""
+    real: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Pictures of real people, which --identity compares with. With --latents: the data set of the latents."""
+    identity_floor: float | None = None
+    """Least cosine of an image to its person, as --identity sees them.
+    For a real person the nearest real picture counts, for an artificial person the person's reference."""
+    identity_margin: float | None = None
+    """Least lead of an image's cosine to its person over its cosine to the nearest picture of any other real person.
+    0 rejects an image that looks more like another real person than like its own person."""
+    identity_ceiling: float | None = None
+    """Greatest cosine of an image to a real picture, against near-copies of real pictures."""
+    yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
+    unit_images: int = 512
+    """Most images of a unit, the piece of work that is stored at once. A person is never divided between units."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA if the cluster has GPUs, else the CPU."""
+    generators: int | None = None
+    """Number of actors that make images. By default one for each GPU, or without GPUs one for each CPU."""
+    detectors: int | None = None
+    """Number of actors of the pedestrian filter. By default one for each GPU, or without GPUs one for each CPU."""
+    identifiers: int | None = None
+    """Number of actors of --identity. By default one for each GPU, or without GPUs one for each CPU."""
+    gpus_per_generator: float | None = None
+    """GPUs of each generator; a fraction shares a card. By default 0.6, so that each card gets one generator."""
+    gpus_per_detector: float | None = None
+    """GPUs of each detector; a fraction shares a card.
+    By default 0.4, which the generator leaves; with --identity 0.24."""
+    gpus_per_identifier: float | None = None
+    """GPUs of each actor of --identity; a fraction shares a card.
+    By default 0.16, which the generator and the detector leave."""
+    gpus: int | None = None
+    """Ask the autoscaler for this number of GPUs and wait until they are there.
+    By default the job takes the GPUs that it finds."""
+    gpu_minutes: float = 20.0
+    """How many minutes to wait for --gpus."""
+    dry_run: bool = False
+    """Print the plan, the pools, the expected time and disk space; write nothing."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What an image must reach to be kept. Raises InputError."""
+        return Thresholds(
+            detector=self.detector_threshold,
+            ssim_floor=self.ssim_floor,
+            ssim_ceiling=self.ssim_ceiling,
+            identity_floor=self.identity_floor,
+            identity_margin=self.identity_margin,
+            identity_ceiling=self.identity_ceiling,
+        )
+
+    @property
+    def machines(self) -> Machines:
+        """What the stages may run on."""
+        return Machines(self.device, self.gpus, self.gpu_minutes)
+
+    def inputs(self) -> Inputs:
+        """The files that people are made from, looked at. Raises InputError."""
+        network = local_copy(self.network, "--network") if self.network else weights.DEMO_NETWORK
+        latents = read_latents(self.latents) if self.latents is not None else None
+        needing = {
+            "--identity-floor": self.identity_floor,
+            "--identity-margin": self.identity_margin,
+            "--identity-ceiling": self.identity_ceiling,
+            "--identifiers": self.identifiers,
+            "--gpus-per-identifier": self.gpus_per_identifier,
+        }
+        identity = identity_of(self.identity, self.real, latents, needing)
+        return Inputs(network, latents, identity, self.yolo_weights)
+
+    def frozen(self, inputs: Inputs, existing: Plan | None = None) -> Configuration:
+        """The part of the options and inputs that changes bytes, checked.
+
+        Origins are taken from an `existing` plan of the same latents: which of two pictures is nearer to a code may
+        depend on the last bits of a machine. Raises InputError.
+        """
+        mix, latents = self.method == "mix", inputs.latents
+        if mix and self.amount is not None:
+            raise InputError(f"--amount {self.amount}: it belongs to --method interpolate")
+        layers = parse_layers(self.layers if self.layers is not None else "middle" if mix else "all")
+        network = file_sha256(inputs.network, "--network")
+        origins: tuple[Origin, ...] = ()
+        if latents is not None:
+            check_generator(latents, network, str(inputs.network))
+            if existing is not None and existing.configuration.latents == latents.sha256:
+                origins = existing.configuration.origins
+            else:
+                origins = origins_of(latents)
+        return Configuration(
+            seed=self.seed,
+            variants=self.variants,
+            method=self.method,
+            layers=layers,
+            amount=None if mix else 0.5 if self.amount is None else self.amount,
+            truncation_psi=self.truncation_psi if latents is None or self.partners == RANDOM else None,
+            network=network,
+            height=self.height,
+            width=self.width,
+            format=self.format,
+            jpeg_quality=self.jpeg_quality if self.format == "jpeg" else None,
+            unit_images=self.unit_images,
+            detector=weights.WEIGHTS["yolov4-tiny"].files[0].sha256,  # `weights.get` takes no other
+            reference_threshold=self.detector_threshold,
+            ssim_data_range=self.ssim_data_range,
+            latents=None if latents is None else latents.sha256,
+            partners=self.partners,
+            origins=origins,
+            identity=inputs.identity and inputs.identity.sha256,
+            real=inputs.identity and inputs.identity.fingerprint,
+        )
+
+
+def options_begun(plan: Plan) -> dict[str, Json | Path]:
+    """The options that a run was begun with, but for those that every start decides anew."""
+    c = plan.configuration
+    names = ["variants", "seed", "partners", "method", "height", "width", "format", "ssim_data_range", "unit_images"]
+    names += [name for name in ("amount", "truncation_psi", "jpeg_quality") if getattr(c, name) is not None]
+    return {name: getattr(c, name) for name in names} | {
+        "people": plan.people,
+        "layers": ",".join(map(str, c.layers)),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Materials:
+    """What the stages need of the inputs, in this process: the generator, the pedestrian filter's weights, the codes of
+    real people, None for artificial ones."""
+
+    generator: "Generator"
+    detector: dict[str, bytes]
+    codes: "RealCodes | None"
+
+    @classmethod
+    def load(cls, run: Run[Plan], inputs: Inputs, generator: "Generator") -> "Materials":
+        """Raises InputError where the inputs do not belong together: before Ray starts, which takes seconds."""
+        from actors.style_mixer import check_network
+
+        c = run.plan.configuration
+        codes = real_codes(inputs.latents, c, run.plan.people) if inputs.latents else None
+        check_network(generator.config, c, codes)
+        path = inputs.yolo_weights
+        path = local_copy(path, "--yolo-weights", beside=(".cfg",)) if path else None
+        detector = weights.contents(weights.get("yolov4-tiny", path))
+        if inputs.identity:
+            _ = inputs.identity.network  # a file that is none is refused
+        return cls(generator, detector, codes)
+
+
+def generation_stages(config: Config, run: Run[Plan], inputs: Inputs, materials: Materials, device: str) -> list[Stage]:
+    """The pipeline: every stage with its arguments and the actors asked for, on the connected cluster."""
+    from actors.identity_scorer import IdentityScorer
+    from actors.pedestrian_detector import PedestrianDetector
+    from actors.shard_writer import ShardWriter
+    from actors.similarity_scorer import SimilarityScorer
+    from actors.style_mixer import StyleMixer
+
+    c = run.plan.configuration
+    where = {"device": device, "threads": THREADS}
+    codes = {"codes": ray.put(materials.codes)} if materials.codes else {}
+    mixing = {"generator": ray.put(materials.generator), "configuration": c, **codes, **where}
+    detecting = {"weights": ray.put(materials.detector), "height": c.height, "width": c.width, **where}
+    comparing = {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS}
+    writing = {"address": run.output.secret_address, "plan_hash": run.hash, "thresholds": config.thresholds}
+    stages = [
+        Stage(StyleMixer, mixing, Pool("generators", config.generators, gpus=config.gpus_per_generator)),
+        Stage(PedestrianDetector, detecting, Pool("detectors", config.detectors, gpus=config.gpus_per_detector)),
+        Stage(SimilarityScorer, comparing, Pool("scorers", cpus=0.25)),
+    ]
+    if inputs.identity:
+        network, real = inputs.identity.compared_with(c, device, config.dry_run)
+        scoring = {"network": ray.put(network), "real": None if real is None else ray.put(real), **where}
+        pool = Pool("identifiers", config.identifiers, gpus=config.gpus_per_identifier)
+        stages.append(Stage(IdentityScorer, scoring, pool))
+    return [*stages, Stage(ShardWriter, writing, Pool("writers", cpus=0.25))]

@@ -1,4 +1,4 @@
-"""What an inversion runs on: its networks, checked together, its stages, and the size of its pools."""
+"""What an inversion runs on: its networks, checked together, and its stages."""
 
 import dataclasses
 from pathlib import Path
@@ -8,8 +8,8 @@ import ray
 from actors.inverter import Inverter
 from actors.latent_writer import STAGES, LatentWriter
 from datasets.latents.pictures import Pictures
-from datasets.latents.plan import InversionPlan, InversionUnit
-from datasets.storage.output import Output
+from datasets.latents.plan import InversionPlan
+from datasets.runs.run import Run
 from passersby.errors import InputError
 from passersby.options import Json
 from passersby.perception.perceptual import load_perceptual
@@ -19,9 +19,8 @@ from passersby.restyle.encoder import working_size
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.stylegan3.checkpoint import load_network
 from passersby.stylegan3.generator import Generator
-from pipeline.cluster import resources, wait_for_gpus
 from pipeline.commit import Work
-from pipeline.pools import Pool, describe, fit_pools
+from pipeline.pools import Pool, Stage
 from reporting.inversion.results import AboutNetworks
 
 THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a code
@@ -91,58 +90,26 @@ class Networks:
         return "\n".join([*lines, *(f"note: {note}" for note in self.encoder.notes)])
 
 
-def choose_device(device: str) -> str:
-    """ "auto" made "cuda" where the connected cluster has GPUs."""
-    gpus = resources().gpus
-    if device != "auto":
-        return device
-    print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
-    return "cuda" if gpus else "cpu"
-
-
-def inversion_stages(output: Output, plan: InversionPlan, networks: Networks, device: str) -> list[tuple[type, dict]]:
-    """The pipeline: its stages with their arguments, on the connected cluster."""
+def inversion_stages(run: Run[InversionPlan], networks: Networks, inverters: Pool, device: str) -> list[Stage]:
+    """The pipeline: both stages with their arguments, on the connected cluster. inverters: the pool asked for."""
     # What a published encoder carries beside itself stays here.
-    encoder = dataclasses.replace(networks.encoder, decoder=None)
-    parts = {"encoder": encoder, "generator": networks.generator, "loss": networks.loss}
-    parts = {name: ray.put(part) for name, part in parts.items()}
-    c = plan.configuration
-    return [
-        (Inverter, {**parts, "configuration": c, "device": device, "threads": THREADS}),
-        (LatentWriter, {"address": output.secret_address, "plan_hash": c.hash}),
-    ]
+    encoder = ray.put(dataclasses.replace(networks.encoder, decoder=None))
+    parts = {"encoder": encoder, "generator": ray.put(networks.generator), "loss": ray.put(networks.loss)}
+    inverting = {**parts, "configuration": run.plan.configuration, "device": device, "threads": THREADS}
+    writing = {"address": run.output.secret_address, "plan_hash": run.hash}
+    if device != "cpu":
+        inverters = dataclasses.replace(inverters, gpus=inverters.gpus or 1.0)
+    return [Stage(Inverter, inverting, inverters), Stage(LatentWriter, writing, Pool("writers", cpus=0.25))]
 
 
-def inversion_pools(
-    inverters: int | None,
-    gpus_per_inverter: float | None,
-    gpus: tuple[int, float] | None,
-    device: str,
-    units: int,
-    fewer: bool = False,
-) -> list[Pool]:
-    """The resources of both stages on the cluster as it is, printed. gpus: how many were asked for, and the minutes to
-    wait for one where all of them were lost on the way. fewer: as for `fit_pools`."""
-    if gpus and device == "cuda" and not resources().gpus:
-        wait_for_gpus(1, gpus[1])
-    share = gpus_per_inverter if device == "cpu" else gpus_per_inverter or 1.0
-    cluster = resources()
-    requests = [Pool("inverters", inverters, gpus=share), Pool("writers", cpus=0.25)]
-    pools = fit_pools(requests, cluster, device == "cuda", units, fewer)
-    print(describe(pools, cluster), flush=True)
-    return pools
-
-
-def inversion_work(plan: InversionPlan, pending: list[InversionUnit], pictures: Pictures, generator: Generator) -> Work:
+def inversion_work(run: Run[InversionPlan], pictures: Pictures, generator: Generator) -> Work:
     """What is to be done, as `pipeline.commit.make_work` takes it."""
-    config = generator.config
+    config, plan, pending = generator.config, run.plan, run.pending
     code = 4 * config.num_ws * config.w_dim
     delta = 4 * sum(p.numel() for p in generator.synthesis.parameters()) if plan.configuration.pivotal_steps else 0
     largest = max(unit.pictures * code + unit.people * delta for unit in pending)
     return Work(
-        plan=plan.to_json(),
         rows=[pictures.row(unit) for unit in pending],
-        units=plan.unit_count,
         images=plan.pictures,
         pending_images=sum(unit.pictures for unit in pending),
         unit_bytes=8 * largest,  # what lies between the stages is not compressed, as `run_units` expects of pictures

@@ -7,12 +7,13 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from passersby.errors import InputError
-from pipeline.cluster import Node, Resources
+from pipeline.cluster import Node, Resources, resources, wait_for_gpus
 
 # The share that each of several heavy stages has of what those before it left of a card; the last has the rest: 0.6 and
 # 0.4 for two stages, 0.6, 0.24 and 0.16 for three. More than half, so that Ray, which puts a fraction on the fullest
@@ -262,3 +263,46 @@ def describe(pools: Sequence[Pool], available: Resources) -> str:
         loads = Counter(" + ".join(stages) for stages in by_card.values())
         lines.append("  cards: " + ", ".join(f"{count} x ({load})" for load, count in loads.most_common()))
     return "\n".join(lines)
+
+
+class Stage(NamedTuple):
+    """A stage of a pipeline: the class of its actors, the keywords of their constructor, and the pool asked for."""
+
+    actor: type
+    arguments: dict
+    pool: Pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Machines:
+    """What a job's stages run on.
+
+    device: "cpu" or "cuda"; "auto", until `ready` has chosen. gpus: how many the autoscaler is asked for, None to take
+    what is there. gpu_minutes: how long to wait for them.
+    """
+
+    device: str
+    gpus: int | None
+    gpu_minutes: float
+
+    def ready(self, waiting: bool) -> "Machines":
+        """The same with the device chosen, once the GPUs are there that were asked for; waiting: whether to wait.
+
+        On the connected cluster. Raises InputError where they do not come.
+        """
+        if self.gpus and waiting:
+            wait_for_gpus(self.gpus, self.gpu_minutes)
+        if self.device != "auto":
+            return self
+        gpus = resources().gpus
+        print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
+        return dataclasses.replace(self, device="cuda" if gpus else "cpu")
+
+    def pools(self, stages: Sequence[Stage], units: int, fewer: bool = False) -> list[Pool]:
+        """The resources of every stage on the cluster as it is, printed; `fewer` as for `fit_pools`."""
+        if self.gpus and self.device == "cuda" and not resources().gpus:
+            wait_for_gpus(1, self.gpu_minutes)  # the last one was lost on the way
+        cluster = resources()
+        pools = fit_pools([stage.pool for stage in stages], cluster, self.device == "cuda", units, fewer)
+        print(describe(pools, cluster), flush=True)
+        return pools

@@ -18,7 +18,7 @@ from passersby import weights
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network
-from pipeline.generation import Identity
+from pipeline.identity import Identity
 
 # On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16 (3e-3 seen
 # over 64 images), another CPU sums in another order (1e-6). SSIM is made of exact integers everywhere. Cosines are of

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.options import Json, canonical_sha256, defaults, differences, known_part
+from passersby.options import Json, agree, canonical_sha256, defaults, differences, known_part
 from training.reid.config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
 from tune.leak_guard import DataSet, Finding, verdict_of
 from tune.levels import PEOPLE_SWEEP, GeneratedRun, Trial, trials_of
@@ -147,7 +147,7 @@ def _frozen(training: ReidTraining, known: Collection[str] | None) -> dict[str, 
     return values if known is None else known_part(values, known, defaults(ReidTraining))
 
 
-def agree(output: Output, sweep: Sweep) -> Sweep:
+def continue_sweep(output: Output, sweep: Sweep) -> Sweep:
     """The sweep that continues the folder: `sweep`, with the options that the folder knows.
 
     The sweep may have more levels and seeds than sweep.json. Raises InputError if the configurations differ (the
@@ -171,16 +171,11 @@ def agree(output: Output, sweep: Sweep) -> Sweep:
         ) from error
     added = {key for key in new_values.keys() - old_values.keys() if key.startswith("runs.")}  # the runs of new seeds
     conflicts = differences(old_values, new_values, default, free=added)
-    texts = [str(dataclasses.replace(option, key=option.key.removeprefix("training.."))) for option in conflicts]
-    for key, old_numbers in numbers.items():
-        missing = old_numbers - set(getattr(sweep, key))
-        if missing:
-            texts.append(f"{key} had {min(missing)} (more extend a sweep, fewer are another)")
-    if texts:
-        raise InputError(
-            f"--out holds a sweep of another configuration: {'; '.join(texts)}. Choose another --out, or the "
-            "options of its first command"
-        )
+    # An option that is gone may be that of an arm: the program has not lost it.
+    named = [dataclasses.replace(one, key=one.key.removeprefix("training.."), gone=False) for one in conflicts]
+    missing = {key: old_numbers - set(getattr(sweep, key)) for key, old_numbers in numbers.items()}
+    fewer = [f"{key} had {min(out)} (more extend a sweep, fewer are another)" for key, out in missing.items() if out]
+    agree("a sweep of another configuration", [*named, *fewer])
     return sweep
 
 

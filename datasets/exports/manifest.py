@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.runs.manifest import MANIFEST_SCHEMA, manifest_name
-from datasets.runs.plan import Unit, read_plan
+from datasets.runs.plan import Plan, Unit
+from datasets.runs.run import Run
 from datasets.runs.shards import read_shard
-from datasets.storage.output import Output
 from passersby.errors import InputError
 
 ORDER_COLUMNS = ["unit", "person", "variant"]
@@ -19,17 +19,14 @@ ORDER_COLUMNS = ["unit", "person", "variant"]
 class RunManifest:
     """A manifest of a run of jobs/generate.py, and the shards of its rows.
 
-    Raises InputError if there is no run or no such manifest, and if the manifest is damaged or of another plan. Pieces
-    of the manifest are read when they are needed, so memory does not grow with the run.
+    Raises InputError if there is no such manifest, and if the manifest is damaged or of another plan. Pieces of the
+    manifest are read when they are needed, so memory does not grow with the run.
     """
 
-    def __init__(self, run: Output, name: str | None = None):
-        plan = read_plan(run)
-        if plan is None:
-            raise InputError(f"--run {run.root_address}: no plan.json there, so no run of jobs/generate.py")
-        self.run, self.plan, self.name = run, plan, manifest_name(name)
-        self.address = run.address(self.name)
-        if not run.exists(self.name):
+    def __init__(self, run: Run[Plan], name: str | None = None):
+        self.run, self.name = run, manifest_name(name)
+        self.address = run.output.address(self.name)
+        if not run.output.exists(self.name):
             way = (
                 f"make it with jobs/refilter.py --name {name}"
                 if name
@@ -39,21 +36,21 @@ class RunManifest:
             raise InputError(f"{self.address} does not exist: {way}")
         with self._open() as parquet:
             schema, self.rows = parquet.schema_arrow, parquet.metadata.num_rows
-        if (schema.metadata or {}).get(b"plan_hash", b"").decode() != plan.configuration.hash:
+        if (schema.metadata or {}).get(b"plan_hash", b"").decode() != run.hash:
             raise InputError(f"{self.address} belongs to another plan than plan.json beside it: derive it again")
         if schema.names != MANIFEST_SCHEMA.names:
             raise InputError(f"{self.address} does not have the columns of a manifest: derive it again")
 
     def _open(self) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(self.run.open(self.name))
+            return pq.ParquetFile(self.run.output.open(self.name))
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{self.address} is damaged: remove it and derive it again") from error
 
     def sha256(self) -> str:
         """sha256 of the manifest's file."""
         digest = hashlib.sha256()
-        with self.run.open(self.name) as file:
+        with self.run.output.open(self.name) as file:
             while piece := file.read(4 << 20):
                 digest.update(piece)
         return digest.hexdigest()
@@ -85,7 +82,7 @@ class RunManifest:
     def _check_order(self, table: pa.Table, last: int) -> int:
         if not table.num_rows:
             return last
-        key = table["person"].to_numpy() * self.plan.configuration.variants + table["variant"].to_numpy()
+        key = table["person"].to_numpy() * self.run.plan.configuration.variants + table["variant"].to_numpy()
         units = table["unit"].to_numpy()
         if key[0] <= last or (np.diff(key) <= 0).any() or (np.diff(units) < 0).any():
             raise InputError(f"{self.address} does not hold the images in the order of the plan: derive it again")
@@ -93,18 +90,18 @@ class RunManifest:
 
     def units(self) -> Iterator[Unit]:
         """The units of the plan, in order."""
-        return self.plan.units()
+        return self.run.plan.units()
 
     def images(self, unit: Unit, rows: np.ndarray) -> list[bytes]:
         """The stored bytes of some images: `rows` are indices into the unit's shard, [n] int64.
 
         Raises InputError if the shard is missing or damaged, or has no bytes for one of the images.
         """
-        column = read_shard(self.run, self.plan, unit, ["image"])["image"]
+        column = read_shard(self.run, unit, ["image"])["image"]
         contents = column.take(pa.array(rows)).to_pylist()
         if any(not image for image in contents):
             raise InputError(
-                f"unit {unit.unit} of {self.run.root_address} has no bytes for an image that {self.name} calls kept: "
-                "derive the manifest again"
+                f"unit {unit.unit} of {self.run.output.root_address} has no bytes for an image that {self.name} calls "
+                "kept: derive the manifest again"
             )
         return contents

@@ -12,7 +12,7 @@ from datasets.exports.selection import SPLITS, Options, People
 from datasets.runs.plan import PLAN_FILE
 from datasets.storage.output import Output
 from passersby.errors import InputError
-from passersby.options import defaults, differences
+from passersby.options import agree, defaults, differences
 
 RECORD, IDENTITIES, SHORT = "export.json", "identities.csv", "short_people.csv"
 NOTE = "Artificial people, made by Passersby: none of these images shows anybody."
@@ -30,7 +30,7 @@ class Record:
     @staticmethod
     def of(manifest: RunManifest, options: Options) -> "Record":
         """The record of an export of `manifest`. Reads the whole manifest once."""
-        return Record(options, manifest.plan.configuration.hash, manifest.name, manifest.sha256())
+        return Record(options, manifest.run.plan.configuration.hash, manifest.name, manifest.sha256())
 
     def to_json(self, people: People) -> bytes:
         """The text of export.json."""
@@ -45,7 +45,7 @@ class Record:
         return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def agree(out: Output, record: Record) -> bool:
+def holds_export(out: Output, record: Record) -> bool:
     """Whether `out` already holds a part of this export.
 
     Raises InputError if the folder holds another export (the message names the options that differ), an export of a
@@ -68,16 +68,7 @@ def agree(out: Output, record: Record) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out.address(RECORD)} is not a record of this program: choose another --out") from error
     new = dataclasses.asdict(record.options)
-    conflicts = differences(options, new, defaults(type(record.options)))
-    texts = [
-        f"{option.key} is {option.old}, " + ("which this program does not have" if option.gone else f"not {option.new}")
-        for option in conflicts
-    ]
-    if texts:
-        raise InputError(
-            f"--out holds an export with other options: {'; '.join(texts)}. Choose another --out, or the options "
-            "of its first command"
-        )
+    agree("an export with other options", differences(options, new, defaults(type(record.options))))
     if plan_hash != record.plan_hash:
         raise InputError(f"--out {out.root_address} holds an export of another run: choose another --out")
     if sha256 != record.manifest_sha256:

@@ -139,8 +139,8 @@ def assign(manifest: RunManifest, options: Options) -> People:
         raise InputError(f"nothing to export: {manifest.address} holds no kept image")
     order = np.cumsum(images > 0)  # 1 for the first person with images
     names = (
-        tuple(manifest.plan.configuration.origins[number].name for number in person)
-        if manifest.plan.configuration.origins
+        tuple(manifest.run.plan.configuration.origins[number].name for number in person)
+        if manifest.run.plan.configuration.origins
         else ()
     )
     first, numbers = options.first_identity or 1, _numbers_of_names(names)
@@ -208,7 +208,7 @@ def select(manifest: RunManifest, options: Options, people: People, columns: lis
     The export takes the first kept images of each person, by variant. Images without a camera get the camera `camera` +
     variant modulo `cameras`. It depends on the variant alone, so other thresholds never change an image's camera.
     """
-    units, variants = manifest.units(), manifest.plan.configuration.variants
+    units, variants = manifest.units(), manifest.run.plan.configuration.variants
     for table in manifest.pieces([*columns, "verdict", "camera"]):
         person, variant, is_kept = table["person"].to_numpy(), table["variant"].to_numpy(), _kept(table)
         index = np.searchsorted(people.person, person)
@@ -248,7 +248,7 @@ class ExportImages:
     @property
     def suffix(self) -> str:
         """jpg or png."""
-        return "png" if self.manifest.plan.configuration.format == "png" and self.jpeg_quality is None else "jpg"
+        return "png" if self.manifest.run.plan.configuration.format == "png" and self.jpeg_quality is None else "jpg"
 
     def read(self, piece: Piece, indices: Sequence[int] | None = None) -> list[bytes]:
         """The bytes of the images of a piece, of all or of those at `indices`, in that order.
@@ -263,7 +263,7 @@ class ExportImages:
             return [_to_jpeg(image, self.jpeg_quality) for image in contents]
         except DecodingError as error:
             raise InputError(
-                f"unit {piece.unit.unit} of {self.manifest.run.root_address}: {error}; remove its shard and run "
+                f"unit {piece.unit.unit} of {self.manifest.run.output.root_address}: {error}; remove its shard and run "
                 "jobs/generate.py again"
             ) from error
 

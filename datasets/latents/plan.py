@@ -6,15 +6,18 @@ so a file that exists never has to be made again.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from datasets.runs.plan import MAX_UNITS, PLAN_FILE
+from datasets.runs.run import Run
 from datasets.storage.output import Output
 from passersby.errors import InputError
-from passersby.options import Json, canonical_sha256, check, check_known, differences, listed, stored_values
+from passersby.options import Json, agree, canonical_sha256, check, check_known, differences, flag, stored_values
 
 JOB = "invert"  # tells this plan.json from that of jobs/generate.py
 REFINEMENTS = ("none", "w", "pivotal")
+# Option -> its usual steps, and the refinements that take them.
+REFINEMENT_STEPS = {"refine_steps": (100, ("w", "pivotal")), "pivotal_steps": (200, ("pivotal",))}
 UNITS_OF_A_SMALL_RUN = 8  # small runs are cut finer, so that pools share them and progress is seen
 MOST_STEPS = 100_000
 MOST_PICTURES = 4096  # of one person, who is never divided
@@ -65,6 +68,19 @@ class InversionConfiguration:
         return stored_values(self, always=("recipe",))
 
 
+def steps_of(option: str, refine: str, steps: int | None) -> int | None:
+    """The steps that a run takes for an option of REFINEMENT_STEPS, None where `refine` does not run them.
+
+    steps: as given, None for the usual number. Raises InputError for steps that are given in vain.
+    """
+    usual, refinements = REFINEMENT_STEPS[option]
+    if refine in refinements:
+        return usual if steps is None else steps
+    if steps is not None:
+        raise InputError(f"--{flag(option)} {steps}: it belongs to --refine {' or '.join(refinements)}")
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class InversionUnit:
     """A fixed slice of the work: all pictures of `people` whole persons from `first_person` on, which become one
@@ -84,6 +100,11 @@ class InversionPlan:
     configuration: InversionConfiguration
     counts: tuple[int, ...]
     extents: tuple[int, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the configuration, which stands in every shard."""
+        return self.configuration.hash
 
     @property
     def people(self) -> int:
@@ -114,11 +135,6 @@ class InversionPlan:
                     people += 1
                 yield InversionUnit(unit, first, people, pictures)
                 unit, first = unit + 1, first + people
-
-    def pending(self, finished: Iterable[int]) -> list[InversionUnit]:
-        """The units that are not among the finished ones, in order."""
-        done = set(finished)
-        return [unit for unit in self.units() if unit.unit not in done]
 
     def extended(self, people: int | None) -> "InversionPlan":
         """This plan with as many people in all, None for everybody; the same plan when it has that many or more.
@@ -197,7 +213,7 @@ def read_inversion_plan(output: Output) -> StoredPlan | None:
     return StoredPlan(configuration, extents)
 
 
-def agree(
+def continue_inversion(
     stored: StoredPlan | None, configuration: InversionConfiguration, counts: Sequence[int], people: int | None
 ) -> InversionPlan:
     """The plan of this run: a new one, or the existing one, extended where more people are asked for.
@@ -208,10 +224,18 @@ def agree(
     counts = tuple(counts)
     if stored is None:
         return InversionPlan(configuration, counts).extended(people)
-    different = differences(dataclasses.asdict(stored.configuration), dataclasses.asdict(configuration))
-    if different:
-        raise InputError(
-            f"--out holds a run of another configuration: {listed(different)}. "
-            "Choose another --out, or the options it was begun with"
-        )
+    old, new = dataclasses.asdict(stored.configuration), dataclasses.asdict(configuration)
+    agree("a run of another configuration", differences(old, new))
     return InversionPlan(configuration, counts, stored.extents).extended(people)
+
+
+def begin_inversion(
+    output: Output, configuration: InversionConfiguration, counts: Sequence[int], people: int | None
+) -> Run[InversionPlan]:
+    """An inversion of so many people, new or on top of the one in the folder. Raises InputError as
+    `continue_inversion`."""
+
+    def plan_now() -> InversionPlan:
+        return continue_inversion(read_inversion_plan(output), configuration, counts, people)
+
+    return Run(output, plan_now(), plan_now)

@@ -15,8 +15,9 @@ import numpy as np
 
 from datasets.people.market_tree import MOST_PIXELS, DecodingError, decode, header_size, identities, list_split, resized
 from datasets.runs.manifest import manifest_name, read_manifest
-from datasets.runs.plan import Plan, Unit, read_plan
-from datasets.runs.shards import finished_units, read_shard
+from datasets.runs.plan import Plan, Unit
+from datasets.runs.run import Run, open_run
+from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import KEPT
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -98,17 +99,15 @@ def run_images(output: Output, verdict: str, manifest: str | None, limit: int, s
 
     Reads the shards of the chosen images. Raises InputError where there is no run, no manifest or no image.
     """
-    plan = read_plan(output)
-    if plan is None:
-        raise InputError(f"--run {output.root_address}: no plan.json there, so no run of jobs/generate.py")
-    units = {unit.unit: unit for unit in plan.units()}
+    run = open_run(output, "--run")
+    units = {unit.unit: unit for unit in run.plan.units()}
     if verdict == KEPT:
-        candidates = _kept(output, plan, units, manifest)
+        candidates = _kept(run, units, manifest)
     else:
         candidates = [
             (unit, place)
-            for unit in sorted(finished_units(output) & units.keys())
-            for place, status in enumerate(read_shard(output, plan, units[unit], ["status"])["status"].to_pylist())
+            for unit in sorted(run.finished() & units.keys())
+            for place, status in enumerate(read_shard(run, units[unit], ["status"])["status"].to_pylist())
             if status == "ok"
         ]
     if not candidates:
@@ -118,7 +117,7 @@ def run_images(output: Output, verdict: str, manifest: str | None, limit: int, s
         wanted.setdefault(candidates[place][0], []).append(candidates[place][1])
     named = {}
     for unit, places in wanted.items():
-        table = read_shard(output, plan, units[unit], ["person", "variant", "image"]).take(places)
+        table = read_shard(run, units[unit], ["person", "variant", "image"]).take(places)
         for row in table.to_pylist():
             named[f"{row['person']}/{row['variant']}"] = row["image"]
     people = len({name.partition("/")[0] for name in named})
@@ -127,8 +126,8 @@ def run_images(output: Output, verdict: str, manifest: str | None, limit: int, s
     return _measured("run", description, named, people, lambda content: content, "image")
 
 
-def _kept(output: Output, plan: Plan, units: dict[int, Unit], manifest: str | None) -> list[tuple[int, int]]:
-    name = manifest_name(manifest)
+def _kept(run: Run[Plan], units: dict[int, Unit], manifest: str | None) -> list[tuple[int, int]]:
+    output, plan, name = run.output, run.plan, manifest_name(manifest)
     if not output.exists(name):
         raise InputError(
             f"--run {output.root_address}: no {name} says which images are kept: end the run, or --verdict all"

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
 from datasets.people.splits import DERIVED, derived_split
 from datasets.runs.manifest import READERS, manifest_name, read_manifest, thresholds_of
-from datasets.runs.plan import PLAN_FILE, Plan, Unit, read_plan
+from datasets.runs.plan import PLAN_FILE, Plan, Unit
+from datasets.runs.run import Run, open_run
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import KEPT, LATENT, SCORES, verdicts, with_filters, without_scores
 from datasets.storage.output import Output
@@ -98,9 +99,8 @@ def read_run(
     no run, no manifest or no image, and for a threshold of a score that the run has not.
     """
     output = Output(os.fspath(root))
-    plan = read_plan(output)
-    if plan is None:
-        raise InputError(f"{output.root_address}: no {PLAN_FILE} there, so no run of jobs/generate.py")
+    run = open_run(output)
+    plan = run.plan
     if not output.exists(manifest_name()):
         raise InputError(f"{output.root_address}: no {manifest_name()} says which images are kept: end the run")
     units = {unit.unit: unit for unit in plan.units()}
@@ -126,7 +126,7 @@ def read_run(
         if len(rows) < kept:
             notes.append(f"{output.root_address}: {kept - len(rows):,} images of new people are left out")
     rows = _first(plan, sorted(rows, key=_order), most_people, most_variants, draw_seed)
-    images = _images(output, plan, units, rows)
+    images = _images(run, units, rows)
     cameras = [UNKNOWN_CAMERA if row["camera"] is None else row["camera"] for row in rows]
     return Listing(
         name=f"run {output.root_address.rstrip('/').rpartition('/')[2]}",
@@ -173,15 +173,15 @@ def _image_name(row: Row) -> str:
     return f"{row['person']}/{row['variant']}"
 
 
-def _images(output: Output, plan: Plan, units: Mapping[int, Unit], rows: Sequence[Row]) -> dict[tuple[int, int], bytes]:
+def _images(run: Run[Plan], units: Mapping[int, Unit], rows: Sequence[Row]) -> dict[tuple[int, int], bytes]:
     """(person, variant) -> encoded bytes; every shard is read once, of the columns needed."""
     wanted = defaultdict(list)
     for row in rows:
-        place = (row["person"] - units[row["unit"]].first_person) * plan.configuration.variants + row["variant"]
+        place = (row["person"] - units[row["unit"]].first_person) * run.plan.configuration.variants + row["variant"]
         wanted[row["unit"]].append(place)
 
     def of_unit(item: tuple[int, list[int]]) -> list[tuple[tuple[int, int], bytes]]:
-        table = read_shard(output, plan, units[item[0]], ["person", "variant", "image"]).take(item[1])
+        table = read_shard(run, units[item[0]], ["person", "variant", "image"]).take(item[1])
         # Null where an image could not be made: such rows are not kept, and no picture is unreadable, not fatal.
         return [((row["person"], row["variant"]), row["image"] or b"") for row in table.to_pylist()]
 

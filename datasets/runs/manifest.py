@@ -3,14 +3,16 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.runs.plan import Plan, Unit
-from datasets.runs.shards import SCHEMA, SCHEMA_VERSION, read_shard, shard_name
+from datasets.runs.run import Run, shard_name
+from datasets.runs.shards import SCHEMA, SCHEMA_VERSION, read_shard
 from datasets.runs.verdicts import VERDICTS, Thresholds, add_counts, count_verdicts, verdicts
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -22,12 +24,13 @@ MANIFEST_SCHEMA = (
     .append(pa.field("verdict", pa.string()))
     .append(pa.field("shard", pa.string()))
 )
+U = TypeVar("U")
 SHARDS_AT_ONCE = 64  # also the row group: small enough for any memory, large enough to be read quickly
 READERS = 8  # object stores answer slowly and many at a time
 
 
 def write_manifest(
-    output: Output, plan: Plan, units: Iterable[Unit], thresholds: Thresholds, name: str | None = None
+    run: Run[Plan], units: Iterable[Unit], thresholds: Thresholds, name: str | None = None
 ) -> dict[str, int]:
     """Derive a manifest from the shards of `units`, and return the number of images with each verdict.
 
@@ -38,14 +41,14 @@ def write_manifest(
     counts = dict.fromkeys(VERDICTS, 0)
     metadata = {
         "schema_version": SCHEMA_VERSION,
-        "plan_hash": plan.configuration.hash,
+        "plan_hash": run.hash,
         "thresholds": json.dumps(dataclasses.asdict(thresholds)),
     }
     with (
-        output.replacing(manifest_name(name)) as path,
+        run.output.replacing(manifest_name(name)) as path,
         pq.ParquetWriter(path, MANIFEST_SCHEMA.with_metadata(metadata), compression="zstd") as writer,
     ):
-        for table in _groups(output, plan, iter(units)):
+        for table in in_groups(iter(units), lambda unit: read_shard(run, unit, COLUMNS)):
             column = verdicts(table, thresholds)
             counts = add_counts(counts, count_verdicts(column))
             shards = pa.array([shard_name(unit) for unit in table["unit"].to_pylist()], pa.string())
@@ -62,11 +65,11 @@ def thresholds_of(table: pa.Table) -> Thresholds:
         raise InputError("the manifest does not say its thresholds: run the command that made it again") from error
 
 
-def _groups(output: Output, plan: Plan, units: Iterator[Unit]) -> Iterator[pa.Table]:
+def in_groups(units: Iterator[U], read: Callable[[U], pa.Table]) -> Iterator[pa.Table]:
+    """The rows of all units, those of SHARDS_AT_ONCE in one table; READERS shards are read at a time."""
     with ThreadPoolExecutor(READERS) as readers:
         while group := list(itertools.islice(units, SHARDS_AT_ONCE)):
-            tables = readers.map(lambda unit: read_shard(output, plan, unit, COLUMNS), group)
-            yield pa.concat_tables(tables)
+            yield pa.concat_tables(readers.map(read, group))
 
 
 def read_manifest(output: Output, name: str | None = None, columns: list[str] | None = None) -> pa.Table:

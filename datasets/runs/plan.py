@@ -7,12 +7,12 @@ whenever it is computed, so a file that exists never has to be made again.
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from datasets.runs.configuration import Configuration, Origin
 from datasets.storage.output import Output
 from passersby.errors import InputError
-from passersby.options import check, check_known, differences, kept, listed
+from passersby.options import agree, check, check_known, differences, kept
 
 PLAN_FILE = "plan.json"
 NUM_WS = 16  # style inputs of a StyleGAN3 generator
@@ -73,6 +73,11 @@ class Plan:
     extents: tuple[Extent, ...] = ()
 
     @property
+    def hash(self) -> str:
+        """sha256 of the configuration, which stands in every shard."""
+        return self.configuration.hash
+
+    @property
     def people(self) -> int:
         """Number of people in all."""
         return sum(extent.people for extent in self.extents)
@@ -94,11 +99,6 @@ class Plan:
                 first = index * extent.people_per_unit
                 people = min(extent.people_per_unit, extent.people - first)
                 yield Unit(extent.first_unit + index, extent.first_person + first, people)
-
-    def pending(self, finished: Iterable[int]) -> list[Unit]:
-        """The units that are not among the finished ones, in order."""
-        done = set(finished)
-        return [unit for unit in self.units() if unit.unit not in done]
 
     def extended(self, people: int) -> "Plan":
         """This plan with as many people in all; the same plan when it has that many or more.
@@ -172,7 +172,7 @@ def read_plan(output: Output) -> Plan | None:
     return plan
 
 
-def agree(existing: Plan | None, configuration: Configuration, people: int) -> Plan:
+def continue_plan(existing: Plan | None, configuration: Configuration, people: int) -> Plan:
     """The plan of this run: a new one, or the existing one, extended where more people are asked for.
 
     An existing plan keeps the detector threshold that its similarity references were chosen with. Raises
@@ -185,10 +185,5 @@ def agree(existing: Plan | None, configuration: Configuration, people: int) -> P
     decided = {"reference_threshold"}
     if old["latents"] != new["latents"]:  # then the origins differ as well
         decided.add("origins")
-    different = differences(old, kept(new, old, decided))
-    if different:
-        raise InputError(
-            f"--out holds a run of another configuration: {listed(different)}. "
-            "Choose another --out, or the options it was begun with"
-        )
+    agree("a run of another configuration", differences(old, kept(new, old, decided)))
     return existing.extended(people)

@@ -1,20 +1,21 @@
-"""What a unit becomes: a shard, the Parquet file of its images, origins and scores; or a record of its failure."""
+"""What a unit becomes: a shard, the Parquet file of its images with origins and scores, or of its pictures' codes."""
 
 import dataclasses
+import functools
 import json
-import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.runs.plan import Plan, Unit
+from datasets.runs.plan import PLAN_FILE, Plan, Unit
+from datasets.runs.run import Run, shard_name
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
 SCHEMA_VERSION = "1"
-SHARD_FOLDER = "shards"
-SHARD_NAME = re.compile(rf"^{SHARD_FOLDER}/(\d{{3}})/unit-(\d{{6}})\.parquet$")
+ADVICE = "remove it and run the same command again"
 
 # Null where a stage did not run: later stages fill columns, they never add any.
 SCHEMA = pa.schema(
@@ -46,73 +47,79 @@ SCHEMA = pa.schema(
 )
 
 
-def shard_name(unit: int) -> str:
-    """Name of a unit's shard below the output: a folder for each 1000 units."""
-    return f"{SHARD_FOLDER}/{unit // 1000:03d}/unit-{unit:06d}.parquet"
+@dataclasses.dataclass(frozen=True)
+class ShardKind:
+    """The columns of a shard, one row an image, and which of them look random to a compressor: pictures and codes.
+
+    random: such columns as Parquet names their values. Compression, a dictionary and statistics would only cost time
+    and room there.
+    """
+
+    schema: pa.Schema
+    random: str
+
+    @functools.cached_property
+    def leaves(self) -> list[str]:
+        """The columns as Parquet names their values."""
+        return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in self.schema]
+
+    def writer(self, target: str | pa.NativeFile, metadata: Mapping[str, str]) -> pq.ParquetWriter:
+        """Writes tables of this kind to a path or an open file. Every page carries a checksum."""
+        described = [name for name in self.leaves if name != self.random]
+        compression = {name: "none" if name == self.random else "zstd" for name in self.leaves}
+        return pq.ParquetWriter(
+            target,
+            self.schema.with_metadata({"schema_version": SCHEMA_VERSION, **metadata}),
+            compression=compression,  # pyright: ignore[reportArgumentType]  # pyarrow has no stubs: one for each column too
+            use_dictionary=described,  # pyright: ignore[reportArgumentType]  # and columns by name
+            write_statistics=described,  # pyright: ignore[reportArgumentType]  # and columns by name
+            write_page_checksum=True,
+        )
 
 
-def finished_units(output: Output) -> set[int]:
-    """The units whose shards exist. One listing, and nothing is opened: the file's existence is the
-    commit."""
-    matches = (SHARD_NAME.match(name) for name in output.list(SHARD_FOLDER))
-    return {int(match[2]) for match in matches if match and int(match[1]) == int(match[2]) // 1000}
+IMAGES = ShardKind(SCHEMA, random="image")
 
 
-def shard_table(unit: int, images: pa.Table) -> pa.Table:
-    """The images of a unit (n rows, columns of SCHEMA in any order, some absent) with every column of SCHEMA.
+def shard_table(unit: int, images: pa.Table, kind: ShardKind = IMAGES) -> pa.Table:
+    """The images of a unit (n rows, columns of the schema in any order, some absent) with every column of the schema.
 
     Raises ValueError for a column that the schema lacks.
     """
-    unknown = set(images.column_names) - set(SCHEMA.names)
+    unknown = set(images.column_names) - set(kind.schema.names)
     if unknown:
         raise ValueError(f"columns that no shard has: {', '.join(sorted(unknown))}")
     count = images.num_rows
     columns = {name: images[name] for name in images.column_names} | {"unit": pa.array([unit] * count, pa.int64())}
     full = [
         columns[field.name].cast(field.type) if field.name in columns else pa.nulls(count, field.type)
-        for field in SCHEMA
+        for field in kind.schema
     ]
-    return pa.table(full, schema=SCHEMA)
+    return pa.table(full, schema=kind.schema)
 
 
-def write_shard(output: Output, plan_hash: str, unit: int, table: pa.Table) -> None:
+def write_shard(output: Output, plan_hash: str, unit: int, table: pa.Table, kind: ShardKind = IMAGES) -> None:
     """Write the rows of a unit, as `shard_table` makes them.
 
-    Equal rows give equal bytes: a unit made twice is the same file. Raises InputError when it cannot be
-    written.
+    Equal rows give equal bytes: a unit made twice is the same file. Raises InputError when it cannot be written.
     """
     with output.replacing(shard_name(unit)) as path:
-        encode_shard(table, plan_hash, path)
+        encode_shard(table, plan_hash, path, kind)
 
 
-def encode_shard(table: pa.Table, plan_hash: str, target: str | pa.NativeFile) -> None:
-    """A shard's bytes, to a path or an open file. Every page carries a checksum."""
-    metadata = {"schema_version": SCHEMA_VERSION, "plan_hash": plan_hash}
-    # Pictures are compressed already; a dictionary or statistics of them would only cost room.
-    compression = {name: "none" if name == "image" else "zstd" for name in _leaves(SCHEMA)}
-    described = [name for name in _leaves(SCHEMA) if name != "image"]
-    pq.write_table(
-        table.cast(SCHEMA.with_metadata(metadata)),  # rows that were read name the items of lists otherwise
-        target,
-        compression=compression,  # pyright: ignore[reportArgumentType]  # pyarrow has no stubs: one for each column too
-        use_dictionary=described,  # pyright: ignore[reportArgumentType]  # and columns by name
-        write_statistics=described,  # pyright: ignore[reportArgumentType]  # and columns by name
-        write_page_checksum=True,
-    )
+def encode_shard(table: pa.Table, plan_hash: str, target: str | pa.NativeFile, kind: ShardKind = IMAGES) -> None:
+    """A shard's bytes, to a path or an open file."""
+    with kind.writer(target, {"plan_hash": plan_hash}) as writer:
+        writer.write_table(table.cast(writer.schema))  # rows that were read name the items of lists otherwise
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema]
-
-
-def read_shard(output: Output, plan: Plan, unit: Unit, columns: list[str] | None = None) -> pa.Table:
+def read_shard(run: Run[Plan], unit: Unit, columns: list[str] | None = None) -> pa.Table:
     """The rows of a unit's shard, all columns or the named ones, in the schema's order.
 
     Raises InputError, which names the shard, when it is missing, and where `decode_shard` does.
     """
     name = shard_name(unit.unit)
-    with output.open(name) as file:
-        return decode_shard(file, output.address(name), plan, unit, columns)
+    with run.output.open(name) as file:
+        return decode_shard(file, run.output.address(name), run.plan, unit, columns)
 
 
 def decode_shard(
@@ -128,74 +135,99 @@ def decode_shard(
     Raises InputError, which names `address`, when the shard is damaged, of another schema or plan, or does
     not hold exactly the images that the plan says.
     """
-    advice = "remove it and run the same command again"
-    try:
-        parquet = pq.ParquetFile(file, page_checksum_verification=checksums)
-        schema = parquet.schema_arrow
-        metadata = schema.metadata or {}
-        version, plan_hash = (metadata.get(key, b"none").decode() for key in (b"schema_version", b"plan_hash"))
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{address} has schema version {version}, not {SCHEMA_VERSION}: {advice}")
-        if plan_hash != plan.configuration.hash:
-            raise InputError(f"{address} belongs to another plan than plan.json beside it: {advice}")
-        if not schema.equals(SCHEMA):
-            raise InputError(f"{address} has other columns than schema version {SCHEMA_VERSION}: {advice}")
-        wanted = [c for c in SCHEMA.names if columns is None or c in {*columns, "person", "variant"}]
-        table = parquet.read(columns=wanted)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{address} is damaged ({reason}): {advice}") from error
+    wanted = [c for c in SCHEMA.names if columns is None or c in {*columns, "person", "variant"}]
+    table = decode_rows(file, address, plan.configuration.hash, IMAGES, wanted, checksums)
     people = range(unit.first_person, unit.first_person + unit.people)
     variants = range(plan.configuration.variants)
     expected = [(person, variant) for person in people for variant in variants]
     if list(zip(table["person"].to_pylist(), table["variant"].to_pylist(), strict=True)) != expected:
         raise InputError(
-            f"{address} holds {table.num_rows} images that are not the {len(expected)} of its unit: {advice}"
+            f"{address} holds {table.num_rows} images that are not the {len(expected)} of its unit: {ADVICE}"
         )
     return table if columns is None else table.select([c for c in SCHEMA.names if c in columns])
 
 
-# ---- Units that failed for good: one record each below OUT/failed, for people and for the next run.
+def decode_rows(
+    file: pa.NativeFile,
+    address: str,
+    plan_hash: str,
+    kind: ShardKind,
+    columns: list[str] | None = None,
+    checksums: bool = True,
+) -> pa.Table:
+    """The rows of an open shard of this kind, all columns or the named ones.
 
-FAILED_FOLDER = "failed"
-_NAME = re.compile(rf"^{FAILED_FOLDER}/unit-(\d{{6}})\.json$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why a unit could not be made: the stage (its class), the reason in a line, and a traceback where there is one."""
-
-    unit: int
-    stage: str
-    reason: str
-    details: str = ""
-
-
-def failure_name(unit: int) -> str:
-    """Name of a unit's record below the output."""
-    return f"{FAILED_FOLDER}/unit-{unit:06d}.json"
-
-
-def write_failure(output: Output, failure: Failure) -> None:
-    """Write a unit's record, in place of an older one."""
-    output.write(failure_name(failure.unit), (json.dumps(dataclasses.asdict(failure), indent=2) + "\n").encode())
-
-
-def failed_units(output: Output) -> set[int]:
-    """The units that have a record: one listing."""
-    return {int(match[1]) for name in output.list(FAILED_FOLDER) if (match := _NAME.match(name))}
-
-
-def read_failure(output: Output, unit: int) -> Failure | None:
-    """A unit's record, or None. Raises InputError when it is not one."""
-    text = output.read(failure_name(unit))
+    Raises InputError, which names `address`, when it is damaged, or of another schema or plan.
+    """
     try:
-        return None if text is None else Failure(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{output.address(failure_name(unit))} is not a record of a failed unit: remove it") from error
+        parquet = pq.ParquetFile(file, page_checksum_verification=checksums)
+        schema = parquet.schema_arrow
+        metadata = schema.metadata or {}
+        version, of_plan = (metadata.get(key, b"none").decode() for key in (b"schema_version", b"plan_hash"))
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{address} has schema version {version}, not {SCHEMA_VERSION}: {ADVICE}")
+        if of_plan != plan_hash:
+            raise InputError(f"{address} belongs to another plan than plan.json beside it: {ADVICE}")
+        if not schema.equals(kind.schema):
+            raise InputError(f"{address} has other columns than schema version {SCHEMA_VERSION}: {ADVICE}")
+        return parquet.read(columns=columns)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{address} is damaged ({reason}): {ADVICE}") from error
 
 
-def forget_failures(output: Output, units: Iterable[int]) -> None:
-    """Remove the records of units that have been made after all."""
-    for unit in units:
-        output.remove(failure_name(unit))
+# ---- What a worker writes below the run's folder, and what it tells the driver.
+
+
+class WorkerFolder:
+    """The folder of a run as a worker sees it, which may be on another machine than the driver."""
+
+    def __init__(self, address: str, plan_hash: str):
+        self.output, self.plan_hash = Output(address), plan_hash
+        self._seen = False
+
+    def problem(self, write: Callable[[], None]) -> str | None:
+        """Call `write`; returns the reason why nothing could be written, or None.
+
+        That is data and no exception: it is the user's to mend (no space, no permission), and arrives as one line
+        instead of a worker's traceback.
+        """
+        try:
+            self._check()
+            write()
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _check(self) -> None:
+        # The driver writes the plan first: a node that does not see it writes to a disk of its own.
+        if self._seen:
+            return
+        try:
+            stored = json.loads(self.output.read(PLAN_FILE) or b"{}")["hash"]
+        except (ValueError, KeyError, TypeError):
+            stored = None
+        if stored != self.plan_hash:
+            raise InputError(
+                f"a worker does not see {self.output.address(PLAN_FILE)} as the driver wrote it: give --out a folder "
+                "that all nodes share, or a URI such as s3://bucket/run"
+            )
+        self._seen = True
+
+
+def unit_report(
+    batch: pa.Table, counts: Mapping[str, int], stages: Sequence[str], start: float, problem: str | None
+) -> pa.Table:
+    """The small row that goes on to the driver once a unit is written.
+
+    Its columns: counts as int64, seconds_* float64 of every stage (0.0 where it did not run), and problem, text or
+    null. start: when the last stage, which writes, began, by `time.perf_counter`.
+    """
+    names = [f"seconds_{stage}" for stage in stages]
+    seconds = {name: batch[name][0].as_py() for name in names if name in batch.column_names}
+    seconds[names[-1]] = time.perf_counter() - start
+    return pa.table(
+        {name: pa.array([value], pa.int64()) for name, value in counts.items()}
+        | {name: pa.array([seconds.get(name, 0.0)], pa.float64()) for name in names}
+        | {"problem": pa.array([problem], pa.string())}
+    )

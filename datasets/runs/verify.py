@@ -18,15 +18,14 @@ import pyarrow.parquet as pq
 from datasets.people.market_tree import DecodingError, decode
 from datasets.runs.plan import Configuration, Plan, Unit
 from datasets.runs.rows import planned_columns
-from datasets.runs.shards import SCHEMA, SHARD_FOLDER, SHARD_NAME, decode_shard, encode_shard, shard_name
-from datasets.storage.output import Output
+from datasets.runs.run import SHARD_FOLDER, SHARD_NAME, Run, shard_name
+from datasets.runs.shards import ADVICE, SCHEMA, decode_shard, encode_shard
 from passersby.errors import InputError
 
 READERS = 8  # object stores answer slowly and many at a time
 BYTES_AT_ONCE = 256_000_000  # raw pixels of the units in all readers' hands: their number falls with large units
 WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+(-SNAPSHOT)?")
 MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
-ADVICE = "remove it and run the same command again"
 LINES = 10  # of findings; the rest is counted
 IDENTITY_SCORES = ("identity_cosine", "identity_margin", "nearest_identity")
 ROUNDING = 1e-5  # of cosines in float32
@@ -116,7 +115,7 @@ class ShardCheck:
 
 
 def check_shards(
-    output: Output, plan: Plan, present: Collection[int], decoded: Callable[[int], bool], kept: Callable[[Unit], bool]
+    run: Run[Plan], present: Collection[int], decoded: Callable[[int], bool], kept: Callable[[Unit], bool]
 ) -> Iterator[ShardCheck]:
     """Check the shards of all units of a plan, some at a time, in order; absent ones come without rows.
 
@@ -125,11 +124,12 @@ def check_shards(
     """
 
     def check(unit: Unit) -> ShardCheck:
-        found = check_shard(output, plan, unit, decoded)
+        found = check_shard(run, unit, decoded)
         if found.table is None or kept(unit):
             return found
         return dataclasses.replace(found, table=found.table.drop_columns("image"))
 
+    plan = run.plan
     unit_bytes = max((unit.people for unit in plan.units()), default=1) * plan.configuration.person_pixel_bytes
     readers = max(1, min(READERS, BYTES_AT_ONCE // unit_bytes))
     waiting: deque[ShardCheck | Future] = deque()
@@ -146,28 +146,27 @@ def _result(item: ShardCheck | Future) -> ShardCheck:
     return item.result() if isinstance(item, Future) else item
 
 
-def check_shard(output: Output, plan: Plan, unit: Unit, decoded: Callable[[int], bool]) -> ShardCheck:
+def check_shard(run: Run[Plan], unit: Unit, decoded: Callable[[int], bool]) -> ShardCheck:
     """Check one shard: every byte, every column against the plan, and the images of the people chosen by `decoded`."""
-    name = shard_name(unit.unit)
-    address = output.address(name)
+    name, c = shard_name(unit.unit), run.plan.configuration
+    address = run.output.address(name)
     try:
-        content = output.read(name)
+        content = run.output.read(name)
     except InputError as error:
         return ShardCheck(unit, problem=("unreadable", str(error)))
     if content is None:
         return ShardCheck(unit, problem=("gone since the start", f"{address}: the same command makes it"))
     try:
-        table = decode_shard(pa.BufferReader(content), address, plan, unit, checksums=True)
+        table = decode_shard(pa.BufferReader(content), address, run.plan, unit, checksums=True)
         table.validate(full=True)  # texts too: Parquet does not look whether they are UTF-8
     except InputError as error:
         return ShardCheck(unit, problem=("damaged", str(error)))
     except pa.ArrowInvalid as error:
         return ShardCheck(unit, problem=("damaged", f"{address} is damaged ({error}): {ADVICE}"))
-    if not _is_canonical(content, table, plan.configuration.hash):
+    if not _is_canonical(content, table, c.hash):
         text = f"{address} is damaged (bytes outside of its pages differ from what its rows give): {ADVICE}"
         return ShardCheck(unit, problem=("damaged", text))
-    wrong = [*wrong_columns(table, plan.configuration, unit), *wrong_scores(table, plan.configuration)]
-    wrong += wrong_images(table, plan.configuration, decoded)
+    wrong = [*wrong_columns(table, c, unit), *wrong_scores(table, c), *wrong_images(table, c, decoded)]
     if not wrong:
         return ShardCheck(unit, table)
     more = f" (and {len(wrong) - 1:,} more)" * (len(wrong) > 1)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from datasets.runs.manifest import COLUMNS, MANIFEST_SCHEMA, manifest_name
 from datasets.runs.plan import Plan, Unit
-from datasets.runs.shards import SCHEMA_VERSION, shard_name
+from datasets.runs.run import Run, shard_name
+from datasets.runs.shards import ADVICE, SCHEMA_VERSION
 from datasets.runs.verdicts import KEPT, VERDICTS, Thresholds, add_counts, count_verdicts, verdicts
-from datasets.runs.verify import ADVICE, Findings
-from datasets.storage.output import Output
+from datasets.runs.verify import Findings
 from passersby.errors import InputError
 
 MANIFEST_NAME = re.compile(r"manifest(-[A-Za-z0-9_-]+)?\.parquet")
@@ -29,17 +29,17 @@ class ManifestCheck:
     is wrong, None so far; `thresholds` those of the metadata; `absent` counts units whose rows it lacks.
     """
 
-    def __init__(self, output: Output, plan: Plan, name: str):
+    def __init__(self, run: Run[Plan], name: str):
         self.name, self.fault, self.thresholds, self.absent = name, None, None, 0
-        self._variants = plan.configuration.variants
+        self._variants = run.plan.configuration.variants
         self._rows = pa.table([pa.array([], field.type) for field in MANIFEST_SCHEMA], schema=MANIFEST_SCHEMA)
         self._batches = iter(())
         try:
-            parquet = pq.ParquetFile(output.open(name))
+            parquet = pq.ParquetFile(run.output.open(name))
             metadata = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
             if not parquet.schema_arrow.equals(MANIFEST_SCHEMA) or metadata["schema_version"] != SCHEMA_VERSION:
                 self.fault = "has other columns than this program writes"
-            elif metadata["plan_hash"] != plan.configuration.hash:
+            elif metadata["plan_hash"] != run.hash:
                 self.fault = "belongs to another plan"
             self.thresholds = Thresholds(**json.loads(metadata["thresholds"]))
             self._batches = parquet.iter_batches(BATCH_ROWS)
@@ -125,12 +125,12 @@ def check_summary(summary: Mapping, plan: Plan, counts: Mapping[str, int] | None
 class DerivedChecks:
     """All derived files of a run beside its shards: every manifest among `names`, and the summary `summary_name`."""
 
-    def __init__(self, output: Output, plan: Plan, names: Collection[str], summary_name: str):
-        self._output, self._plan, self._summary_name = output, plan, summary_name
-        self._manifests = [ManifestCheck(output, plan, name) for name in sorted(names) if MANIFEST_NAME.fullmatch(name)]
+    def __init__(self, run: Run[Plan], names: Collection[str], summary_name: str):
+        self._run, self._summary_name = run, summary_name
+        self._manifests = [ManifestCheck(run, name) for name in sorted(names) if MANIFEST_NAME.fullmatch(name)]
         self._summary, self._fault, self._thresholds, self._complete = None, "", None, True
         try:
-            text = output.read(summary_name)
+            text = run.output.read(summary_name)
             if text is not None:
                 self._summary = json.loads(text)
                 self._thresholds = Thresholds(**self._summary["thresholds"])
@@ -145,7 +145,7 @@ class DerivedChecks:
         if shard is None:
             self._complete = False
             return 0
-        thresholds = self._thresholds or Thresholds(self._plan.configuration.reference_threshold)
+        thresholds = self._thresholds or Thresholds(self._run.plan.configuration.reference_threshold)
         counts = count_verdicts(verdicts(shard, thresholds))
         self._counts = add_counts(self._counts, counts)
         return counts[KEPT]
@@ -157,10 +157,10 @@ class DerivedChecks:
             manifest.finish()
             lacks = f"lacks {manifest.absent:,} of the units that are there: {manifest.advice}"
             if manifest.fault:
-                text = f"{self._output.address(manifest.name)} {manifest.fault}: {manifest.advice}"
+                text = f"{self._run.output.address(manifest.name)} {manifest.fault}: {manifest.advice}"
                 findings.add(kind, manifest.name, text)
             elif manifest.absent and manifest.name == manifest_name() and self._complete:
-                findings.add(kind, manifest.name, f"{self._output.address(manifest.name)} {lacks}")
+                findings.add(kind, manifest.name, f"{self._run.output.address(manifest.name)} {lacks}")
             elif manifest.absent:
                 findings.notes.append(f"{manifest.name} {lacks}")
         if self._fault:
@@ -170,9 +170,9 @@ class DerivedChecks:
         else:
             run = next((m for m in self._manifests if m.name == manifest_name() and not m.fault), None)
             counts = self._counts if self._complete else None
-            wrong = check_summary(self._summary, self._plan, counts, run and run.thresholds)
+            wrong = check_summary(self._summary, self._run.plan, counts, run and run.thresholds)
         if wrong and self._complete:
-            text = f"{self._output.address(self._summary_name)} says other {wrong} than the run: {ADVICE}"
+            text = f"{self._run.output.address(self._summary_name)} says other {wrong} than the run: {ADVICE}"
             findings.add(kind, self._summary_name, text)
         elif wrong:  # as it may while a run is extended
             findings.notes.append(f"{self._summary_name} says other {wrong} than the run: it is made again at its end")

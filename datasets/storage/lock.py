@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -13,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from filelock import FileLock, Timeout
+
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
 LEASE_FILE = ".driver.json"
 BEAT_SECONDS = 15.0
-UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
+LOCK_SECONDS = 0.2  # for the last holder to leave, who removes the file as it goes
+UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 class Holder(TypedDict):
@@ -72,31 +74,21 @@ def _lock(output: Output, stack: contextlib.ExitStack) -> bool:
     """Take the operating system's lock; False where there is none to be had."""
     path = Path(output.address(LEASE_FILE))
     folder_is_ours = not path.parent.exists()
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}: choose another --out") from error
-        with contextlib.ExitStack() as inner:
-            inner.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise _refusal(output, _parse(os.read(descriptor, 1000))) from error
-            except OSError as error:
-                if error.errno in UNLOCKABLE:
-                    return False
-                raise
-            # The last holder removes the file as it goes: the lock must be on the file that stands there now.
-            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
-                stack.push(inner.pop_all())
-                if folder_is_ours:
-                    stack.callback(_remove_if_empty, path.parent)  # a run refused after this leaves nothing behind
-                stack.callback(path.unlink, missing_ok=True)
-                return True
+    lock = FileLock(path, timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 10, mode=0o644, fallback_to_soft=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock)
+        path.write_text(json.dumps(_me()))
+    except Timeout as error:
+        raise _refusal(output, _parse(output.read(LEASE_FILE))) from error
+    except OSError as error:
+        if error.errno in UNLOCKABLE:
+            return False
+        raise InputError(f"cannot write {path}: {error.strerror}: choose another --out") from error
+    if folder_is_ours:
+        stack.callback(_remove_if_empty, path.parent)  # a run refused after this leaves nothing behind
+    stack.callback(path.unlink, missing_ok=True)
+    return True
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -20,6 +20,7 @@ from datasets.people.image_sets import read_bytes
 from datasets.people.labelled_images import decode_bicubic
 from datasets.people.market_tree import DecodingError
 from datasets.reid.sources import people_sha256
+from datasets.runs.run import Run
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.options import Json
@@ -215,29 +216,28 @@ def read_inversion_summary(output: Output) -> InversionSummary | None:
     return cast(InversionSummary | None, read_summary(output))
 
 
-def is_inversion_published(output: Output, plan: InversionPlan) -> bool:
+def is_inversion_published(run: Run[InversionPlan]) -> bool:
     """Whether all derived files exist, for this plan. The summary is written last."""
-    summary = read_inversion_summary(output)
+    summary = read_inversion_summary(run.output)
     return (
         summary is not None
-        and summary.get("plan_hash") == plan.configuration.hash
-        and summary.get("pictures") == plan.pictures
-        and output.exists(SHEET)
-        and is_complete(output, plan)
+        and summary.get("plan_hash") == run.hash
+        and summary.get("pictures") == run.plan.pictures
+        and run.output.exists(SHEET)
+        and is_complete(run)
     )
 
 
-def publish_inversion(
-    output: Output, plan: InversionPlan, pictures: Pictures, networks: Networks, times: RunTimes | None
-) -> None:
+def publish_inversion(run: Run[InversionPlan], pictures: Pictures, networks: Networks, times: RunTimes | None) -> None:
     """Derive latents.parquet, the sheet and the summary of a finished run.
 
     times: those of the run that has just ended; None keeps the times of an earlier summary. Raises InputError if the
     shards are not those of the plan, and if no picture could be inverted.
     """
-    c, description = plan.configuration, networks.about()
+    output, plan, description = run.output, run.plan, networks.about()
+    c = plan.configuration
     about = about_latents(c, pictures, plan.people, description)
-    table = write_latents(output, plan, about)
+    table = write_latents(run, about)
     usable = table.filter(pc.call_function("equal", [table["status"], "ok"]))
     if not usable.num_rows:
         path, message = table["path"][0].as_py(), table["message"][0].as_py()

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.runs.plan import Plan
+from datasets.runs.run import Run
 from datasets.runs.verdicts import KEPT, LATENT, nearest_real, nearest_real_picture
-from datasets.storage.output import Output
 from passersby.metrics.identity import near_copies
 from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
 
@@ -312,17 +312,17 @@ class Privacy(TypedDict):
     doubles: DoublesFound | None
 
 
-def read_privacy(output: Output, plan: Plan, manifest: pa.Table) -> Privacy | None:
+def read_privacy(run: Run[Plan], manifest: pa.Table) -> Privacy | None:
     """privacy.json of these images, or None: there is none, or it is of fewer people than the run has now.
 
     The near-copies get "kept", their {count, scored, share} among the images kept. manifest: columns source,
     identity_cosine, identity_margin, verdict.
     """
-    text = output.read(PRIVACY)
+    text = run.output.read(PRIVACY)
     found: Privacy | None = None
     with contextlib.suppress(ValueError):
         found = json.loads(text) if text else None
-    this = {"plan_hash": plan.configuration.hash, "images": plan.images}
+    this = {"plan_hash": run.hash, "images": run.plan.images}
     if not isinstance(found, dict) or {name: found.get(name) for name in this} != this:
         return None
     copies = found.get("near_copies")

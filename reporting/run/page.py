@@ -15,9 +15,9 @@ from PIL import Image
 
 from datasets.people.market_tree import DecodingError, decode
 from datasets.runs.plan import Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, nearest_real_picture
-from datasets.storage.output import Output
 from passersby.errors import InputError
 from reporting.gan.scores import Training
 from reporting.grid import FILTERS, fit
@@ -177,16 +177,16 @@ def _of_many_people(rows: np.ndarray, person: np.ndarray, count: int) -> list[in
     return found
 
 
-def read_thumbnails(output: Output, plan: Plan, manifest: pa.Table, rows: np.ndarray) -> dict[int, Thumbnail]:
+def read_thumbnails(run: Run[Plan], manifest: pa.Table, rows: np.ndarray) -> dict[int, Thumbnail]:
     """Thumbnails of rows of a manifest, by row, out of their shards. An image that cannot be shown has an empty one.
 
     manifest: columns unit, person, variant. Raises InputError for a shard that is missing or damaged.
     """
     unit_of = manifest["unit"].to_numpy()
-    units = {unit.unit: unit for unit in plan.units()}
+    units = {unit.unit: unit for unit in run.plan.units()}
     found = {}
     for number in np.unique(unit_of[rows]).tolist():
-        table = read_shard(output, plan, units[number], ["image"])
+        table = read_shard(run, units[number], ["image"])
         first = int(np.searchsorted(unit_of, number))
         for row in rows[unit_of[rows] == number].tolist():
             person, variant = manifest["person"][row].as_py(), manifest["variant"][row].as_py()
@@ -215,8 +215,7 @@ MOST_SAMPLED = 4000  # pictures of about 2.5 kB: beyond, a page is slow to open
 
 
 def run_page(
-    output: Output,
-    plan: Plan,
+    run: Run[Plan],
     manifest: pa.Table,
     summary: Summary,
     *,
@@ -229,7 +228,7 @@ def run_page(
     """
     if not 0 <= sample <= MOST_SAMPLED:
         raise InputError(f"--sample {sample}: give 0 to {MOST_SAMPLED} pictures")
-    privacy = read_privacy(output, plan, manifest)
+    output, plan, privacy = run.output, run.plan, read_privacy(run, manifest)
     again = f"python -m jobs.refilter --out {shlex.quote(output.root_address)} --name stricter --detector-threshold 0.8"
     return render_report(
         title=f"{plan.people:,} people, {plan.images:,} images",
@@ -240,7 +239,7 @@ def run_page(
         check_commands=[("judge the same images by other thresholds", again)],
         privacy=privacy,
         privacy_png=output.read(PRIVACY_SHEET) if privacy else None,
-        explorer=gather(output, plan, manifest, summary["thresholds"], sample),
+        explorer=gather(run, manifest, summary["thresholds"], sample),
         trainings=trainings,
     )
 
@@ -258,17 +257,15 @@ class ImageRow(TypedDict):
     identity_cosine: float | None
 
 
-def gather(
-    output: Output, plan: Plan, manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int
-) -> Explorer:
+def gather(run: Run[Plan], manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int) -> Explorer:
     """What the page explores, for the template and (under "data") for its script."""
     shown = controls(manifest, thresholds)
     strips = choose_strips(manifest)
     in_strips = np.concatenate([*strips, np.empty(0, np.int64)]).astype(np.int64)
     more = np.setdiff1d(choose_rows(manifest, shown, sample), in_strips)
-    thumbnails = read_thumbnails(output, plan, manifest, np.union1d(in_strips, more))
+    thumbnails = read_thumbnails(run, manifest, np.union1d(in_strips, more))
     pictures = [dataclasses.astuple(thumbnails[row]) for row in more.tolist() if thumbnails[row].jpeg]
-    reference = plan.configuration.reference_threshold
+    reference = run.plan.configuration.reference_threshold
     return {
         "controls": shown,
         "filters": [control.key for control in shown],
@@ -282,7 +279,7 @@ def gather(
             "reference_threshold": reference,
             "verdicts": VERDICTS,
             "labels": FILTERS,
-            "out": shlex.quote(output.root_address),
+            "out": shlex.quote(run.output.root_address),
         },
     }
 

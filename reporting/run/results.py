@@ -12,6 +12,7 @@ from datasets.people.market_tree import decode
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import manifest_name, read_manifest, write_manifest
 from datasets.runs.plan import Plan, Unit
+from datasets.runs.run import Run
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, Thresholds, verdicts
 from datasets.storage.output import Output
@@ -52,16 +53,16 @@ def read_summary(output: Output) -> Summary | None:
     return content if isinstance(content, dict) else None
 
 
-def is_published(output: Output, plan: Plan, thresholds: Thresholds) -> bool:
+def is_published(run: Run[Plan], thresholds: Thresholds) -> bool:
     """Whether everything derived is there, for this plan and these thresholds. The summary is written
     last."""
-    summary = read_summary(output)
+    summary = read_summary(run.output)
     return (
         summary is not None
-        and summary.get("plan_hash") == plan.configuration.hash
-        and summary.get("images") == plan.images
+        and summary.get("plan_hash") == run.hash
+        and summary.get("images") == run.plan.images
         and _recorded(summary) == thresholds
-        and all(output.exists(name) for name in (manifest_name(), SHEET, REPORT))
+        and all(run.output.exists(name) for name in (manifest_name(), SHEET, REPORT))
     )
 
 
@@ -74,8 +75,7 @@ def _recorded(summary: Summary) -> Thresholds | None:
 
 
 def publish(
-    output: Output,
-    plan: Plan,
+    run: Run[Plan],
     thresholds: Thresholds,
     network: Mapping[str, Json],
     times: RunTimes | None,
@@ -86,7 +86,8 @@ def publish(
     summary. What pipeline.copies has left in the folder for these images goes into report and summary. Raises
     InputError when the shards do not make up the plan.
     """
-    counts = write_manifest(output, plan, plan.units(), thresholds)
+    output, plan = run.output, run.plan
+    counts = write_manifest(run, plan.units(), thresholds)
     if sum(counts.values()) != plan.images:
         raise InputError(f"{output.root_address}: {sum(counts.values())} images, the plan says {plan.images}")
     if times:
@@ -98,10 +99,10 @@ def publish(
         earlier = read_summary(output) or {}
         timing = {name: earlier.get(name) for name in names if name in earlier}
     manifest = read_manifest(output, columns=COLUMNS)
-    privacy, identity = read_privacy(output, plan, manifest), identity_summary(manifest)
+    privacy, identity = read_privacy(run, manifest), identity_summary(manifest)
     found = {"identity": identity, "privacy": privacy}
     content = {
-        "plan_hash": plan.configuration.hash,
+        "plan_hash": run.hash,
         "people": plan.people,
         "images": plan.images,
         "counts": counts,
@@ -113,13 +114,13 @@ def publish(
         **{name: figures for name, figures in found.items() if figures},
     }
     summary = cast(Summary, content)
-    output.write(SHEET, encode_png(draw_sheet(output, plan, thresholds, toy=is_toy(network))))
-    output.write(REPORT, run_page(output, plan, manifest, summary).encode())
+    output.write(SHEET, encode_png(draw_sheet(run, thresholds, toy=is_toy(network))))
+    output.write(REPORT, run_page(run, manifest, summary).encode())
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     return counts
 
 
-def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds, toy: bool = False) -> np.ndarray:
+def draw_sheet(run: Run[Plan], thresholds: Thresholds, toy: bool = False) -> np.ndarray:
     """The contact sheet of the first people and their first variants: [H, W, 3] uint8 RGB.
 
     Captions are the detector's score and, but for the reference, the SSIM; then, where identities were compared, the
@@ -127,9 +128,9 @@ def draw_sheet(output: Output, plan: Plan, thresholds: Thresholds, toy: bool = F
     people, and the title says so.
     """
     rows: list[SheetRow] = []
-    compared = False
+    plan, compared = run.plan, False
     for unit in plan.units():
-        table = read_shard(output, plan, unit)
+        table = read_shard(run, unit)
         compared |= table["identity_cosine"].null_count < table.num_rows
         rows += _sheet_rows(table, unit, plan.configuration, thresholds)
         if len(rows) >= SHEET_PEOPLE:

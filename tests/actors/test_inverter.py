@@ -13,7 +13,7 @@ import torch
 
 from actors.inverter import CHUNK_PIXELS, MOST_CHUNK, Inverter, chunk_of
 from actors.latent_writer import LatentWriter
-from datasets.latents.plan import InversionConfiguration, agree
+from datasets.latents.plan import InversionConfiguration, continue_inversion
 from datasets.latents.table import SCHEMA, delta_name
 from datasets.runs.rows import images_of
 from datasets.storage.output import Output
@@ -234,7 +234,7 @@ def test_the_writer_commits_deltas_before_the_shard(networks, tmp_path):
     row = writer(batch).to_pylist()[0]
     assert "does not see" in row["problem"]
     assert not Path(output.address(delta_name(3))).exists()
-    output.write("plan.json", agree(None, configuration, (1, 1, 1, 2), None).to_json())
+    output.write("plan.json", continue_inversion(None, configuration, (1, 1, 1, 2), None).to_json())
     shard = Path(output.address("shards/000/unit-000007.parquet"))
     shard.mkdir(parents=True)  # in the shard's place: it cannot be written
     assert "Is a directory" in writer(batch).to_pylist()[0]["problem"]

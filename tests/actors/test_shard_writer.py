@@ -6,6 +6,7 @@ import pytest
 from actors.shard_writer import ShardWriter
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan
 from datasets.runs.rows import with_columns
+from datasets.runs.run import Run
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
@@ -45,7 +46,7 @@ def test_a_unit_becomes_a_shard_and_a_small_row(tmp_path, batch):
         "identity_floor": 0, "identity_margin": 0, "identity_ceiling": 0,
         "seconds_generate": 1.5, "seconds_detect": 2.5, "seconds_similarity": 0.5, "seconds_identity": 0.0,
     }  # fmt: skip
-    table = read_shard(output, PLAN, next(PLAN.units()))
+    table = read_shard(Run(output, PLAN), next(PLAN.units()))
     assert table["image"].to_pylist() == [b"0", b"1", b"2", None]
     assert table["message"].to_pylist()[3] == "not finite"
     assert "seconds_write" not in table.column_names  # timings would make equal work unequal bytes
@@ -64,7 +65,7 @@ def test_identities_are_stored_and_judged(tmp_path, batch):
     writer = ShardWriter(str(tmp_path), CONFIGURATION.hash, Thresholds(identity_margin=0.0))
     row = writer(with_columns(batch, identities)).to_pylist()[0]
     assert (row["kept"], row["detector"], row["identity_margin"], row["seconds_identity"]) == (1, 1, 1, 0.75)
-    table = read_shard(output, PLAN, next(PLAN.units()))
+    table = read_shard(Run(output, PLAN), next(PLAN.units()))
     assert table["nearest_identity"].to_pylist() == [7, 7, 9, None]
 
 

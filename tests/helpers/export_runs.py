@@ -7,6 +7,7 @@ import pyarrow as pa
 from datasets.runs.configuration import Origin
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import shard_table, write_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
@@ -58,7 +59,7 @@ def make_run(
             "detector_score": pa.array([0.7 + 0.01 * v if kept(p, v) else 0.1 for p, v in rows], pa.float32()),
         }
         write_shard(run, configuration.hash, unit.unit, shard_table(unit.unit, pa.table(columns)))
-    write_manifest(run, plan, plan.units(), Thresholds())
+    write_manifest(Run(run, plan), plan.units(), Thresholds())
     return run
 
 

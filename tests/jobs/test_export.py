@@ -11,6 +11,7 @@ import pytest
 
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import read_plan
+from datasets.runs.run import Run
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 from jobs.export import Config, main
@@ -115,7 +116,7 @@ def test_other_options_in_the_same_folder_are_refused_by_name(run, tmp_path):
     before = runs.tree(tmp_path / "out")
     with pytest.raises(InputError, match=r"per_person is 3, not 4; camera is 1, not 2\. Choose another --out"):
         main(Config(run=run.root_address, out=out, format="folder", per_person=4, camera=2))
-    with pytest.raises(InputError, match="format is folder, not table"):
+    with pytest.raises(InputError, match='format is "folder", not "table"'):
         main(Config(run=run.root_address, out=out, format="table", per_person=3))
     assert runs.tree(tmp_path / "out") == before
 
@@ -124,16 +125,16 @@ def test_a_changed_manifest_is_refused(run, tmp_path):
     config = Config(run=run.root_address, out=str(tmp_path / "out"), format="folder")
     main(config)
     plan = read_plan(run)
-    write_manifest(run, plan, plan.units(), Thresholds(detector=0.71))
+    write_manifest(Run(run, plan), plan.units(), Thresholds(detector=0.71))
     with pytest.raises(InputError, match=r"manifest\.parquet has changed since this export started"):
         main(config)
-    write_manifest(run, plan, plan.units(), Thresholds())
+    write_manifest(Run(run, plan), plan.units(), Thresholds())
     main(config)
 
 
 def test_another_manifest_and_an_unfinished_run_are_exported(run, tmp_path, capsys):
     plan = read_plan(run)
-    write_manifest(run, plan, list(plan.units())[:3], Thresholds(detector=0.0), "loose")
+    write_manifest(Run(run, plan), list(plan.units())[:3], Thresholds(detector=0.0), "loose")
     main(Config(run=run.root_address, out=str(tmp_path / "out"), format="folder", manifest="loose"))
     assert "manifest-loose.parquet judges 18 of the 48 planned images" in capsys.readouterr().out
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 18

@@ -17,7 +17,8 @@ from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
 from datasets.runs.plan import read_plan
 from datasets.runs.rows import images_of
-from datasets.runs.shards import read_shard, shard_name
+from datasets.runs.run import Run, shard_name
+from datasets.runs.shards import read_shard
 from datasets.storage.output import Output, _host
 from jobs import generate, refilter
 from jobs.generate import Config
@@ -80,7 +81,7 @@ def test_shards_hold_what_the_stages_make_without_ray(finished):
     for stage in stages:
         batch = stage(batch)
     torch.set_num_threads(threads)
-    alone, stored = images_of(batch).to_pylist(), read_shard(output, plan, unit).to_pylist()
+    alone, stored = images_of(batch).to_pylist(), read_shard(Run(output, plan), unit).to_pylist()
     for expected, row in zip(alone, stored, strict=True):
         assert row | expected == row  # every column of every image, bytes and scores: equal machines, equal numbers
 
@@ -161,8 +162,8 @@ def test_a_failed_unit_is_said_and_tried_again_by_the_next_run(finished, tmp_pat
             return super()._person(person)
 
     def with_a_failing_stage(*arguments):
-        stages, device = prepare(*arguments)
-        return [(Failing, stages[0][1]), *stages[1:]], device
+        stages, machines = prepare(*arguments)
+        return [stages[0]._replace(actor=Failing), *stages[1:]], machines
 
     monkeypatch.setattr(generate, "prepare", with_a_failing_stage)
     config = dataclasses.replace(finished, out=str(tmp_path / "out"))

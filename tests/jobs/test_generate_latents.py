@@ -17,7 +17,8 @@ from datasets.latents.table import read_latents
 from datasets.people.labelled_images import decode_bicubic
 from datasets.people.market_tree import decode
 from datasets.reid.sources import list_sources
-from datasets.runs.plan import PLAN_FILE, Plan, read_plan
+from datasets.runs.plan import PLAN_FILE, read_plan
+from datasets.runs.run import Run, begin_run
 from datasets.runs.shards import read_shard, write_shard
 from datasets.storage.output import Output
 from jobs import generate, verify
@@ -75,7 +76,7 @@ def finished(ray_cluster, config) -> Config:
 
 def rows_of(out: str) -> list[dict]:
     plan = read_plan(Output(out))
-    return [row for unit in plan.units() for row in read_shard(Output(out), plan, unit).to_pylist()]
+    return [row for unit in plan.units() for row in read_shard(Run(Output(out), plan), unit).to_pylist()]
 
 
 @pytest.mark.slow
@@ -170,7 +171,7 @@ def check_identity_scores(finished, folder, capsys):
     assert verify.main(verify.Config(finished.out, **options)) == 0
     assert re.search(r"computed again \(greatest difference [\d.e-]+\)$", capsys.readouterr().out.strip())
     plan, name = read_plan(Output(finished.out)), "identity_margin"
-    table = read_shard(Output(finished.out), plan, next(plan.units()))
+    table = read_shard(Run(Output(finished.out), plan), next(plan.units()))
     changed = pc.add(table[name], pa.scalar(0.5, pa.float32()))
     spoilt = Path(finished.out).with_name("spoilt")
     shutil.copytree(finished.out, spoilt)
@@ -205,16 +206,16 @@ def test_artificial_people_are_compared_with_themselves_and_with_nobody(ray_clus
     seeds = {"latents": None, "real": None, "partners": "random", "people": 2}
     config = dataclasses.replace(config, out=out, **seeds)
     inputs = config.inputs()
-    plan, output = Plan(config.frozen(inputs)).extended(2), Output(out)
-    output.write(PLAN_FILE, plan.to_json())
-    stages, _ = generate.prepare(config, output, plan, inputs, load_network(inputs.network).generator)
-    actors = [stage(**arguments) for stage, arguments in stages]
-    for unit in plan.units():
+    run = begin_run(Output(out), config.frozen(inputs), 2)
+    run.output.write(PLAN_FILE, run.plan.to_json())
+    stages, _ = generate.prepare(config, run, inputs, load_network(inputs.network).generator)
+    actors = [stage.actor(**stage.arguments) for stage in stages]
+    for unit in run.plan.units():
         batch = pa.table({name: [value] for name, value in dataclasses.asdict(unit).items()})
         for actor in actors:
             batch = actor(batch)
         assert batch["problem"].to_pylist() == [None]
-    inputs.identity.look_for_copies(output, plan, "cpu")
+    inputs.identity.look_for_copies(run, "cpu")
     torch.set_num_threads(threads)
     rows = rows_of(out)
     assert [row["identity_cosine"] == 1 for row in rows] == [row["variant"] == 0 for row in rows]

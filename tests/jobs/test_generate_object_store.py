@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.runs.shards import shard_name
+from datasets.runs.run import shard_name
 from datasets.storage import lock as lease
 from datasets.storage.output import Output
 from jobs import generate, refilter

@@ -16,10 +16,10 @@ import torch
 
 from actors.inverter import Inverter
 from datasets.latents.pictures import list_pictures
-from datasets.latents.plan import read_inversion_plan
+from datasets.latents.plan import continue_inversion, read_inversion_plan
 from datasets.latents.table import SCHEMA, delta_name, read_latents
 from datasets.runs.rows import images_of
-from datasets.runs.shards import shard_name
+from datasets.runs.run import shard_name
 from datasets.storage.output import Output
 from jobs import invert
 from jobs.invert import Config
@@ -132,7 +132,7 @@ def test_shards_hold_what_the_stage_makes_without_ray(finished, tree):
     output = Output(finished.out)
     stored = read_inversion_plan(output)
     pictures = list_pictures(tree, ["train"])
-    plan = invert.agree(stored, stored.configuration, pictures.counts, 3)
+    plan = continue_inversion(stored, stored.configuration, pictures.counts, 3)
     networks = Networks.load(Path(finished.encoder), Path(finished.network), weights.get("st-lpips-alex"), None)
     threads = torch.get_num_threads()
     inverter = Inverter(networks.encoder, networks.generator, networks.loss, stored.configuration)
@@ -227,10 +227,10 @@ def here(ray_cluster, monkeypatch):
     """Units go through the real stages in this process: for tests of what goes in and comes out."""
     import pipeline.commit
 
-    def make_work(output, work, stages, pools, again, lease):
-        output.write("plan.json", work.plan)
+    def make_work(run, work, stages, machines):
+        run.output.write("plan.json", run.plan.to_json())
         threads = torch.get_num_threads()
-        made = [actor(**arguments) for actor, arguments in stages]
+        made = [stage.actor(**stage.arguments) for stage in stages]
         seconds = dict.fromkeys(work.seconds, 0.0)
         for row in work.rows:
             batch = pa.table({name: [value] for name, value in row.items()})

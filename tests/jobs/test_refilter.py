@@ -5,6 +5,7 @@ import pytest
 
 from datasets.runs.manifest import read_manifest
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import read_shard, shard_table, write_shard
 from datasets.storage.output import Output
 from jobs.refilter import Config, main
@@ -84,7 +85,7 @@ def test_identities_are_judged_again(run, capsys):
 
 def test_thresholds_of_scores_that_nobody_took_are_said_to_reject_nothing(run, capsys):
     for unit in PLAN.units():
-        table = read_shard(run, PLAN, unit).drop_columns(["identity_cosine", "identity_margin"])
+        table = read_shard(Run(run, PLAN), unit).drop_columns(["identity_cosine", "identity_margin"])
         write_shard(run, PLAN.configuration.hash, unit.unit, shard_table(unit.unit, table))
     assert verdicts_of(run, identity_floor=0.9, identity_margin=0.5, identity_ceiling=0.0) == ["kept"] * 12
     printed = capsys.readouterr().out

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from datasets.runs.run import Run
 from datasets.runs.verdicts import Thresholds
 from jobs.report import Config, main
 from passersby.errors import InputError
@@ -43,7 +44,7 @@ def test_a_page_of_a_run_is_written_again(tmp_path, capsys):
     output, plan = runs.make_run(str(tmp_path), [[runs.picture(1), None, runs.picture(2)]], None)
     with pytest.raises(InputError, match="is not finished"):
         main(Config(run=str(tmp_path)))
-    publish(output, plan, Thresholds(), {}, RunTimes(1.0, 3, {}))
+    publish(Run(output, plan), Thresholds(), {}, RunTimes(1.0, 3, {}))
     first = output.read(REPORT)
     output.remove(REPORT)
     main(Config(run=str(tmp_path)))

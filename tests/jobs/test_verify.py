@@ -21,7 +21,8 @@ from actors.style_mixer import StyleMixer
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Configuration, Extent, Plan, read_plan
 from datasets.runs.rows import images_of
-from datasets.runs.shards import Failure, read_shard, shard_name, shard_table, write_failure, write_shard
+from datasets.runs.run import Failure, Run, shard_name
+from datasets.runs.shards import read_shard, shard_table, write_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 from jobs.verify import Config, main
@@ -59,8 +60,8 @@ def whole(tmp_path_factory, network) -> Path:
             batch = stage(batch)
         write_shard(output, c.hash, unit.unit, shard_table(unit.unit, images_of(batch)))
     torch.set_num_threads(threads)
-    publish(output, plan, THRESHOLDS, {"trained_on": "nothing, a test"}, None)
-    write_manifest(output, plan, plan.units(), Thresholds(detector=0.9), "strict")
+    publish(Run(output, plan), THRESHOLDS, {"trained_on": "nothing, a test"}, None)
+    write_manifest(Run(output, plan), plan.units(), Thresholds(detector=0.9), "strict")
     return Path(output.root_address)
 
 
@@ -94,7 +95,7 @@ def plan_of(out: Path) -> Plan:
 def rewrite(out: Path, unit: int, plan_hash: str | None = None, **changes: dict[int, object]) -> None:
     """Write a shard again with some values changed, as an intact file: column -> {row: value}."""
     plan, output = plan_of(out), Output(str(out))
-    table = read_shard(output, plan, list(plan.units())[unit])
+    table = read_shard(Run(output, plan), list(plan.units())[unit])
     for name, values in changes.items():
         column = [values.get(row, value) for row, value in enumerate(table[name].to_pylist())]
         place = table.schema.get_field_index(name)
@@ -128,8 +129,8 @@ def exchange(first: Path, second: Path) -> None:
 
 def edit_score(out: Path) -> None:
     rewrite(out, 0, ssim={4: 0.5})
-    publish(Output(str(out)), plan_of(out), THRESHOLDS, {}, None)  # all derived files follow the false score
-    write_manifest(Output(str(out)), plan_of(out), plan_of(out).units(), Thresholds(detector=0.9), "strict")
+    publish(Run(Output(str(out)), plan_of(out)), THRESHOLDS, {}, None)  # all derived files follow the false score
+    write_manifest(Run(Output(str(out)), plan_of(out)), plan_of(out).units(), Thresholds(detector=0.9), "strict")
 
 
 def other_image(out: Path) -> None:
@@ -231,7 +232,7 @@ def test_scores_are_cut_into_the_run_s_batches(whole):
     threads = torch.get_num_threads()
     again = Recomputation(plan, None, None, "cpu")
     unit = next(plan.units())
-    assert again(unit, read_shard(output, plan, unit), 5) == []
+    assert again(unit, read_shard(Run(output, plan), unit), 5) == []
     torch.set_num_threads(threads)
     assert (again.images, again.greatest) == (3, 0.0)
 
@@ -239,7 +240,7 @@ def test_scores_are_cut_into_the_run_s_batches(whole):
 def test_missing_units_of_a_run_that_failed_say_why(run, verify):
     (run / shard_name(1)).unlink()
     for unit, reason in ((1, "CUDA out of memory"), (2, "solved since")):
-        write_failure(Output(str(run)), Failure(unit, "StyleMixer", reason))
+        Run(Output(str(run)), plan_of(run)).record(Failure(unit, "StyleMixer", reason))
     code, last, printed = verify(run)
     assert (code, last) == (1, "NOT whole: 1 of 3 units missing")
     assert "1 of them failed; failed/unit-000001.json: CUDA out of memory. The same command tries them again" in printed
@@ -263,7 +264,7 @@ def test_what_is_derived_may_be_missing(run, verify):
 
 def test_a_manifest_of_part_of_a_run_is_no_fault_of_the_run(run, verify):
     plan = plan_of(run)
-    write_manifest(Output(str(run)), plan, list(plan.units())[:2], Thresholds(), "strict")
+    write_manifest(Run(Output(str(run)), plan), list(plan.units())[:2], Thresholds(), "strict")
     code, _, printed = verify(run)
     assert code == 0
     assert (

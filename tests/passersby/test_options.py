@@ -106,8 +106,14 @@ def test_differences_name_the_option_and_both_values():
     assert found == [
         Difference("batch", 8, 16), Difference("names", [], ("a",)), Difference("gone", 3, None, gone=True),
     ]  # fmt: skip
-    assert options.listed(found) == 'batch is 8, not 16; names is [], not ["a"]; gone is 3, not null'
-    assert str(differences({"gone": None}, {})[0]) == "gone is null, and this program does not have it"
+    with pytest.raises(InputError) as refused:
+        options.agree("something else", found)
+    assert str(refused.value) == (
+        '--out holds something else: batch is 8, not 16; names is [], not ["a"]; gone is 3, which this program does '
+        "not have. Choose another --out, or the options of its first command"
+    )
+    options.agree("something else", [])
+    assert str(differences({"gone": None}, {})[0]) == "gone is null, which this program does not have"
     assert differences({"names": ["a"]}, {"names": ("a",)}) == []
     assert differences({}, {"names": None}) == []
 
@@ -132,15 +138,15 @@ def test_small_helpers_say_what_they_said():
 
 def test_a_plan_goes_on_after_the_program_gained_an_option(tmp_path, monkeypatch):
     output = Output(str(tmp_path))
-    old = plan.agree(None, Configuration(**PLAN), 3)
+    old = plan.continue_plan(None, Configuration(**PLAN), 3)
     output.write("plan.json", old.to_json())
     monkeypatch.setattr(plan, "Configuration", LaterConfiguration)
     stored = plan.read_plan(output)
     assert stored.configuration == LaterConfiguration(**PLAN)
-    assert plan.agree(stored, LaterConfiguration(**PLAN), 3).to_json() == old.to_json()
+    assert plan.continue_plan(stored, LaterConfiguration(**PLAN), 3).to_json() == old.to_json()
     with pytest.raises(InputError, match=r"another configuration: glow is 0\.25, not 0\.5\. Choose"):
-        plan.agree(stored, LaterConfiguration(**PLAN, glow=0.5), 3)
-    other = plan.agree(None, LaterConfiguration(**PLAN, glow=0.5), 3)
+        plan.continue_plan(stored, LaterConfiguration(**PLAN, glow=0.5), 3)
+    other = plan.continue_plan(None, LaterConfiguration(**PLAN, glow=0.5), 3)
     assert other.configuration.hash != old.configuration.hash
     output.write("plan.json", other.to_json())
     assert plan.read_plan(output) == other
@@ -158,13 +164,15 @@ def test_a_plan_of_real_people_stores_no_later_option_at_its_default():
 
 def test_an_inversion_goes_on_after_the_program_gained_an_option(tmp_path, monkeypatch):
     output, counts = Output(str(tmp_path)), (2, 3)
-    old = inversion_plan.agree(None, InversionConfiguration(**INVERSION), counts, None)
+    old = inversion_plan.continue_inversion(None, InversionConfiguration(**INVERSION), counts, None)
     output.write("plan.json", old.to_json())
     assert list(json.loads(old.to_json())["configuration"]) == [*INVERSION, "recipe"]
     assert old.configuration.hash == "e7c164ae95f8cc00936c66d9802c68d49cffad49c3311a0909e0fb27c6b9fc49"  # as ever
     monkeypatch.setattr(inversion_plan, "InversionConfiguration", LaterInversion)
     stored = inversion_plan.read_inversion_plan(output)
-    assert inversion_plan.agree(stored, LaterInversion(**INVERSION), counts, None).to_json() == old.to_json()
+    assert (
+        inversion_plan.continue_inversion(stored, LaterInversion(**INVERSION), counts, None).to_json() == old.to_json()
+    )
     for changes, message in (
         ({"glow": 0.5}, r"glow is 0\.25, not 0\.5"),
         ({"colours": ("red",)}, r'colours is \[\], not \["red"\]'),
@@ -172,8 +180,11 @@ def test_an_inversion_goes_on_after_the_program_gained_an_option(tmp_path, monke
         other = LaterInversion(**INVERSION, **changes)
         assert other.hash != old.configuration.hash
         with pytest.raises(InputError, match=message):
-            inversion_plan.agree(stored, other, counts, None)
-    output.write("plan.json", inversion_plan.agree(None, LaterInversion(**INVERSION, glow=0.5), counts, None).to_json())
+            inversion_plan.continue_inversion(stored, other, counts, None)
+    output.write(
+        "plan.json",
+        inversion_plan.continue_inversion(None, LaterInversion(**INVERSION, glow=0.5), counts, None).to_json(),
+    )
     monkeypatch.setattr(inversion_plan, "InversionConfiguration", InversionConfiguration)
     with pytest.raises(InputError, match=r"that this program does not have: glow is 0\.5\)"):
         inversion_plan.read_inversion_plan(output)
@@ -228,9 +239,9 @@ def test_a_sweep_of_the_first_options_has_the_hash_of_then(tmp_path):
     assert then.hash == "0d70efed2528ef4a5b34da8dbcd3a858236a3e59fe33be29c683250f5e044092"
     assert list(then.configuration()["training"][""]) == SWEPT
     output = Output(str(tmp_path))
-    assert sweeps.agree(output, made) == made  # a new one knows every option
+    assert sweeps.continue_sweep(output, made) == made  # a new one knows every option
     output.write("sweep.json", then.to_json("command"))
-    assert sweeps.agree(output, made) == then
+    assert sweeps.continue_sweep(output, made) == then
 
 
 @pytest.mark.parametrize("arms", [("",), ("a", "b")])
@@ -247,7 +258,7 @@ def test_a_sweep_goes_on_after_the_program_gained_an_option(tmp_path, monkeypatc
     monkeypatch.setattr(sweeps, "ReidTraining", LaterTraining)
     new = made(LaterTraining)
     assert new.hash != old.hash  # a new folder knows the option
-    going_on = sweeps.agree(output, dataclasses.replace(new, seeds=(0, 1, 2)))
+    going_on = sweeps.continue_sweep(output, dataclasses.replace(new, seeds=(0, 1, 2)))
     assert (going_on.hash, going_on.seeds) == (old.hash, (0, 1, 2))
     assert dataclasses.replace(going_on, seeds=(0, 1)).to_json("command") == old.to_json("command")
     where = "" if arms == ("",) else r"training\.b\."
@@ -257,19 +268,19 @@ def test_a_sweep_goes_on_after_the_program_gained_an_option(tmp_path, monkeypatc
         ({"batch": 16}, rf"another configuration: {where}batch is 8, not 16\. Choose"),
     ):
         with pytest.raises(InputError, match=message):
-            sweeps.agree(output, made(LaterTraining, **changes))
+            sweeps.continue_sweep(output, made(LaterTraining, **changes))
     output.write("sweep.json", new.to_json("command"))
-    assert sweeps.agree(output, new).hash == new.hash
+    assert sweeps.continue_sweep(output, new).hash == new.hash
     monkeypatch.setattr(sweeps, "ReidTraining", ReidTraining)  # the program loses it again
     with pytest.raises(InputError, match=r"glow is 0\.25, not null"):
-        sweeps.agree(output, made(ReidTraining))
+        sweeps.continue_sweep(output, made(ReidTraining))
 
 
 def test_another_arm_is_refused_by_all_its_options(tmp_path):
     output = Output(str(tmp_path))
     output.write("sweep.json", sweep_of(training_of(ReidTraining)).to_json("command"))
     with pytest.raises(InputError, match=r"training\.b\.batch is null, not 8; .*; batch is 8, not null"):
-        sweeps.agree(output, sweep_of(None, b=training_of(ReidTraining)))
+        sweeps.continue_sweep(output, sweep_of(None, b=training_of(ReidTraining)))
 
 
 def test_files_of_a_sweep_are_known_by_their_contents(tmp_path):
@@ -282,9 +293,9 @@ def test_files_of_a_sweep_are_known_by_their_contents(tmp_path):
         (with_file, without, r"configuration: weights is \"50e721e49c01\.\.\.\", not null\. Choose"),
     ):
         output.write("sweep.json", first.to_json("command"))
-        assert sweeps.agree(output, first).hash == first.hash
+        assert sweeps.continue_sweep(output, first).hash == first.hash
         with pytest.raises(InputError, match=message):
-            sweeps.agree(output, other)
+            sweeps.continue_sweep(output, other)
 
 
 # ---- exports
@@ -300,11 +311,11 @@ def test_an_export_goes_on_after_the_program_gained_an_option(tmp_path):
         record = export_record.Record(kind("table"), *about)
         content = dataclasses.asdict(record)
         output.write("export.json", json.dumps(content).encode())
-        assert export_record.agree(output, record)
+        assert export_record.holds_export(output, record)
     with pytest.raises(InputError, match=r"glow is 0\.25, which this program does not have\. Choose"):
-        export_record.agree(output, export_record.Record(ExportOptions("table"), *about))
+        export_record.holds_export(output, export_record.Record(ExportOptions("table"), *about))
     content["options"].pop("glow")
     output.write("export.json", json.dumps(content).encode())
-    assert export_record.agree(output, export_record.Record(Later("table"), *about))
+    assert export_record.holds_export(output, export_record.Record(Later("table"), *about))
     with pytest.raises(InputError, match=r"cameras is 1, not 6; glow is 0\.25, not 0\.5\. Choose"):
-        export_record.agree(output, export_record.Record(Later("table", cameras=6, glow=0.5), *about))
+        export_record.holds_export(output, export_record.Record(Later("table", cameras=6, glow=0.5), *about))

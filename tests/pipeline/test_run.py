@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from datasets.runs.shards import failed_units, read_failure
+from datasets.runs.plan import Plan
+from datasets.runs.run import Run
 from datasets.runs.verdicts import VERDICTS
-from datasets.storage.lock import Lease
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from pipeline import retries as guard
@@ -51,6 +51,11 @@ METRICS = RunMetrics("a test", 12)
 POOLS = [Pool("stages", 2, 0.5, 0.0), Pool("counters", 1, 0.5, 0.0)]
 
 
+def run_in(folder: Path) -> Run:
+    """A run whose plan nobody asks for."""
+    return Run(Output(str(folder)), Plan(None))
+
+
 def line(units: int) -> ProgressLine:
     return ProgressLine(units, 2 * units, stream=open(os.devnull, "w"))  # noqa: SIM115
 
@@ -58,26 +63,26 @@ def line(units: int) -> ProgressLine:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_unit_that_fails_again_and_again_is_recorded_and_the_run_goes_on(tmp_path):
-    output = Output(str(tmp_path / "out"))
-    output.write("failed/unit-000005.json", b"{}")  # of an earlier run: it is made this time
+    run = run_in(tmp_path / "out")
+    run.output.write("failed/unit-000005.json", b"{}")  # of an earlier run: it is made this time
     (tmp_path / "notes").mkdir()
     units = [{"unit": unit} for unit in range(12)]
     rows = run_units(units, [(Stage, {"notes": str(tmp_path / "notes")}), (Counter, {})], POOLS, lambda _: POOLS, 1000)
     progress = line(12)
-    done = sorted(row["unit"] for row in committed(rows, output, Lease(), progress, METRICS))
+    done = sorted(row["unit"] for row in committed(rows, run, progress, METRICS))
     assert done == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
     assert (progress.failed, progress.images, progress.kept) == (2, 20, 10)
-    assert failed_units(output) == {3, 7}
+    assert run.failed() == {3, 7}
     calls = {unit: (tmp_path / "notes" / str(unit)).read_text().split() for unit in range(12)}
     assert len(calls[3]) == TRIES
     assert len(set(calls[7])) == len(calls[7]) == ENDED_WORKERS
     assert len(calls[5]) == len(calls[9]) == 2
     assert all(len(calls[unit]) == 1 for unit in (0, 1, 2, 4, 6, 8, 10, 11))
-    raised, ended = read_failure(output, 3), read_failure(output, 7)
+    raised, ended = run.failure(3), run.failure(7)
     assert (raised.stage, raised.reason) == ("Stage", "ValueError: unit 3 does not work, 3 times")
     assert "Traceback" in raised.details
     assert ended.reason.startswith(f"{ENDED_WORKERS} workers ended while they had this unit")
-    advice = failure_advice(output, 2)
+    advice = failure_advice(run, 2)
     assert advice.startswith("2 units failed, the first in Stage: ValueError: unit 3 does not work")
     assert "The same command tries them again" in advice
 
@@ -121,21 +126,21 @@ def test_a_constructor_that_fails_ends_the_run_in_one_line(tmp_path):
 
 
 def test_a_run_in_which_every_unit_fails_ends_early(tmp_path):
-    output = Output(str(tmp_path))
+    run = run_in(tmp_path)
     rows = iter([{"unit": unit, "failed_stage": "S", "failure": "why", "details": ""} for unit in range(1000)])
-    assert list(committed(rows, output, Lease(), line(1000), METRICS)) == []
-    assert failed_units(output) == set(range(HOPELESS))
+    assert list(committed(rows, run, line(1000), METRICS)) == []
+    assert run.failed() == set(range(HOPELESS))
     assert next(rows)["unit"] == HOPELESS
 
 
 def test_a_problem_of_writing_and_a_lost_lease_end_the_run(tmp_path):
     row = {"unit": 0, "images": 1, "kept": 1, "problem": "cannot write x: No space left on device"}
     with pytest.raises(InputError, match="No space left"):
-        list(committed([row], Output(str(tmp_path)), Lease(), line(1), METRICS))
-    lost = Lease()
-    lost.taken_by = "process 1 on another"
+        list(committed([row], run_in(tmp_path), line(1), METRICS))
+    lost = run_in(tmp_path)
+    lost.lease.taken_by = "process 1 on another"
     with pytest.raises(InputError, match="process 1 on another"):
-        list(committed([row | {"problem": None}], Output(str(tmp_path)), lost, line(1), METRICS))
+        list(committed([row | {"problem": None}], lost, line(1), METRICS))
 
 
 def test_a_spoilt_cuda_process_is_given_up(monkeypatch):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import shard_table, write_shard
 from datasets.runs.verdicts import VERDICTS, Thresholds
 from datasets.storage.output import Output
@@ -68,7 +69,7 @@ def run(request, tmp_path_factory):
             "identity_margin": scores(rng, count, (-0.5, 0.7)),
         }
         write_shard(output, CONFIGURATION.hash, unit.unit, shard_table(unit.unit, pa.table(columns)))
-    publish(output, plan, Thresholds(), {"trained_on": HOSTILE}, RunTimes(2.0, plan.images, {"generate": 1.0}))
+    publish(Run(output, plan), Thresholds(), {"trained_on": HOSTILE}, RunTimes(2.0, plan.images, {"generate": 1.0}))
     main(Config(run=output.root_address))
     return output
 

@@ -13,6 +13,7 @@ from datasets.people.market_tree import identities_sha256
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import shard_table, write_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
@@ -45,7 +46,7 @@ def write_run(root: Path, trained_on: tuple[int, ...], network: str = "n") -> st
             "detector_score": np.where(np.arange(VARIANTS) < unit.first_person, 0.9, 0.7),
         }
         write_shard(output, configuration.hash, unit.unit, shard_table(unit.unit, pa.table(columns)))
-    write_manifest(output, plan, plan.units(), Thresholds())
+    write_manifest(Run(output, plan), plan.units(), Thresholds())
     identities = {"count": len(trained_on), "sha256": identities_sha256(trained_on)}
     record = {"sha256": network, "trained_on": {"name": "market", "split": "train", "identities": identities}}
     output.write("summary.json", json.dumps({"network": record}).encode())

@@ -11,6 +11,7 @@ from datasets.exports.record import identities_csv
 from datasets.exports.selection import Options, assign, cameras_of, select
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Plan, read_plan
+from datasets.runs.run import Run, open_run
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -24,7 +25,7 @@ def run(tmp_path_factory) -> Output:
 
 def taken(run: Output, options: Options) -> list[tuple[int, int, int, int]]:
     """(person, variant, identity, camera) of every image of an export."""
-    manifest = RunManifest(run)
+    manifest = RunManifest(open_run(run))
     people = assign(manifest, options)
     return [
         (row["person"], row["variant"], row["identity"], row["camera"])
@@ -41,7 +42,7 @@ def test_only_kept_images_are_taken_the_first_of_each_person(run):
 
 
 def test_people_with_fewer_are_known_those_with_none_too(run):
-    people = assign(RunManifest(run), Options("folder", per_person=3))
+    people = assign(RunManifest(open_run(run)), Options("folder", per_person=3))
     assert people.person[people.short(3)].tolist() == [runs.NOBODY, runs.FEW]
     assert people.kept[people.short(3)].tolist() == [0, 2]
     assert people.person[people.short(1)].tolist() == [runs.NOBODY]
@@ -68,7 +69,7 @@ def test_identities_are_the_person_plus_a_number_or_compact(run):
 )
 def test_variants_of_real_people_keep_their_numbers(tmp_path, names, options, identities):
     run = runs.make_run(str(tmp_path), people=3, names=names)
-    people = assign(RunManifest(run), Options("folder", **options))
+    people = assign(RunManifest(open_run(run)), Options("folder", **options))
     expected = [0 if person == runs.NOBODY else number for person, number in enumerate(identities)]
     if options.get("compact_ids"):
         expected = [1, 2, 0]
@@ -86,7 +87,7 @@ def test_images_without_a_camera_are_spread_by_variant_and_stored_cameras_stay(r
     options = Options("folder", cameras=2)
     for _, variant, _, camera in taken(stored, options):
         assert camera == (5 if variant < 3 else 1 + variant % 2)
-    assert cameras_of(options, assign(RunManifest(stored), options)) == {1, 2, 5}
+    assert cameras_of(options, assign(RunManifest(open_run(stored)), options)) == {1, 2, 5}
 
 
 def test_row_groups_that_cut_units_and_people_change_nothing(run, tmp_path):
@@ -95,13 +96,13 @@ def test_row_groups_that_cut_units_and_people_change_nothing(run, tmp_path):
     path = f"{copy.root_address}/manifest.parquet"
     pq.write_table(pq.read_table(path), path, row_group_size=5)
     assert taken(copy, Options("folder", per_person=2)) == expected
-    sizes = [table.num_rows for table in RunManifest(copy).pieces([])]
+    sizes = [table.num_rows for table in RunManifest(open_run(copy)).pieces([])]
     assert len(sizes) > 3
     assert sum(sizes) == 48
 
 
 def test_rows_are_those_of_the_shard(run):
-    manifest = RunManifest(run)
+    manifest = RunManifest(open_run(run))
     for piece in select(manifest, Options("folder"), assign(manifest, Options("folder")), []):
         names = [(row["person"], row["variant"]) for row in piece.table.to_pylist()]
         assert manifest.images(piece.unit, piece.rows) == [runs.picture(*name) for name in names]
@@ -113,35 +114,35 @@ def test_a_manifest_that_does_not_fit_the_run_is_refused(tmp_path):
     table = pq.read_table(path)
     pq.write_table(table.take(np.arange(48)[::-1]), path)
     with pytest.raises(InputError, match="not hold the images in the order"):
-        assign(RunManifest(run), Options("folder"))
+        assign(RunManifest(open_run(run)), Options("folder"))
     pq.write_table(table.replace_schema_metadata({"plan_hash": "other"}), path)
     with pytest.raises(InputError, match="belongs to another plan"):
-        RunManifest(run)
+        RunManifest(open_run(run))
     Path(path).write_bytes(b"PAR1 nonsense")
     with pytest.raises(InputError, match="damaged"):
-        RunManifest(run)
+        RunManifest(open_run(run))
     Path(path).unlink()
     with pytest.raises(InputError, match=r"manifest\.parquet does not exist: finish the run"):
-        RunManifest(run)
+        RunManifest(open_run(run))
     with pytest.raises(InputError, match=r"manifest-x\.parquet does not exist: make it with jobs/refilter"):
-        RunManifest(run, "x")
+        RunManifest(open_run(run), "x")
 
 
 def test_units_cut_in_another_way_are_noticed(tmp_path):
     run = runs.make_run(str(tmp_path))
-    manifest = RunManifest(run)
+    manifest = RunManifest(open_run(run))
     people = assign(manifest, Options("folder"))
     run.write(PLAN_FILE, Plan(read_plan(run).configuration).extended(640).to_json())
     with pytest.raises(InputError, match="another plan"):
-        list(select(RunManifest(run), Options("folder"), people, []))
+        list(select(RunManifest(open_run(run)), Options("folder"), people, []))
 
 
 def test_nothing_kept_is_an_error(tmp_path):
     run = runs.make_run(str(tmp_path), people=2)
     plan = read_plan(run)
-    write_manifest(run, plan, plan.units(), Thresholds(detector=1.0))
+    write_manifest(Run(run, plan), plan.units(), Thresholds(detector=1.0))
     with pytest.raises(InputError, match="nothing to export"):
-        assign(RunManifest(run), Options("folder"))
+        assign(RunManifest(open_run(run)), Options("folder"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from datasets.exports.selection import ExportImages, Options, People, assign
 from datasets.exports.trees import loader_notes, write_empty_notes
 from datasets.exports.write import run_tasks, tasks
 from datasets.people.market_tree import list_split
+from datasets.runs.run import open_run
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from tests.helpers import export_runs as runs
@@ -28,7 +29,7 @@ def run(tmp_path_factory) -> Output:
 
 
 def export(run: Output, folder: Path, options: Options) -> tuple[Output, People]:
-    manifest, out = RunManifest(run), Output(str(folder))
+    manifest, out = RunManifest(open_run(run)), Output(str(folder))
     people = assign(manifest, options)
     run_tasks(tasks(manifest, out, options, people, set()), 2, lambda task: None)
     return out, people
@@ -85,9 +86,9 @@ def test_the_first_image_of_test_people_is_a_query_and_none_is_trained_on(run, t
 
 def test_test_people_need_two_cameras_and_somebody_to_train_on(run):
     with pytest.raises(InputError, match="give --cameras 2"):
-        assign(RunManifest(run), Options("market1501", test_people=2))
+        assign(RunManifest(open_run(run)), Options("market1501", test_people=2))
     with pytest.raises(InputError, match="the export has 7 people"):
-        assign(RunManifest(run), Options("market1501", cameras=2, test_people=7))
+        assign(RunManifest(open_run(run)), Options("market1501", cameras=2, test_people=7))
 
 
 def test_all_three_folders_exist_though_two_are_empty(run, tmp_path):
@@ -109,7 +110,7 @@ def test_all_three_folders_exist_though_two_are_empty(run, tmp_path):
 )
 def test_trees_that_strict_loaders_refuse_are_refused_with_a_way_out(run, tmp_path, options, folder, message):
     options = Options("market1501", **options)
-    people, out = assign(RunManifest(run), options), Output(f"/data/{folder}")
+    people, out = assign(RunManifest(open_run(run)), options), Output(f"/data/{folder}")
     with pytest.raises(InputError, match=message) as caught:
         loader_notes(out, options, people, strict=True)
     assert "--no-loader-limits" in str(caught.value)
@@ -120,14 +121,14 @@ def test_trees_that_strict_loaders_refuse_are_refused_with_a_way_out(run, tmp_pa
 
 def test_the_limits_themselves_are_taken(run):
     options = Options("market1501", first_identity=1494, cameras=6)  # person 7 is 1501
-    people = assign(RunManifest(run), options)
+    people = assign(RunManifest(open_run(run)), options)
     assert people.identity.max() == 1501
     assert len(loader_notes(Output("/data/market1501"), options, people, strict=True)) == 1
 
 
 def test_people_with_one_image_are_mentioned(run):
     options = Options("market1501", per_person=1)
-    notes = loader_notes(Output("/data/x"), options, assign(RunManifest(run), options), True)
+    notes = loader_notes(Output("/data/x"), options, assign(RunManifest(open_run(run)), options), True)
     assert any(note.startswith("7 people have one image") for note in notes)
 
 
@@ -151,4 +152,4 @@ def test_png_is_converted_on_request_only(tmp_path):
     first = cv2.imread(str(list_split(tmp_path / "jpg", "train")[0].path))
     difference = np.abs(first.astype(int) - cv2.imdecode(np.frombuffer(runs.picture(0, 0, ".png"), np.uint8), 1))
     assert difference.mean() < 12  # JPEG halves the resolution of colours; swapped channels would be 30 and more
-    assert ExportImages(RunManifest(run)).suffix == "png"
+    assert ExportImages(RunManifest(open_run(run))).suffix == "png"

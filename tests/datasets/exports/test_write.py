@@ -13,6 +13,7 @@ import webdataset
 from datasets.exports.manifest import RunManifest
 from datasets.exports.selection import Options, assign
 from datasets.exports.write import TABLE_SCHEMA, run_tasks, tasks
+from datasets.runs.run import open_run
 from datasets.storage.output import Output
 from tests.helpers import export_runs as runs
 
@@ -25,7 +26,7 @@ def run(tmp_path_factory) -> Output:
 
 
 def export(run: Output, folder: Path, options: Options, threads: int = 2) -> None:
-    manifest = RunManifest(run)
+    manifest = RunManifest(open_run(run))
     work = tasks(manifest, Output(str(folder)), options, assign(manifest, options), set())
     run_tasks(work, threads, lambda task: None)
 

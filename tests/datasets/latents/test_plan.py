@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.latents.plan import InversionConfiguration, InversionPlan, agree, read_inversion_plan
+from datasets.latents.plan import InversionConfiguration, InversionPlan, continue_inversion, read_inversion_plan
+from datasets.runs.run import Run, shard_name
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
@@ -18,7 +19,7 @@ CONFIGURATION = InversionConfiguration(
 
 
 def plan(counts, people=None, **changes) -> InversionPlan:
-    return agree(None, dataclasses.replace(CONFIGURATION, **changes), counts, people)
+    return continue_inversion(None, dataclasses.replace(CONFIGURATION, **changes), counts, people)
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,20 +47,24 @@ def test_small_runs_are_cut_finer_and_large_ones_as_asked():
     assert [unit.people for unit in plan([3, 90, 2, 70], unit_images=64).units()] == [1, 1, 1, 1]
 
 
-def test_pending_units_are_those_without_a_shard():
-    made = plan([2] * 16)
-    assert [unit.unit for unit in made.pending([0, 3, 99])] == [1, 2, 4, 5, 6, 7]
+def test_pending_units_are_those_without_a_shard(tmp_path):
+    run = Run(Output(str(tmp_path)), plan([2] * 16))
+    for unit in (0, 3, 99):
+        run.output.write(shard_name(unit), b"x")
+    assert [unit.unit for unit in run.pending] == [1, 2, 4, 5, 6, 7]
 
 
 def test_a_plan_is_read_as_it_was_written_and_an_edited_one_is_refused(tmp_path):
     output = Output(str(tmp_path))
     assert read_inversion_plan(output) is None
     counts = (2, 3, 1, 5)
-    began = agree(None, CONFIGURATION, counts, 2)
+    began = continue_inversion(None, CONFIGURATION, counts, 2)
     output.write("plan.json", began.to_json())
-    assert agree(read_inversion_plan(output), CONFIGURATION, counts, 2) == began
-    assert agree(read_inversion_plan(output), CONFIGURATION, counts, 1) == began  # fewer: nothing is taken away
-    larger = agree(read_inversion_plan(output), CONFIGURATION, counts, None)
+    assert continue_inversion(read_inversion_plan(output), CONFIGURATION, counts, 2) == began
+    assert (
+        continue_inversion(read_inversion_plan(output), CONFIGURATION, counts, 1) == began
+    )  # fewer: nothing is taken away
+    larger = continue_inversion(read_inversion_plan(output), CONFIGURATION, counts, None)
     assert (larger.extents, larger.pictures) == ((2, 2), 11)
     content = json.loads(began.to_json())
     for change in ({"people": 3}, {"extents": [1, -1, 2]}, {"extents": ["2"]}, {"configuration": {"steps": 5}}):
@@ -75,10 +80,10 @@ def test_a_plan_is_read_as_it_was_written_and_an_edited_one_is_refused(tmp_path)
 
 def test_other_options_are_refused_by_the_names_of_the_keys(tmp_path):
     output = Output(str(tmp_path))
-    output.write("plan.json", agree(None, CONFIGURATION, (2, 2), None).to_json())
+    output.write("plan.json", continue_inversion(None, CONFIGURATION, (2, 2), None).to_json())
     other = dataclasses.replace(CONFIGURATION, steps=3, refine="none", refine_steps=None, data="other")
     with pytest.raises(InputError) as caught:
-        agree(read_inversion_plan(output), other, (2, 2), None)
+        continue_inversion(read_inversion_plan(output), other, (2, 2), None)
     assert 'data is "d", not "other"; steps is 5, not 3; refine is "w", not "none"; refine_steps is 100' in str(
         caught.value
     )

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.latents.plan import InversionConfiguration, agree
-from datasets.latents.shards import latents_table, read_latents_shard, write_latents, write_latents_shard
+from datasets.latents.plan import InversionConfiguration, continue_inversion
+from datasets.latents.shards import LATENTS, read_latents_shard, write_latents
 from datasets.latents.table import SCHEMA, delta_name, read_latents
+from datasets.runs.run import Run
+from datasets.runs.shards import shard_table, write_shard
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
@@ -189,22 +191,23 @@ CONFIGURATION = InversionConfiguration(
 @pytest.fixture
 def run(tmp_path):
     """Two units in their shards, of persons 0 (three pictures) and 1, 2."""
-    output, plan = Output(str(tmp_path / "out")), agree(None, CONFIGURATION, (3, 1, 2), None)
+    output, plan = Output(str(tmp_path / "out")), continue_inversion(None, CONFIGURATION, (3, 1, 2), None)
     units = list(plan.units())
     assert [(unit.first_person, unit.people) for unit in units] == [(0, 1), (1, 1), (2, 1)]
     for unit in units:
         own = [r for r in ROWS if unit.first_person <= r["person"] < unit.first_person + unit.people]
         table = pa.Table.from_pylist([{k: v for k, v in r.items() if k != "unit"} for r in own])
-        write_latents_shard(output, plan.configuration.hash, unit.unit, latents_table(unit.unit, table))
+        write_shard(output, plan.configuration.hash, unit.unit, shard_table(unit.unit, table, LATENTS), LATENTS)
     return output, plan, units
 
 
 def test_the_table_is_the_shards_in_order_with_their_record(run):
     output, plan, units = run
     before = Path(output.address("shards/000/unit-000000.parquet")).read_bytes()
-    write_latents_shard(output, plan.configuration.hash, 0, read_latents_shard(output, plan, units[0]))
+    rows = read_latents_shard(Run(output, plan), units[0])
+    write_shard(output, plan.configuration.hash, 0, rows, LATENTS)
     assert Path(output.address("shards/000/unit-000000.parquet")).read_bytes() == before  # equal rows, equal bytes
-    small = write_latents(output, plan, ABOUT)
+    small = write_latents(Run(output, plan), ABOUT)
     assert "w" not in small.column_names
     stored = pq.read_table(output.address("latents.parquet")).to_pylist()
     expected = pa.Table.from_pylist(ROWS, schema=SCHEMA).to_pylist()
@@ -218,11 +221,11 @@ def test_shards_that_do_not_fit_the_plan_are_refused(run):
     output, plan, units = run
     other = dataclasses.replace(plan, configuration=dataclasses.replace(CONFIGURATION, steps=3))
     with pytest.raises(InputError, match=r"unit-000000\.parquet belongs to another plan"):
-        read_latents_shard(output, other, units[0])
+        read_latents_shard(Run(output, other), units[0])
     with pytest.raises(InputError, match="holds 3 pictures that are not the 4 of its unit"):
-        read_latents_shard(output, dataclasses.replace(plan, counts=(4, 1, 2)), units[0])
+        read_latents_shard(Run(output, dataclasses.replace(plan, counts=(4, 1, 2))), units[0])
     path = Path(output.address("shards/000/unit-000001.parquet"))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(InputError, match=r"unit-000001\.parquet is damaged"):
-        write_latents(output, plan, ABOUT)
+        write_latents(Run(output, plan), ABOUT)
     assert not Path(output.address("latents.parquet")).exists()

@@ -12,6 +12,7 @@ from datasets.reid.sources import list_sources
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import shard_table, write_shard
 from datasets.runs.verdicts import Thresholds, with_filters
 from datasets.storage.output import Output
@@ -49,7 +50,7 @@ def make_run(root: Path, identity: bool) -> str:
         if identity:
             columns |= {"identity_cosine": [0.5] * 3, "identity_margin": MARGIN[person]}
         write_shard(output, configuration.hash, unit.unit, shard_table(unit.unit, pa.table(columns)))
-    write_manifest(output, plan, plan.units(), Thresholds(detector=0.6, ssim_floor=None))
+    write_manifest(Run(output, plan), plan.units(), Thresholds(detector=0.6, ssim_floor=None))
     return output.root_address
 
 

@@ -11,6 +11,7 @@ from datasets.reid.sources import list_sources
 from datasets.runs.configuration import Configuration, Origin
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Plan
+from datasets.runs.run import Run
 from datasets.runs.shards import shard_table, write_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
@@ -47,7 +48,7 @@ def run(tmp_path) -> str:
             "detector_score": [0.1 if (person, variant) == (1, 1) else 0.9 for variant in range(VARIANTS)],
         }
         write_shard(output, configuration.hash, unit.unit, shard_table(unit.unit, pa.table(columns)))
-    write_manifest(output, plan, plan.units(), Thresholds())
+    write_manifest(Run(output, plan), plan.units(), Thresholds())
     return output.root_address
 
 

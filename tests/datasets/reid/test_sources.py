@@ -12,6 +12,7 @@ from datasets.reid.sources import REAL, VARIANTS, bytes_needed, list_sources, pe
 from datasets.reid.training_set import load_training_images
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import read_plan
+from datasets.runs.run import Run
 from datasets.runs.shards import read_shard, shard_table, write_shard
 from datasets.runs.verdicts import Thresholds
 from passersby.errors import InputError
@@ -27,11 +28,11 @@ def make_latent(run, people: set[int]) -> None:
     """Say of these people that they were made from real people's latents."""
     plan = read_plan(run)
     for unit in plan.units():
-        table = read_shard(run, plan, unit)
+        table = read_shard(Run(run, plan), unit)
         sources = ["latent" if person in people else "seed" for person in table["person"].to_pylist()]
         columns = {name: table[name] for name in table.column_names} | {"source": pa.array(sources)}
         write_shard(run, plan.configuration.hash, unit.unit, shard_table(unit.unit, pa.table(columns)))
-    write_manifest(run, plan, plan.units(), Thresholds())
+    write_manifest(Run(run, plan), plan.units(), Thresholds())
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_run_is_only_read_as_far_as_asked(market, tmp_path, monkeypatch):
 
     def counted(output, plan, unit, columns=None):
         read.append(unit.unit)
-        return read_shard(output, plan, unit, columns)
+        return read_shard(Run(output, plan), unit, columns)
 
     monkeypatch.setattr("datasets.reid.runs.read_shard", counted)
     levels = [list_sources(market, [tmp_path / "run"], most_people=most)[1] for most in (3, 20)]

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from datasets.runs.configuration import Origin
-from datasets.runs.plan import PLAN_FILE, Configuration, Plan, agree, parse_layers, read_plan
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan, continue_plan, parse_layers, read_plan
+from datasets.runs.run import Run
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.files import file_sha256
@@ -38,6 +39,21 @@ def configuration(**changes) -> Configuration:
     return Configuration(**(values | changes))
 
 
+class FinishedRun(Run):
+    """A run whose shards need not lie anywhere."""
+
+    units: set[int]
+
+    def finished(self) -> set[int]:
+        return self.units
+
+
+def pending(plan: Plan, finished) -> list:
+    run = FinishedRun(Output("nowhere"), plan)
+    run.units = set(finished)
+    return run.pending
+
+
 @pytest.mark.parametrize("people", [1, 3, 24, 100, 1001])
 def test_every_person_is_in_one_unit(people):
     plan = Plan(configuration()).extended(people)
@@ -64,7 +80,7 @@ def test_more_people_extend_and_leave_the_units_as_they_are():
     assert second.people == 1000
     assert second.configuration.hash == first.configuration.hash
     assert second.extended(500) == second
-    assert [unit.unit for unit in second.pending(range(10, second.unit_count))] == list(range(10))
+    assert [unit.unit for unit in pending(second, range(10, second.unit_count))] == list(range(10))
 
 
 def test_mix_seeds_are_the_documented_hash():
@@ -103,7 +119,7 @@ def test_an_edited_plan_is_refused(tmp_path):
 def test_another_configuration_is_refused_naming_the_keys():
     old = Plan(configuration()).extended(24)
     with pytest.raises(InputError) as caught:
-        agree(old, configuration(seed=8, truncation_psi=1.0, network="c" * 64), 24)
+        continue_plan(old, configuration(seed=8, truncation_psi=1.0, network="c" * 64), 24)
     message = str(caught.value)
     assert "seed is 7, not 8" in message
     assert "truncation_psi is 0.7, not 1.0" in message
@@ -113,15 +129,15 @@ def test_another_configuration_is_refused_naming_the_keys():
 
 def test_another_detector_threshold_keeps_the_references():
     old = Plan(configuration(reference_threshold=0.6)).extended(24)
-    assert agree(old, configuration(reference_threshold=0.9), 24) == old
+    assert continue_plan(old, configuration(reference_threshold=0.9), 24) == old
 
 
 def test_twenty_thousand_units_are_small_and_quick():
     start = time.perf_counter()
     plan = Plan(configuration(variants=50)).extended(200_000)
-    pending = plan.pending(range(plan.unit_count - 3))
+    missing = pending(plan, range(plan.unit_count - 3))
     assert plan.unit_count == 20_000
-    assert len(pending) == 3
+    assert len(missing) == 3
     assert len(plan.to_json()) < 2000
     assert time.perf_counter() - start < 2  # 0.05 s on an idle core
 
@@ -248,7 +264,7 @@ def test_plans_of_before_real_people_are_read_and_written_as_they_were(tmp_path)
     output.write(PLAN_FILE, old)
     plan = read_plan(output)
     assert plan.to_json() == old
-    assert plan == agree(plan, configuration(), 24)
+    assert plan == continue_plan(plan, configuration(), 24)
     assert (plan.configuration.latents, plan.configuration.origins, plan.configuration.identity) == (None, (), None)
 
 
@@ -273,11 +289,11 @@ def test_a_plan_of_real_people_knows_their_names_and_how_many_there_are(tmp_path
 def test_other_latents_in_an_old_folder_are_refused_by_their_hash():
     old = Plan(real()).extended(2)
     with pytest.raises(InputError) as caught:
-        agree(old, dataclasses.replace(real(), latents="u" * 64, origins=ORIGINS[:1]), 1)
+        continue_plan(old, dataclasses.replace(real(), latents="u" * 64, origins=ORIGINS[:1]), 1)
     assert 'latents is "tttttttttttt..."' in str(caught.value)
     assert "origins" not in str(caught.value)
     with pytest.raises(InputError, match="latents is null, not"):
-        agree(Plan(configuration()).extended(2), real(), 2)
+        continue_plan(Plan(configuration()).extended(2), real(), 2)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,8 @@ import pytest
 from datasets.runs import manifest
 from datasets.runs.manifest import read_manifest, write_manifest
 from datasets.runs.plan import Configuration, Plan, Unit
-from datasets.runs.shards import (
-    SCHEMA,
-    decode_shard,
-    finished_units,
-    read_shard,
-    shard_name,
-    shard_table,
-    write_shard,
-)
+from datasets.runs.run import Run, shard_name
+from datasets.runs.shards import SCHEMA, decode_shard, read_shard, shard_table, write_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -75,7 +68,7 @@ def test_a_shard_has_every_column_in_order_with_its_type(output, plan):
     assert [field.type for field in schema] == [field.type for field in SCHEMA]
     assert schema.metadata[b"schema_version"] == b"1"
     assert schema.metadata[b"plan_hash"] == plan.configuration.hash.encode()
-    table = read_shard(output, plan, unit)
+    table = read_shard(Run(output, plan), unit)
     assert table["image"].to_pylist() == images(unit)["image"].to_pylist()
     assert table["mix_layers"].to_pylist()[:2] == [[], [5, 6]]
     assert table["identity_cosine"].null_count == table.num_rows
@@ -91,7 +84,7 @@ def test_equal_rows_are_equal_bytes(output, plan):
 
 
 def test_finished_units_are_the_files_that_exist(output, plan):
-    assert finished_units(output) == set()
+    assert Run(output, plan).finished() == set()
     units = list(plan.units())
     for unit in (units[0], units[7]):
         write(output, plan, unit)
@@ -99,7 +92,7 @@ def test_finished_units_are_the_files_that_exist(output, plan):
     output.write("shards/000/.unit-000003.parquet.host.1.tmp", b"x")
     output.write("shards/000/unit-000004.parquet", b"")
     output.write("shards/001/unit-000005.parquet", b"in the wrong folder")
-    assert finished_units(output) == {0, 7, 12_345}
+    assert Run(output, plan).finished() == {0, 7, 12_345}
     assert shard_name(12_345) == "shards/012/unit-012345.parquet"
 
 
@@ -108,7 +101,9 @@ def test_every_page_has_a_checksum(output, plan):
     unit = next(plan.units())
     write(output, plan, unit)
     whole = output.read(shard_name(0))
-    assert decode_shard(pa.BufferReader(whole), "x", plan, unit, checksums=True).equals(read_shard(output, plan, unit))
+    assert decode_shard(pa.BufferReader(whole), "x", plan, unit, checksums=True).equals(
+        read_shard(Run(output, plan), unit)
+    )
     row_group = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0)
     for column in (row_group.column(index) for index in range(row_group.num_columns)):
         last = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1
@@ -126,7 +121,7 @@ def test_other_columns_are_refused(output, plan):
     with output.replacing(shard_name(0)) as path:
         pq.write_table(other, path)
     with pytest.raises(InputError, match="other columns than schema version 1"):
-        read_shard(output, plan, unit)
+        read_shard(Run(output, plan), unit)
 
 
 def test_unknown_columns_are_an_error(plan):
@@ -141,22 +136,22 @@ def test_damaged_foreign_and_wrong_shards_are_named(output, plan):
     for damage in (whole[:-20], whole[: len(whole) // 2], b"nonsense"):
         output.write(shard_name(0), damage)
         with pytest.raises(InputError, match=r"unit-000000\.parquet is damaged"):
-            read_shard(output, plan, first)
+            read_shard(Run(output, plan), first)
     write_shard(output, "another hash", 0, shard_table(0, images(first)))
     with pytest.raises(InputError, match="another plan"):
-        read_shard(output, plan, first)
+        read_shard(Run(output, plan), first)
     write_shard(output, plan.configuration.hash, 0, shard_table(0, images(second)))
     with pytest.raises(InputError, match="not the 6 of its unit"):
-        read_shard(output, plan, first)
+        read_shard(Run(output, plan), first)
     with pytest.raises(InputError, match=r"unit-000001\.parquet: .*No such file"):
-        read_shard(output, plan, second)
+        read_shard(Run(output, plan), second)
 
 
 def test_the_manifest_holds_every_image_with_its_verdict(output, plan):
     assert plan.unit_count > manifest.SHARDS_AT_ONCE  # more than one group
     for unit in plan.units():
         write(output, plan, unit)
-    counts = write_manifest(output, plan, plan.units(), Thresholds())
+    counts = write_manifest(Run(output, plan), plan.units(), Thresholds())
     none = dict.fromkeys(["identity_floor", "identity_margin", "identity_ceiling"], 0)
     assert counts == {"kept": 405, "error": 0, "detector": 45, "ssim_floor": 0, "ssim_ceiling": 0} | none
     table = read_manifest(output)
@@ -173,10 +168,10 @@ def test_other_thresholds_are_another_manifest(output, plan):
     units = list(plan.units())
     for unit in units:
         write(output, plan, unit)
-    write_manifest(output, plan, units, Thresholds())
+    write_manifest(Run(output, plan), units, Thresholds())
     before = output.read("manifest.parquet")
     counts = write_manifest(
-        output, plan, units[:5], Thresholds(detector=0.0, ssim_ceiling=0.75, ssim_floor=0.5), "strict"
+        Run(output, plan), units[:5], Thresholds(detector=0.0, ssim_ceiling=0.75, ssim_floor=0.5), "strict"
     )
     assert counts["ssim_ceiling"] == 20
     assert counts["kept"] == 10  # the references are exempt
@@ -187,8 +182,8 @@ def test_other_thresholds_are_another_manifest(output, plan):
 def test_a_missing_shard_leaves_the_old_manifest(output, plan):
     units = list(plan.units())
     write(output, plan, units[0])
-    write_manifest(output, plan, units[:1], Thresholds())
+    write_manifest(Run(output, plan), units[:1], Thresholds())
     before = output.read("manifest.parquet")
     with pytest.raises(InputError, match="unit-000001"):
-        write_manifest(output, plan, units[:2], Thresholds())
+        write_manifest(Run(output, plan), units[:2], Thresholds())
     assert output.read("manifest.parquet") == before

@@ -11,7 +11,8 @@ import pytest
 
 from datasets.runs.configuration import Origin
 from datasets.runs.plan import Configuration, Extent, Plan, Unit
-from datasets.runs.shards import SCHEMA, shard_name, shard_table, write_shard
+from datasets.runs.run import Run, shard_name
+from datasets.runs.shards import SCHEMA, shard_table, write_shard
 from datasets.runs.verify import Findings, check_names, check_shard, check_shards, ranges, sampled_people
 from datasets.storage.output import Output
 
@@ -73,14 +74,14 @@ def output(tmp_path) -> Output:
 
 
 def found(output: Output, decoded: bool = True) -> str:
-    problem = check_shard(output, PLAN, next(PLAN.units()), lambda _: decoded).problem
+    problem = check_shard(Run(output, PLAN), next(PLAN.units()), lambda _: decoded).problem
     return ": ".join(problem) if problem else ""
 
 
 def test_a_whole_shard_passes(output):
     unit = next(PLAN.units())
     write_shard(output, PLAN.configuration.hash, 0, table(unit))
-    check = check_shard(output, PLAN, unit, lambda _: True)
+    check = check_shard(Run(output, PLAN), unit, lambda _: True)
     assert check.problem is None
     assert check.table.equals(table(unit))
 
@@ -181,7 +182,7 @@ def found_in(output: Output, configuration: Configuration, found: list[dict]) ->
     plan = Plan(configuration, (Extent(0, 0, 2, 2),))
     columns = {name: pa.array([row.get(name) for row in found], SCHEMA.field(name).type) for name in found[0]}
     write_shard(output, configuration.hash, 0, shard_table(0, pa.table(columns)))
-    problem = check_shard(output, plan, next(plan.units()), lambda _: True).problem
+    problem = check_shard(Run(output, plan), next(plan.units()), lambda _: True).problem
     return ": ".join(problem) if problem else ""
 
 
@@ -270,7 +271,7 @@ def test_other_columns_and_texts_that_are_none_are_found(output):
 def test_units_come_in_order_and_images_only_where_asked(output):
     for unit in list(PLAN.units())[:7]:
         write_shard(output, PLAN.configuration.hash, unit.unit, table(unit))
-    checks = list(check_shards(output, PLAN, {0, 1, 2, 3, 4, 6}, lambda _: True, lambda unit: unit.unit == 3))
+    checks = list(check_shards(Run(output, PLAN), {0, 1, 2, 3, 4, 6}, lambda _: True, lambda unit: unit.unit == 3))
     assert [check.unit for check in checks] == list(PLAN.units())
     assert [check.table is None for check in checks] == [False] * 5 + [True, False, True, True, True]
     assert [check.unit.unit for check in checks if check.table and "image" in check.table.column_names] == [3]
@@ -286,7 +287,7 @@ def test_shards_of_many_pages_pass(output):
     big = whole.set_column(SCHEMA.get_field_index("image"), "image", pa.array(content, pa.binary()))
     write_shard(output, plan.configuration.hash, 0, big)
     assert len(output.read(shard_name(0))) > 2_900_000
-    assert check_shard(output, plan, unit, lambda _: False).problem is None
+    assert check_shard(Run(output, plan), unit, lambda _: False).problem is None
 
 
 def test_strangers_are_found_and_leftovers_noted():

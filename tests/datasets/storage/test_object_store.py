@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets.runs.shards import finished_units, shard_name
+from datasets.runs.plan import Plan
+from datasets.runs.run import Run, shard_name
 from datasets.storage import addresses as stores
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -91,7 +92,7 @@ def test_credentials_come_from_the_environment(store, bucket, monkeypatch):
 def test_a_bucket_that_does_not_exist_is_named_before_anything_is_made(store):
     output = Output(store.uri("nobucket/run"))
     with pytest.raises(InputError, match="there is no bucket nobucket: create it"):
-        finished_units(output)
+        Run(output, Plan(None)).finished()
     with pytest.raises(InputError) as error:
         output.write("plan.json", b"x")
     one_line(error, "cannot write s3://nobucket/run/plan.json: there is no such bucket: create it")
@@ -251,7 +252,7 @@ def test_requests_are_few(store, bucket):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda unit: output.write(shard_name(unit * 3), b"x"), range(1010)))
     before = len(store.requests())
-    assert len(finished_units(output)) == 1010
+    assert len(Run(output, Plan(None)).finished()) == 1010
     listing = store.requests()[before:]
     assert len(listing) == 2
     assert all(request.startswith(f"GET /{bucket}?") for request in listing)

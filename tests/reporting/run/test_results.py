@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from actors.identity_scorer import IdentityScorer
+from datasets.runs.run import Run
 from datasets.runs.verdicts import Thresholds
 from pipeline.copies import privacy
 from reporting.run.identity import PRIVACY
@@ -36,7 +37,7 @@ def network():
 def derived(output, plan, thresholds=None, seconds=0.0) -> tuple[dict, str]:
     """Summary and report."""
     times = RunTimes(2.0, plan.images, STAGES | {"identity": seconds})
-    publish(output, plan, thresholds or Thresholds(), {"trained_on": "nothing"}, times)
+    publish(Run(output, plan), thresholds or Thresholds(), {"trained_on": "nothing"}, times)
     return read_summary(output), output.read(REPORT).decode()
 
 
@@ -76,7 +77,7 @@ def test_near_copies_of_all_and_of_kept_images_are_in_report_and_summary(tmp_pat
     images = [list(person) for person in PEOPLE]
     images[2][1] = runs.picture(5)
     output, plan = runs.make_run(str(tmp_path), images, IdentityScorer(network, real))
-    found = privacy(output, plan, network, real, "cpu", runs.real_listing(), near_copy_cosine=0.99999)
+    found = privacy(Run(output, plan), network, real, "cpu", runs.real_listing(), near_copy_cosine=0.99999)
     assert found["near_copies"]["count"] == 1
     summary, report = derived(output, plan)
     assert summary["privacy"]["near_copies"]["kept"] == {"count": 1, "scored": 12, "share": 1 / 12}
@@ -92,7 +93,7 @@ def test_near_copies_of_all_and_of_kept_images_are_in_report_and_summary(tmp_pat
 
 def test_what_was_found_of_other_images_is_not_shown(tmp_path, network):
     output, plan = runs.make_run(str(tmp_path), PEOPLE, IdentityScorer(network, None))
-    privacy(output, plan, network, None, "cpu")
+    privacy(Run(output, plan), network, None, "cpu")
     assert "privacy" in derived(output, plan)[0]
     content = json.loads(output.read(PRIVACY))
     for stale in (json.dumps(content | {"images": 9}), json.dumps([1]), "{", json.dumps(content | {"plan_hash": "x"})):
@@ -106,17 +107,17 @@ def test_a_summary_from_before_there_were_identities_is_still_of_its_run(tmp_pat
     old = {name: summary["thresholds"][name] for name in ("detector", "ssim_floor", "ssim_ceiling")}
     counts = {name: count for name, count in summary["counts"].items() if not name.startswith("identity")}
     output.write(SUMMARY, json.dumps(summary | {"thresholds": old, "counts": counts}).encode())
-    assert is_published(output, plan, Thresholds())
-    assert not is_published(output, plan, Thresholds(identity_floor=0.5))
-    assert not is_published(output, plan, Thresholds(detector=0.5))
+    assert is_published(Run(output, plan), Thresholds())
+    assert not is_published(Run(output, plan), Thresholds(identity_floor=0.5))
+    assert not is_published(Run(output, plan), Thresholds(detector=0.5))
     assert counts_of(read_summary(output)) == summary["counts"]
     for broken in ({}, {"thresholds": None}, {"thresholds": old | {"new": 1}}, {"thresholds": old | {"detector": 7}}):
         output.write(SUMMARY, json.dumps(summary | {"thresholds": {}} | broken).encode())
-        assert is_published(output, plan, Thresholds()) == (broken == {})  # {}: all of them at their defaults
+        assert is_published(Run(output, plan), Thresholds()) == (broken == {})  # {}: all of them at their defaults
 
 
 def test_the_sheet_says_how_like_its_person_a_picture_is(tmp_path, network):
-    plain = draw_sheet(*runs.make_run(str(tmp_path / "plain"), PEOPLE, None), Thresholds())
+    plain = draw_sheet(Run(*runs.make_run(str(tmp_path / "plain"), PEOPLE, None)), Thresholds())
     output, plan = runs.make_run(str(tmp_path / "compared"), PEOPLE, IdentityScorer(network, None))
-    captioned = draw_sheet(output, plan, Thresholds())
+    captioned = draw_sheet(Run(output, plan), Thresholds())
     assert captioned.shape != plain.shape or (captioned != plain).any()

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datasets.runs.run import Run
 from datasets.runs.verdicts import Thresholds, verdicts
 from passersby.errors import InputError
 from reporting.gan.scores import read_training
@@ -114,7 +115,7 @@ def test_a_thumbnail_is_small_and_of_the_picture():
 @pytest.fixture
 def run(tmp_path):
     output, plan = runs.make_run(str(tmp_path), [[runs.picture(9 * p + v) for v in range(3)] for p in range(4)], None)
-    publish(output, plan, Thresholds(), {"trained_on": "</script>"}, RunTimes(2.0, plan.images, {}))
+    publish(Run(output, plan), Thresholds(), {"trained_on": "</script>"}, RunTimes(2.0, plan.images, {}))
     return output, plan
 
 
@@ -141,7 +142,7 @@ def test_a_hundred_thousand_images_fit_into_a_page(run):
     packed = len(json.dumps(pack_scores(table)))
     pictures = 1600 * 5500  # sample and strips, a thumbnail of the most detailed pictures as base64
     assert packed + pictures < 15e6
-    gathered = gather(output, plan, run_manifest(output), OFF, 0)
+    gathered = gather(Run(output, plan), run_manifest(output), OFF, 0)
     assert gathered["sampled"] == 12
 
 
@@ -160,7 +161,7 @@ def test_curves_and_fids_stand_beside_the_studys(run, tmp_path):
     (folder / "config.json").write_text(json.dumps({"data": "/x/market", "height": 64, "width": 32}))
     training = read_training(folder, toy=False)
     assert training.fid.fid == 130.25
-    html = run_page(output, plan, run_manifest(output), read_summary(output), trainings=[training])
+    html = run_page(Run(output, plan), run_manifest(output), read_summary(output), trainings=[training])
     words = re.sub(r"<[^>]*>|\s+", " ", html)
     assert re.search(r"gan +130\.25 +market", words)
     assert re.search(r"StyleGAN3 of the study +9\.29 +Market-1501", words)
@@ -168,4 +169,4 @@ def test_curves_and_fids_stand_beside_the_studys(run, tmp_path):
     with pytest.raises(InputError, match=r"no history\.jsonl there"):
         read_training(tmp_path / "nothing", toy=False)
     with pytest.raises(InputError, match="--sample 9999"):
-        run_page(output, plan, run_manifest(output), read_summary(output), sample=9999)
+        run_page(Run(output, plan), run_manifest(output), read_summary(output), sample=9999)
