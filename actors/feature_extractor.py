@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datasets.people.image_sets import decode_scaled, read_bytes
-from datasets.people.market_tree import DecodingError
+from datasets.people.decoding import DecodingError, decode_scaled, read_bytes
 from datasets.runs.rows import Reference, images_of, resolved
 from passersby.errors import InputError
 

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datasets.people.labelled_images import decode_bicubic
-from datasets.people.market_tree import DecodingError
+from datasets.people.decoding import DecodingError, decode_bicubic
 from datasets.people.real_people import RealPeople
 from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from datasets.runs.verdicts import LATENT

@@ -12,9 +12,8 @@ import torch
 
 from datasets.latents.plan import InversionConfiguration
 from datasets.latents.table import SCHEMA
-from datasets.people.image_sets import read_bytes
-from datasets.people.labelled_images import UNKNOWN_CAMERA, decode_bicubic
-from datasets.people.market_tree import DecodingError
+from datasets.people.decoding import DecodingError, decode_bicubic, read_bytes
+from datasets.people.listing import UNKNOWN_CAMERA
 from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import LoadedEncoder

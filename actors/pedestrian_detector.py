@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datasets.people.market_tree import DecodingError, decode
+from datasets.people.decoding import DecodingError, decode
 from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from passersby.errors import InputError
 from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PedestrianFilter

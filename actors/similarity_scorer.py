@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datasets.people.market_tree import DecodingError, decode
+from datasets.people.decoding import DecodingError, decode
 from datasets.runs.rows import images_of, with_columns
 from passersby.errors import InputError
 from passersby.metrics.ssim import ssim

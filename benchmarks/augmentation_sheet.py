@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.people.market_tree import decode_files, list_split
+from datasets.people.decoding import decode_listing, decode_scaled
+from datasets.people.market1501 import list_split
 from jobs.common import run_job
 from passersby.errors import InputError
 from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
@@ -37,12 +38,12 @@ class Config:
 
 def first_pictures(root: Path, people: int) -> np.ndarray:
     """The first picture of each of the first training people, uint8 [people, 128, 64, 3]."""
-    first = {}
-    for file in list_split(root, "train"):
-        first.setdefault(file.identity, file)
+    listing = list_split(root, "train")
+    first = np.sort(np.unique(listing.identities, return_index=True)[1])
     if len(first) < people:
         raise InputError(f"--people {people} is more than the {len(first)} training people in {root}")
-    return decode_files(list(first.values())[:people], 128, 64).images
+    images, _, _ = decode_listing(listing.take(first[:people]), 128, 64, decode_one=decode_scaled)
+    return images
 
 
 def main(config: Config) -> None:

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 
-from datasets.people.market_tree import decode_files, list_split
+from datasets.people.decoding import decode_listing, decode_scaled
+from datasets.people.listing import Listing
+from datasets.people.market1501 import list_split
 from datasets.storage.feature_cache import real_features
 from jobs.common import run_job
 from passersby import weights
@@ -65,10 +67,9 @@ class Config:
 def read(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reference images, other images uint8 [N, H, W, 3] RGB, and the others' identities [N]: of each person as many."""
     random = np.random.default_rng(0)
-    by_person: dict[int, list] = {}
-    for file in list_split(config.crowd, "train"):
-        by_person.setdefault(file.identity, []).append(file)
-    people = sorted(person for person, files in by_person.items() if len(files) >= 2)
+    listing = list_split(config.crowd, "train")
+    by_person = {person: np.flatnonzero(listing.identities == person) for person in np.unique(listing.identities)}
+    people = [person for person, places in by_person.items() if len(places) >= 2]
     if len(people) < config.images:
         raise InputError(
             f"--crowd {config.crowd}: {len(people)} people with two images; --images {config.images} asks for more"
@@ -78,12 +79,16 @@ def read(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first, second = random.choice(len(by_person[person]), 2, replace=False)
         reference.append(by_person[person][first])
         other.append(by_person[person][second])
-    size = (config.height, config.width)
     return (
-        decode_files(reference, *size).images,
-        decode_files(other, *size).images,
-        np.array([file.identity for file in other]),
+        decoded(config, listing.take(reference)),
+        decoded(config, listing.take(other)),
+        listing.identities[other],
     )
+
+
+def decoded(config: Config, listing: Listing) -> np.ndarray:
+    """Images of the crowd, uint8 [N, H, W, 3] RGB."""
+    return decode_listing(listing, config.height, config.width, decode_one=decode_scaled)[0]
 
 
 def fewer_people(config: Config, identities: np.ndarray, share: float) -> np.ndarray:
@@ -92,10 +97,10 @@ def fewer_people(config: Config, identities: np.ndarray, share: float) -> np.nda
         raise ValueError("all people are the undamaged set")
     count = max(2, round(share * len(identities)))
     kept = set(identities[:count].tolist())
-    files = [file for file in list_split(config.crowd, "train") if file.identity in kept]
-    chosen = np.random.default_rng(1).permutation(len(files))[: len(identities)]
+    listing = list_split(config.crowd, "train").of_people(kept)
+    chosen = np.random.default_rng(1).permutation(len(listing))[: len(identities)]
     chosen = np.resize(chosen, len(identities))  # the fewest people have not enough images: some come twice
-    return decode_files([files[place] for place in chosen], config.height, config.width).images
+    return decoded(config, listing.take(chosen))
 
 
 def blurred(images: np.ndarray, sigma: float) -> np.ndarray:

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from actors.identity_scorer import features_in_chunks
-from datasets.people.labelled_images import Listing, decode_listing
+from datasets.people.decoding import decode_listing
+from datasets.people.listing import Listing
 from datasets.people.readers import read_split
 from jobs.common import run_job
 from passersby import weights

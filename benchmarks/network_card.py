@@ -26,8 +26,9 @@ import torch
 
 from actors.pedestrian_detector import PedestrianDetector
 from actors.style_mixer import StyleMixer
-from datasets.people.market_tree import DecodedImages, TreeImage, decode, identities, list_split
-from datasets.people.market_tree import decode_files as decode_files
+from datasets.people.decoding import decode, decode_listing, decode_scaled
+from datasets.people.listing import Listing, joined
+from datasets.people.market1501 import list_split
 from datasets.runs.plan import LAYER_GROUPS, Configuration
 from datasets.runs.rows import images_of
 from jobs import generate
@@ -166,45 +167,45 @@ class Maker:
 
 def measure_reference(config: Config, reference: Path, maker: Maker) -> dict:
     """The same of real people: what the measures would be if variants were other pictures of the person."""
-    files = list_split(reference, "train")
-    chosen = set(identities(files)[: config.people])
-    read = real_images(config, [file for file in files if file.identity in chosen])
-    person, camera = (np.array([getattr(file, name) for file in read.files]) for name in ("identity", "camera"))
+    listing = list_split(reference, "train").people_only()
+    listing = listing.of_people(sorted(listing.people)[: config.people])
+    images, places = real_images(config, listing)
+    person, camera = listing.identities[places], listing.cameras[places]
     _, first, index = np.unique(person, return_index=True, return_inverse=True)
-    found = colour_histograms(read.images)
+    found = colour_histograms(images)
     own = nearest(found, found[first]) == index
     apart = np.ones(len(own), bool)
     apart[first] = False
     some = index < config.comparison_people
-    passed = maker.scores(read.images[some]) >= config.threshold
+    passed = maker.scores(images[some]) >= config.threshold
     result = {
         "tree": reference.name,
         "people": len(first),
         "images": len(own),
         "filter": share(by_person(index[some], passed), len(passed)),
-        "other_people": other_people(read.images[first]),
+        "other_people": other_people(images[first]),
     }
     for name, kept in (
         ("same_camera", apart & (camera == camera[first][index])),
         ("other_camera", apart & (camera != camera[first][index])),
     ):
         if kept.any():
-            pose = measure_pose(read.images[first][index[kept]], read.images[kept])
+            pose = measure_pose(images[first][index[kept]], images[kept])
             result[name] = {"nearest_own": share(by_person(index[kept], own[kept]), int(kept.sum()))} | pose
     return result
 
 
-def real_images(config: Config, files: list[TreeImage]) -> DecodedImages:
-    """Files of --reference, in the size of the stored images."""
-    return decode_files(files, config.height, config.width, config.threads)
+def real_images(config: Config, listing: Listing) -> tuple[np.ndarray, np.ndarray]:
+    """Images of --reference, in the size of the stored ones, and their places in the listing."""
+    return decode_listing(listing, config.height, config.width, config.threads, decode_scaled)[:2]
 
 
-def held_out(reference: Path) -> list[TreeImage]:
+def held_out(reference: Path) -> Listing:
     """The images of the tree's query and gallery people, without junk and distractors. Raises InputError for none."""
-    files = [file for split in ("query", "gallery") for file in list_split(reference, split) if file.identity > 0]
-    if not files:
+    listing = joined([list_split(reference, split) for split in ("query", "gallery")]).people_only()
+    if not len(listing):
         raise InputError(f"--reference {reference}: no person in its query and gallery, which FID is taken against")
-    return files
+    return listing
 
 
 def measure_fid(
@@ -213,7 +214,7 @@ def measure_fid(
     """FID of all made images against the held-out people of --reference."""
     from passersby.metrics.fid import fid
 
-    real = real_images(config, held_out(reference)).images
+    real, _ = real_images(config, held_out(reference))
     fake = made.images.reshape(-1, *made.images.shape[2:])
     value = fid(inception(real), inception(fake))
     return {"value": value, "images": len(fake), "reference": reference.name, "reference_images": len(real)}
@@ -259,7 +260,7 @@ def check(config: Config) -> None:
         raise InputError(f"--threshold {config.threshold}: scores are 0 to 1")
     if config.inception and not config.reference:
         raise InputError(f"--inception {config.inception}: needs --reference, the people to compare with")
-    if config.reference and len(identities(list_split(config.reference, "train"))) < 2:
+    if config.reference and len(list_split(config.reference, "train").people) < 2:
         raise InputError(f"--reference {config.reference}: its training folder has one person: 2 or more are compared")
     if config.inception and config.reference:
         held_out(config.reference)

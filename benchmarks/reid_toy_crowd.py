@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from datasets.people.labelled_images import Listing, decode_listing
+from datasets.people.decoding import decode_listing
+from datasets.people.listing import Listing
 from datasets.people.readers import read_split
 from jobs.common import run_job
 from passersby.errors import InputError

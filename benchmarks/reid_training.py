@@ -20,13 +20,14 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from datasets.people.market_tree import list_split
+from datasets.people.market1501 import list_split
 from jobs.common import CPU_VARIABLES, run_job
 from passersby.reid.network import ReidNetwork
 from pipeline.ray_training import restart_with
@@ -70,9 +71,8 @@ class Files(Dataset):
     """The plain loop's images: opened, decoded and augmented one by one."""
 
     def __init__(self, config: ReidTraining):
-        self.files = list_split(config.data, "train")
-        people = {identity: place for place, identity in enumerate(sorted({file.identity for file in self.files}))}
-        self.classes = [people[file.identity] for file in self.files]
+        self.listing = list_split(config.data, "train")
+        self.classes = np.unique(self.listing.identities, return_inverse=True)[1].tolist()
         size = (config.height, config.width)
         steps = [
             transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC),
@@ -84,10 +84,10 @@ class Files(Dataset):
         self.transform = transforms.Compose(steps)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.listing)
 
     def __getitem__(self, place: int):
-        with Image.open(self.files[place].path) as image:
+        with Image.open(self.listing.contents[place]) as image:
             return self.transform(image.convert("RGB")), self.classes[place]
 
 

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from datasets.people.any_folder import of_names
+from datasets.people.decoding import decode_listing
 from datasets.people.image_sets import ROW_IMAGES, choose
-from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing, decode_listing
-from datasets.people.market_tree import parse_name
+from datasets.people.listing import Listing
+from datasets.people.names import is_image
 from datasets.people.readers import read_split
-from datasets.people.splits import is_image
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
@@ -150,17 +151,7 @@ def real_images(data: str, split: str) -> Listing:
     flat = sorted(path for path in root.iterdir() if is_image(path.name)) if root.is_dir() else []
     if not flat or any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
         return read_split(data, split)
-    parsed = [parse_name(path) for path in flat]
-    named = [image.identity for image in parsed if image is not None]
-    strangers = len(flat) - len(named)
-    return Listing(
-        name=root.resolve().name,
-        contents=tuple(flat),
-        identities=np.zeros(len(flat), np.int64) if strangers else np.array(named),  # 0: nobody knows who
-        cameras=np.full(len(flat), UNKNOWN_CAMERA),
-        names=tuple(path.name for path in flat),
-        people={} if strangers else {identity: f"{identity:04d}" for identity in named if identity > 0},
-    )
+    return of_names(root.resolve(), [path.name for path in flat], flat)
 
 
 def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> np.ndarray:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from datasets.people.image_sets import ImageSet, decode_own_size, folder_images, read_bytes
-from datasets.people.labelled_images import decode_bicubic
-from datasets.people.market_tree import DecodingError
+from datasets.people.decoding import DecodingError, decode_bicubic, decode_own_size, read_bytes
+from datasets.people.image_sets import ImageSet, folder_images
 from datasets.storage.feature_cache import cached, feature_key
 from datasets.storage.output import Output
 from jobs.common import run_job

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from actors.style_mixer import StyleMixer
-from datasets.people.market_tree import decode
+from datasets.people.decoding import decode
 from datasets.runs.plan import LAYER_GROUPS, Configuration, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy

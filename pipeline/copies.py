@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.identity_scorer import features_in_chunks
-from datasets.people.image_sets import decode_own_size, read_bytes
-from datasets.people.labelled_images import Listing, decode_bicubic
-from datasets.people.market_tree import DecodingError, decode
+from datasets.people.decoding import DecodingError, decode, decode_bicubic, decode_own_size, read_bytes
+from datasets.people.listing import Listing
 from datasets.people.real_people import RealPeople
 from datasets.runs.manifest import READERS
 from datasets.runs.plan import Plan

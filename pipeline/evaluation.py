@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.people.image_sets import decode_own_size, read_bytes
-from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
-from datasets.people.market_tree import DecodingError
+from datasets.people.decoding import DecodingError, decode_own_size, read_bytes
+from datasets.people.listing import UNKNOWN_CAMERA, Listing
 from datasets.people.readers import read_split
 from datasets.reid.feature_files import FeatureSet, read_features
 from passersby.errors import InputError

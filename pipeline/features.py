@@ -14,8 +14,8 @@ import torch
 
 from actors.feature_extractor import FeatureExtractor
 from actors.style_mixer import StyleMixer, check_network
+from datasets.people.decoding import decode_bicubic
 from datasets.people.image_sets import ROW_IMAGES, ImageSet
-from datasets.people.labelled_images import decode_bicubic
 from datasets.runs.plan import Configuration
 from datasets.storage.feature_cache import cached, feature_key
 from passersby.errors import InputError

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from datasets.latents.pictures import list_pictures
 from datasets.latents.table import Latents
-from datasets.people.labelled_images import Listing
-from datasets.people.splits import TRAIN
+from datasets.people.listing import TRAIN, Listing
 from datasets.runs.configuration import Configuration
 from datasets.runs.plan import Plan
 from datasets.runs.run import Run

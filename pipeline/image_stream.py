@@ -11,17 +11,17 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import ray.data
 
-from datasets.people.decoding import Problem, Target, check_problems, decode_bytes, decode_items, require_training
-from datasets.people.image_source import ImageSource
+from datasets.people.decoding import Problem, Reader, Target, decode_bytes
+from datasets.people.image_source import ImageSource, check_problems, decode_target, require_training
 from datasets.people.labels import colour_features
-from datasets.people.listing import Reader
+from datasets.people.listing import Listing, joined
 from passersby.errors import InputError
 from pipeline.cluster import smallest_object_store
 from training.gan.config import GanConfig
@@ -31,6 +31,7 @@ STRETCH_IMAGES = 8192  # over all workers; fewer where they are large, because .
 STRETCH_BYTES = 256 << 20  # ... all of a stretch can lie in the object store at once, and all of the next one
 TASKS = 2  # at once, for one worker
 _SAMPLE = 10_000  # images decoded for FID and pictures where the training's own are streamed
+Row = dict[str, str]  # an image of a listing: its name, and its content as text
 _PIECE_IMAGES, _PIECE_BYTES = 128, 16 << 20  # of one task, at most: some 30 ms of work
 
 
@@ -53,15 +54,14 @@ def survey_images(source: ImageSource, target: Target, *, features: bool = False
     Unreadable images must be known before the first batch, or the order would change when one is met. Needs a
     connected Ray. Raises InputError as `load_images` does.
     """
-    names = [item.name for item in source.training]
-    examine = functools.partial(_examine, root=source.root, target=target, features=features)
-    data = _pipeline(names, examine, tasks, _piece(target))
+    examine = functools.partial(_examine, archive=source.training.archive, target=target, features=features)
+    data = _pipeline(_rows(source.training, range(len(source.training))), examine, tasks, _piece(target))
     parts = list(data.iter_batches(batch_size=None, batch_format="numpy"))
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     sizes = zip(found["kind"], found["height"], found["width"], strict=True)
     problems = [_found(str(kind), int(height), int(width)) for kind, height, width in sizes]
-    validation, more_problems = decode_items(Reader(source.root), source.validation, target)
-    unreadable = check_problems(source.training + source.validation, problems + more_problems, target)
+    validation, more_problems = decode_target(source.validation, target)
+    unreadable = check_problems(joined([source.training, source.validation]), problems + more_problems, target)
     usable = source.without(unreadable)
     require_training(usable)
     readable = np.array([problem is None for problem in problems])
@@ -87,8 +87,8 @@ class ImageStream:
         stretch_images: int = STRETCH_IMAGES,
         tasks: int = TASKS,
     ):
-        self._names = np.array([item.name for item in source.training], object)
-        decode = functools.partial(_decode, root=source.root, target=target)
+        self._listing = source.training
+        decode = functools.partial(_decode, archive=source.training.archive, target=target)
         self._pipeline = functools.partial(_pipeline, work=decode, tasks=tasks, piece=_piece(target))
         self._root = source.root
         self._indices = indices
@@ -117,17 +117,17 @@ class ImageStream:
     def _begin(self, starter: ThreadPoolExecutor, images_seen: int) -> "Future[_Stretch]":
         # Called by the consumer's thread: `indices` may keep an epoch's order, and is nobody else's to call.
         seen = range(images_seen, images_seen + self._stretch * self._batch, self._batch)
-        names = [self._names[self._indices(start)[self._share]] for start in seen]
-        return starter.submit(_Stretch, names, self._pipeline, self._root)
+        batches = [_rows(self._listing, self._indices(start)[self._share]) for start in seen]
+        return starter.submit(_Stretch, batches, self._pipeline, self._root)
 
 
 class _Stretch:
     """The batches of one pipeline, the first of them already there."""
 
-    def __init__(self, names: Sequence[np.ndarray], pipeline: Callable, root: Path):
-        self._names, self._root = names, root
-        data = pipeline(list(itertools.chain.from_iterable(names)))
-        batches = data.iter_batches(batch_size=len(names[0]), batch_format="numpy", prefetch_batches=2)
+    def __init__(self, rows: Sequence[list[Row]], pipeline: Callable, root: Path):
+        self._names, self._root = [[row["name"] for row in batch] for batch in rows], root
+        data = pipeline(list(itertools.chain.from_iterable(rows)))
+        batches = data.iter_batches(batch_size=len(rows[0]), batch_format="numpy", prefetch_batches=2)
         self._batches = iter(batches)
         self._first = next(self._batches)
 
@@ -135,7 +135,7 @@ class _Stretch:
         try:
             for number, part in enumerate(itertools.chain([self._first], self._batches)):
                 expected = self._names[number]
-                if list(part["name"]) != list(expected):
+                if list(part["name"]) != expected:
                     raise RuntimeError("Ray Data changed the order of the images")
                 if not part["readable"].all():
                     lost = expected[int(np.argmin(part["readable"]))]
@@ -184,8 +184,7 @@ def load_data(config: GanConfig, source: ImageSource) -> TrainingData:
     target = image_target(config)
     survey = survey_images(source, target, features=config.condition == "cluster")
     index = np.linspace(0, len(survey.source.training) - 1, min(_SAMPLE, len(survey.source.training))).astype(int)
-    some = [survey.source.training[place] for place in index]
-    sample, _ = decode_items(Reader(source.root), some, target)
+    sample, _ = decode_target(survey.source.training.take(index), target)
     features = None
     if survey.features is not None:
         features = np.concatenate([survey.features, colour_features(survey.validation)])
@@ -205,10 +204,13 @@ def _piece(target: Target) -> int:
     return max(1, min(_PIECE_IMAGES, _PIECE_BYTES // (target.height * target.width * 3)))
 
 
-def _pipeline(names: Sequence[str], work: Callable[[dict], dict], tasks: int, piece: int) -> "ray.data.Dataset":
-    """`work` on pieces of these names, in order, not yet begun."""
+def _rows(listing: Listing, places: Iterable[int]) -> list[Row]:
+    return [{"name": listing.names[place], "content": str(listing.contents[place])} for place in places]
+
+
+def _pipeline(rows: Sequence[Row], work: Callable[[dict], dict], tasks: int, piece: int) -> "ray.data.Dataset":
+    """`work` on pieces of these rows, in order, not yet begun."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    rows = [{"name": name} for name in names]
     pieces = -(-len(rows) // piece)
     data = ray.data.from_items(rows, override_num_blocks=pieces)
     data.context.enable_progress_bars = False
@@ -219,25 +221,27 @@ def _pipeline(names: Sequence[str], work: Callable[[dict], dict], tasks: int, pi
 
 
 @functools.lru_cache(maxsize=2)
-def _reader(root: Path) -> Reader:
+def _reader(archive: Path | None) -> Reader:
     # An archive's list of members takes seconds where it is long: once a process, not once a task.
-    return Reader(root)
+    return Reader(archive)
 
 
-def _decode(rows: dict[str, np.ndarray], root: Path, target: Target) -> dict[str, np.ndarray]:
-    read = _reader(root)
+def _decode(rows: dict[str, np.ndarray], archive: Path | None, target: Target) -> dict[str, np.ndarray]:
+    read = _reader(archive)
     images = np.zeros((len(rows["name"]), target.height, target.width, 3), np.uint8)
     readable = np.zeros(len(images), bool)
-    for index, name in enumerate(rows["name"]):
-        image = decode_bytes(read(str(name)), target)
+    for index, content in enumerate(rows["content"]):
+        image = decode_bytes(read(str(content)), target)
         if not isinstance(image, Problem):
             images[index], readable[index] = image, True
     return {"name": rows["name"], "image": images, "readable": readable}
 
 
-def _examine(rows: dict[str, np.ndarray], root: Path, target: Target, features: bool) -> dict[str, np.ndarray]:
-    read = _reader(root)
-    results = [decode_bytes(read(str(name)), target) for name in rows["name"]]
+def _examine(
+    rows: dict[str, np.ndarray], archive: Path | None, target: Target, features: bool
+) -> dict[str, np.ndarray]:
+    read = _reader(archive)
+    results = [decode_bytes(read(str(content)), target) for content in rows["content"]]
     problems = [result if isinstance(result, Problem) else None for result in results]
     found = {
         "kind": np.array([problem.kind if problem else "" for problem in problems]),

@@ -11,7 +11,7 @@ from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer, check_network
 from datasets.latents.partners import real_codes
 from datasets.latents.table import Latents
-from datasets.people.market_tree import decode
+from datasets.people.decoding import decode
 from datasets.runs.plan import Configuration, Plan, Unit
 from datasets.runs.rows import images_of, with_columns
 from passersby import weights

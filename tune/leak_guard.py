@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TypeGuard
 
 from datasets.latents.table import About
+from datasets.people.listing import GALLERY, QUERY, TRAIN
 from datasets.people.market1501 import toy_crowd_record
 from datasets.people.readers import address, read_split
 from datasets.people.real_people import matched_names
-from datasets.people.splits import GALLERY, QUERY, TRAIN
 from datasets.reid.sources import people_sha256
 from datasets.runs.configuration import Origin
 from passersby.errors import InputError
@@ -40,7 +40,7 @@ class DataSet:
 
     train, query, gallery: people without junk and distractors. toy_hash: the hash of the toy crowd's program, None for
     other data. test_paths: the paths of the test pictures, relative to the data set, as latents name them.
-    fingerprints: those of the splits' listings (datasets/people/labelled_images.py).
+    fingerprints: those of the splits' listings (datasets/people/listing.py).
     """
 
     name: str

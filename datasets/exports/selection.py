@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.exports.manifest import RunManifest
-from datasets.people.market_tree import DecodingError, decode
+from datasets.people.decoding import DecodingError, decode
 from datasets.runs.plan import Unit
 from passersby.errors import InputError
 from passersby.options import flag

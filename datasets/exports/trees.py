@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 
 from datasets.exports.selection import ExportImages, Options, People, Piece, cameras_of
-from datasets.people.market_tree import SPLIT_FOLDERS
+from datasets.people.names import SPLIT_FOLDERS
 from datasets.storage.output import Output
 from passersby.errors import InputError
 

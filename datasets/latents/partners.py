@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from datasets.latents.table import Latents
-from datasets.people.labelled_images import UNKNOWN_CAMERA
+from datasets.people.listing import UNKNOWN_CAMERA
 from datasets.runs.configuration import PEOPLE, PICTURES, Configuration, Origin
 from datasets.runs.rows import partner_count
 from datasets.storage.output import Output

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.latents.plan import InversionUnit
-from datasets.people.labelled_images import Listing
+from datasets.people.listing import SPLITS, TRAIN, Listing, joined
 from datasets.people.readers import address, read_split
-from datasets.people.splits import SPLITS, TRAIN, people_only
 from passersby.errors import InputError
 
 
@@ -19,13 +18,12 @@ class Pictures:
     """The pictures of people, person by person in the order of their identities: `listing` holds no junk and no
     distractors.
 
-    splits[i] is the split of picture i, starts[p] the place of person p's first picture (one more entry than people).
+    starts[p] is the place of person p's first picture (one more entry than people).
     fingerprint: of all listed pictures, also of those that `most` left out. name: of the data set.
     """
 
     name: str
     listing: Listing
-    splits: tuple[str, ...]
     starts: np.ndarray
     fingerprint: str
 
@@ -53,7 +51,7 @@ class Pictures:
             "name": [listing.people[identity] for identity in identities],
             "path": [listing.names[place] for place in places],
             "camera": listing.cameras[first:end].tolist(),
-            "split": [self.splits[place] for place in places],
+            "split": [listing.splits[place] for place in places],
             ("file" if files else "content"): [os.fspath(c) if files else c for c in contents],
         }
 
@@ -68,24 +66,13 @@ def list_pictures(
     training and test people together: some data sets number both from 1, and a record says one of both.
     """
     check_splits(splits, allow_test_people)
-    parts = [people_only(read_split(root, split)) for split in splits]
     where = address(root)
     base = where.parent if isinstance(where, Path) and where.is_file() else where
-    contents = [_absolute(content) for part in parts for content in part.contents]
-    names = [name for part in parts for name in part.names]
-    paths = [_relative(content, base, name) for content, name in zip(contents, names, strict=True)]
-    _check_names(root, paths)
-    identities = np.concatenate([part.identities for part in parts])
-    everything = Listing(
-        name=" and ".join(part.name for part in parts),
-        contents=tuple(contents),
-        identities=identities,
-        cameras=np.concatenate([part.cameras for part in parts]),
-        names=tuple(paths),
-        people={identity: name for part in parts for identity, name in part.people.items()},
-        notes=tuple(note for part in parts for note in part.notes),
-    )
-    said = [split for split, part in zip(splits, parts, strict=True) for _ in range(len(part))]
+    everything = joined([read_split(root, split).people_only().below(base) for split in splits])
+    if not allow_test_people:
+        everything = everything.training()
+    _check_names(root, everything.names)
+    identities = everything.identities
     order = np.argsort(identities, kind="stable")
     _, starts = np.unique(identities[order], return_index=True)
     if most is not None:
@@ -94,7 +81,7 @@ def list_pictures(
     listing = everything.take(order)
     name = os.path.basename(os.path.abspath(where)) if isinstance(where, Path) else where.rstrip("/").rpartition("/")[2]
     fingerprint = everything.fingerprint()
-    return Pictures(name, listing, tuple(said[i] for i in order), np.append(starts, len(order)), fingerprint)
+    return Pictures(name, listing, np.append(starts, len(order)), fingerprint)
 
 
 def check_splits(splits: Sequence[str], allow_test_people: bool) -> None:
@@ -117,18 +104,6 @@ def _spread(places: np.ndarray, most: int) -> np.ndarray:
     if len(places) <= most:
         return places
     return places[np.linspace(0, len(places) - 1, most).round().astype(np.int64)]
-
-
-def _absolute(content: Path | bytes) -> Path | bytes:
-    return Path(os.path.abspath(content)) if isinstance(content, Path) else content  # workers run in other folders
-
-
-def _relative(content: Path | bytes, base: str | Path, name: str) -> str:
-    """The path below the data set's folder, so that it is unique over splits; else what the reader calls it."""
-    if not isinstance(content, Path) or not isinstance(base, Path):
-        return name
-    base = Path(os.path.abspath(base))
-    return content.relative_to(base).as_posix() if content.is_relative_to(base) else name
 
 
 def _check_names(root: str | Path, paths: Sequence[str]) -> None:

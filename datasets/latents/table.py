@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA
+from datasets.people.listing import UNKNOWN_CAMERA
 from datasets.storage.addresses import explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
 from passersby.options import Json

@@ -1,4 +1,4 @@
-"""GAN training images in zip files, and in folders with a dataset.json, as the reference StyleGAN3's tool leaves them.
+"""Reader of zip files, and of folders with a dataset.json, as the reference StyleGAN3's tool leaves them.
 
 `dataset.json` holds `{"labels": [[name, class number or list of numbers], ...]}` or null for labels. Archives are
 read in place, member by member: nothing is unpacked to disk, and what an archive promises is checked first.
@@ -10,22 +10,14 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.people.listing import (
-    BROKEN_ARCHIVE,
-    LABELS_FILE,
-    MOST_IMAGE_BYTES,
-    Item,
-    Label,
-    Listing,
-    guard,
-    is_image,
-    list_images,
-    market_names,
-    without_junk,
-)
+from datasets.people.any_folder import image_sizes, of_names
+from datasets.people.decoding import BROKEN_ARCHIVE, MOST_BYTES
+from datasets.people.listing import TRAIN, Label, Listing
+from datasets.people.names import is_image, slashed
 from passersby.errors import InputError
 from passersby.options import Json
 
+LABELS_FILE = "dataset.json"
 MOST_MEMBERS = 5_000_000
 MOST_LABELS_BYTES = 256 << 20
 MOST_CLASSES = 16_384  # each label becomes a row of as many float32
@@ -39,8 +31,8 @@ def list_archive(path: Path) -> Listing:
 
     Identities and cameras: those of the names where all of them read as Market-1501's do, else unknown: the
     sub-folders of such files only keep folders small. Raises InputError for a file that is no zip file, is encrypted,
-    packed otherwise than stored or deflated, too large unpacked, holds a name twice or no image, for a damaged
-    dataset.json, and for what `guard` refuses.
+    packed otherwise than stored or deflated, too large unpacked, holds a name twice or no image, and for a damaged
+    dataset.json.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -54,7 +46,9 @@ def list_archive(path: Path) -> Listing:
     if fault:
         raise InputError(f"{path}: {fault}")
     sizes = {member.filename: member.file_size for member in members if is_image(member.filename)}
-    return _listing("zip", path, sizes, text)
+    labels = {} if text is None else parse_labels(text, path)
+    names = sorted(sizes)
+    return of_names(path, names, names, labels=labels, sizes=sizes, archive=path, split=TRAIN)
 
 
 def list_labelled_folder(root: Path) -> Listing:
@@ -66,7 +60,10 @@ def list_labelled_folder(root: Path) -> Listing:
         text = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}: check the file") from error
-    return _listing("folder", root, list_images(root), text)
+    sizes = image_sizes(root)
+    names = sorted(sizes)
+    contents = [root / name for name in names]
+    return of_names(root, names, contents, labels=parse_labels(text, root), sizes=sizes, split=TRAIN)
 
 
 def parse_labels(text: bytes, path: Path) -> dict[str, Label]:
@@ -78,7 +75,7 @@ def parse_labels(text: bytes, path: Path) -> dict[str, Label]:
     where = f"{LABELS_FILE} of {path}"
     try:
         labels = json.loads(text)["labels"]
-        pairs = [] if labels is None else [(name.replace("\\", "/"), label) for name, label in labels]
+        pairs = [] if labels is None else [(slashed(name), label) for name, label in labels]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f'{where} is not {{"labels": [[name, label], ...]}} ({error}): make it again') from error
     parsed: dict[str, Label] = {}
@@ -99,20 +96,6 @@ def parse_labels(text: bytes, path: Path) -> dict[str, Label]:
     return parsed
 
 
-def _listing(kind: str, path: Path, sizes: dict[str, int], text: bytes | None) -> Listing:
-    if not sizes:
-        raise InputError(f"no images (jpg, png) in {path}")
-    names = sorted(sizes)
-    guard(path, names)
-    labels = parse_labels(text, path) if text is not None else {}
-    said = market_names(names)
-    items = []
-    for name in names:
-        identity, camera = (said[name].identity, said[name].camera) if said else (None, None)
-        items.append(Item(name, sizes[name], identity, camera, labels.get(name)))
-    return without_junk(kind, path, items)
-
-
 def _fault(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> str | None:
     """What is wrong with an archive's list of members, and the way out; None where nothing is."""
     if len(members) > MOST_MEMBERS:
@@ -123,7 +106,7 @@ def _fault(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> str | None
         if name in seen:
             return f"{name!r} stands in it twice: make it again"
         seen.add(name)
-        most = MOST_LABELS_BYTES if name == LABELS_FILE else MOST_IMAGE_BYTES
+        most = MOST_LABELS_BYTES if name == LABELS_FILE else MOST_BYTES
         if name != LABELS_FILE and not is_image(name):
             continue  # never read
         if member.flag_bits & 1:

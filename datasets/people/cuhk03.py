@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people.labelled_images import Listing
-from datasets.people.splits import GALLERY, QUERY, TRAIN, missing_note, published_note
+from datasets.people.listing import GALLERY, QUERY, TRAIN, Listing
+from datasets.people.splits import missing_note, published_note
 from passersby.errors import InputError
 
 BOXES = ("labeled", "detected")

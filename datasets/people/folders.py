@@ -12,20 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
-from datasets.people.market_tree import DISTRACTOR_IDENTITY, parse_name
-from datasets.people.splits import (
-    DERIVED,
-    GALLERY,
-    MULTI_QUERY,
-    QUERY,
-    TRAIN,
-    cameras_note,
-    derived_split,
-    is_image,
-    names_of,
-    numbered,
-)
+from datasets.people.listing import GALLERY, MULTI_QUERY, QUERY, TRAIN, UNKNOWN_CAMERA, Listing
+from datasets.people.names import DISTRACTOR_IDENTITY, is_image, parse_name
+from datasets.people.splits import DERIVED, cameras_note, derived_split, names_of, numbered
 from passersby.errors import InputError
 
 SPLIT_NAMES = {

@@ -1,19 +1,23 @@
 """Image sets: images that are compared as a whole, as by FID, whoever they show; hashed, and cut into rows for stages.
 
-A set comes from a tree, a folder, a run or a network. Reading and decoding one image of a modest size stand here too.
+A set comes from a tree, a folder, a run or a network.
 """
 
 import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from datasets.people.market_tree import MOST_PIXELS, DecodingError, decode, header_size, identities, list_split, resized
+from datasets.people.any_folder import of_names
+from datasets.people.decoding import header_size, read_bytes
+from datasets.people.guard import is_tree as is_tree
+from datasets.people.listing import Listing, joined
+from datasets.people.market1501 import list_split
+from datasets.people.names import SPLIT_FOLDERS, is_image
 from datasets.runs.manifest import manifest_name, read_manifest
 from datasets.runs.plan import Plan, Unit
 from datasets.runs.run import Run, open_run
@@ -22,10 +26,7 @@ from datasets.runs.verdicts import KEPT
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
-Content = TypeVar("Content", str, bytes)  # an image: the path of its file, or its encoded bytes
 ROW_IMAGES = 64  # of one row, which is one unit of work
-MOST_BYTES = 64 << 20  # of one file
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLITS = {"train": ("train",), "held-out": ("query", "gallery")}
 
 
@@ -59,24 +60,18 @@ class ImageSet:
 def tree_images(root: Path, split: str, limit: int, seed: int = 0) -> ImageSet:
     """The images of people in one of SPLITS of a Market-1501 tree, without junk (-1) and distractors (0)."""
     root = Path(root)
-    files = [file for part in SPLITS[split] for file in list_split(root, part) if file.identity > 0]
-    if not files:
+    listing = joined([list_split(root, part).below(root) for part in SPLITS[split]]).people_only()
+    if not len(listing):
         raise InputError(f"{root}: not one of its {split} images shows a person")
-    chosen = [files[place] for place in choose(len(files), limit, seed)]
-    named = {f"{file.path.parent.name}/{file.path.name}": file.path for file in chosen}
-    people = identities(chosen)
+    chosen = listing.take(choose(len(listing), limit, seed))
+    people = len(chosen.people)
     who = "training people" if split == "train" else "held-out people (query, gallery without junk and distractors)"
-    return _of_files("tree", f"{root.name}: {len(chosen):,} images of {len(people):,} {who}", named, len(people))
+    return _measured("tree", f"{root.name}: {len(chosen):,} images of {people:,} {who}", chosen, people)
 
 
 def has_held_out(root: Path) -> bool:
     """Whether a tree has query and gallery."""
-    return all((Path(root) / name).is_dir() for name in ("query", "bounding_box_test"))
-
-
-def is_tree(root: Path) -> bool:
-    """Whether a folder is a Market-1501 tree."""
-    return (Path(root) / "bounding_box_train").is_dir()
+    return all((Path(root) / SPLIT_FOLDERS[split]).is_dir() for split in SPLITS["held-out"])
 
 
 def folder_images(root: Path, limit: int, seed: int = 0) -> ImageSet:
@@ -86,12 +81,11 @@ def folder_images(root: Path, limit: int, seed: int = 0) -> ImageSet:
         raise InputError(f"{root} is not a folder: check the path")
     names = []
     for folder, _, files in os.walk(root):
-        names += [os.path.relpath(os.path.join(folder, name), root) for name in files if _is_image(name)]
-    if not names:
-        raise InputError(f"no images (jpg, png) in {root}")
+        names += [os.path.relpath(os.path.join(folder, name), root) for name in files if is_image(name)]
     names.sort()
-    chosen = {Path(names[place]).as_posix(): root / names[place] for place in choose(len(names), limit, seed)}
-    return _of_files("folder", f"{root.name}: {len(chosen):,} images", chosen, None)
+    listing = of_names(root, names, [(root / name).absolute() for name in names])
+    listing = listing.take(choose(len(listing), limit, seed))
+    return _measured("folder", f"{root.name}: {len(listing):,} images", listing, None)
 
 
 def run_images(output: Output, verdict: str, manifest: str | None, limit: int, seed: int = 0) -> ImageSet:
@@ -123,7 +117,8 @@ def run_images(output: Output, verdict: str, manifest: str | None, limit: int, s
     people = len({name.partition("/")[0] for name in named})
     which = f"kept by {manifest_name(manifest)}" if verdict == KEPT else "whatever their verdict"
     description = f"{output.root_address.rpartition('/')[2]}: {len(named):,} images of {people:,} people, {which}"
-    return _measured("run", description, named, people, lambda content: content, "image")
+    listing = of_names(Path(output.root_address), tuple(named), tuple(named.values()))
+    return _measured("run", description, listing, people)
 
 
 def _kept(run: Run[Plan], units: dict[int, Unit], manifest: str | None) -> list[tuple[int, int]]:
@@ -147,62 +142,25 @@ def choose(count: int, limit: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _of_files(kind: str, description: str, files: Mapping[str, Path], people: int | None) -> ImageSet:
-    def read(path: Path) -> bytes:
-        try:
-            return read_bytes(path)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-
-    paths = {name: str(path.absolute()) for name, path in files.items()}  # workers run in other folders
-    return _measured(kind, description, paths, people, lambda path: read(Path(path)), "path")
-
-
-def _measured(
-    kind: str,
-    description: str,
-    items: Mapping[str, Content],
-    people: int | None,
-    read: Callable[[Content], bytes],
-    column: str,
-) -> ImageSet:
+def _measured(kind: str, description: str, listing: Listing, people: int | None) -> ImageSet:
+    """A set of files (absolute, as workers run in other folders) or of encoded bytes, in the order of the names."""
+    listing = listing.take(sorted(range(len(listing)), key=listing.names.__getitem__))
     digest = hashlib.sha256()
     sizes: Counter[tuple[int, int]] = Counter()
-    for name in sorted(items):
-        content = read(items[name])
-        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
-        if (size := header_size(content)) is not None:
+    for name, content in zip(listing.names, listing.contents, strict=True):
+        try:
+            data = content if isinstance(content, bytes) else read_bytes(Path(content))
+        except OSError as error:
+            raise InputError(f"cannot read {content}: {error.strerror or error}") from error
+        digest.update(f"{name}\0".encode() + hashlib.sha256(data).digest())
+        if (size := header_size(data)) is not None:
             sizes[size] += 1
-    rows = tuple(_rows(column, [items[name] for name in sorted(items)]))
-    return ImageSet(kind, description, len(items), rows, tuple(sizes.most_common()), digest.hexdigest(), people)
+    rows = tuple(_rows(listing))
+    return ImageSet(kind, description, len(listing), rows, tuple(sizes.most_common()), digest.hexdigest(), people)
 
 
-def _rows(column: str, items: Sequence[Content]) -> Iterable[dict[str, int | list[Content]]]:
-    for unit, start in enumerate(range(0, len(items), ROW_IMAGES)):
-        yield {"unit": unit, column: list(items[start : start + ROW_IMAGES])}
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's first MOST_BYTES and one: a longer one cannot be decoded, and is no person's picture."""
-    with path.open("rb") as file:
-        return file.read(MOST_BYTES + 1)
-
-
-def decode_scaled(data: bytes, height: int, width: int) -> np.ndarray:
-    """JPEG or PNG bytes -> uint8 [height, width, 3] RGB; shrinking averages areas, enlarging is bilinear.
-
-    Raises DecodingError for bytes that are no such image, or one of more than MOST_PIXELS.
-    """
-    return resized(decode_own_size(data), height, width)
-
-
-def decode_own_size(data: bytes) -> np.ndarray:
-    """JPEG or PNG bytes -> uint8 [H, W, 3] RGB. Errors as `decode_scaled`."""
-    size = header_size(data)
-    if size is None or len(data) > MOST_BYTES or size[0] * size[1] > MOST_PIXELS:
-        raise DecodingError(f"the {len(data)} bytes stored are no JPEG or PNG image of a modest size")
-    return decode(data)
+def _rows(listing: Listing) -> Iterator[dict]:
+    for unit, start in enumerate(range(0, len(listing), ROW_IMAGES)):
+        contents = listing.contents[start : start + ROW_IMAGES]
+        encoded = isinstance(contents[0], bytes)
+        yield {"unit": unit, "image": list(contents)} if encoded else {"unit": unit, "path": list(map(str, contents))}

@@ -5,37 +5,42 @@ pictures can be compared with people that it has not seen.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from datasets.people.archives import list_archive, list_labelled_folder
-from datasets.people.listing import LABELS_FILE, TRAIN_FOLDER, Item, Listing, is_tree, list_folder, list_tree
-from datasets.people.market_tree import identities_sha256
+import numpy as np
+
+from datasets.people import any_folder
+from datasets.people.archives import LABELS_FILE, list_archive, list_labelled_folder
+from datasets.people.decoding import Problem, Target, close_gaps, decode_bytes, decode_into
+from datasets.people.guard import TRAIN_FOLDER, is_tree
+from datasets.people.listing import Listing, identities_sha256, joined
+from datasets.people.market1501 import list_split, toy_crowd_record
 from passersby.errors import InputError
 from passersby.options import Json
 
-TOY_RECORD = "toy_crowd.json"
 VALIDATION_SHARE = 20  # one in so many, where the number is not given
 MOST_VALIDATION_PEOPLE, MOST_VALIDATION_IMAGES = 50, 500
-_MOST_RECORD_BYTES = 1 << 20
+MOST_UNREADABLE = 0.1  # of all images
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
     """The images of a training, undecoded: those trained on, and those of people set aside for validation.
 
-    `root` is a folder or zip file that every worker sees; `Reader(root)` reads an item's bytes. `fingerprint` is a
-    hash over names, sizes, labels and the split, as listed at first: it tells whether a training goes on with the data
-    that it began with.
+    `root` is a folder or zip file that every worker sees; names lie below it. `fingerprint` is a hash over names,
+    sizes, labels and the split, as listed at first: it tells whether a training goes on with the data that it began
+    with.
     """
 
     root: Path
     kind: str  # "tree" | "folder" | "zip"
-    training: tuple[Item, ...]
-    validation: tuple[Item, ...]
-    left_out: dict[str, int]  # how many junk, distractors, unreadable
+    training: Listing
+    validation: Listing
+    left_out: Mapping[str, int]  # how many junk, distractors, unreadable
     toy_crowd: dict[str, str | int | float] | None
     fingerprint: str
 
@@ -48,7 +53,7 @@ class ImageSource:
             "split": "train",
             **_counts(self.training),
             "validation": _counts(self.validation),
-            "left_out": self.left_out,
+            "left_out": dict(self.left_out),
             "fingerprint": self.fingerprint,
         }
         return record | ({"toy_crowd": self.toy_crowd} if self.toy_crowd is not None else {})
@@ -57,13 +62,15 @@ class ImageSource:
         return f"{_say(self.training)}; set aside for validation: {_say(self.validation)}"
 
     def without(self, unreadable: Collection[str]) -> "ImageSource":
-        """The same source without the items of these names."""
+        """The same source without the images of these names."""
         names = set(unreadable)
         return dataclasses.replace(
             self,
-            training=tuple(item for item in self.training if item.name not in names),
-            validation=tuple(item for item in self.validation if item.name not in names),
-            left_out=self.left_out | ({"unreadable": len(names)} if names else {}),
+            training=self.training.take([place for place, name in enumerate(self.training.names) if name not in names]),
+            validation=self.validation.take(
+                [place for place, name in enumerate(self.validation.names) if name not in names]
+            ),
+            left_out={**self.left_out, **({"unreadable": len(names)} if names else {})},
         )
 
 
@@ -71,7 +78,7 @@ def open_images(path: Path, validation_people: int | None = None) -> ImageSource
     """List what may be trained on. Opens no image.
 
     path: a Market-1501 tree, of which only bounding_box_train is ever listed; a zip file or folder with a
-    dataset.json; or a folder of images (`list_tree`, `list_archive`, `list_folder` say how they are read).
+    dataset.json; or a folder of images (`list_archive` and `any_folder.read` say how they are read).
     validation_people: how many are set aside, the last in ascending order; an image whose identity is unknown counts
     as a person. None: see `default_validation`. Raises InputError for paths that cannot be read or hold nothing to
     train on, and for what would bring people of a test into the training.
@@ -81,92 +88,145 @@ def open_images(path: Path, validation_people: int | None = None) -> ImageSource
     if root.name == TRAIN_FOLDER and is_tree(root.parent):
         root = root.parent
     if root.is_file():
-        listing = list_archive(root)
+        kind, listing = "zip", list_archive(root)
     elif not root.is_dir():
         raise InputError(f"no folder or zip file {given}: give a Market-1501 tree, a folder of images or a zip file")
     elif is_tree(root):
-        listing = list_tree(root)
+        kind, listing = "tree", _list_tree(root)
     elif (root / LABELS_FILE).is_file():
-        listing = list_labelled_folder(root)
+        kind, listing = "folder", list_labelled_folder(root)
     else:
-        listing = list_folder(root)
-    if not listing.items:
+        kind, listing = "folder", any_folder.read(root)
+    listing = listing.training(generator_data=root)
+    if not len(listing):
         raise InputError(f"{given} holds only junk (-1) and distractors (0000): there is nobody to train on")
-    training, validation = _split(listing.items, validation_people)
+    training, validation = _divided(listing, validation_people)
+    toy_crowd = toy_crowd_record(root) if kind == "tree" else None
     return ImageSource(
-        root,
-        listing.kind,
-        training,
-        validation,
-        listing.left_out,
-        _toy_record(listing),
-        _fingerprint(training, validation),
+        root, kind, training, validation, listing.left_out, toy_crowd, _fingerprint(training, validation)
     )
 
 
-def default_validation(items: Sequence[Item]) -> int:
+def _list_tree(root: Path) -> Listing:
+    """The training images of a Market-1501 tree. Raises InputError as `list_split` does, and for a missing file."""
+    try:
+        listing = list_split(root, "train").below(root).with_sizes()
+    except OSError as error:
+        raise InputError(f"cannot read {root}: {error.strerror or error}: check the path") from error
+    for place in np.flatnonzero(listing.file_sizes() < 0)[:1]:
+        raise InputError(f"cannot read {listing.contents[place]}: No such file or directory: check the file")
+    return listing
+
+
+def default_validation(listing: Listing) -> int:
     """How many people are set aside where nobody says: one in twenty, of known people at most 50.
 
     Of fewer than twenty people, none. Where an identity is unknown: one in twenty images, at most 500.
     """
-    people = _people(items)
+    people = listing.known_people
     if people is None:
-        return min(len(items) // VALIDATION_SHARE, MOST_VALIDATION_IMAGES)
+        return min(len(listing) // VALIDATION_SHARE, MOST_VALIDATION_IMAGES)
     return min(len(people) // VALIDATION_SHARE, MOST_VALIDATION_PEOPLE)
 
 
-def _split(items: tuple[Item, ...], count: int | None) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Training and validation items. A data set's numbers mean nothing, so the last are as good as any."""
-    people = _people(items)
-    everybody = list(range(len(items))) if people is None else people
-    count = default_validation(items) if count is None else count
+def _divided(listing: Listing, count: int | None) -> tuple[Listing, Listing]:
+    """Training and validation images. A data set's numbers mean nothing, so the last are as good as any."""
+    people = listing.known_people
+    keys = np.arange(len(listing)) if people is None else listing.identities
+    everybody = np.unique(keys)
+    count = default_validation(listing) if count is None else count
     if not 0 <= count < len(everybody):
         raise InputError(
             f"--validation-people {count}: the data hold {len(everybody)}; give 0 to {len(everybody) - 1}, so that "
             "somebody is left to train on"
         )
-    aside = set(everybody[len(everybody) - count :])
-    keys = everybody if people is None else [item.identity for item in items]
-    marked = list(zip(items, (key in aside for key in keys), strict=True))
-    return tuple(item for item, out in marked if not out), tuple(item for item, out in marked if out)
+    aside = np.isin(keys, everybody[len(everybody) - count :])
+    return listing.take(~aside), listing.take(aside)
 
 
-def _people(items: Iterable[Item]) -> list[int] | None:
-    """The identities, ascending; None where one is unknown."""
-    people = {item.identity for item in items}
-    known = sorted(identity for identity in people if identity is not None)
-    return known if len(known) == len(people) else None
-
-
-def _counts(items: Sequence[Item]) -> dict[str, Json]:
-    people = _people(items)
+def _counts(listing: Listing) -> dict[str, Json]:
+    people = listing.known_people
     known = None if people is None else {"count": len(people), "sha256": identities_sha256(people)}
-    return {"images": len(items), "identities": known}
+    return {"images": len(listing), "identities": known}
 
 
-def _say(items: Sequence[Item]) -> str:
-    people = _people(items)
+def _say(listing: Listing) -> str:
+    people = listing.known_people
     of = "" if people is None else f" of {len(people)} {'person' if len(people) == 1 else 'people'}"
-    return f"{len(items)} image{'s' * (len(items) != 1)}{of}" if items else "none"
+    return f"{len(listing)} image{'s' * (len(listing) != 1)}{of}" if len(listing) else "none"
 
 
-def _fingerprint(training: Sequence[Item], validation: Sequence[Item]) -> str:
+def _fingerprint(training: Listing, validation: Listing) -> str:
     digest = hashlib.sha256()
-    for part, items in (("training", training), ("validation", validation)):
-        for item in items:
-            line = [part, item.name, item.size, item.label]
-            digest.update(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    for part, listing in (("training", training), ("validation", validation)):
+        for name, size, label in zip(listing.names, listing.file_sizes().tolist(), listing.labels, strict=True):
+            digest.update(json.dumps([part, name, size, label], separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _toy_record(listing: Listing) -> dict[str, str | int | float] | None:
-    """The scalars of a toy crowd's record: versions and hashes, not the lists it may also hold."""
-    path = listing.root / TOY_RECORD
-    if listing.kind != "tree" or not path.is_file():
-        return None
-    try:
-        with open(path, "rb") as file:
-            values = json.loads(file.read(_MOST_RECORD_BYTES))
-        return {key: value for key, value in values.items() if isinstance(value, str | int | float)}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON object: make the toy crowd again") from error
+# ---- Decoded.
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedImages:
+    """A source without its unreadable images, and its pixels, uint8 [N, H, W, 3] RGB, in the listing's order."""
+
+    source: ImageSource
+    training: np.ndarray
+    validation: np.ndarray
+    unreadable: tuple[str, ...]
+
+
+def load_images(source: ImageSource, target: Target, threads: int = 2) -> LoadedImages:
+    """Decode every image of a source, once. Needs N * H * W * 3 bytes.
+
+    Raises InputError where images do not have the target's size and may not be given it, and where more than one in
+    ten, or all for training, cannot be read.
+    """
+    everything = joined([source.training, source.validation])
+    images, problems = decode_target(everything, target, threads)
+    unreadable = check_problems(everything, problems, target)
+    usable = source.without(unreadable)
+    require_training(usable)
+    count = len(usable.training)
+    return LoadedImages(usable, images[:count], images[count:], unreadable)
+
+
+def require_training(source: ImageSource) -> None:
+    """Raises InputError where no readable image is left to train on."""
+    if not len(source.training):
+        raise InputError(f"not one training image of {source.root} can be read: make or fetch them again")
+
+
+def decode_target(listing: Listing, target: Target, threads: int = 1) -> tuple[np.ndarray, list[Problem | None]]:
+    """The images without a problem, uint8 [n, H, W, 3] RGB in their order, and each image's problem or None."""
+    images = np.empty((len(listing), target.height, target.width, 3), np.uint8)
+    problems = decode_into(listing, images, functools.partial(decode_bytes, target=target), threads)
+    places = np.flatnonzero([problem is None for problem in problems])
+    close_gaps(images, places)
+    return images[: len(places)], problems
+
+
+def check_problems(listing: Listing, problems: Iterable[Problem | None], target: Target) -> tuple[str, ...]:
+    """Names of the unreadable images, which are left out. Raises InputError as `load_images` does."""
+    found = [(name, problem) for name, problem in zip(listing.names, problems, strict=True) if problem]
+    wanted = f"{target.height}x{target.width}"
+    for kind in ("aspect", "small"):
+        misfits = [(name, problem) for name, problem in found if problem.kind == kind]
+        if not misfits:
+            continue
+        name, problem = misfits[0]
+        ways = {
+            "aspect": f"not of the aspect ratio of {wanted} (nothing is stretched): --fit crop takes their middle, "
+            "pad repeats their edges, stretch changes their proportions",
+            "small": f"smaller than {wanted}: give a smaller --height and --width, or --enlarge",
+        }
+        size = f"{problem.height}x{problem.width}"
+        raise InputError(f"{len(misfits)} of {len(listing)} images, the first is {name} ({size}), are {ways[kind]}")
+    unreadable = tuple(name for name, _ in found)
+    if len(unreadable) > MOST_UNREADABLE * len(listing):
+        raise InputError(
+            f"{len(unreadable)} of {len(listing)} images cannot be read, the first is {unreadable[0]}: more than "
+            "one in ten; make or fetch them again"
+        )
+    return unreadable

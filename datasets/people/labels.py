@@ -1,7 +1,6 @@
 """Labels that condition a GAN: one row of float32 for each training image, and what its columns mean."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -9,7 +8,7 @@ import numpy as np
 from scipy.cluster.vq import ClusterError, kmeans2
 
 from datasets.people.image_source import ImageSource
-from datasets.people.listing import Item
+from datasets.people.listing import UNKNOWN_CAMERA, Listing
 from passersby.errors import InputError
 from passersby.options import Json
 
@@ -41,16 +40,16 @@ def labels(
     alike colours get one of `clusters` columns; needs `features`, the `colour_features` of the training images.
     Raises InputError where an image has no camera or label, and where there are fewer kinds of people than clusters.
     """
-    items = source.training
+    listing = source.training
     if kind == "none":
-        return Labels(np.zeros((len(items), 0), np.float32), {"kind": "none"})
+        return Labels(np.zeros((len(listing), 0), np.float32), {"kind": "none"})
     if kind == "camera":
         return _camera_labels(source)
     if kind == "dataset":
         return _dataset_labels(source)
-    if features is None or len(features) != len(items):
+    if features is None or len(features) != len(listing):
         raise ValueError("clusters need the features of every training image")
-    return _cluster_labels(items, features, clusters, seed)
+    return _cluster_labels(listing, features, clusters, seed)
 
 
 def colour_features(images: np.ndarray) -> np.ndarray:
@@ -74,41 +73,41 @@ def colour_features(images: np.ndarray) -> np.ndarray:
 
 
 def _camera_labels(source: ImageSource) -> Labels:
-    unknown = [item.name for item in source.training if item.camera is None]
-    if unknown:
+    listing = source.training
+    unknown = np.flatnonzero(listing.cameras == UNKNOWN_CAMERA)
+    if len(unknown):
         raise InputError(
-            f'labels by "camera": {len(unknown)} of {len(source.training)} images of {source.root} say no camera, the '
-            f"first is {unknown[0]}: all names must read PPPP_cCsS_FFFFFF_BB.jpg; or choose other labels"
+            f'labels by "camera": {len(unknown)} of {len(listing)} images of {source.root} say no camera, the '
+            f"first is {listing.names[unknown[0]]}: all names must read PPPP_cCsS_FFFFFF_BB.jpg; or choose other labels"
         )
-    known = [item.camera for item in source.training if item.camera is not None]
-    cameras, places = np.unique(known, return_inverse=True)
+    cameras, places = np.unique(listing.cameras, return_inverse=True)
     counts = np.bincount(places)
     meaning = {"kind": "camera", "cameras": cameras.tolist(), "images": counts.tolist()}
     return Labels(_one_hot(places, len(cameras)), meaning)
 
 
 def _dataset_labels(source: ImageSource) -> Labels:
-    missing = [item.name for item in source.training if item.label is None]
+    listing = source.training
+    missing = [name for name, label in zip(listing.names, listing.labels, strict=True) if label is None]
     if missing:
         raise InputError(
-            f'labels by "dataset": {len(missing)} of {len(source.training)} images of {source.root} have no label in '
+            f'labels by "dataset": {len(missing)} of {len(listing)} images of {source.root} have no label in '
             f"a dataset.json, the first is {missing[0]}: add them, or choose other labels"
         )
-    if isinstance(source.training[0].label, tuple):
-        rows = np.array([item.label for item in source.training], np.float32)
+    if isinstance(listing.labels[0], tuple):
+        rows = np.array(listing.labels, np.float32)
         return Labels(rows, {"kind": "dataset", "vectors": rows.shape[1]})
     # People set aside count as well: how many columns there are must not depend on who is set aside.
-    everybody = [item.label for item in source.training + source.validation if isinstance(item.label, int)]
-    classes = np.array([item.label for item in source.training])
+    everybody = [label for label in listing.labels + source.validation.labels if isinstance(label, int)]
+    classes = np.array(listing.labels)
     count = max(everybody) + 1
     meaning = {"kind": "dataset", "classes": count, "images": np.bincount(classes, minlength=count).tolist()}
     return Labels(_one_hot(classes, count), meaning)
 
 
-def _cluster_labels(items: Sequence[Item], features: np.ndarray, clusters: int, seed: int) -> Labels:
-    identities = [item.identity for item in items if item.identity is not None]
-    known = len(identities) == len(items)
-    people, person_of = np.unique(identities if known else range(len(items)), return_inverse=True)
+def _cluster_labels(listing: Listing, features: np.ndarray, clusters: int, seed: int) -> Labels:
+    known = listing.known_people is not None
+    people, person_of = np.unique(listing.identities if known else np.arange(len(listing)), return_inverse=True)
     sums = np.zeros((len(people), features.shape[1]))
     np.add.at(sums, person_of, features)  # in the listing's order, so equal bits come each time
     means = sums / np.bincount(person_of)[:, None]

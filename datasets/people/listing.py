@@ -1,289 +1,216 @@
-"""What a GAN may be trained on: the undecoded images of a tree or folder, and the guard that keeps test people out.
+"""The listing: pictures of people, none opened yet, wherever they come from and whatever they are for.
 
-Networks of this project make pictures for training re-identification, which is then measured on the query and
-gallery people of a Market-1501 tree: none of them may ever be seen by a generator. So of a tree only
-`bounding_box_train` is listed, and other folders are refused where they are, hold or repeat held-out people.
-
-Listings of re-ID data, which say of every image whom it shows, are others: datasets/people/labelled_images.py.
+Every reader gives one, and trainings, evaluation, inversion, calibration and scores take theirs from it. Which pictures
+may be trained on is decided here alone, by `Listing.training`.
 """
 
 import dataclasses
+import hashlib
 import os
-import struct
-import threading
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datasets.people.market_tree import (
-    DISTRACTOR_IDENTITY,
-    JUNK_IDENTITY,
-    SPLIT_FOLDERS,
-    TreeImage,
-    list_split,
-    parse_name,
-)
+import numpy as np
+
+from datasets.people.guard import refuse_test_people
+from datasets.people.names import DISTRACTOR_IDENTITY, JUNK_IDENTITY
 from passersby.errors import InputError
 
-# ---- One image, a listing of images, and reading the bytes of one.
+TRAIN, QUERY, GALLERY, MULTI_QUERY = "train", "query", "gallery", "multi-query"
+SPLITS = (TRAIN, QUERY, GALLERY, MULTI_QUERY)
+UNKNOWN_CAMERA = -1
+UNKNOWN_PERSON = int(np.iinfo(np.int64).min)  # no reader's number: folders may be called -5
+NOBODY = {JUNK_IDENTITY: "junk", DISTRACTOR_IDENTITY: "distractors"}
+_STAT_THREADS = 16  # sizes of files: network disks answer slowly and many at a time
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-LABELS_FILE = "dataset.json"
-MOST_IMAGE_BYTES = 64 << 20  # of one file, in an archive unpacked: nothing that is a person's picture comes near
-# What `zipfile` raises for damaged, encrypted or foreign archives and members.
-BROKEN_ARCHIVE = (OSError, EOFError, KeyError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
-
-Label = int | tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Item:
-    """One image: its name below the source, with /, and what is known without opening it."""
-
-    name: str
-    size: int  # bytes; in an archive unpacked
-    identity: int | None = None
-    camera: int | None = None
-    label: Label | None = None  # of dataset.json
+Content = Path | str | bytes  # a file; a member's name in the listing's archive; the encoded picture itself
+Label = int | tuple[float, ...]  # a class number, or a vector
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a GAN may be trained on, in the order of the names, and how much was left out and why."""
+    """Images of people, none opened yet: entry i of every field is image i.
 
-    kind: str  # "tree" | "folder" | "zip"
-    root: Path
-    items: tuple[Item, ...]
-    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
-
-
-def is_image(name: str) -> bool:
-    """Whether a name with / is an image's: by its suffix, and hidden in no way (._x.jpg, __MACOSX/x.jpg)."""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and parts[-1].lower().endswith(IMAGE_SUFFIXES)
-
-
-class Reader:
-    """Bytes of images below a folder or in a zip file, by name; threads may share one. Nothing is unpacked.
-
-    Raises InputError where the zip file itself cannot be opened any more.
+    name: for messages ("market1501 query"). contents: a file, encoded bytes, or a member of the zip file `archive`.
+    identities: [N] int64, of a person (> 0 in re-ID data), 0 a distractor (in the gallery, and always wrong), -1 junk
+    (never counted), UNKNOWN_PERSON where nobody says. cameras: [N] int64, UNKNOWN_CAMERA where not known. names: of the
+    images, relative, unique. people: identity -> what the data set calls that person. notes: lines for the user about
+    what is missing or odd. splits: of each image, "" where nobody says. labels: of each image, by a dataset.json; None
+    without. sizes: [N] int64 bytes (in an archive unpacked) as they were listed, where that was done. left_out: how
+    many junk images and distractors were taken out.
     """
 
-    def __init__(self, root: Path):
-        self._root = Path(root)
-        self._archive = None
-        self._lock = threading.Lock()
-        if self._root.is_file():
-            try:
-                self._archive = zipfile.ZipFile(self._root)
-            except BROKEN_ARCHIVE as error:
-                raise InputError(f"cannot read {self._root}: {error}: it was a zip file when it was listed") from error
+    name: str
+    contents: tuple[Content, ...]
+    identities: np.ndarray
+    cameras: np.ndarray
+    names: tuple[str, ...]
+    people: Mapping[int, str]
+    notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()  # () stands for N of ""
+    labels: tuple[Label | None, ...] = ()  # () stands for N of None
+    sizes: np.ndarray | None = None
+    archive: Path | None = None
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, name: str) -> bytes | None:
-        """The bytes of one image; None where it cannot be read, is damaged or larger than `MOST_IMAGE_BYTES`."""
-        try:
-            if self._archive is None:
-                with open(self._root / name, "rb") as file:
-                    data = file.read(MOST_IMAGE_BYTES + 1)
-            else:
-                # One thread at a time: members are short, and a ZipFile's own lock does not cover all of its state.
-                with self._lock, self._archive.open(name) as member:
-                    data = member.read(MOST_IMAGE_BYTES + 1)
-        except BROKEN_ARCHIVE:
-            return None
-        return data if len(data) <= MOST_IMAGE_BYTES else None
+    def __post_init__(self):
+        count = len(self.contents)
+        object.__setattr__(self, "identities", np.asarray(self.identities, np.int64))
+        object.__setattr__(self, "cameras", np.asarray(self.cameras, np.int64))
+        object.__setattr__(self, "splits", self.splits or ("",) * count)
+        object.__setattr__(self, "labels", self.labels or (None,) * count)
+        if self.sizes is not None:
+            object.__setattr__(self, "sizes", np.asarray(self.sizes, np.int64))
+        columns = (self.identities, self.cameras, self.names, self.splits, self.labels, self.sizes)
+        lengths = {count, *(len(column) for column in columns if column is not None)}
+        if len(lengths) != 1:
+            raise ValueError(f"{self.name}: fields of different lengths {sorted(lengths)}")
 
+    def __len__(self) -> int:
+        return len(self.contents)
 
-# ---- Listing a tree or a folder, and the guard.
+    @property
+    def has_cameras(self) -> bool:
+        """Whether the camera of every image is known, so that the protocol's camera rule can be applied."""
+        return len(self) > 0 and bool((self.cameras != UNKNOWN_CAMERA).all())
 
-TRAIN_FOLDER = SPLIT_FOLDERS["train"]
-HELD_OUT_FOLDERS = (SPLIT_FOLDERS["query"], SPLIT_FOLDERS["gallery"], "gt_bbox")  # gt_bbox repeats all people
-_NEVER = {JUNK_IDENTITY: "junk", DISTRACTOR_IDENTITY: "distractors"}
+    @property
+    def known_people(self) -> list[int] | None:
+        """The identities, ascending; None where one is unknown."""
+        identities = np.unique(self.identities).tolist()
+        return None if UNKNOWN_PERSON in identities else identities
 
+    # ---- Which images.
 
-def is_tree(folder: Path) -> bool:
-    """Whether a folder is the root of a Market-1501 tree."""
-    return os.path.isdir(folder / TRAIN_FOLDER)  # unlike Path.is_dir, False where it may not be looked at
-
-
-def list_tree(root: Path) -> Listing:
-    """The training people of a Market-1501 tree. Opens no image.
-
-    Raises InputError as `list_split` does, and where a training identity also stands in query or gallery.
-    """
-    try:
-        files = list_split(root, "train")
-    except OSError as error:
-        raise InputError(f"cannot read {root}: {error.strerror or error}: check the path") from error
-    kept = [file for file in files if file.identity not in _NEVER]
-    shared = sorted({file.identity for file in kept} & held_out_people(root))
-    if shared:
-        raise InputError(
-            f"{len(shared)} identities of {root / TRAIN_FOLDER} also stand in query or bounding_box_test, the first "
-            f"is {shared[0]:04d}: training on people of the test would spoil it; take them out of one of the folders"
+    def take(self, places: Sequence[int] | np.ndarray) -> "Listing":
+        """The images at these places, in their order, or where a mask says so; `people` holds those that are left."""
+        places = np.asarray(places)
+        if places.dtype == bool:
+            places = np.flatnonzero(places)
+        places = places.astype(np.int64)
+        chosen = self.identities[places]
+        left = set(np.unique(chosen).tolist())
+        return dataclasses.replace(
+            self,
+            contents=tuple(self.contents[place] for place in places),
+            identities=chosen,
+            cameras=self.cameras[places],
+            names=tuple(self.names[place] for place in places),
+            people={identity: name for identity, name in self.people.items() if identity in left},
+            splits=tuple(self.splits[place] for place in places),
+            labels=tuple(self.labels[place] for place in places),
+            sizes=None if self.sizes is None else self.sizes[places],
         )
-    items = [Item(f"{TRAIN_FOLDER}/{file.path.name}", _size(file.path), file.identity, file.camera) for file in kept]
-    return Listing("tree", root, tuple(items), _count_never(file.identity for file in files))
 
+    def of_people(self, identities: Iterable[int]) -> "Listing":
+        """The images of these people."""
+        return self.take(np.isin(self.identities, list(identities)))
 
-def list_folder(root: Path) -> Listing:
-    """Every image below a folder that is no tree, in the order of the names. Opens no image.
+    def people_only(self) -> "Listing":
+        """The images without junk and distractors, which are nobody to train on or to ask for.
 
-    Identities: those of the names where all of them read as Market-1501's do; else the first-level sub-folders,
-    where every image lies in one (their numbers, or 1, 2, ... in the order of their names); else unknown. Raises
-    InputError for what `guard` refuses, and for folders that cannot be read or hold no image.
-    """
-    sizes = list_images(root)
-    if not sizes:
-        raise InputError(f"no images (jpg, png) in {root}")
-    names = sorted(sizes)
-    guard(root, names)
-    if said := market_names(names):
-        items = [Item(name, sizes[name], said[name].identity, said[name].camera) for name in names]
-    else:
-        people = folder_identities(names)
-        items = [Item(name, sizes[name], people.get(name)) for name in names]
-    return without_junk("folder", root, items)
+        `left_out` and a note say how many they were.
+        """
+        nobody = np.isin(self.identities, list(NOBODY))
+        if not nobody.any():
+            return self
+        counts = {kind: int((self.identities == identity).sum()) for identity, kind in NOBODY.items()}
+        left_out = {kind: count + self.left_out.get(kind, 0) for kind, count in sorted(counts.items()) if count}
+        kept = dataclasses.replace(self.take(~nobody), left_out={**self.left_out, **left_out})
+        return kept.with_notes(f"{self.name}: {int(nobody.sum()):,} junk images and distractors are left out")
 
+    def training(self, generator_data: Path | None = None) -> "Listing":
+        """The images that may be trained on. This is the one rule that keeps people of a test out of every training.
 
-def without_junk(kind: str, root: Path, items: Sequence[Item]) -> Listing:
-    """A listing of these items without junk and distractors, whether told by the identity or by the name."""
-    said = [item.identity if item.identity in _NEVER else _named(item.name) for item in items]
-    kept = tuple(item for item, identity in zip(items, said, strict=True) if identity not in _NEVER)
-    return Listing(kind, root, kept, _count_never(said))
-
-
-def market_names(names: Sequence[str]) -> dict[str, TreeImage] | None:
-    """What every name (with /) says, where all of them read as Market-1501's do; else None."""
-    parsed = {name: image for name in names if (image := _parse(name)) is not None}
-    return parsed if all(name in parsed for name in names) else None
-
-
-def folder_identities(names: Sequence[str]) -> dict[str, int]:
-    """An identity for every name whose first-level folder is one person; {} where an image lies in no folder."""
-    if not all("/" in name for name in names):
-        return {}
-    folders = {name: name.split("/")[0] for name in names}
-    distinct = sorted(set(folders.values()))
-    numbers = {folder: number for folder in distinct if (number := _number(folder)) is not None}
-    # 7 and 0007 would be one person, so then, as with any other names, the order numbers the folders.
-    if len(set(numbers.values())) < len(distinct):
-        numbers = {folder: place for place, folder in enumerate(distinct, start=1)}
-    return {name: numbers[folder] for name, folder in folders.items()}
-
-
-def guard(path: Path, names: Sequence[str]) -> None:
-    """Refuse a folder or archive of these names (with /) that brings people of a test into a training.
-
-    Raises InputError where `path` is a held-out folder of a tree or lies in one, where such folders lie below it,
-    and where a Market-1501 name gives an identity that a tree around or beside `path` holds out.
-    """
-    refuse_held_out_place(path)
-    for name in names:
-        inside = set(name.lower().split("/")[:-1]) & {TRAIN_FOLDER, *HELD_OUT_FOLDERS}
-        if inside:
+        All images must be of the split "train"; junk and distractors are left out. generator_data: the folder or zip
+        file that the names lie below, where the network makes pictures of people. Re-ID networks are trained with such
+        pictures and measured on people of a test, so of these the names and the place are looked at as well, as
+        `datasets.people.guard.refuse_test_people` says. Raises InputError for images that may not be trained on.
+        """
+        others = sorted(set(self.splits) - {TRAIN})
+        if others:
             raise InputError(
-                f"{path} holds a folder {min(inside)} of a Market-1501 tree: give the tree's own folder (unpacked), "
-                "of which only bounding_box_train is used, or rename that folder where it holds no people of a test"
+                f"{self.name}: {sum(split != TRAIN for split in self.splits):,} of {len(self):,} images are not of the "
+                f"split {TRAIN}, but of {', '.join(map(repr, others))}: train on images of {TRAIN} only"
             )
-    people = {image.identity for image in map(_parse, names) if image} - set(_NEVER)
-    if not people:
-        return
-    for tree in _trees_near(path):
-        shared = sorted(people & held_out_people(tree))
-        if shared:
-            raise InputError(
-                f"{path}: {len(shared)} identities also stand in query or bounding_box_test of {tree}, the first is "
-                f"{shared[0]:04d}: leave them out, or keep the images away from that tree if they are other people"
-            )
+        if generator_data is not None:
+            refuse_test_people(generator_data, self.names)
+        return self.people_only()
+
+    # ---- The same images, told otherwise.
+
+    def of_split(self, split: str) -> "Listing":
+        """The same images, all of this split."""
+        return dataclasses.replace(self, splits=(split,) * len(self))
+
+    def with_notes(self, *notes: str) -> "Listing":
+        """The same listing with more notes; empty ones are left out."""
+        return dataclasses.replace(self, notes=(*self.notes, *(note for note in notes if note)))
+
+    def with_sizes(self) -> "Listing":
+        """The same listing with the sizes of all images; -1 where a file is missing, which will be unreadable."""
+        return dataclasses.replace(self, sizes=self.file_sizes())
+
+    def below(self, root: str | Path) -> "Listing":
+        """The same images, files by their absolute paths and under their names below `root`, which are unique over
+        splits. What does not lie there keeps its name."""
+        base = os.path.abspath(root)
+        contents = tuple(Path(os.path.abspath(c)) if isinstance(c, Path) else c for c in self.contents)
+        names = tuple(
+            content.relative_to(base).as_posix() if isinstance(content, Path) and content.is_relative_to(base) else name
+            for content, name in zip(contents, self.names, strict=True)
+        )
+        return dataclasses.replace(self, contents=contents, names=names)
+
+    def fingerprint(self) -> str:
+        """sha256, in hex, over the names, identities, cameras and sizes in bytes of all images, in their order.
+
+        Opens no image: 100,000 files take some two seconds. So another picture of the same name and size goes unseen.
+        """
+        digest = hashlib.sha256()
+        rows = zip(self.names, self.identities.tolist(), self.cameras.tolist(), self.file_sizes().tolist(), strict=True)
+        for name, identity, camera, size in rows:
+            digest.update(f"{name}\0{identity}\0{camera}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def file_sizes(self) -> np.ndarray:
+        """Bytes of each image, [N] int64, as they were listed or are now."""
+        if self.sizes is not None:
+            return self.sizes
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            return np.fromiter(pool.map(_size, self.contents, chunksize=256), np.int64, len(self))
 
 
-def refuse_held_out_place(path: Path) -> None:
-    """Raises InputError where `path` (absolute, links resolved) is a tree's held-out folder or lies in one."""
-    for folder in (path, *path.parents):
-        if folder.name.lower() not in HELD_OUT_FOLDERS:
-            continue
-        beside = any(os.path.isdir(folder.parent / other) for other in (TRAIN_FOLDER, SPLIT_FOLDERS["gallery"]))
-        if beside or folder.name.lower() != SPLIT_FOLDERS["query"]:
-            raise InputError(
-                f"{path} holds people of a test ({folder.name} of a Market-1501 tree): give {folder.parent}, of "
-                "which only bounding_box_train is used"
-            )
+def joined(listings: Sequence[Listing]) -> Listing:
+    """The images of several listings, one after the other; of one archive, or of none."""
+    if len({listing.archive for listing in listings}) > 1:
+        raise ValueError("listings of different archives cannot be joined")
+    sizes = [listing.sizes for listing in listings if listing.sizes is not None]
+    return Listing(
+        name=" and ".join(dict.fromkeys(listing.name for listing in listings)),
+        contents=tuple(content for listing in listings for content in listing.contents),
+        identities=np.concatenate([listing.identities for listing in listings]),
+        cameras=np.concatenate([listing.cameras for listing in listings]),
+        names=tuple(name for listing in listings for name in listing.names),
+        people={identity: name for listing in listings for identity, name in listing.people.items()},
+        notes=tuple(note for listing in listings for note in listing.notes),
+        splits=tuple(split for listing in listings for split in listing.splits),
+        labels=tuple(label for listing in listings for label in listing.labels),
+        sizes=np.concatenate(sizes) if len(sizes) == len(listings) else None,
+        archive=listings[0].archive,
+    )
 
 
-def held_out_people(tree: Path) -> set[int]:
-    """Identities in the names of query and gallery, without junk and distractors; of folders that are there."""
-    people = set()
-    for folder in HELD_OUT_FOLDERS[:2]:
-        try:
-            names = os.listdir(tree / folder)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            why = error.strerror or error
-            raise InputError(f"cannot tell whom {tree / folder} holds ({why}): make it readable") from error
-        people |= {image.identity for image in map(_parse, names) if image}
-    return people - set(_NEVER)
+def identities_sha256(people: Iterable[int]) -> str:
+    """One hash for a set of identities: sha256 of the ascending numbers, one a line, as written in ASCII."""
+    return hashlib.sha256("".join(f"{person}\n" for person in sorted(people)).encode()).hexdigest()
 
 
-def _trees_near(path: Path) -> list[Path]:
+def _size(content: Content) -> int:
+    if isinstance(content, bytes):
+        return len(content)
     try:
-        names = sorted(os.listdir(path.parent))
-    except OSError:  # a folder that may be entered but not listed
-        names = []
-    return [folder for folder in (*path.parents, *(path.parent / name for name in names)) if is_tree(folder)]
-
-
-def list_images(root: Path) -> dict[str, int]:
-    """Name below `root`, with /, and size in bytes of every image there.
-
-    Raises InputError where a folder cannot be read, or is a link, which could hide a tree's held-out people.
-    """
-    folders, sizes = [root], {}
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            for entry in entries:
-                path = Path(entry.path)
-                name = path.relative_to(root).as_posix()
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                    folders.append(path)
-                elif entry.is_symlink() and entry.is_dir():
-                    raise InputError(f"{path} is a link to a folder: give that folder itself, or copy it")
-                elif is_image(name) and entry.is_file():
-                    if entry.is_symlink():
-                        refuse_held_out_place(path.resolve())
-                    sizes[name] = entry.stat().st_size
-        except OSError as error:
-            raise InputError(f"cannot read {folder}: {error.strerror or error}: check the path") from error
-    return sizes
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}: check the file") from error
-
-
-def _parse(name: str) -> TreeImage | None:
-    return parse_name(Path(name))
-
-
-def _named(name: str) -> int | None:
-    image = _parse(name)
-    return image.identity if image else None
-
-
-def _number(text: str) -> int | None:
-    digits = text.removeprefix("-")
-    return int(text) if digits.isascii() and digits.isdecimal() and len(digits) <= 18 else None
-
-
-def _count_never(said: Iterable[int | None]) -> dict[str, int]:
-    counts = Counter(_NEVER[identity] for identity in said if identity in _NEVER)
-    return dict(sorted(counts.items()))
+        return os.stat(content).st_size
+    except OSError:
+        return -1

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from datasets.people import cuhk03, folders, market1501, msmt17, tables
-from datasets.people.labelled_images import Listing
-from datasets.people.splits import GALLERY, QUERY, SPLITS, TRAIN, people_only, unmatched_note
+from datasets.people.listing import GALLERY, QUERY, SPLITS, TRAIN, Listing
+from datasets.people.splits import unmatched_note
 from datasets.reid import runs
 from passersby.errors import InputError
 
@@ -48,7 +48,7 @@ class _Data(Generic[Root]):
         return self.reader.splits(self.root)
 
     def read(self, split: str) -> Listing:
-        return self.reader.read(self.root, split)
+        return self.reader.read(self.root, split).of_split(split)
 
 
 def read_split(root: str | Path, split: str) -> Listing:
@@ -64,7 +64,7 @@ def read_split(root: str | Path, split: str) -> Listing:
     data = _data(root)
     listing = data.read(split)
     if split in (TRAIN, QUERY):
-        listing = people_only(listing)
+        listing = listing.training() if split == TRAIN else listing.people_only()
         if not len(listing):
             raise InputError(f"{listing.name}: there is nobody, only junk (-1) and distractors: give images of people")
     if split == QUERY and GALLERY in data.splits():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from datasets.people.labelled_images import Listing
+from datasets.people.listing import Listing
 from passersby.errors import InputError
 from passersby.metrics.features import normalised
 

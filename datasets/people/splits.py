@@ -1,19 +1,17 @@
 """What readers of re-ID data share: splits, numbers for names, queries where none are given, published counts."""
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
-from datasets.people.market_tree import DISTRACTOR_IDENTITY, JUNK_IDENTITY
+from datasets.people.listing import GALLERY, MULTI_QUERY, QUERY, TRAIN, UNKNOWN_CAMERA, Listing
+from datasets.people.names import JUNK_IDENTITY
 from passersby.errors import InputError
 
-TRAIN, QUERY, GALLERY, MULTI_QUERY = "train", "query", "gallery", "multi-query"
-SPLITS = (TRAIN, QUERY, GALLERY, MULTI_QUERY)
 DERIVED = frozenset({TRAIN, QUERY, GALLERY})  # of data without a split: see `derived_split`
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _ALIKE = 0.1  # counts that differ by less are of the data set itself, with images missing; otherwise of another one
 
 # Images, and people without junk and distractors, as published; None where the papers say nothing.
@@ -29,11 +27,6 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[int, int | None]]] = {
     "CUHK03-NP detected": {TRAIN: (7_365, 767), QUERY: (1_400, 700), GALLERY: (5_332, 700)},
     "MSMT17": {TRAIN: (32_621, 1_041), QUERY: (11_659, 3_060), GALLERY: (82_161, 3_060)},
 }
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its name; hidden files are not (macOS leaves "._" beside each)."""
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def count_people(identities: np.ndarray) -> int:
@@ -98,15 +91,7 @@ def derived_split(everything: Listing, split: str) -> Listing:
         )
     chosen = [place for place in range(len(everything)) if (place in queries) == (split == QUERY)]
     part = everything.take(chosen)
-    return Listing(
-        everything.name,
-        part.contents,
-        part.identities,
-        np.full(len(part), UNKNOWN_CAMERA),
-        part.names,
-        part.people,
-        everything.notes,
-    ).with_notes(
+    return dataclasses.replace(part, cameras=np.full(len(part), UNKNOWN_CAMERA)).with_notes(
         f"{everything.name}: no query and gallery are given, so the first image of each of {len(queries):,} people is "
         f"a query and the other {len(everything) - len(queries):,} images are the gallery; no camera rule"
     )
@@ -146,12 +131,3 @@ def unmatched_note(query: Listing, gallery: Listing) -> str:
     first = query.people.get(min(lost), str(min(lost)))
     where = "have a query that the gallery shows by no other camera" if with_cameras else "are not in the gallery"
     return f"{query.name}: {len(lost):,} of {len(people):,} people {where}, the first is {first!r}"
-
-
-def people_only(listing: Listing) -> Listing:
-    """The listing without junk and distractors, which are nobody to train on or to ask for; a note says how many."""
-    kept = listing.identities > DISTRACTOR_IDENTITY
-    if kept.all():
-        return listing
-    left_out = int((~kept).sum())
-    return listing.take(kept).with_notes(f"{listing.name}: {left_out:,} junk images and distractors are left out")

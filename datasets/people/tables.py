@@ -10,18 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
-from datasets.people.splits import (
-    DERIVED,
-    GALLERY,
-    MULTI_QUERY,
-    SPLITS,
-    cameras_note,
-    derived_split,
-    missing_note,
-    names_of,
-    numbered,
-)
+from datasets.people.listing import GALLERY, MULTI_QUERY, SPLITS, UNKNOWN_CAMERA, Listing
+from datasets.people.splits import DERIVED, cameras_note, derived_split, missing_note, names_of, numbered
 from passersby.errors import InputError
 
 CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA
+from datasets.people.listing import UNKNOWN_CAMERA
 from passersby.errors import InputError
 from passersby.options import Json
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing
+from datasets.people.listing import UNKNOWN_CAMERA, Listing
 from datasets.people.splits import DERIVED, derived_split
 from datasets.runs.manifest import READERS, manifest_name, read_manifest, thresholds_of
 from datasets.runs.plan import PLAN_FILE, Plan, Unit

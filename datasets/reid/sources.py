@@ -13,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people.labelled_images import Listing
+from datasets.people.listing import TRAIN, Listing, identities_sha256
 from datasets.people.market1501 import toy_crowd_record
-from datasets.people.market_tree import identities_sha256
 from datasets.people.readers import address, read_split
 from datasets.people.real_people import matched_names
-from datasets.people.splits import TRAIN, people_only
 from datasets.reid import runs
 from datasets.reid.runs import first
 from passersby.errors import InputError
@@ -144,7 +142,7 @@ def _read(
         raise InputError(
             f"--filters {filters[0]}: {root} is no run of jobs/generate.py, and has no scores to filter by"
         )
-    return people_only(read_split(root, TRAIN))
+    return read_split(root, TRAIN)
 
 
 def _toy_crowd(root: str | Path) -> dict[str, str | int | float] | None:
@@ -160,7 +158,7 @@ def _first_people(listing: Listing, most: int | None, draw_seed: int | None) -> 
     if most is None:
         return listing
     people = dict.fromkeys(listing.identities.tolist())
-    return listing.take(np.isin(listing.identities, first(people, listing.people.__getitem__, most, draw_seed)))
+    return listing.of_people(first(people, listing.people.__getitem__, most, draw_seed))
 
 
 def _named_apart(listing: Listing, root: str | Path, taken: set[str]) -> tuple[str, ...]:

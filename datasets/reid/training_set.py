@@ -1,6 +1,7 @@
 """The images that a re-ID network is trained on, decoded once into one array, with their classes."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people.labelled_images import close_gaps, decode_into
+from datasets.people.decoding import close_gaps, decode_bicubic, decode_into
 from datasets.reid.sources import PEOPLE, REAL, SOURCES, VARIANTS, Source, bytes_needed, list_sources
 from passersby.errors import InputError
 from passersby.options import Json
@@ -111,9 +112,11 @@ def load_training_images(
 
 def _decode(sources: Sequence[Source], images: np.ndarray, threads: int) -> list[np.ndarray]:
     """[N] bool for each source, whether images could be read. Raises InputError where not one of a source can."""
+    decode_one = functools.partial(decode_bicubic, height=images.shape[1], width=images.shape[2])
     results, start = [], 0
     for source in sources:
-        readable = decode_into(source.listing, images[start : start + len(source)], threads)
+        problems = decode_into(source.listing, images[start : start + len(source)], decode_one, threads)
+        readable = np.array([problem is None for problem in problems], bool)
         start += len(source)
         if not readable.any():
             raise InputError(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.people.market_tree import DecodingError, decode
+from datasets.people.decoding import DecodingError, decode
 from datasets.runs.plan import Configuration, Plan, Unit
 from datasets.runs.rows import planned_columns
 from datasets.runs.run import SHARD_FOLDER, SHARD_NAME, Run, shard_name

@@ -16,9 +16,7 @@ from datasets.latents.pictures import Pictures
 from datasets.latents.plan import InversionConfiguration, InversionPlan
 from datasets.latents.shards import is_complete, write_latents
 from datasets.latents.table import AboutGenerator, Latents, read_latents
-from datasets.people.image_sets import read_bytes
-from datasets.people.labelled_images import decode_bicubic
-from datasets.people.market_tree import DecodingError
+from datasets.people.decoding import DecodingError, decode_bicubic, read_bytes
 from datasets.reid.sources import people_sha256
 from datasets.runs.run import Run
 from datasets.storage.output import Output

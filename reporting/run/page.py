@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from datasets.people.market_tree import DecodingError, decode
+from datasets.people.decoding import DecodingError, decode
 from datasets.runs.plan import Plan
 from datasets.runs.run import Run
 from datasets.runs.shards import read_shard

@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from datasets.people.market_tree import decode
+from datasets.people.decoding import decode
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import manifest_name, read_manifest, write_manifest
 from datasets.runs.plan import Plan, Unit

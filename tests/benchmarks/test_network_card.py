@@ -92,7 +92,7 @@ def test_it_writes_the_figures_and_the_pictures(card):
 
 def test_the_images_are_those_of_the_main_job(command, settings, network):
     from actors.style_mixer import StyleMixer
-    from datasets.people.market_tree import decode
+    from datasets.people.decoding import decode
     from passersby.stylegan3.checkpoint import load_network
 
     config = command.Config(out=Path("unused"), **settings)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import torch
 
 from actors.identity_scorer import IdentityScorer
-from datasets.people.labelled_images import Listing
+from datasets.people.listing import Listing
 from datasets.people.real_people import RealPeople, real_people
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan
 from datasets.runs.rows import images_of, with_columns

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from datasets.latents.table import read_latents
-from datasets.people.labelled_images import decode_bicubic
-from datasets.people.market_tree import decode
+from datasets.people.decoding import decode, decode_bicubic
 from datasets.reid.sources import list_sources
 from datasets.runs.plan import PLAN_FILE, read_plan
 from datasets.runs.run import Run, begin_run

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.people.market_tree import identities_sha256
+from datasets.people.listing import identities_sha256
 from datasets.runs.configuration import Origin
 from passersby.errors import InputError
 from tune.leak_guard import (

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.people.market_tree import identities_sha256
+from datasets.people.listing import identities_sha256
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Plan

@@ -6,9 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
-from datasets.people.decoding import Target, load_images
-from datasets.people.image_source import ImageSource, open_images
+from datasets.people.decoding import Target
+from datasets.people.image_source import ImageSource, load_images, open_images
 from datasets.people.labels import Labels, colour_features, labels
+from datasets.people.listing import joined
 from passersby.errors import InputError
 from training.gan.config import GanConfig
 from training.gan.data import InMemory, Order, Reader
@@ -161,5 +162,5 @@ def _require_enough(config: GanConfig, source: ImageSource) -> None:
 
 def _labels(config: GanConfig, source: ImageSource, features: np.ndarray | None) -> Labels:
     # Validation images get labels of the same meaning: losses on them would say nothing otherwise.
-    everybody = dataclasses.replace(source, training=source.training + source.validation)
+    everybody = dataclasses.replace(source, training=joined([source.training, source.validation]))
     return labels(everybody, config.condition, features=features, clusters=config.clusters, seed=config.seed)

@@ -16,11 +16,13 @@ from datasets.exports.record import identities_csv
 from datasets.exports.selection import ExportImages, Options, People, assign
 from datasets.exports.trees import loader_notes, write_empty_notes
 from datasets.exports.write import run_tasks, tasks
-from datasets.people.market_tree import list_split
+from datasets.people.market1501 import list_split
+from datasets.people.names import parse_name
 from datasets.runs.run import open_run
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from tests.helpers import export_runs as runs
+from tests.helpers.listings import told
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def read_by_person_reid_baseline_pytorch(path: Path) -> tuple[int, int]:
 def test_every_loader_reads_the_same_identity_and_camera(run, tmp_path):
     _, people = export(run, tmp_path, Options("market1501", first_identity=101, cameras=6))
     paths = sorted((tmp_path / "bounding_box_train").iterdir())
-    ours = [(image.identity, image.camera) for image in list_split(tmp_path, "train")]
+    ours = told(list_split(tmp_path, "train"))
     assert len(ours) == people.images.sum() == 26
     assert [read_by_torchreid_and_fast_reid(path) for path in paths] == ours
     assert [read_by_person_reid_baseline_pytorch(path) for path in paths] == ours
@@ -67,16 +69,17 @@ def test_every_loader_reads_the_same_identity_and_camera(run, tmp_path):
 
 def test_images_are_the_stored_bytes(run, tmp_path):
     export(run, tmp_path, Options("market1501"))
-    for image in list_split(tmp_path, "train"):
-        assert image.path.read_bytes() == runs.picture(image.identity - 1, image.frame)
+    for path in list_split(tmp_path, "train").contents:
+        image = parse_name(path)
+        assert path.read_bytes() == runs.picture(image.identity - 1, image.frame)
 
 
 def test_the_first_image_of_test_people_is_a_query_and_none_is_trained_on(run, tmp_path):
     out, people = export(run, tmp_path, Options("market1501", cameras=6, test_people=2))
     train, query, gallery = (list_split(tmp_path, split) for split in ("train", "query", "gallery"))
-    assert {image.identity for image in query} == {image.identity for image in gallery} == {7, 8}
-    assert not {7, 8} & {image.identity for image in train}
-    assert [(image.identity, image.frame) for image in query] == [(7, 0), (8, 0)]
+    assert query.people.keys() == gallery.people.keys() == {7, 8}
+    assert not {7, 8} & train.people.keys()
+    assert [(image.identity, image.frame) for image in map(parse_name, query.names)] == [(7, 0), (8, 0)]
     assert len(train) + len(query) + len(gallery) == people.images.sum()
     lines = identities_csv(people).decode().splitlines()
     assert lines[-3:] == ["6,4,train,5,1005,2,", "7,,test,6,1006,4,", "8,,test,7,1007,4,"]
@@ -149,7 +152,7 @@ def test_png_is_converted_on_request_only(tmp_path):
     export(run, tmp_path / "png", Options("folder"))
     assert (tmp_path / "png/0001/0001_c1s1_000000_00.png").read_bytes() == runs.picture(0, 0, ".png")
     export(run, tmp_path / "jpg", Options("market1501", jpeg_quality=100))
-    first = cv2.imread(str(list_split(tmp_path / "jpg", "train")[0].path))
+    first = cv2.imread(str(list_split(tmp_path / "jpg", "train").contents[0]))
     difference = np.abs(first.astype(int) - cv2.imdecode(np.frombuffer(runs.picture(0, 0, ".png"), np.uint8), 1))
     assert difference.mean() < 12  # JPEG halves the resolution of colours; swapped channels would be 30 and more
     assert ExportImages(RunManifest(open_run(run))).suffix == "png"

@@ -54,7 +54,7 @@ def test_test_people_only_where_asked_for_and_apart_from_training_people(tree):
         list_pictures(tree, ["train", "gallery"], allow_test_people=True)
     pictures = list_pictures(tree, ["query", "gallery"], allow_test_people=True)
     assert pictures.counts == (2, 1)  # without junk and distractors
-    assert pictures.splits == ("query", "gallery", "gallery")
+    assert pictures.listing.splits == ("query", "gallery", "gallery")
     assert pictures.listing.identities.tolist() == [5, 5, 6]
     assert pictures.listing.names[0] == "query/0005_c1s1_000001_00.jpg"
 

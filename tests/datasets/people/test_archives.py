@@ -10,10 +10,10 @@ import pytest
 
 from datasets.people import archives as gan_archive
 from datasets.people.archives import parse_labels
-from datasets.people.decoding import Target, load_images
-from datasets.people.image_source import open_images
-from datasets.people.listing import Reader
+from datasets.people.decoding import Reader, Target
+from datasets.people.image_source import load_images, open_images
 from passersby.errors import InputError
+from tests.helpers.listings import told
 
 
 def png(value: int) -> bytes:
@@ -38,9 +38,9 @@ def test_an_archive_is_read_in_place_with_its_labels(tmp_path, method):
     members = reference_style([[name, n % 3] for n, name in enumerate(names)])
     source = open_images(archive(tmp_path / "set.zip", members, method), validation_people=1)
     assert source.kind == "zip"
-    assert [item.name for item in source.training] == names[:3]
-    assert [item.label for item in source.training] == [0, 1, 2]
-    assert {(item.identity, item.camera) for item in source.training} == {(None, None)}  # folders say nothing here
+    assert list(source.training.names) == names[:3]
+    assert source.training.labels == (0, 1, 2)
+    assert set(told(source.training)) == {(None, None)}  # folders say nothing here
     loaded = load_images(source, Target(16, 8), threads=2)
     assert loaded.training[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert loaded.validation[:, 0, 0, 0].tolist() == [3]
@@ -54,15 +54,16 @@ def test_a_folder_with_a_dataset_json_is_the_same(tmp_path):
         (tmp_path / "set" / name).write_bytes(data)
     folder = open_images(tmp_path / "set", 0)
     packed = open_images(archive(tmp_path / "set.zip", members), 0)
-    assert folder.training == packed.training
-    assert [item.label for item in folder.training] == [(0.5, 2.0), None, None, (1.0, 0.0)]
+    assert folder.training.names == packed.training.names
+    assert folder.training.sizes.tolist() == packed.training.sizes.tolist()
+    assert folder.training.labels == packed.training.labels == ((0.5, 2.0), None, None, (1.0, 0.0))
     assert folder.fingerprint == packed.fingerprint
 
 
 def test_names_of_market_1501_say_identity_and_camera_in_archives_too(tmp_path):
     members = {f"{name}_c2s1_000001_00.png": png(1) for name in ("0004", "0005", "-1", "0000")}
     source = open_images(archive(tmp_path / "a.zip", members), 0)
-    assert [(item.identity, item.camera) for item in source.training] == [(4, 2), (5, 2)]
+    assert told(source.training) == [(4, 2), (5, 2)]
     assert source.record["left_out"] == {"distractors": 1, "junk": 1}
     (tmp_path / "market/bounding_box_train").mkdir(parents=True)
     (tmp_path / "market/query").mkdir()
@@ -152,7 +153,7 @@ def test_a_damaged_archive_is_an_input_error_or_unreadable_never_a_crash(tmp_pat
         path.write_bytes(data)
         try:
             source = open_images(path, 0)
-            for item in source.training:
-                Reader(path)(item.name)
+            for content in source.training.contents:
+                Reader(path)(content)
         except InputError:
             pass

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.people.decoding import MOST_PIXELS, Problem, Target, decode_bytes, load_images
-from datasets.people.image_source import default_validation, open_images
-from datasets.people.listing import Item, Reader
-from datasets.people.market_tree import identities_sha256
+from datasets.people.decoding import MOST_PIXELS, Problem, Reader, Target, decode_bytes
+from datasets.people.image_source import default_validation, load_images, open_images
+from datasets.people.listing import identities_sha256
 from passersby.errors import InputError
+from tests.helpers.listings import told, training_listing
 
 
 def picture(height=32, width=16, seed=0) -> np.ndarray:
@@ -37,18 +37,14 @@ def market(root: Path, train, query=(), gallery=()) -> Path:
     return root
 
 
-def names(items) -> list[str]:
-    return [item.name for item in items]
-
-
 def test_of_a_tree_only_training_people_are_listed(tmp_path):
     root = market(tmp_path / "m", train=[3, 2, -1, 0], query=[7], gallery=[7, 8, 0, -1])
     (root / "toy_crowd.json").write_text('{"version": "1", "content_hash": "abc", "options": {"people": 5}}')
     for path in (root, root / "bounding_box_train"):  # the one folder means the tree, and stays under its guard
         source = open_images(path, validation_people=0)
-        assert [(item.identity, item.camera) for item in source.training] == [(2, 3), (3, 4)]
-        assert all(item.name.startswith("bounding_box_train/") for item in source.training)
-        assert source.validation == ()
+        assert told(source.training) == [(2, 3), (3, 4)]
+        assert all(name.startswith("bounding_box_train/") for name in source.training.names)
+        assert len(source.validation) == 0
     record = source.record
     assert (record["name"], record["kind"], record["split"], record["images"]) == ("m", "tree", "train", 2)
     assert record["identities"] == {"count": 2, "sha256": identities_sha256([2, 3])}
@@ -122,7 +118,7 @@ def test_identities_of_a_folder_come_from_names_or_sub_folders_or_are_unknown(tm
     for name in ("ann/1.png", "2.png", ".hidden.png", "__MACOSX/3.png", "notes.txt"):
         write(plain / name) if name.endswith("png") else (plain / name).write_text("")
     listed = {folder.name: open_images(folder, 0).training for folder in (market_like, by_person, by_number, plain)}
-    said = {name: [(item.identity, item.camera) for item in items] for name, items in listed.items()}
+    said = {name: told(listing) for name, listing in listed.items()}
     assert said["a"] == [(5, 1), (5, 2)]
     assert said["b"] == [(1, None), (1, None), (2, None)]
     assert said["c"] == [(12, None), (7, None)]  # by name; junk and distractors never enter
@@ -156,14 +152,14 @@ def test_the_last_people_are_set_aside_and_are_nobody_that_is_trained_on(tmp_pat
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"not opened by listing")
     source = open_images(root)
-    assert {item.identity for item in source.validation} == {39, 40}  # one in twenty
-    assert {item.identity for item in source.training} == set(range(1, 39))
+    assert set(source.validation.identities.tolist()) == {39, 40}  # one in twenty
+    assert set(source.training.identities.tolist()) == set(range(1, 39))
     assert source.record["validation"] == {
         "images": 4,
         "identities": {"count": 2, "sha256": identities_sha256([39, 40])},
     }
-    assert {item.identity for item in open_images(root, 5).validation} == set(range(36, 41))
-    assert open_images(root, 0).validation == ()
+    assert set(open_images(root, 5).validation.identities.tolist()) == set(range(36, 41))
+    assert len(open_images(root, 0).validation) == 0
     for count in (-1, 40):
         with pytest.raises(InputError, match=f"--validation-people {count}: the data hold 40; give 0 to 39"):
             open_images(root, count)
@@ -171,10 +167,10 @@ def test_the_last_people_are_set_aside_and_are_nobody_that_is_trained_on(tmp_pat
 
 def test_how_many_are_set_aside_where_nobody_says():
     def known(people):
-        return [Item(str(number), 1, number) for number in range(1, people + 1)]
+        return training_listing([str(number) for number in range(people)], range(1, people + 1))
 
     def unknown(count):
-        return [Item(str(number), 1) for number in range(count)]
+        return training_listing([str(number) for number in range(count)])
 
     assert [default_validation(known(people)) for people in (19, 20, 840, 5000)] == [0, 1, 42, 50]
     assert [default_validation(unknown(count)) for count in (19, 40, 50_000)] == [0, 2, 500]
@@ -187,7 +183,7 @@ def test_the_fingerprint_tells_altered_data_and_another_split(tmp_path):
     first = open_images(folder, 1)
     shutil.copytree(folder, tmp_path / "b")
     assert open_images(tmp_path / "b", 1).fingerprint == first.fingerprint  # the place does not matter
-    assert first.without([first.training[0].name]).fingerprint == first.fingerprint
+    assert first.without([first.training.names[0]]).fingerprint == first.fingerprint
     prints = {first.fingerprint, open_images(folder, 2).fingerprint}
     (folder / "0.png").write_bytes((folder / "0.png").read_bytes() + b"\0")
     prints.add(open_images(folder, 1).fingerprint)
@@ -272,7 +268,7 @@ def test_decoding_keeps_the_listing_s_order_and_leaves_unreadable_files_out(tmp_
     assert loaded.unreadable == ("04.png", "29.png")
     assert loaded.training[:, 0, 0, 0].tolist() == [n for n in range(27) if n != 4]
     assert loaded.validation[:, 5, 5, 1].tolist() == [27, 28]
-    assert names(loaded.source.training) == [f"{n:02d}.png" for n in range(27) if n != 4]
+    assert loaded.source.training.names == tuple(f"{n:02d}.png" for n in range(27) if n != 4)
     record = loaded.source.record
     assert (record["images"], record["validation"]["images"]) == (26, 2)
     assert record["left_out"] == {"unreadable": 2}
@@ -284,5 +280,5 @@ def test_decoding_keeps_the_listing_s_order_and_leaves_unreadable_files_out(tmp_
 
 def test_a_reader_gives_nothing_for_a_file_that_went_away(tmp_path):
     write(tmp_path / "a.png")
-    assert Reader(tmp_path)("a.png") == (tmp_path / "a.png").read_bytes()
-    assert Reader(tmp_path)("b.png") is None
+    assert Reader()(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
+    assert Reader()(tmp_path / "b.png") is None

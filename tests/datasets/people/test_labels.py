@@ -7,42 +7,43 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.people.decoding import Target, load_images
-from datasets.people.image_source import ImageSource, open_images
+from datasets.people.decoding import Target
+from datasets.people.image_source import ImageSource, load_images, open_images
 from datasets.people.labels import FEATURES, cluster, colour_features, labels
-from datasets.people.listing import Item
+from datasets.people.listing import UNKNOWN_CAMERA, Listing
 from passersby.errors import InputError
+from tests.helpers.listings import training_listing
 
 
-def source(items, validation=()) -> ImageSource:
-    return ImageSource(Path("set"), "folder", tuple(items), tuple(validation), {}, None, "")
+def source(training: Listing, validation: Listing | None = None) -> ImageSource:
+    return ImageSource(Path("set"), "folder", training, validation or training_listing([]), {}, None, "")
 
 
 def test_none_has_no_columns():
-    made = labels(source([Item("a.png", 1), Item("b.png", 1)]), "none")
+    made = labels(source(training_listing(["a.png", "b.png"])), "none")
     assert (made.rows.shape, made.rows.dtype) == ((2, 0), np.float32)
     assert made.meaning == {"kind": "none"}
 
 
 def test_cameras_become_columns_in_ascending_order():
-    made = labels(source([Item("a", 1, 1, 6), Item("b", 1, 1, 2), Item("c", 1, 2, 6)]), "camera")
+    made = labels(source(training_listing("abc", [1, 1, 2], [6, 2, 6])), "camera")
     assert made.rows.tolist() == [[0, 1], [1, 0], [0, 1]]
     assert made.rows.dtype == np.float32
     assert made.meaning == {"kind": "camera", "cameras": [2, 6], "images": [1, 2]}
     with pytest.raises(InputError, match="1 of 2 images of set say no camera, the first is b"):
-        labels(source([Item("a", 1, 1, 6), Item("b", 1, 1)]), "camera")
+        labels(source(training_listing("ab", [1, 1], [6, UNKNOWN_CAMERA])), "camera")
 
 
 def test_labels_of_dataset_json_are_classes_or_vectors():
-    classes = source([Item("a", 1, label=2), Item("b", 1, label=0)], [Item("c", 1, label=3)])
+    classes = source(training_listing("ab", labels=[2, 0]), training_listing("c", labels=[3]))
     made = labels(classes, "dataset")
     assert made.rows.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]  # the class of a person set aside keeps its column
     assert json.loads(json.dumps(made.meaning)) == {"kind": "dataset", "classes": 4, "images": [1, 0, 1, 0]}
-    vectors = labels(source([Item("a", 1, label=(0.5, 2.0)), Item("b", 1, label=(1.0, 0.0))]), "dataset")
+    vectors = labels(source(training_listing("ab", labels=[(0.5, 2.0), (1.0, 0.0)])), "dataset")
     assert vectors.rows.tolist() == [[0.5, 2], [1, 0]]
     assert vectors.meaning == {"kind": "dataset", "vectors": 2}
     with pytest.raises(InputError, match="1 of 2 images of set have no label in a dataset.json, the first is b"):
-        labels(source([Item("a", 1, label=2), Item("b", 1)]), "dataset")
+        labels(source(training_listing("ab", labels=[2, None])), "dataset")
 
 
 def dressed(top, bottom, seed) -> np.ndarray:
@@ -86,7 +87,7 @@ def test_people_of_alike_colours_share_a_cluster_and_a_person_is_never_divided(t
     assert places.tolist() == [(person - 1) % 3 for person in range(1, 13) for _ in range(2)]
     assert made.meaning == {"kind": "cluster", "of": "people", "seed": 5, "sizes": [4, 4, 4], "images": [8, 8, 8]}
     assert np.array_equal(made.rows, labels(loaded.source, "cluster", features=features, clusters=3, seed=5).rows)
-    unknown = source([Item(str(number), 1) for number in range(24)])
+    unknown = source(training_listing([str(number) for number in range(24)]))
     by_image = labels(unknown, "cluster", features=features, clusters=3)
     assert by_image.meaning["of"] == "images"
     assert np.array_equal(by_image.rows, made.rows)

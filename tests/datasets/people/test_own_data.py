@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA, decode_listing
+from datasets.people.decoding import decode_listing
+from datasets.people.listing import UNKNOWN_CAMERA
 from datasets.people.readers import has_split, read_split
 from passersby.errors import InputError
 from tests.helpers import export_runs

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from datasets.people.labelled_images import decode_listing
+from datasets.people.decoding import decode_listing
 from datasets.people.readers import address, has_split, read_split
 from datasets.people.splits import PUBLISHED, published_note
 from passersby.errors import InputError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets.people.labelled_images import Listing
+from datasets.people.listing import Listing
 from datasets.people.real_people import matched_names, real_people
 from passersby.errors import InputError
 

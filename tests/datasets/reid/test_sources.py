@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datasets.people.market_tree import identities_sha256
+from datasets.people.listing import identities_sha256
 from datasets.reid.sources import REAL, VARIANTS, bytes_needed, list_sources, people_sha256
 from datasets.reid.training_set import load_training_images
 from datasets.runs.manifest import write_manifest

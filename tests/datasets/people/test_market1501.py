@@ -6,7 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.people.market_tree import decode_files, identities, identities_sha256, list_split, parse_name, read_image
+from datasets.people.decoding import decode_listing, decode_scaled
+from datasets.people.listing import identities_sha256
+from datasets.people.market1501 import list_split
+from datasets.people.names import is_image, parse_name
 from passersby.errors import InputError
 
 
@@ -27,7 +30,16 @@ def test_names_say_identity_camera_sequence_frame_and_box():
     assert parse_name(Path("0000_c6s3_000001_00.JPG")).identity == 0
 
 
-@pytest.mark.parametrize("name", ["Thumbs.db", "0002_c3_000451_03.jpg", "0002_c3s1_000451_03.jpg.jpg", "a.jpg"])
+def test_images_are_told_by_their_names_and_hidden_ones_are_none():
+    for name in ("a.jpg", "A.JPEG", "x/y z/b.Png", "0002_c3s1_000451_03.jpg.jpg"):
+        assert is_image(name), name
+    for name in ("a.gif", "jpg", "._a.jpg", ".jpg", "x/.y/b.png", "__MACOSX/b.png", "a.jpg/Thumbs.db"):
+        assert not is_image(name), name
+
+
+@pytest.mark.parametrize(
+    "name", ["Thumbs.db", "0002_c3_000451_03.jpg", "0002_c3s1_000451_03.jpg.jpg", "a.jpg", f"{10**18}_c1s1_1_1.jpg"]
+)
 def test_other_names_are_not_guessed(name):
     assert parse_name(Path(name)) is None
 
@@ -38,9 +50,10 @@ def test_a_split_is_listed_by_name_without_junk_or_distractors_among_its_people(
         write(folder / name, flat(9))
     write(folder / "0000_c1s1_000009_00.jpg", flat(9))
     (folder / "Thumbs.db").write_bytes(b"not an image")
-    files = list_split(tmp_path, "gallery")
-    assert [file.identity for file in files] == [-1, 0, 3, 7]
-    assert identities(files) == [3, 7]
+    (folder / "._0003_c2s1_000001_00.jpg").write_bytes(b"of macOS")
+    listing = list_split(tmp_path, "gallery")
+    assert listing.identities.tolist() == [-1, 0, 3, 7]
+    assert listing.people_only().known_people == list(listing.people) == [3, 7]
     # The hash names the set, however it is ordered; it is that of the text "3\n7\n".
     assert identities_sha256([7, 3]) == identities_sha256([3, 7])
     assert identities_sha256([3, 7]) == "2d65ba73dd83363826d117438319b05674f16d55faef1e57f780964edae7bba1"
@@ -61,17 +74,17 @@ def test_images_come_as_rgb_in_the_listing_s_order(tmp_path):
     colours = {"0001_c1s1_000001_00.png": (200, 20, 90), "0002_c1s1_000001_00.png": (5, 150, 250)}
     for name, colour in colours.items():
         write(tmp_path / "query" / name, flat(colour))
-    decoded = decode_files(list_split(tmp_path, "query"), 32, 16)
-    assert decoded.images.dtype == np.uint8
-    assert decoded.images.shape == (2, 32, 16, 3)
-    assert [tuple(image[0, 0]) for image in decoded.images] == list(colours.values())
+    images, _, _ = decode_listing(list_split(tmp_path, "query"), 32, 16)
+    assert images.dtype == np.uint8
+    assert images.shape == (2, 32, 16, 3)
+    assert [tuple(image[0, 0]) for image in images] == list(colours.values())
 
 
 def test_shrinking_averages_areas(tmp_path):
     # Stripes one pixel wide, 0 and 200: point sampling would give one of the two, areas give their mean.
     stripes = np.zeros((64, 32, 3), np.uint8)
     stripes[:, ::2] = 200
-    image = read_image(write(tmp_path / "stripes.png", stripes), 32, 16)
+    image = decode_scaled(write(tmp_path / "stripes.png", stripes).read_bytes(), 32, 16)
     assert image.shape == (32, 16, 3)
     assert (image == 100).all()
 
@@ -81,10 +94,10 @@ def test_unreadable_images_are_listed_and_only_fatal_when_all_are(tmp_path):
     cut = tmp_path / "query" / "0002_c1s1_000001_00.jpg"
     cut.write_bytes(good.read_bytes()[:100])
     (tmp_path / "query" / "0003_c1s1_000001_00.jpg").write_bytes(b"")
-    decoded = decode_files(list_split(tmp_path, "query"), 32, 16)
-    assert len(decoded.images) == 1
-    assert [file.identity for file in decoded.files] == [1]
-    assert [file.identity for file in decoded.unreadable] == [2, 3]
+    images, places, unreadable = decode_listing(list_split(tmp_path, "query"), 32, 16, decode_one=decode_scaled)
+    assert len(images) == 1
+    assert places.tolist() == [0]
+    assert [parse_name(name).identity for name in unreadable] == [2, 3]
     good.unlink()
     with pytest.raises(InputError, match="none of 2 images"):
-        decode_files(list_split(tmp_path, "query"), 32, 16)
+        decode_listing(list_split(tmp_path, "query"), 32, 16, decode_one=decode_scaled)

@@ -1,5 +1,6 @@
 """Listings of images of people, and their pixels."""
 
+import dataclasses
 import struct
 import zlib
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.people.labelled_images import UNKNOWN_CAMERA, Listing, close_gaps, decode_bicubic, decode_listing
+from datasets.people.decoding import close_gaps, decode_bicubic, decode_listing
+from datasets.people.listing import UNKNOWN_CAMERA, UNKNOWN_PERSON, Listing, joined
 from passersby.errors import InputError
+from tests.helpers.listings import training_listing
 
 
 def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
@@ -100,6 +103,47 @@ def test_fingerprints_see_every_field_and_the_order(tmp_path):
         listing_of([tmp_path / "missing.png", b"bb"], [1, 2]),
     ]  # fmt: skip
     assert len({other.fingerprint() for other in [*others, listing]}) == len(others) + 1
+
+
+def test_only_people_of_the_training_split_may_be_trained_on():
+    listing = listing_of([b"a", b"bb", b"ccc", b"d"], [5, -1, 0, UNKNOWN_PERSON])
+    kept = listing.of_split("train").training()
+    assert kept.names == ("0.png", "3.png")  # who nobody knows is somebody
+    assert (kept.left_out, kept.people) == ({"distractors": 1, "junk": 1}, {5: "5"})
+    assert kept.notes == ("some: 2 junk images and distractors are left out",)
+    assert kept.training() is kept
+    for split in ("query", "gallery", "multi-query", ""):
+        with pytest.raises(InputError, match=f"4 of 4 images are not of the split train, but of {split!r}"):
+            listing.of_split(split).training()
+    mixed = joined([listing.of_split("train"), listing.take([0]).of_split("query")])
+    with pytest.raises(InputError, match="1 of 5 images are not of the split train, but of 'query'"):
+        mixed.training()
+
+
+def test_networks_that_make_people_are_guarded_by_names_too(tmp_path):
+    (tmp_path / "query").mkdir()
+    (tmp_path / "bounding_box_train").mkdir()
+    (tmp_path / "query/0007_c1s1_000001_00.jpg").write_bytes(b"")
+    listing = training_listing(["bounding_box_train/0007_c2s1_000001_00.jpg"], [7])
+    assert len(listing.training()) == 1  # a re-ID network's data decide by their split
+    with pytest.raises(InputError, match="1 identities of .* also stand in query or bounding_box_test"):
+        listing.training(generator_data=tmp_path)
+
+
+def test_listings_are_joined_and_named_below_a_folder(tmp_path):
+    inside, outside = tmp_path / "set/train/a.png", tmp_path / "b.png"
+    one = listing_of([inside], [3], [2]).of_split("train")
+    two = listing_of([outside, b"x"], [3, 4], [1, UNKNOWN_CAMERA]).of_split("query")
+    both = joined([one, two]).below(tmp_path / "set")
+    assert both.names == ("train/a.png", "0.png", "1.png")
+    assert (both.contents, both.splits) == ((inside, outside, b"x"), ("train", "query", "query"))
+    assert (both.identities.tolist(), both.cameras.tolist()) == ([3, 3, 4], [2, 1, UNKNOWN_CAMERA])
+    assert both.people == {3: "3", 4: "4"}
+    assert both.of_people([4]).names == ("1.png",)
+    assert both.known_people == [3, 4]
+    assert training_listing("ab").known_people is None
+    with pytest.raises(ValueError, match="different archives"):
+        joined([one, dataclasses.replace(one, archive=tmp_path / "a.zip")])
 
 
 def test_gaps_are_closed_in_place():
