@@ -12,6 +12,7 @@ import tyro
 
 from datasets.people import image_sets
 from datasets.people.image_sets import ImageSet
+from datasets.people.market1501 import TOY_RECORD
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 SCORES, TABLE = "score.json", "fid.md"
 SCORED = ("network", "folder", "run", "tree")
-TOY_RECORD = "toy_crowd.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.identity_scorer import features_in_chunks
-from datasets.people.decoding import DecodingError, decode, decode_bicubic, decode_own_size, read_bytes
+from datasets.people.decoding import DecodingError, decode, decode_at, decode_bicubic
 from datasets.people.listing import Listing
 from datasets.people.real_people import RealPeople
 from datasets.runs.manifest import READERS
@@ -233,13 +233,8 @@ def _nearest(
 
 
 def _real_picture(listing: Listing | None, place: int | None) -> np.ndarray | None:
-    if listing is None or place is None:
-        return None
-    content = listing.contents[place]
-    try:
-        return decode_own_size(content if isinstance(content, bytes) else read_bytes(content))
-    except (OSError, DecodingError):  # gone since its features were taken: its name is shown
-        return None
+    # None also where it is gone since its features were taken: its name is shown.
+    return None if listing is None or place is None else decode_at(listing, place)
 
 
 def _printable(name: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.people.decoding import DecodingError, decode_own_size, read_bytes
+from datasets.people.decoding import decode_at
 from datasets.people.listing import UNKNOWN_CAMERA, Listing
 from datasets.people.readers import read_split
 from datasets.reid.feature_files import FeatureSet, read_features
@@ -56,14 +56,8 @@ class Evaluated:
 
     def picture(self, split: str, name: str) -> np.ndarray | None:
         """[H, W, 3] uint8 RGB of an image of `listings`, at its own size; None where it cannot be read."""
-        listing = self.listings[split]
-        if name not in self._places[split]:
-            return None
-        content = listing.contents[self._places[split][name]]
-        try:
-            return decode_own_size(content if isinstance(content, bytes) else read_bytes(content))
-        except (OSError, DecodingError):
-            return None
+        place = self._places[split].get(name)
+        return None if place is None else decode_at(self.listings[split], place)
 
     @functools.cached_property
     def _places(self) -> dict[str, dict[str, int]]:
@@ -80,7 +74,7 @@ def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: 
     listings = {split: listing.take(listing.identities >= 0) for split, listing in everything.items()}
     notes = [*loaded.notes, *(note for listing in everything.values() for note in listing.notes)]
     network = FeatureNetwork(loaded.network, loaded.sha256)
-    contents = [content for listing in listings.values() for content in listing.contents]
+    contents = [content for listing in listings.values() for content in listing.files]
     # One pipeline for all splits: a Ray pool starts once.
     found = embeddings_of(contents, network, workers, str(root))
     sets: dict[str, FeatureSet] = {}

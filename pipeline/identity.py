@@ -98,7 +98,7 @@ def _features(
     from pipeline.features import Workers, embeddings_of
 
     network = network.to(device if in_this_process else "cpu")
-    found = embeddings_of(listing.contents, network, Workers(device, in_this_process), "--real")
+    found = embeddings_of(listing.files, network, Workers(device, in_this_process), "--real")
     if found.problem is not None:
         lost = len(listing) - len(found.places)
         print(f"note: --real: {lost:,} pictures are left out, the first: {found.problem}", file=sys.stderr)

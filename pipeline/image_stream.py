@@ -208,7 +208,7 @@ def _rows(listing: Listing, places: Iterable[int]) -> list[Row]:
     return [{"name": listing.names[place], "content": str(listing.contents[place])} for place in places]
 
 
-def _pipeline(rows: Sequence[Row], work: Callable[[dict], dict], tasks: int, piece: int) -> "ray.data.Dataset":
+def _pipeline(rows: list[Row], work: Callable[[dict], dict], tasks: int, piece: int) -> "ray.data.Dataset":
     """`work` on pieces of these rows, in order, not yet begun."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     pieces = -(-len(rows) // piece)

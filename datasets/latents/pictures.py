@@ -40,8 +40,8 @@ class Pictures:
         """A unit as a Ray Data row: scalars, and lists with one entry a picture; `file` (absolute) or `content`."""
         first, end = self.starts[unit.first_person], self.starts[unit.first_person + unit.people]
         persons = np.repeat(np.arange(unit.people), np.diff(self.starts)[unit.first_person :][: unit.people])
-        listing, places = self.listing, range(first, end)
-        contents = [listing.contents[place] for place in places]
+        listing = self.listing
+        contents = listing.files[first:end]
         files = all(isinstance(content, Path) for content in contents)
         identities = listing.identities[first:end].tolist()
         return {
@@ -49,9 +49,9 @@ class Pictures:
             "person": (persons + unit.first_person).tolist(),
             "identity": identities,
             "name": [listing.people[identity] for identity in identities],
-            "path": [listing.names[place] for place in places],
+            "path": list(listing.names[first:end]),
             "camera": listing.cameras[first:end].tolist(),
-            "split": [listing.splits[place] for place in places],
+            "split": list(listing.splits[first:end]),
             ("file" if files else "content"): [os.fspath(c) if files else c for c in contents],
         }
 

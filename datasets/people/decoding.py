@@ -283,6 +283,15 @@ def decode_into(
         return [problem for problems in pool.map(piece, range(0, len(listing), size)) for problem in problems]
 
 
+def decode_at(listing: Listing, place: int) -> np.ndarray | None:
+    """One image of a listing at its own size, [H, W, 3] uint8 RGB; None where it cannot be read."""
+    data = Reader(listing.archive)(listing.contents[place])
+    try:
+        return None if data is None else decode_own_size(data)
+    except DecodingError:
+        return None
+
+
 def close_gaps(images: np.ndarray, places: np.ndarray) -> None:
     """Move images[places[i]] to images[i], in place: a copy of all would take the memory twice. places ascend."""
     for target, place in enumerate(places.tolist()):

@@ -5,6 +5,7 @@ may be trained on is decided here alone, by `Listing.training`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,6 +81,14 @@ class Listing:
         """The identities, ascending; None where one is unknown."""
         identities = np.unique(self.identities).tolist()
         return None if UNKNOWN_PERSON in identities else identities
+
+    @functools.cached_property
+    def files(self) -> tuple[Path | bytes, ...]:
+        """The contents, files or encoded bytes. ValueError for members of an archive, which need a Reader."""
+        files = tuple(content for content in self.contents if not isinstance(content, str))
+        if len(files) < len(self):
+            raise ValueError(f"{self.name}: its images lie in {self.archive}, not in files")
+        return files
 
     # ---- Which images.
 

@@ -244,7 +244,7 @@ def publish_inversion(run: Run[InversionPlan], pictures: Pictures, networks: Net
             "PNG files, and networks that belong together"
         )
     latents = read_latents(output.secret_address)
-    contents = dict(zip(pictures.listing.names, pictures.listing.contents, strict=True))
+    contents = dict(zip(pictures.listing.names, pictures.listing.files, strict=True))
     lines = inverted_pictures(latents, contents, networks.encoder, networks.generator, networks.loss, c.steps, c.refine)
     test = f", {', '.join(c.splits)}: TEST PEOPLE, not to be trained on" if c.test_people else ""
     data = f"{len(lines)} of {latents.people:,} people of {pictures.name}{test}"
