@@ -91,7 +91,7 @@ def main(config: Config) -> None:
     similarities = features @ query  # [G] float32, -1..1; nan where an image cannot be read
     readable = np.flatnonzero(~np.isnan(similarities))
     order = readable[np.argsort(-similarities[readable], kind="stable")]
-    paths = [Path(path) for row in images.rows for path in row["path"]]
+    paths = images.paths
     found = [
         Match(paths[place], value, None if threshold is None else value >= threshold)
         for place, value in zip(order[: config.top], similarities[order].tolist(), strict=False)
@@ -152,9 +152,8 @@ def gallery_features(images: ImageSet, network: "FeatureNetwork", workers: "Work
     from pipeline.features import embeddings_of
 
     def compute() -> np.ndarray:
-        contents = [Path(path) for row in images.rows for path in row["path"]]
-        found = embeddings_of(contents, network, workers, images.description)
-        features = np.full((len(contents), network.width), np.nan, np.float32)
+        found = embeddings_of(images.paths, network, workers, images.description)
+        features = np.full((images.count, network.width), np.nan, np.float32)
         features[found.places] = found.features
         return features
 

@@ -47,6 +47,11 @@ class ImageSet:
     sha256: str
     people: int | None = None
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, of a set of files."""
+        return [Path(path) for row in self.rows for path in row["path"]]
+
     def size(self, option: str) -> tuple[int, int]:
         """The (height, width) that all of them have. Raises InputError where they differ or none can be read."""
         if len(self.sizes) == 1:
