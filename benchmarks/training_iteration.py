@@ -103,7 +103,7 @@ def measure(config: Config, name: str, height: int, width: int) -> str:
         torch.cuda.reset_peak_memory_stats()
 
     def iterate(penalty: bool) -> None:
-        state.iteration = 0 if penalty else 1
+        state.step = 0 if penalty else 1
         train_iteration(state, settings, inputs)
 
     times = {True: [], False: []}

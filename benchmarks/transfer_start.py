@@ -18,12 +18,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from passersby import weights
+from passersby.devices import pick_device
 from reporting.curves import kimg_of, read_history
-from training.gan.config import PRESETS, GanConfig
+from training.gan.config import PRESETS, GanTraining
 from training.gan.run import train
 from training.gan.start import claim_folder
 from training.log import HISTORY
-from training.workers import pick_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run(config: Config, folder: str, values: dict) -> list[tuple[float, float]]:
         "validation_people": 40,
         "threads": config.threads,
     }
-    training = GanConfig(data=config.data, out=config.out / folder, **settings | values)
+    training = GanTraining(data=config.data, out=config.out / folder, **settings | values)
     training.check()
     claim_folder(training)
     train(training, pick_device(0), inception=weights.get("inception-2015").read_bytes())

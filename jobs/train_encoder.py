@@ -6,14 +6,15 @@ import sys
 import ray
 
 from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
+from passersby.devices import pick_device
 from passersby.errors import InputError
 from passersby.stylegan3 import GeneratorConfig
-from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_encoder_loop, train_on_workers
+from pipeline.ray_training import plan_resources, restart_with, train_on_workers
 from training.encoder.config import FREE_TO_CHANGE, PATHS, PRESETS, EncoderTraining, preset
 from training.encoder.run import VALIDATION_PICTURE, train
 from training.encoder.start import ENCODER, claim_folder, is_begun, load_data, load_generator, load_networks
 from training.log import CURVES
-from training.workers import command_line, pick_device
+from training.workers import command_line
 
 
 def main(config: EncoderTraining) -> None:
@@ -50,13 +51,12 @@ def train_on_ray(config: EncoderTraining, generator: GeneratorConfig) -> None:
     The driver decodes the pictures once; workers of a node read them in the node's shared memory.
     """
     connect()
-    scaling = plan_resources(config.workers, config.gpus, config.threads)
+    scaling = plan_resources(config)
     data = ray.put(load_data(config, generator))  # lives as long as this driver
-    values: WorkerValues = {"config": config.as_json(), "command": command_line(), "data": data}
-    train_on_workers(train_encoder_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+    train_on_workers(train, config, command_line(), scaling, CPU_VARIABLES, {"data": data})
 
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    begun = training_begun(EncoderTraining, FREE_TO_CHANGE, is_begun)
-    run_job(main, EncoderTraining, preset_defaults(sys.argv[1:], PRESETS, preset), begun)
+    folder_options = training_begun(EncoderTraining, FREE_TO_CHANGE, is_begun)
+    run_job(main, EncoderTraining, preset_defaults(sys.argv[1:], PRESETS, preset), folder_options)

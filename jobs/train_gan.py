@@ -8,18 +8,19 @@ import ray
 from datasets.people.image_source import ImageSource
 from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby import weights
+from passersby.devices import pick_device
 from passersby.errors import InputError
 from pipeline import image_stream
-from pipeline.ray_training import GanWorkerValues, plan_resources, restart_with, train_gan_loop, train_on_workers
-from training.gan.config import FREE_TO_CHANGE, PRESETS, GanConfig, preset
+from pipeline.ray_training import plan_resources, restart_with, train_on_workers
+from training.gan.config import FREE_TO_CHANGE, PRESETS, GanTraining, preset
 from training.gan.images import list_data, load_data
 from training.gan.run import train
 from training.gan.start import BEST, claim_folder, is_begun, last_snapshot
 from training.gan.validation import images_wanted
-from training.workers import command_line, pick_device
+from training.workers import command_line
 
 
-def main(config: GanConfig) -> None:
+def main(config: GanTraining) -> None:
     """Check everything that can be checked in seconds, then train in this process or on Ray."""
     config.check()
     config.generator()  # its sizes are checked, and ...
@@ -40,25 +41,20 @@ def main(config: GanConfig) -> None:
     print(f"people and mixes: {config.out / 'grids'}\nlosses: {config.out / 'curves.png'}")
 
 
-def train_on_ray(config: GanConfig, source: ImageSource) -> None:
+def train_on_ray(config: GanTraining, source: ImageSource) -> None:
     """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
 
     The driver decodes the images once; workers of a node read them in the node's shared memory.
     """
     connect()
-    scaling = plan_resources(config.workers, config.gpus, config.threads)
+    scaling = plan_resources(config)
     inception = inception_bytes(config, bool(scaling.use_gpu))
     data = ray.put(image_stream.load_data(config, source))  # lives as long as this driver
-    values: GanWorkerValues = {
-        "config": config.as_json(),
-        "command": command_line(),
-        "data": data,
-        "inception": ray.put(inception),
-    }
-    train_on_workers(train_gan_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+    shared = {"data": data, "inception": ray.put(inception)}
+    train_on_workers(train, config, command_line(), scaling, CPU_VARIABLES, shared)
 
 
-def inception_bytes(config: GanConfig, on_gpu: bool) -> bytes | None:
+def inception_bytes(config: GanTraining, on_gpu: bool) -> bytes | None:
     """The inception network's file where FID is wanted, checked; workers need no way to fetch it."""
     if not images_wanted(config, on_gpu):
         return None
@@ -67,5 +63,5 @@ def inception_bytes(config: GanConfig, on_gpu: bool) -> bytes | None:
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    begun = training_begun(GanConfig, FREE_TO_CHANGE - {"kimg"}, is_begun)
-    run_job(main, GanConfig, preset_defaults(sys.argv[1:], PRESETS, preset), begun)
+    folder_options = training_begun(GanTraining, FREE_TO_CHANGE - {"kimg"}, is_begun)
+    run_job(main, GanTraining, preset_defaults(sys.argv[1:], PRESETS, preset), folder_options)

@@ -7,13 +7,14 @@ import ray
 
 from datasets.people.readers import address
 from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
+from passersby.devices import pick_device
 from passersby.errors import InputError
-from pipeline.ray_training import WorkerValues, plan_resources, restart_with, train_on_workers, train_reid_loop
+from pipeline.ray_training import plan_resources, restart_with, train_on_workers
 from training.log import CURVES
 from training.reid.config import FREE_TO_CHANGE, PRESETS, ReidTraining, preset
 from training.reid.run import load_data, train
 from training.reid.start import NETWORK, claim_folder, is_begun
-from training.workers import command_line, pick_device
+from training.workers import command_line
 
 
 def main(config: ReidTraining) -> None:
@@ -56,13 +57,12 @@ def train_on_ray(config: ReidTraining) -> None:
     The driver decodes the images once; workers of a node read them in the node's shared memory.
     """
     connect()
-    scaling = plan_resources(config.workers, config.gpus, config.threads)
+    scaling = plan_resources(config)
     data = ray.put(load_data(config))  # lives as long as this driver
-    values: WorkerValues = {"config": config.as_json(), "command": command_line(), "data": data}
-    train_on_workers(train_reid_loop, values, config.out, scaling, config.restarts, CPU_VARIABLES)
+    train_on_workers(train, config, command_line(), scaling, CPU_VARIABLES, {"data": data})
 
 
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
-    begun = training_begun(ReidTraining, FREE_TO_CHANGE, is_begun)
-    run_job(main, ReidTraining, preset_defaults(sys.argv[1:], PRESETS, preset), begun)
+    folder_options = training_begun(ReidTraining, FREE_TO_CHANGE, is_begun)
+    run_job(main, ReidTraining, preset_defaults(sys.argv[1:], PRESETS, preset), folder_options)

@@ -24,7 +24,7 @@ from datasets.people.labels import colour_features
 from datasets.people.listing import Listing, joined
 from passersby.errors import InputError
 from pipeline.cluster import smallest_object_store
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.gan.images import TrainingData, assemble, decode, image_target, in_memory
 
 STRETCH_IMAGES = 8192  # over all workers; fewer where they are large, because ...
@@ -174,7 +174,7 @@ class Streamed:
         return next(self.batches)
 
 
-def load_data(config: GanConfig, source: ImageSource) -> TrainingData:
+def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
     """Decode and label what `list_data` listed, for Ray Train's workers; what does not fit in memory is streamed.
 
     Needs a connected Ray. Raises InputError for data that cannot be used.

@@ -4,103 +4,59 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, TypedDict, cast
 
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from passersby.errors import InputError
 from pipeline.cluster import resources
-from training.encoder.config import EncoderTraining
-from training.encoder.run import train as train_encoder
-from training.gan.config import GanConfig
-from training.gan.run import train as train_gan
+from training.config import TrainingConfig
 from training.log import LOG, REFUSAL
-from training.reid.config import ReidTraining
-from training.reid.run import train as train_reid
-from training.workers import Report
 
 # ---- How Ray Train enters a training in every worker.
 
+# `train` of training/gan/run.py, training/encoder/run.py or training/reid/run.py.
+Train = Callable[..., Path | None]
+
 
 class WorkerValues(TypedDict):
-    """What the driver hands to every worker: plain values, and references to what all workers of a node share.
+    """What the driver hands to every worker.
 
-    config: `as_json()` of the training's configuration. command: the driver's. data: reference to the images.
+    command: the driver's. shared: further keyword arguments of `train`, as references to what all workers of a node
+    share: "data", the images; "inception", the bytes of its network file, or None where FID is not wanted.
     """
 
-    config: dict[str, Any]
+    train: Train
+    config: TrainingConfig
     command: str
-    data: ray.ObjectRef
+    shared: Mapping[str, ray.ObjectRef]
 
 
-class GanWorkerValues(WorkerValues):
-    """Of a GAN training. inception: reference to the bytes of its network, or to None where FID is not wanted."""
-
-    inception: ray.ObjectRef
-
-
-Values = TypeVar("Values", bound=WorkerValues)
-
-
-class WorkerArguments(TypedDict):
-    """Keyword arguments that every `train` takes from Ray Train."""
-
-    device: torch.device
-    rank: int
-    command: str
-    report: Report
-
-
-def train_gan_loop(values: GanWorkerValues) -> None:
-    """Ray Train's entry of a GAN training."""
-    config = GanConfig.from_json(values["config"])
-    _enter(
-        config.out,
-        lambda: train_gan(
-            config, data=ray.get(values["data"]), inception=ray.get(values["inception"]), **_arguments(values)
-        ),
-    )
-
-
-def train_encoder_loop(values: WorkerValues) -> None:
-    """Ray Train's entry of an encoder training."""
-    config = EncoderTraining.from_json(values["config"])
-    _enter(config.out, lambda: train_encoder(config, data=ray.get(values["data"]), **_arguments(values)))
-
-
-def train_reid_loop(values: WorkerValues) -> None:
-    """Ray Train's entry of a re-ID training."""
-    config = ReidTraining.from_json(values["config"])
-    _enter(config.out, lambda: train_reid(config, data=ray.get(values["data"]), **_arguments(values)))
-
-
-def _arguments(values: WorkerValues) -> WorkerArguments:
-    return {
-        "device": ray.train.torch.get_device(),
-        "rank": ray.train.get_context().get_world_rank(),
-        "command": values["command"],
-        "report": ray.train.report,
-    }
-
-
-def _enter(out: Path, train: Callable[[], Path | None]) -> None:
-    """Call `train` in a Ray Train worker, unless a worker before it refused.
+def enter_training(values: WorkerValues) -> None:
+    """Ray Train's entry: train in this worker, unless one before it refused.
 
     Ray Train starts workers again whatever they died of. Bad input does not get better by that: it is written down,
     and workers that find it there end at once.
     """
-    refusal = out / REFUSAL
+    config = values["config"]
+    refusal = config.out / REFUSAL
     if refusal.exists():
         return
     try:
-        train()
+        values["train"](
+            config,
+            ray.train.torch.get_device(),
+            rank=ray.train.get_context().get_world_rank(),
+            command=values["command"],
+            report=ray.train.report,
+            **{name: ray.get(reference) for name, reference in values["shared"].items()},
+        )
     except InputError as error:
         refusal.write_text(str(error))
         raise
@@ -119,15 +75,15 @@ def restart_with(variables: dict[str, str]) -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | missing)
 
 
-def plan_resources(workers: int, gpus: int | None, threads: int | None) -> ScalingConfig:
-    """What the workers ask of the cluster, printed; `gpus` None: one a worker where there are that many.
+def plan_resources(config: TrainingConfig) -> ScalingConfig:
+    """What a training's workers ask of the cluster, printed. Without --gpus: one a worker where there are that many.
 
     Raises InputError where the cluster has less.
     """
-    cluster = resources()
+    cluster, workers, gpus = resources(), config.workers, config.gpus
     if gpus is None:
         gpus = workers if cluster.gpus >= workers else 0
-    cpus = threads or _CPUS_PER_WORKER
+    cpus = config.threads or _CPUS_PER_WORKER
     if gpus > cluster.gpus:
         raise InputError(f"--gpus {gpus}: the cluster has {cluster.gpus:g}; give --gpus 0 to train on CPUs")
     if workers * cpus > cluster.cpus:
@@ -141,20 +97,23 @@ def plan_resources(workers: int, gpus: int | None, threads: int | None) -> Scali
 
 
 def train_on_workers(
-    train_loop: Callable[[Values], None],
-    values: Values,
-    out: Path,
+    train: Train,
+    config: TrainingConfig,
+    command: str,
     scaling: ScalingConfig,
-    restarts: int,
     variables: dict[str, str],
+    shared: Mapping[str, ray.ObjectRef],
 ) -> None:
-    """Run `train_loop(values)` on Ray Train's workers and print what the first one writes to the log in `out`.
+    """Train on Ray Train's workers, each with these environment variables, and print what the first one logs.
 
-    Workers that die are started again `restarts` times. A worker refuses bad input by writing why into
-    `out/refused.txt`: that is raised here as InputError, as is what killed the workers too often.
+    command, shared: as of `WorkerValues`. Workers that die are started again `config.restarts` times. A worker refuses
+    bad input by writing why into `refused.txt`: that is raised here as InputError, as is what killed the workers too
+    often.
     """
+    out, restarts = config.out, config.restarts
+    values: WorkerValues = {"train": train, "config": config, "command": command, "shared": shared}
     trainer = TorchTrainer(
-        cast(Callable[[dict[str, Any]], None], train_loop),  # a TypedDict is a dictionary
+        cast(Callable[[dict[str, Any]], None], enter_training),  # a TypedDict is a dictionary
         train_loop_config={**values},
         scaling_config=scaling,
         run_config=RunConfig(

@@ -1,29 +1,44 @@
-"""Folders of a training's output: each is complete or not there at all, and named by a number that grows."""
+"""Folders of a training's output: each is complete or not there at all, and named by a number that grows.
 
+    OUT/config.json                                the training's options: whose folder this is
+    OUT/checkpoints/000004000/training_state.pt    optimisers and counters, beside the networks' file; two are kept
+
+A folder is written under another name and renamed: that commits it.
+"""
+
+import contextlib
+import io
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from passersby.errors import InputError
-from passersby.files import sync, write_atomically
+from passersby.files import sync, write_atomically, write_synced
 from passersby.options import Json, differences, flag
+
+STATE = "training_state.pt"
+CHECKPOINTS_KEPT = 2
 
 
 def claim(
-    out: Path, values: Mapping[str, Json], default: Mapping[str, Json], free: Collection[str], begun: bool
+    out: Path, values: Mapping[str, Json], default: Mapping[str, Json], free: Collection[str], in_use: bool
 ) -> None:
     """Write a training's options as `config.json` into its output folder; refuse the folder of another training.
 
     values: options as `as_json` gives them. default: option -> what it is in the folder of a training that was begun
     before the option existed (`passersby.options.defaults`). free: those that may change when a training goes on.
-    begun: whether there is anything that could be lost; without, the folder is nobody's: what was wrong with a first
+    in_use: whether there is anything that could be lost; without, the folder is nobody's: what was wrong with a first
     command may be mended. Raises InputError naming the first key that differs, or where the folder cannot be written.
     """
     path = Path(out) / "config.json"
     try:
-        if path.exists() and begun:
+        if path.exists() and in_use:
             for option in differences(json.loads(path.read_text()), values, default, free):
                 old = f"{out} holds a training with --{flag(option.key)} {option.old}"
                 if option.gone:
@@ -52,8 +67,8 @@ def commit(folder: Path, write: Callable[[Path], None]) -> Path:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(".*.tmp"):  # of a process that was killed: there is one writer
-            shutil.rmtree(left, ignore_errors=True)
+        for remnant in folder.parent.glob(".*.tmp"):  # of a process that was killed: there is one writer
+            shutil.rmtree(remnant, ignore_errors=True)
         temporary.mkdir()
         write(temporary)
         os.replace(temporary, folder)
@@ -69,3 +84,65 @@ def keep_newest(parent: Path, count: int) -> None:
     """Remove all but the `count` folders with the highest numbers."""
     for old in sorted(parent.glob("[0-9]*"), key=lambda path: int(path.name))[:-count]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- Checkpoints: what a training goes on from.
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest folder that training can go on from, None at the start."""
+    return newest(out, f"checkpoints/[0-9]*/{STATE}")
+
+
+def commit_checkpoint(
+    out: Path, number: int, write_networks: Callable[[Path], None], values: Mapping[str, Any]
+) -> Path:
+    """Write everything that training needs to go on; returns the folder, whose name is the number.
+
+    write_networks: writes the networks' file into the folder that it is given. values: optimisers and counters, as
+    `read_state` gives them back. Of the checkpoints before, one is kept. Raises InputError where it cannot be written;
+    earlier ones stay.
+    """
+
+    def write(folder: Path) -> None:
+        write_networks(folder)
+        write_state(folder / STATE, values)
+
+    folder = commit(Path(out) / "checkpoints" / f"{number:09d}", write)
+    keep_newest(folder.parent, CHECKPOINTS_KEPT)
+    return folder
+
+
+def write_state(path: Path, values: Mapping[str, Any]) -> None:
+    """Write optimisers and counters. Raises OSError where there is no room."""
+    buffer = io.BytesIO()  # torch.save reports a full disk as RuntimeError, a plain write as OSError
+    torch.save(dict(values), buffer)
+    write_synced(path, buffer.getbuffer())
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The values of a checkpoint's `training_state.pt`, on the CPU. Raises ValueError for a damaged file."""
+    try:
+        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{STATE} is damaged") from error
+
+
+@contextlib.contextmanager
+def damage_named(folder: Path) -> Iterator[None]:
+    """While a checkpoint is read: turn what its damage raises into an InputError that names its folder."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"cannot go on from {folder} ({reason}): remove that folder to go on from the one before"
+        ) from error
+
+
+def check_images(checkpoint: str, training: str, data: Path) -> None:
+    """Raises InputError unless a checkpoint's fingerprint of its images is that of the training's --data."""
+    if checkpoint != training:
+        raise InputError(
+            f"--data {data}: these are other images than this training began with: give those, or another --out"
+        )

@@ -1,12 +1,12 @@
-"""What every training writes while it runs: its log, TensorBoard's values, the history and its curves.
+"""What every training writes while it runs: status lines, TensorBoard's values, the history and its curves.
 
 A full disk costs lines of the log and values of TensorBoard, never the training. The history is complete again as
 soon as there is room.
 """
 
 import contextlib
-import resource
-import sys
+import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from passersby.errors import InputError
 from reporting.curves import PANELS, Panel, append_history, rewind_history, save_curves
+from training.memory import memory_gb
 from training.workers import Scalars
 
 LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
@@ -50,15 +51,72 @@ class Means:
         self.counts = dict(values["counts"])
 
 
-class RunLog:
-    """The files of one training in its output folder; goes on in those that are there, from `images_seen` on."""
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The training since the last status line.
 
-    def __init__(self, out: Path, images_seen: int, panels: Sequence[Panel] = PANELS):
-        self.out, self.panels = Path(out), panels
+    means: this worker's losses and other scalars. images: seen meanwhile, over all workers. seconds: of training,
+    without validations, snapshots and checkpoints.
+    """
+
+    means: dict[str, float]
+    images: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """nan where there is nothing to say it from."""
+        return self.images / self.seconds if self.images and self.seconds > 0 else float("nan")
+
+
+class TrainingLog:
+    """The files of one training in its output folder; goes on in those that are there, from `images_seen` on.
+
+    It collects the scalars of steps, this worker's: their means go into a status line every `status_seconds`, and into
+    every record of the history. For one worker: the first.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        device: torch.device,
+        images_seen: int,
+        status_seconds: float,
+        panels: Sequence[Panel] = PANELS,
+    ):
+        self.out, self.device, self.panels, self.status_seconds = Path(out), device, panels, status_seconds
         self.log = open(self.out / LOG, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self.board: SummaryWriter | None = None
         self.history = rewind_history(self.out / HISTORY, images_seen / 1000)
         self.unwritten: list[dict] = []  # records that the disk had no room for
+        self.since_status, self.since_record = Means(), Means()
+        self.skip(images_seen)
+
+    def skip(self, images_seen: int) -> None:
+        """Leave the time and the images since the last status line out of the next one's rate."""
+        self.clock, self.clock_images = time.monotonic(), images_seen
+
+    def add(self, scalars: Scalars) -> None:
+        """Take in one step's scalars."""
+        self.since_status.add(scalars)
+        self.since_record.add(scalars)
+
+    def status_is_due(self) -> bool:
+        """Whether it is time for a status line."""
+        return time.monotonic() - self.clock >= self.status_seconds
+
+    def interval(self, images_seen: int) -> Interval:
+        """What to say in a status line; starts new means."""
+        return Interval(self.since_status.take(), images_seen - self.clock_images, time.monotonic() - self.clock)
+
+    def status(self, images_seen: int, interval: Interval, words: str, values: dict[str, float]) -> dict[str, float]:
+        """Write a status line; its means, these other values and the memory go to TensorBoard, and are returned."""
+        memory = memory_gb(self.device)
+        self.say(f"{words}  {'GPU ' * (self.device.type == 'cuda')}memory {memory:.1f} GB")
+        values = interval.means | values | {"memory/gb": memory}
+        self.show(values, images_seen)
+        self.skip(images_seen)
+        return values
 
     def say(self, line: str) -> None:
         """One line to the terminal and to the log."""
@@ -66,9 +124,11 @@ class RunLog:
         with contextlib.suppress(OSError):
             self.log.write(line + "\n")
 
-    def add_record(self, images_seen: int, record: dict[str, float]) -> dict[str, float]:
-        """Add `record` to the history, which is drawn and written; returns it with its "kimg"."""
-        record = {"kimg": images_seen / 1000} | record
+    def record(self, images_seen: int, measured: dict[str, float]) -> dict[str, float]:
+        """Add the means since the last record and `measured` to the history, which is drawn and written; returns the
+        record with its "kimg"."""
+        self.show(measured, images_seen)
+        record = {"kimg": images_seen / 1000} | self.since_record.take() | measured
         self.history.append(record)
         self.unwritten.append(record)
         try:
@@ -102,14 +162,6 @@ class RunLog:
                 self.board.close()
         with contextlib.suppress(OSError):
             self.log.close()
-
-
-def memory_gb(device: torch.device) -> float:
-    """The most memory in use so far, GB: of the GPU, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def duration(seconds: float) -> str:

@@ -1,122 +1,203 @@
-"""The rhythm of a training in steps: status lines, validations, checkpoints, the clock, the end."""
+"""One loop for all trainings: steps, status lines, validations, checkpoints, the clock, going on, the end.
+
+A training is a `Trainer`: it says what a step is, how it validates and what a checkpoint holds. It knows no Ray: its
+`Worker` says who it is, on which device, and who gets its figures.
+"""
 
 import abc
+import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import torch
+from torch import nn
 
 from passersby.errors import InputError
-from training.workers import Report, Scalars, decided_by_first, workers
+from reporting.curves import PANELS, Panel
+from training.checkpoints import last_checkpoint
+from training.config import TrainingConfig
+from training.log import Interval, TrainingLog
+from training.workers import Scalars, Worker, decided_by_first, workers
 
 ASK_EVERY = 16  # steps between two looks at the clock that all workers share
 
 
-class SteppedConfig(Protocol):
-    """What every training in steps is told."""
-
-    @property
-    def out(self) -> Path: ...
-    @property
-    def max_minutes(self) -> float | None: ...
-    @property
-    def checkpoint_minutes(self) -> float: ...
-
-
-class SteppedState(Protocol):
-    """What every step changes."""
+class TrainingState(Protocol):
+    """What every step changes; images are counted over all workers."""
 
     step: int
+    images_seen: int
 
 
-class SteppedProgress(Protocol):
-    """What the first worker tells and writes: a `RunLog` that counts steps."""
-
-    clock: float
-    clock_step: int
-
-    def add(self, scalars: Scalars) -> None: ...
-    def due(self) -> bool: ...
-    def say(self, line: str) -> None: ...
-    def write_history(self) -> None: ...
-    def close(self) -> None: ...
+Config = TypeVar("Config", bound=TrainingConfig)
+State = TypeVar("State", bound=TrainingState)
+Written = TypeVar("Written")
 
 
-Config = TypeVar("Config", bound=SteppedConfig)
-State = TypeVar("State", bound=SteppedState)
-Progress = TypeVar("Progress", bound=SteppedProgress)
+class Trainer(abc.ABC, Generic[Config, State]):
+    """One worker's part of a training; the first one (`log` is not None) also tells and writes.
 
-
-class SteppedRun(abc.ABC, Generic[Config, State, Progress]):
-    """One worker's part of a training; the first one (`progress` is not None) also tells and writes.
-
-    A training says what a step is (`_step`), when and how it validates (`_validation_is_due`, `_validate`), what a
-    status line says (`_status`) and what is kept (`_write_checkpoint`, `_write_finished`). report: gets the figures
-    after every validation, equally often in all workers.
+    A training sets `state` and `about` (what the records say it was trained on), and calls `open_log`. figures: the
+    newest value of everything that was measured. snapshot: the last one's folder, of a training that keeps snapshots.
     """
 
     state: State
-    progress: Progress | None = None
+    about: dict[str, Any]
+    log: TrainingLog | None = None
+    snapshot: Path | None = None
 
-    def __init__(self, config: Config, device: torch.device, report: Report | None):
-        self.config, self.device, self.report = config, device, report
+    def __init__(self, config: Config, worker: Worker):
+        self.config, self.worker, self.device = config, worker, worker.device
         self.started = self.checkpoint_clock = time.monotonic()
         self.seconds_before = 0.0
         self.figures: dict[str, float] = {}
 
-    def to_the_end(self, steps: int) -> Path | None:
-        """Step until there is enough or no time left; returns the finished network's file in the first worker."""
+    def open_log(
+        self, checkpoint: dict[str, Any] | None, lines: Sequence[str], panels: Sequence[Panel] = PANELS
+    ) -> None:
+        """In the first worker: open the log, go on with the means of a checkpoint, and say these lines.
+
+        checkpoint: what it holds beside the state, None at the beginning.
+        """
+        if self.worker.rank:
+            return
+        config, images_seen = self.config, self.state.images_seen
+        self.log = TrainingLog(config.out, self.device, images_seen, config.status_seconds, panels)
+        if checkpoint:
+            self.seconds_before = checkpoint.get("seconds", 0.0)
+            self.log.since_record.load_state_dict(checkpoint["means"], self.device)
+        for line in lines:
+            self.log.say(line)
+        self.log.skip(images_seen)
+
+    def to_the_end(self, images: float) -> Path | None:
+        """Step until so many images are seen, or no time is left.
+
+        Returns the finished network's file, or the last snapshot's folder; None in all workers but the first, and
+        where there is neither.
+        """
+        try:
+            return self._loop(images)
+        finally:
+            self.close()
+
+    def _loop(self, images: float) -> Path | None:
         state = self.state
-        begun_at = state.step
-        while state.step < steps and not self._out_of_time():
-            before = state.step
-            scalars = self._step(before)
-            last = state.step == steps
-            if self.progress:
-                self.progress.add(scalars)
-                if self.progress.due() or last:
-                    self._status(self.progress)
-            if last or self._validation_is_due(before):
+        first = state.images_seen
+        while state.images_seen < images and not self._out_of_time():
+            scalars = self._step()
+            last = state.images_seen >= images
+            if self.log:
+                self.log.add(scalars)
+                if self._status_is_due(self.log, last):
+                    self._status(self.log)
+            if last or self._validation_is_due():
                 self._validate()
-            if not last and self._checkpoint_is_due():
+            if not last and self._snapshot_is_due():
+                self._snapshot(must=False)
                 self._checkpoint(must=False)
-        if state.step > begun_at:
+            elif not last and self._checkpoint_is_due():
+                self._checkpoint(must=False)
+        if state.images_seen > first:
+            self._snapshot(must=True)
             self._checkpoint(must=True)
-        return self._write_finished(self.progress) if state.step == steps and self.progress else None
-
-    @abc.abstractmethod
-    def _step(self, before: int) -> Scalars:
-        """Do the step after `before` steps; returns this worker's scalars."""
-
-    @abc.abstractmethod
-    def _status(self, progress: Progress) -> None:
-        """Write a status line. Raises InputError where the training has diverged."""
-
-    @abc.abstractmethod
-    def _validation_is_due(self, before: int) -> bool:
-        """Whether to validate after the step that followed `before` steps."""
-
-    @abc.abstractmethod
-    def _validate(self) -> None:
-        """Measure, tell and report."""
-
-    @abc.abstractmethod
-    def _write_checkpoint(self, progress: Progress) -> None:
-        """Write everything that training needs to go on."""
-
-    @abc.abstractmethod
-    def _write_finished(self, progress: Progress) -> Path:
-        """Write the finished network, and return its file."""
+        return self._finish(self.log) if self.log and state.images_seen >= images else self.snapshot
 
     def close(self) -> None:
         """Close the log."""
-        if self.progress:
-            self.progress.close()
+        if self.log:
+            self.log.close()
+
+    # ---- what a training says of itself
+
+    @abc.abstractmethod
+    def _step(self) -> Scalars:
+        """Do a step; returns this worker's scalars."""
+
+    @abc.abstractmethod
+    def _status_words(self, interval: Interval) -> tuple[str, dict[str, float]]:
+        """The status line but for the memory, and its values that are no means of scalars."""
+
+    @abc.abstractmethod
+    def _stop_if_diverged(self) -> None:
+        """Raises InputError where the figures say that nothing good comes any more."""
+
+    @abc.abstractmethod
+    def _validation_is_due(self) -> bool:
+        """Whether to validate after the step just done."""
+
+    @abc.abstractmethod
+    def _validate(self) -> None:
+        """Measure and tell in the first worker."""
+
+    @abc.abstractmethod
+    def _write_checkpoint(self, means: dict[str, Any]) -> Path:
+        """Write everything that training needs to go on, these means of scalars too; returns the folder."""
+
+    def _snapshot_is_due(self) -> bool:
+        """Whether to keep a snapshot after the step just done."""
+        return False
+
+    def _snapshot(self, must: bool) -> None:
+        """Keep a snapshot. must: one that cannot be written ends the training."""
+
+    def _finish(self, log: TrainingLog) -> Path | None:
+        """Write what only a finished training leaves; returns the result."""
+        return self.snapshot
+
+    def _status_is_due(self, log: TrainingLog, last: bool) -> bool:
+        """Whether to write a status line after the step just done. last: the training is finished."""
+        return last or log.status_is_due()
+
+    def _progress(self) -> dict[str, float]:
+        """How far the training is, for the records."""
+        return {"steps": self.state.step, "minutes": self.seconds() / 60}
+
+    # ---- what is the same in all of them
 
     def seconds(self) -> float:
         """Of training so far, earlier starts included."""
         return self.seconds_before + time.monotonic() - self.started
+
+    def record(self) -> dict[str, Any]:
+        """What a network's file says of its training."""
+        about = self.about | {"command": self.worker.command} | self._progress()
+        return about | {"figures": self.figures, "configuration": self.config.as_record()}
+
+    def add_record(self, log: TrainingLog, measured: dict[str, float]) -> dict[str, float]:
+        """Add what was measured to the history and to the figures; returns the record."""
+        record = log.record(self.state.images_seen, measured)
+        self.figures |= {name: value for name, value in record.items() if name != "kimg"}
+        return record
+
+    def send_figures(self, **progress: int) -> None:
+        """Hand the figures to who asked for them; to be called equally often in all workers."""
+        if self.worker.report:
+            self.worker.report(self.figures | progress)
+
+    def attempt(self, log: TrainingLog, must: bool, write: Callable[[], Written]) -> Written | None:
+        """What `write` returns. Where it cannot write, that is said and training goes on, unless it must."""
+        try:
+            return write()
+        except InputError as error:
+            if must:
+                raise
+            # A full disk in the middle of a training is no reason to lose what is in memory: there is a next time.
+            folder = last_checkpoint(self.config.out)
+            log.say(f"warning: {error}; training goes on, the last checkpoint is {folder and folder.name}")
+            return None
+
+    def status_before_saving(self) -> None:
+        """Look at the losses since the last status line: what has diverged must not replace the last good networks."""
+        if self.log and self.state.images_seen > self.log.clock_images:
+            self._status(self.log)
+
+    def _status(self, log: TrainingLog) -> None:
+        interval = log.interval(self.state.images_seen)
+        words, values = self._status_words(interval)
+        self.figures |= log.status(self.state.images_seen, interval, words, values)
+        self._stop_if_diverged()
 
     def _checkpoint_is_due(self) -> bool:
         if self.state.step % ASK_EVERY:
@@ -125,25 +206,40 @@ class SteppedRun(abc.ABC, Generic[Config, State, Progress]):
         return decided_by_first(due, self.device)
 
     def _checkpoint(self, must: bool) -> None:
+        self.status_before_saving()
         self.checkpoint_clock = time.monotonic()
-        if not self.progress:
+        if not self.log:
             return
-        if self.state.step > self.progress.clock_step:
-            self._status(self.progress)  # a network that has diverged must not replace the last good one
-        try:
-            self.progress.write_history()
-            self._write_checkpoint(self.progress)
-        except InputError as error:
-            if must:
-                raise
-            self.progress.say(f"warning: {error}; training goes on, the last checkpoint is {self._last_checkpoint()}")
-        self.progress.clock += time.monotonic() - self.checkpoint_clock
+        log = self.log
 
-    def _last_checkpoint(self) -> str:
-        return max((folder.name for folder in (self.config.out / "checkpoints").glob("[0-9]*")), default="none")
+        def write() -> Path:
+            log.write_history()  # a checkpoint whose history is missing could not be gone on from exactly
+            return self._write_checkpoint(log.since_record.state_dict())
+
+        self.attempt(log, must, write)
+        log.clock += time.monotonic() - self.checkpoint_clock
 
     def _out_of_time(self) -> bool:
         # Workers must leave the loop together, so the first one's clock decides for all.
         if self.config.max_minutes is None or (workers() > 1 and self.state.step % ASK_EVERY):
             return False
         return decided_by_first(time.monotonic() - self.started > self.config.max_minutes * 60, self.device)
+
+
+def crosses(before: float, after: float, interval: float) -> bool:
+    """Whether a multiple of the interval lies above `before` and not above `after`."""
+    return after // interval > before // interval
+
+
+def millions(network: nn.Module) -> float:
+    """A network's parameters, in millions."""
+    return sum(parameter.numel() for parameter in network.parameters()) / 1e6
+
+
+def check_loss(loss: float, step: int, lr: float) -> None:
+    """Raises InputError where the loss is infinite or undefined: nothing good comes after that."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss} at step {step:,}: the training has diverged; take a lower --lr than {lr:g}, in "
+            "another --out"
+        )

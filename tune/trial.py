@@ -14,16 +14,15 @@ from ray.train import ScalingConfig
 
 from datasets.storage.lock import hold
 from datasets.storage.output import Output
+from passersby.devices import pick_device
 from passersby.errors import InputError
-from passersby.options import Json
 from passersby.reid.checkpoint import load_reid
 from pipeline.evaluation import QUERY, SINGLE, evaluated_by, rank_all
 from pipeline.features import Workers
-from pipeline.ray_training import WorkerValues, train_on_workers, train_reid_loop
+from pipeline.ray_training import train_on_workers
 from training.reid.config import ReidTraining
 from training.reid.run import load_data, train
 from training.reid.start import NETWORK, claim_folder
-from training.workers import pick_device
 from tune.levels import Trial
 from tune.runner import TrialResources
 from tune.sweep import Sweep
@@ -35,9 +34,9 @@ STEP = "step"  # the key of the number of finished steps, which a running trial 
 
 
 class Spec(TypedDict):
-    """The values of a trial, plain ones.
+    """What a trial needs to know.
 
-    training: `ReidTraining.as_json()`, whose `out` is the trial's folder. gpus: the GPUs of each process, 0 for the
+    training: its `out` is the trial's folder. gpus: the GPUs of each process, 0 for the
     CPU. root: OUT of the sweep. variables: environment variables of Ray Train's workers.
     """
 
@@ -48,7 +47,7 @@ class Spec(TypedDict):
     seed: int
     sweep_hash: str
     root: str
-    training: dict[str, Json]
+    training: ReidTraining
     gpus: float
     command: str
     variables: dict[str, str]
@@ -62,7 +61,7 @@ def run_trial(config: Mapping[str, Spec]) -> None:
     starts the trial again, from its last checkpoint.
     """
     spec = config[PARAMETER]
-    folder = Path(str(spec["training"]["out"]))
+    folder = spec["training"].out
     try:
         with _alone(folder):
             row = finish(spec, folder)
@@ -104,7 +103,7 @@ def finish(spec: Spec, folder: Path) -> Row:
     if row is not None:
         return row
     (folder / FAILURE).unlink(missing_ok=True)
-    config = ReidTraining.from_json(spec["training"])
+    config = spec["training"]
     config.check()
     claim_folder(config)
     if not (folder / NETWORK).exists():
@@ -130,19 +129,15 @@ def _report_step(figures: Mapping[str, float]) -> None:
 def _train_on_workers(spec: Spec, config: ReidTraining) -> None:
     share = {"CPU": config.threads} | ({"GPU": spec["gpus"]} if spec["gpus"] else {})
     scaling = ScalingConfig(num_workers=config.workers, use_gpu=bool(spec["gpus"]), resources_per_worker=share)
-    values: WorkerValues = {
-        "config": config.as_json(),
-        "command": spec["command"],
-        "data": ray.put(load_data(config)),
-    }
-    train_on_workers(train_reid_loop, values, config.out, scaling, config.restarts, spec["variables"])
+    data = ray.put(load_data(config))  # lives as long as this process trains
+    train_on_workers(train, config, spec["command"], scaling, spec["variables"], {"data": data})
     if not (config.out / NETWORK).exists():
         raise InputError(f"{config.out}: the training ended without a network")
 
 
 def evaluate(spec: Spec) -> Row:
     """Rank the gallery with the trial's network, in this process. Returns a row of trials.parquet."""
-    config = ReidTraining.from_json(spec["training"])
+    config = spec["training"]
     if config.threads:
         torch.set_num_threads(config.threads)
     start = time.monotonic()
@@ -188,7 +183,7 @@ def spec_of(
         "seed": trial.seed,
         "sweep_hash": sweep.hash,
         "root": str(out),
-        "training": training.as_json(),
+        "training": training,
         "gpus": resources.gpus,
         "command": command,
         "variables": dict(variables),

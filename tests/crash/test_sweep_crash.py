@@ -14,7 +14,7 @@ import ray
 
 from jobs import sweep
 from tests.helpers import sweep_data
-from training.reid.start import STATE
+from training.checkpoints import STATE
 from tune.table import RESULT
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ import torch
 
 from reporting.curves import read_history
 from training import trainer
+from training.checkpoints import STATE
 from training.log import HISTORY
 
 ROOT = Path(__file__).parents[2]
-STATE = "training_state.pt"
 
 # A training that kills itself when half of the state of a step's checkpoint is on the disk.
 KILLED = """
@@ -24,17 +24,17 @@ import importlib, json, os, signal, sys
 import torch
 kind, name, step, values = sys.argv[1:]
 torch.set_num_threads(1)
-trainer = importlib.import_module("training.trainer")
+checkpoints, trainer = (importlib.import_module(f"training.{part}") for part in ("checkpoints", "trainer"))
 run, start, config = (importlib.import_module(f"training.{kind}.{part}") for part in ("run", "start", "config"))
 training = getattr(config, name).from_json(json.loads(values))
 trainer.ASK_EVERY = 1
-write = start.write_synced
+write = checkpoints.write_synced
 def half(path, content):
     if path.parent.name.startswith("." + step):
         path.write_bytes(bytes(content)[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, content)
-start.write_synced = half
+checkpoints.write_synced = half
 start.claim_folder(training)
 run.train(training, torch.device("cpu"))
 """

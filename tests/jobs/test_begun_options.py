@@ -67,7 +67,7 @@ def test_a_sweep_keeps_what_it_was_begun_with(tmp_path):
 
 
 TRAININGS = {
-    "gan": (gan_config.GanConfig, gan_config, gan_start),
+    "gan": (gan_config.GanTraining, gan_config, gan_start),
     "reid": (reid_config.ReidTraining, reid_config, reid_start),
     "encoder": (encoder_config.EncoderTraining, encoder_config, encoder_start),
 }

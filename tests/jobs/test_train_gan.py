@@ -17,9 +17,10 @@ from jobs.common import preset_defaults, run_job
 from jobs.train_gan import main
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
+from training.checkpoints import last_checkpoint
 from training.gan import images as gan_images
-from training.gan.config import PRESETS, GanConfig, preset
-from training.gan.start import NETWORK, last_checkpoint, last_snapshot
+from training.gan.config import PRESETS, GanTraining, preset
+from training.gan.start import NETWORK, last_snapshot
 
 TINY = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "threads": 1}
 
@@ -66,7 +67,7 @@ def tree(tmp_path_factory) -> Path:
 )
 def test_impossible_values_are_named(tree, tmp_path, changes, message):
     with pytest.raises(InputError) as caught:
-        main(GanConfig(data=tree, out=tmp_path / "out", **TINY | {"workers": 0} | changes))
+        main(GanTraining(data=tree, out=tmp_path / "out", **TINY | {"workers": 0} | changes))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not last_snapshot(tmp_path / "out")
@@ -74,11 +75,11 @@ def test_impossible_values_are_named(tree, tmp_path, changes, message):
 
 def test_a_missing_tree_and_an_output_that_cannot_be_written(tree, tmp_path):
     with pytest.raises(InputError, match="no images|bounding_box_train"):
-        main(GanConfig(data=tmp_path, out=tmp_path / "out", workers=0, **TINY))
+        main(GanTraining(data=tmp_path, out=tmp_path / "out", workers=0, **TINY))
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder is needed")
     with pytest.raises(InputError, match="cannot write --out"):
-        main(GanConfig(data=tree, out=blocked / "out", workers=0, **TINY))
+        main(GanTraining(data=tree, out=blocked / "out", workers=0, **TINY))
 
 
 def test_presets_are_defaults_that_options_override():
@@ -89,14 +90,14 @@ def test_presets_are_defaults_that_options_override():
     assert preset_defaults([], PRESETS, preset) == preset_defaults(["--preset", "person-128x64-t"], PRESETS, preset)
     for name in PRESETS:
         config = preset_defaults(["--preset", name], PRESETS, preset)
-        GanConfig(**vars(config) | {"data": Path("a"), "out": Path("b")}).check()
+        GanTraining(**vars(config) | {"data": Path("a"), "out": Path("b")}).check()
 
 
 @pytest.mark.slow
 def test_two_ray_workers_learn_what_one_process_learns(ray_cluster, tree, tmp_path, capsys):
     settings = TINY | {"kimg": 0.016, "gamma": 1.0, "augment": "fixed", "augment_p": 0.5}
-    main(GanConfig(data=tree, out=tmp_path / "one", workers=0, **settings))
-    main(GanConfig(data=tree, out=tmp_path / "two", workers=2, **settings))
+    main(GanTraining(data=tree, out=tmp_path / "one", workers=0, **settings))
+    main(GanTraining(data=tree, out=tmp_path / "two", workers=2, **settings))
     said = capsys.readouterr().out
     assert "2 x {'CPU': 1} of 8 CPUs, 0 GPUs" in said
     assert "2 workers on the CPU" in said  # the first worker's log reaches the terminal
@@ -129,11 +130,11 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
 
     killer = threading.Thread(target=kill_when_it_works)
     killer.start()
-    main(GanConfig(data=tree, out=tmp_path / "two", workers=1, kimg=0.4, **settings))
+    main(GanTraining(data=tree, out=tmp_path / "two", workers=1, kimg=0.4, **settings))
     killer.join()
     assert killed
     assert "going on at kimg" in capsys.readouterr().out
-    main(GanConfig(data=tree, out=tmp_path / "one", workers=1, kimg=0.4, **settings))
+    main(GanTraining(data=tree, out=tmp_path / "one", workers=1, kimg=0.4, **settings))
     one, two = (load_network(last_snapshot(tmp_path / name) / NETWORK) for name in ("one", "two"))
     for part in ("generator", "training_generator", "discriminator"):
         other = getattr(two, part).state_dict()
@@ -145,9 +146,9 @@ def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
     ray_cluster, tree, tmp_path, monkeypatch, capsys
 ):
     settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1, "condition": "cluster", "clusters": 2}
-    main(GanConfig(data=tree, out=tmp_path / "memory", **settings))
+    main(GanTraining(data=tree, out=tmp_path / "memory", **settings))
     monkeypatch.setattr(gan_images, "fits", lambda *sizes: False)
-    main(GanConfig(data=tree, out=tmp_path / "stream", **settings))
+    main(GanTraining(data=tree, out=tmp_path / "stream", **settings))
     assert "they are streamed through Ray Data" in capsys.readouterr().out
     one, two = (load_network(last_snapshot(tmp_path / name) / NETWORK) for name in ("memory", "stream"))
     assert one.record["trained_on"] == two.record["trained_on"]
@@ -155,7 +156,7 @@ def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
         other = getattr(two, part).state_dict()
         assert all((value == other[name]).all() for name, value in getattr(one, part).state_dict().items()), part
     with pytest.raises(InputError, match="do not fit in this machine's memory: give --workers 1"):
-        main(GanConfig(data=tree, out=tmp_path / "none", **settings | {"workers": 0}))
+        main(GanTraining(data=tree, out=tmp_path / "none", **settings | {"workers": 0}))
 
 
 def train_workers() -> list[int]:
@@ -175,24 +176,24 @@ def train_workers() -> list[int]:
 
 def test_more_gpus_than_there_are_is_refused(ray_cluster, tree, tmp_path):
     with pytest.raises(InputError, match="the cluster has 0; give --gpus 0"):
-        main(GanConfig(data=tree, out=tmp_path / "out", workers=1, gpus=1, **TINY))
+        main(GanTraining(data=tree, out=tmp_path / "out", workers=1, gpus=1, **TINY))
     with pytest.raises(InputError, match="--workers 8 with 2 CPUs each: the cluster has 8"):
-        main(GanConfig(data=tree, out=tmp_path / "out", workers=8, **TINY | {"threads": 2}))
+        main(GanTraining(data=tree, out=tmp_path / "out", workers=8, **TINY | {"threads": 2}))
 
 
 @pytest.mark.slow
 def test_bad_input_inside_a_worker_is_one_line_and_not_tried_again(ray_cluster, tree, tmp_path, capsys):
     settings = TINY | {"workers": 1, "kimg": 0.016}
-    main(GanConfig(data=tree, out=tmp_path / "out", **settings))
+    main(GanTraining(data=tree, out=tmp_path / "out", **settings))
     (last_checkpoint(tmp_path / "out") / "training_state.pt").write_bytes(b"no state")
     with pytest.raises(InputError, match="cannot go on from .*000000016"):
-        main(GanConfig(data=tree, out=tmp_path / "out", **settings | {"kimg": 0.032}))
+        main(GanTraining(data=tree, out=tmp_path / "out", **settings | {"kimg": 0.032}))
     unreadable = tmp_path / "tree" / "bounding_box_train"
     unreadable.mkdir(parents=True)
     for index in range(8):
         (unreadable / f"0001_c1s1_{index:06d}_00.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match="8 of 8 images cannot be read"):
-        main(GanConfig(data=tmp_path / "tree", out=tmp_path / "other", workers=1, **TINY))
+        main(GanTraining(data=tmp_path / "tree", out=tmp_path / "other", workers=1, **TINY))
 
 
 @pytest.mark.slow
@@ -230,7 +231,7 @@ def test_the_command_line_trains_without_ray(tree, tmp_path):
 def test_bad_input_is_one_line_and_exit_code_2(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_gan", *command_line(tree, tmp_path / "out"), "--gamma", "-2"])
     with pytest.raises(SystemExit) as stop:
-        run_job(main, GanConfig, default=preset_defaults(sys.argv, PRESETS, preset))
+        run_job(main, GanTraining, default=preset_defaults(sys.argv, PRESETS, preset))
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: --gamma is -2.0: it must not be negative\n"
 

@@ -14,9 +14,10 @@ from jobs.train_reid import main
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid
 from reporting.curves import read_history
+from training.checkpoints import last_checkpoint
 from training.log import HISTORY
 from training.reid.config import PRESETS, ReidTraining, preset
-from training.reid.start import NETWORK, last_checkpoint
+from training.reid.start import NETWORK
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = PRESETS["tiny"] | {"batch": 8, "epochs": 3.0, "threads": 1, "status_seconds": 0.01}

@@ -7,42 +7,42 @@ import re
 import pytest
 
 from passersby.errors import InputError
-from training.checkpoints import claim
+from training.checkpoints import STATE, claim
 from training.encoder import start as encoder_snapshot
 from training.encoder.config import EncoderTraining
 from training.gan import start as gan_snapshot
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.reid import start as reid_snapshot
 from training.reid.config import ReidTraining
 
 
 def test_a_begun_folder_goes_on_with_the_same_options_only(tmp_path):
-    claim(tmp_path, {"batch": 8, "out": "a"}, {}, {"out"}, begun=False)
-    claim(tmp_path, {"batch": 16, "out": "b"}, {}, {"out"}, begun=False)  # nothing could be lost
-    claim(tmp_path, {"batch": 16, "out": "c"}, {}, {"out"}, begun=True)
+    claim(tmp_path, {"batch": 8, "out": "a"}, {}, {"out"}, in_use=False)
+    claim(tmp_path, {"batch": 16, "out": "b"}, {}, {"out"}, in_use=False)  # nothing could be lost
+    claim(tmp_path, {"batch": 16, "out": "c"}, {}, {"out"}, in_use=True)
     with pytest.raises(InputError, match=r"holds a training with --batch 16, not 8"):
-        claim(tmp_path, {"batch": 8, "out": "c"}, {}, {"out"}, begun=True)
+        claim(tmp_path, {"batch": 8, "out": "c"}, {}, {"out"}, in_use=True)
     assert json.loads((tmp_path / "config.json").read_text()) == {"batch": 16, "out": "c"}
 
 
 @pytest.mark.parametrize("off", [None, [], False, 0, 0.25])
 def test_an_option_that_came_later_is_at_its_default_in_trainings_of_before(tmp_path, off):
     default = {"batch": 64, "new_way": off}
-    claim(tmp_path, {"batch": 8}, {}, set(), begun=False)
+    claim(tmp_path, {"batch": 8}, {}, set(), in_use=False)
     with pytest.raises(InputError, match=re.escape(f"holds a training with --new-way {off}, not on")):
-        claim(tmp_path, {"batch": 8, "new_way": "on"}, default, set(), begun=True)
-    claim(tmp_path, {"batch": 8, "new_way": off}, default, set(), begun=True)
+        claim(tmp_path, {"batch": 8, "new_way": "on"}, default, set(), in_use=True)
+    claim(tmp_path, {"batch": 8, "new_way": off}, default, set(), in_use=True)
 
 
 def test_an_option_that_is_gone_is_refused_unless_it_was_free_to_change(tmp_path):
-    claim(tmp_path, {"batch": 8, "old_way": None, "minutes": 5}, {}, set(), begun=False)
+    claim(tmp_path, {"batch": 8, "old_way": None, "minutes": 5}, {}, set(), in_use=False)
     with pytest.raises(InputError, match=r"holds a training with --old-way None, which this program does not have"):
-        claim(tmp_path, {"batch": 8}, {}, {"minutes"}, begun=True)
-    claim(tmp_path, {"batch": 8}, {}, {"minutes", "old_way"}, begun=True)
+        claim(tmp_path, {"batch": 8}, {}, {"minutes"}, in_use=True)
+    claim(tmp_path, {"batch": 8}, {}, {"minutes", "old_way"}, in_use=True)
 
 
 KNOWN_OLD = (
-    (GanConfig, gan_snapshot, f"checkpoints/1/{gan_snapshot.STATE}", ()),
+    (GanTraining, gan_snapshot, f"checkpoints/1/{STATE}", ()),
     (ReidTraining, reid_snapshot, reid_snapshot.NETWORK, ("draw_seed", "filters")),
     (EncoderTraining, encoder_snapshot, encoder_snapshot.ENCODER, ()),
 )
@@ -64,7 +64,7 @@ def test_trainings_of_every_earlier_version_go_on(tmp_path, kind, snapshots, lef
 
 @pytest.mark.parametrize("augment", ["ada", "none"])
 def test_gan_trainings_of_before_augmentation_are_refused(tmp_path, augment):
-    config = GanConfig(data=tmp_path, out=tmp_path, augment=augment)
+    config = GanTraining(data=tmp_path, out=tmp_path, augment=augment)
     (tmp_path / "snapshots/1").mkdir(parents=True)
     (tmp_path / "snapshots/1" / gan_snapshot.NETWORK).touch()
     old = {name: value for name, value in config.as_json().items() if name != "augment"}

@@ -1,6 +1,6 @@
 """The rule for images in memory."""
 
-from training.workers import available_memory, fits
+from training.memory import available_memory, fits
 
 
 def test_images_stay_in_memory_up_to_half_of_what_there_is():

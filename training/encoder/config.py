@@ -5,20 +5,17 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from passersby.options import flag, require
+from passersby.options import require
 from passersby.restyle.encoder import EncoderConfig
 from passersby.restyle.losses import LossWeights
 from passersby.stylegan3 import GeneratorConfig
+from training.config import ALWAYS_FREE, TrainingConfig
 
-# What may change when a training goes on: how often, where, on what; never what is learned from what.
-FREE_TO_CHANGE = frozenset(
-    ["preset", "data", "network", "out", "weights", "identity_network", "alexnet", "max_minutes", "checkpoint_minutes"]
-    + ["status_seconds", "workers", "gpus", "threads", "restarts"]
-)
+FREE_TO_CHANGE = ALWAYS_FREE | {"network", "weights", "identity_network", "alexnet"}
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderTraining:
+class EncoderTraining(TrainingConfig):
     """Train a ReStyle-pSp encoder, which turns pictures of people into codes of a generator.
 
     The same command again continues where the training stopped, whatever stopped it.
@@ -119,15 +116,7 @@ class EncoderTraining:
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float):
-                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
+        self.check_numbers(_POSITIVE, _NOT_NEGATIVE)
         require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
         share = self.generated_share
         require(0 <= share <= 1, f"--generated-share is {share}: it must lie between 0 and 1")
@@ -137,13 +126,8 @@ class EncoderTraining:
             f"--identity-weight {self.identity_weight:g} needs --identity-network FILE (a re-ID or MoCo-v2 network); "
             "give one, or --identity-weight 0",
         )
-        part, rest = divmod(self.batch, max(self.workers, 1))
-        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        part = self.check_workers()
         require(part >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
-        require(
-            self.gpus in (None, 0, max(self.workers, 1)),
-            f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
-        )
         require(
             self.weights is None or (self.width_factor == 1 and self.backbone != "resnet10"),
             "--weights: ImageNet weights are of resnet18 and resnet34 with --width-factor 1; leave them out",
@@ -175,17 +159,6 @@ class EncoderTraining:
         """The learning rate of a step."""
         late = max(2 * step / self.steps - 1, 0.0)
         return self.lr * (self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * late)) / 2)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON and for Ray Train; `from_json` reads them back."""
-        values = dataclasses.asdict(self)
-        return values | {name: None if values[name] is None else str(values[name]) for name in PATHS}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "EncoderTraining":
-        """The configuration that `as_json` wrote."""
-        paths = {name: Path(values[name]) for name in PATHS if values[name] is not None}
-        return dataclasses.replace(cls(**values), **paths)
 
 
 PATHS = ("data", "out", "network", "weights", "identity_network", "alexnet")

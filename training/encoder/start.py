@@ -1,8 +1,6 @@
 """What an encoder training starts from: its generator, losses, encoder and optimiser, and the pictures."""
 
 import dataclasses
-import io
-import pickle
 from pathlib import Path
 
 import torch
@@ -10,7 +8,6 @@ import torch
 from datasets.reid.training_set import TrainingImages, load_training_images
 from passersby import weights
 from passersby.errors import InputError
-from passersby.files import write_synced
 from passersby.options import defaults
 from passersby.perception.perceptual import load_perceptual
 from passersby.reid.identity_features import load_identity
@@ -20,10 +17,10 @@ from passersby.restyle.losses import InversionLoss
 from passersby.restyle.refinement import w_statistics
 from passersby.stylegan3 import GeneratorConfig
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
-from training.checkpoints import claim, commit, keep_newest, newest
+from training.checkpoints import claim, commit_checkpoint, damage_named, last_checkpoint, read_state
 from training.encoder.config import FREE_TO_CHANGE, EncoderTraining
 from training.encoder.step import EncoderState, Frozen, Ranger
-from training.workers import check_memory
+from training.memory import check_memory
 
 # ---- What an encoder training keeps: the best encoder, and checkpoints named by their step.
 #
@@ -32,8 +29,7 @@ from training.workers import check_memory
 # OUT/checkpoints/000004000/encoder.safetensors  the encoder of a step, and ...
 # OUT/checkpoints/000004000/training_state.pt    ... optimiser and counters; the last two are kept
 
-ENCODER, BEST, STATE = "encoder.safetensors", "best.safetensors", "training_state.pt"
-CHECKPOINTS_KEPT = 2
+ENCODER, BEST = "encoder.safetensors", "best.safetensors"
 
 
 def is_begun(out: Path) -> bool:
@@ -46,11 +42,6 @@ def claim_folder(config: EncoderTraining) -> None:
     claim(config.out, config.as_json(), defaults(EncoderTraining), FREE_TO_CHANGE, is_begun(config.out))
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest folder that training can go on from, None at the start."""
-    return newest(out, f"checkpoints/[0-9]*/{STATE}")
-
-
 def save_checkpoint(
     out: Path, state: EncoderState, average: torch.Tensor, generator: dict, record: dict, extra: dict
 ) -> Path:
@@ -61,21 +52,15 @@ def save_checkpoint(
 
     def write(folder: Path) -> None:
         save_encoder(folder / ENCODER, state.encoder, average, generator=generator, record=record)
-        # Through memory: torch.save reports a full disk as RuntimeError, a plain write as OSError.
-        buffer = io.BytesIO()
-        values = {
-            "step": state.step,
-            "images_seen": state.images_seen,
-            "best": state.best,
-            "optimizer": state.optimizer.state_dict(),
-            "extra": extra,
-        }
-        torch.save(values, buffer)
-        write_synced(folder / STATE, buffer.getbuffer())
 
-    folder = commit(Path(out) / "checkpoints" / f"{state.step:09d}", write)
-    keep_newest(folder.parent, CHECKPOINTS_KEPT)
-    return folder
+    values = {
+        "step": state.step,
+        "images_seen": state.images_seen,
+        "best": state.best,
+        "optimizer": state.optimizer.state_dict(),
+        "extra": extra,
+    }
+    return commit_checkpoint(out, state.step, write, values)
 
 
 def resume(state: EncoderState, folder: Path) -> dict:
@@ -84,17 +69,13 @@ def resume(state: EncoderState, folder: Path) -> dict:
     Raises InputError for a damaged one.
     """
     loaded = load_encoder(folder / ENCODER)
-    try:
-        values = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    with damage_named(folder):
+        values = read_state(folder)
         state.encoder.load_state_dict(loaded.encoder.state_dict())
         state.optimizer.load_state_dict(values["optimizer"])
         state.step, state.images_seen, state.best = (values[name] for name in ("step", "images_seen", "best"))
-        return values["extra"]
-    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"cannot go on from {folder} ({reason}): remove that folder to go on from the one before"
-        ) from error
+        extra: dict = values["extra"]
+    return extra
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,22 +1,20 @@
 """The configuration of a GAN training: one frozen dataclass, from which the command line is made."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
-from passersby.options import flag, require
+from passersby.options import require
 from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
+from training.config import ALWAYS_FREE, TrainingConfig
 from training.gan.augment import AUGMENTATIONS, AdaController
 from training.gan.step import StepSettings
 
 MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discriminator
 
-# What may change when a training goes on: how long, how often, where, on what; never what is learned from what.
-FREE_TO_CHANGE = frozenset(
-    ["preset", "data", "out", "kimg", "max_minutes", "snapshot_kimg", "checkpoint_minutes", "status_seconds", "workers"]
-    + ["gpus", "threads", "batch_gpu", "restarts", "validation_kimg", "fid_images", "fid_reference", "inception"]
-)
+FREE_TO_CHANGE = ALWAYS_FREE | {
+    "kimg", "snapshot_kimg", "batch_gpu", "validation_kimg", "fid_images", "fid_reference", "inception",
+}  # fmt: skip
 
 # What folders of before an option did, where that is not its default. Those of before augmentation hold no checkpoint
 # to go on from: null is no value of --augment, so that they are refused.
@@ -24,7 +22,7 @@ BEFORE = {"augment": None}
 
 
 @dataclasses.dataclass(frozen=True)
-class GanConfig:
+class GanTraining(TrainingConfig):
     """Train a StyleGAN3 on people.
 
     The same command again continues where the training stopped, whatever stopped it.
@@ -149,18 +147,8 @@ class GanConfig:
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
-        for name in ("style_mixing_probability", "augment_p", "augment_p_max"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float):
-                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
+        shares = ("style_mixing_probability", "augment_p", "augment_p_max")
+        self.check_numbers(_POSITIVE, _NOT_NEGATIVE, shares)
         require(-1 < self.ada_target < 1, f"--ada-target is {self.ada_target}: it must lie between -1 and 1")
         known = ", ".join(AUGMENTATIONS)
         require(
@@ -182,8 +170,7 @@ class GanConfig:
         )
 
     def _check_batch(self) -> None:
-        share, rest = divmod(self.batch, max(self.workers, 1))
-        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        share = self.check_workers()
         part = self.batch_gpu or share
         require(
             part <= share and share % part == 0,
@@ -194,10 +181,6 @@ class GanConfig:
             part % min(MINIBATCH_GROUP, part) == 0,
             f"{what} gives each worker {part} images: take less than {MINIBATCH_GROUP} "
             f"or a multiple of {MINIBATCH_GROUP}",
-        )
-        require(
-            self.gpus in (None, 0, max(self.workers, 1)),
-            f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
         )
 
     def generator(self, label_size: int = 0) -> GeneratorConfig:
@@ -244,19 +227,7 @@ class GanConfig:
         kimg = self.ada_kimg or (100.0 if self.transfer else 500.0)
         return AdaController(self.augment, self.augment_p, target=self.ada_target, kimg=kimg, p_max=self.augment_p_max)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON and for Ray Train; `from_json` reads them back."""
-        values = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "GanConfig":
-        """The configuration that `as_json` wrote."""
-        paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
-        return dataclasses.replace(cls(**values), **paths)
-
-
-_PATHS = ("data", "out", "transfer", "inception")
 _POSITIVE = ("channel_base", "channel_max", "batch", "batch_gpu", "kimg", "snapshot_kimg", "checkpoint_minutes")
 _POSITIVE += ("validation_kimg", "status_seconds", "generator_lr", "discriminator_lr", "threads", "ada_kimg")
 _NOT_NEGATIVE = ("gamma", "workers", "seed", "gpus", "max_minutes", "margin_size", "freeze_d", "restarts")
@@ -269,7 +240,7 @@ def _is_power_of_two(number: int) -> bool:
 
 # ---- Named settings of GAN training: for people, for the study, for a laptop.
 
-# Values that differ from GanConfig's own defaults, which are those of person-128x64-t.
+# Values that differ from GanTraining's own defaults, which are those of person-128x64-t.
 PRESETS: dict[str, dict[str, Any]] = {
     "person-128x64-t": {},
     "person-128x64-r": {"config": "r"},
@@ -306,6 +277,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, data: Path, out: Path) -> GanConfig:
+def preset(name: str, data: Path, out: Path) -> GanTraining:
     """The preset's values for these data and this folder. KeyError if unknown."""
-    return dataclasses.replace(GanConfig(data, out), preset=name, **PRESETS[name])
+    return dataclasses.replace(GanTraining(data, out), preset=name, **PRESETS[name])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from training.gan.augment import Draws, draw
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.gan.step import AUGMENTED, Inputs, Latents
 
 # One independent stream for each use: no use sees the numbers of another.
@@ -65,7 +65,7 @@ class Batches:
         self,
         reader: Reader,
         order: Order,
-        config: GanConfig,
+        config: GanTraining,
         rank: int = 0,
         world_size: int = 1,
         labels: np.ndarray | None = None,

@@ -11,9 +11,9 @@ from datasets.people.image_source import ImageSource, load_images, open_images
 from datasets.people.labels import Labels, colour_features, labels
 from datasets.people.listing import joined
 from passersby.errors import InputError
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.gan.data import InMemory, Order, Reader
-from training.workers import available_memory, fits
+from training.memory import available_memory, fits
 
 
 class StreamFactory(Protocol):
@@ -60,11 +60,11 @@ class TrainingData:
         """c_dim of the networks."""
         return 0 if self.labels is None else self.labels.shape[1]
 
-    def order(self, config: GanConfig) -> Order:
+    def order(self, config: GanTraining) -> Order:
         """Which images follow each other."""
         return Order(len(self.source.training), config.seed)
 
-    def reader(self, config: GanConfig, rank: int, world_size: int) -> Reader:
+    def reader(self, config: GanTraining, rank: int, world_size: int) -> Reader:
         """Where this worker's images come from."""
         if self.stream is None:
             return InMemory(self.sample)
@@ -79,7 +79,7 @@ class TrainingData:
         )
 
 
-def load_data(config: GanConfig, source: ImageSource) -> TrainingData:
+def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
     """Decode and label what `list_data` listed.
 
     Raises InputError for data that cannot be used, and for more than fits in memory (`pipeline.image_stream.load_data`
@@ -94,13 +94,13 @@ def load_data(config: GanConfig, source: ImageSource) -> TrainingData:
     return decode(config, source)
 
 
-def in_memory(config: GanConfig, source: ImageSource, object_store: int | None = None) -> bool:
-    """Whether the images stay in memory; object_store: as of `training.workers.fits`."""
+def in_memory(config: GanTraining, source: ImageSource, object_store: int | None = None) -> bool:
+    """Whether the images stay in memory; object_store: as of `training.memory.fits`."""
     images = len(source.training) + len(source.validation)
     return fits(images, config.height, config.width, available_memory(), object_store)
 
 
-def decode(config: GanConfig, source: ImageSource) -> TrainingData:
+def decode(config: GanTraining, source: ImageSource) -> TrainingData:
     """Decode all images, and label them."""
     loaded = load_images(source, image_target(config))
     features = None
@@ -109,12 +109,12 @@ def decode(config: GanConfig, source: ImageSource) -> TrainingData:
     return assemble(config, loaded.source, loaded.training, loaded.validation, features, loaded.unreadable)
 
 
-def image_target(config: GanConfig) -> Target:
+def image_target(config: GanTraining) -> Target:
     """What every image is made into."""
     return Target(config.height, config.width, config.fit, config.enlarge)
 
 
-def list_data(config: GanConfig) -> ImageSource:
+def list_data(config: GanTraining) -> ImageSource:
     """The listing of `config.data`, split, not decoded. Raises InputError where there is too little of it."""
     source = open_images(config.data, config.validation_people)
     _require_enough(config, source)
@@ -122,7 +122,7 @@ def list_data(config: GanConfig) -> ImageSource:
 
 
 def assemble(
-    config: GanConfig,
+    config: GanTraining,
     source: ImageSource,
     sample: np.ndarray,
     validation: np.ndarray,
@@ -153,14 +153,14 @@ def assemble(
     )
 
 
-def _require_enough(config: GanConfig, source: ImageSource) -> None:
+def _require_enough(config: GanTraining, source: ImageSource) -> None:
     if len(source.training) < config.batch:
         raise InputError(
             f"--batch {config.batch} is more than the {len(source.training)} training images in {config.data}"
         )
 
 
-def _labels(config: GanConfig, source: ImageSource, features: np.ndarray | None) -> Labels:
+def _labels(config: GanTraining, source: ImageSource, features: np.ndarray | None) -> Labels:
     # Validation images get labels of the same meaning: losses on them would say nothing otherwise.
     everybody = dataclasses.replace(source, training=joined([source.training, source.validation]))
     return labels(everybody, config.condition, features=features, clusters=config.clusters, seed=config.seed)

@@ -1,19 +1,15 @@
 """What a GAN training keeps: folders that are complete or not there at all, named by the real images seen.
 
-    OUT/snapshots/000100000/network.safetensors     averaged and training generator, discriminator, record; all kept
-    OUT/checkpoints/000104000/network.safetensors   the same, and ...
-    OUT/checkpoints/000104000/training_state.pt     ... optimisers, counters, adaptation; the last two are kept
-    OUT/best.safetensors                            the snapshot with the lowest FID so far
-
-A folder is written under another name and renamed: that commits it.
+OUT/snapshots/000100000/network.safetensors     averaged and training generator, discriminator, record; all kept
+OUT/checkpoints/000104000/network.safetensors   the same, and ...
+OUT/checkpoints/000104000/training_state.pt     ... optimisers, counters, adaptation; the last two are kept
+OUT/best.safetensors                            the snapshot with the lowest FID so far
 """
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
-import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,20 +18,18 @@ import numpy as np
 import torch
 
 from passersby.errors import InputError
-from passersby.files import write_synced
 from passersby.options import defaults
 from passersby.stylegan3 import Discriminator, Generator
 from passersby.stylegan3.checkpoint import load_network, save_network
 from passersby.stylegan3.mapping import set_precision
 from passersby.stylegan3.transfer import freeze_discriminator_layers, transfer
 from reporting.curves import Record
-from training.checkpoints import claim, commit, keep_newest, newest
-from training.gan.config import BEFORE, FREE_TO_CHANGE, GanConfig
+from training.checkpoints import claim, commit, commit_checkpoint, damage_named, last_checkpoint, newest, read_state
+from training.gan.config import BEFORE, FREE_TO_CHANGE, GanTraining
 from training.gan.data import to_float
 from training.gan.step import TrainingState, new_state
 
-NETWORK, STATE, BEST = "network.safetensors", "training_state.pt", "best.safetensors"
-CHECKPOINTS_KEPT = 2
+NETWORK, BEST = "network.safetensors", "best.safetensors"
 
 
 def is_begun(out: Path) -> bool:
@@ -43,9 +37,9 @@ def is_begun(out: Path) -> bool:
     return bool(last_snapshot(out) or last_checkpoint(out))
 
 
-def claim_folder(config: GanConfig) -> None:
+def claim_folder(config: GanTraining) -> None:
     """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
-    claim(config.out, config.as_json(), defaults(GanConfig) | BEFORE, FREE_TO_CHANGE, is_begun(config.out))
+    claim(config.out, config.as_json(), defaults(GanTraining) | BEFORE, FREE_TO_CHANGE, is_begun(config.out))
 
 
 def last_snapshot(out: Path) -> Path | None:
@@ -53,16 +47,11 @@ def last_snapshot(out: Path) -> Path | None:
     return newest(out, f"snapshots/[0-9]*/{NETWORK}")
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest folder that training can go on from, None at the start."""
-    return newest(out, f"checkpoints/[0-9]*/{STATE}")
-
-
 def save_snapshot(out: Path, state: TrainingState, record: dict) -> Path:
     """Write a snapshot and return its folder; the networks are stored in float32. Raises InputError where it
     cannot be written; earlier snapshots stay as they are.
     """
-    return commit(_folder(out, "snapshots", state), lambda folder: _write_networks(folder / NETWORK, state, record))
+    return commit(_snapshot_folder(out, state), lambda folder: _write_networks(folder / NETWORK, state, record))
 
 
 def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) -> Path:
@@ -71,18 +60,24 @@ def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) 
     A snapshot of the same moment lends its network file. Of the checkpoints before, one is kept. Errors as for
     `save_snapshot`.
     """
-    snapshot = Path(out) / "snapshots" / f"{state.images_seen:09d}" / NETWORK
+    snapshot = _snapshot_folder(out, state) / NETWORK
 
     def write(folder: Path) -> None:
-        _write_state(folder / STATE, state, extra)
         with contextlib.suppress(OSError):  # no such snapshot, or a file system without links
             os.link(snapshot, folder / NETWORK)
         if not (folder / NETWORK).exists():
             _write_networks(folder / NETWORK, state, record)
 
-    folder = commit(_folder(out, "checkpoints", state), write)
-    keep_newest(folder.parent, CHECKPOINTS_KEPT)
-    return folder
+    values = {
+        "iteration": state.step,
+        "images_seen": state.images_seen,
+        "generator_optimizer": state.generator_optimizer.state_dict(),
+        "discriminator_optimizer": state.discriminator_optimizer.state_dict(),
+        "ada": state.ada.state_dict(),
+        "real_signs": state.real_signs.cpu(),
+        "extra": extra,
+    }
+    return commit_checkpoint(out, state.images_seen, write, values)
 
 
 def keep_best(out: Path, snapshot: Path) -> None:
@@ -105,8 +100,8 @@ def is_best(history: Sequence[Record], fid: float) -> bool:
     return math.isfinite(fid) and all(fid < other for other in known)
 
 
-def _folder(out: Path, kind: str, state: TrainingState) -> Path:
-    return Path(out) / kind / f"{state.images_seen:09d}"
+def _snapshot_folder(out: Path, state: TrainingState) -> Path:
+    return Path(out) / "snapshots" / f"{state.images_seen:09d}"
 
 
 def _write_networks(path: Path, state: TrainingState, record: dict) -> None:
@@ -117,29 +112,6 @@ def _write_networks(path: Path, state: TrainingState, record: dict) -> None:
         training_generator=state.generator,
         record=record,
     )
-
-
-def _write_state(path: Path, state: TrainingState, extra: dict) -> None:
-    # Through memory: torch.save reports a full disk as RuntimeError, a plain write as OSError.
-    buffer = io.BytesIO()
-    values = {
-        "iteration": state.iteration,
-        "images_seen": state.images_seen,
-        "generator_optimizer": state.generator_optimizer.state_dict(),
-        "discriminator_optimizer": state.discriminator_optimizer.state_dict(),
-        "ada": state.ada.state_dict(),
-        "real_signs": state.real_signs.cpu(),
-        "extra": extra,
-    }
-    torch.save(values, buffer)
-    write_synced(path, buffer.getbuffer())
-
-
-def _read_state(path: Path) -> dict:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path.name} is damaged") from error
 
 
 def resume(state: TrainingState, folder: Path) -> dict:
@@ -154,10 +126,10 @@ def resume(state: TrainingState, folder: Path) -> dict:
             f"the checkpoint {folder} holds another network ({theirs}) than this training's ({ours}): "
             "give its settings, or another --out and this one as --transfer"
         )
-    try:
+    with damage_named(folder):
         if loaded.training_generator is None or loaded.discriminator is None:
             raise ValueError(f"{NETWORK} holds one network alone")
-        values = _read_state(folder / STATE)
+        values = read_state(folder)
         state.generator_ema.load_state_dict(loaded.generator.state_dict())
         state.generator.load_state_dict(loaded.training_generator.state_dict())
         state.discriminator.load_state_dict(loaded.discriminator.state_dict())
@@ -165,13 +137,8 @@ def resume(state: TrainingState, folder: Path) -> dict:
         state.discriminator_optimizer.load_state_dict(values["discriminator_optimizer"])
         state.ada.load_state_dict(values["ada"])
         state.real_signs.copy_(values["real_signs"])
-        state.iteration, state.images_seen = values["iteration"], values["images_seen"]
-        return values["extra"]
-    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"cannot go on from {folder} ({reason}): remove that folder to go on from the one before"
-        ) from error
+        state.step, state.images_seen, extra = (values[name] for name in ("iteration", "images_seen", "extra"))
+    return extra
 
 
 # ---- The beginning of a GAN training: new networks, another network's weights, or the last checkpoint.
@@ -192,7 +159,7 @@ class Start:
     lines: list[str]
 
 
-def start(config: GanConfig, device: torch.device, label_size: int = 0, images: np.ndarray | None = None) -> Start:
+def start(config: GanTraining, device: torch.device, label_size: int = 0, images: np.ndarray | None = None) -> Start:
     """New networks, their weights fixed by the seed; with `config.transfer` another network's as far as they fit;
     or, where there is a checkpoint, everything as it was then. `images` [N, H, W, 3] uint8 are some of those to be
     learned: a discriminator that is cut to size keeps what matters for them.

@@ -137,7 +137,7 @@ class TrainingState:
     ada: AdaController
     real_signs: torch.Tensor  # [2]: sum of sign(D(real)) and count since p was last adapted, of this worker
     frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay as they are (Freeze-D)
-    iteration: int = 0
+    step: int = 0
     images_seen: int = 0
 
     def train(self, network: str, train: bool) -> None:
@@ -309,7 +309,7 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
     apply_gradients(state.generator_optimizer, settings.rounds)
     scalars |= _joined(_discriminator_rounds(state, rounds, sigma))
     apply_gradients(state.discriminator_optimizer, settings.rounds)
-    if state.iteration % settings.r1_interval == 0:
+    if state.step % settings.r1_interval == 0:
         parts = [
             regularization_phase(state, part.reals, sigma, settings, part.labels, part.draws.get("r1"))
             for part in rounds
@@ -318,7 +318,7 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
         apply_gradients(state.discriminator_optimizer, settings.rounds)
     batch = len(inputs.reals) * workers()
     update_ema(state.generator_ema, state.generator, ema_beta(settings, state.images_seen, batch))
-    state.iteration += 1
+    state.step += 1
     state.images_seen += batch
     adapt(state, scalars["scores/real"], batch)
     return scalars
@@ -351,7 +351,7 @@ def adapt(state: TrainingState, real_scores: torch.Tensor, batch: int) -> None:
         return
     signs = real_scores.sign()
     state.real_signs += torch.stack([signs.sum(), torch.full_like(signs.sum(), signs.numel())])
-    if state.iteration % state.ada.interval == 0:
+    if state.step % state.ada.interval == 0:
         average_over_workers([state.real_signs])
         total, count = state.real_signs.tolist()
         state.ada.add(total * workers(), round(count * workers()))

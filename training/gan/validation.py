@@ -13,7 +13,7 @@ from passersby.metrics.fid import fid
 from passersby.perception.inception import Inception, load_inception
 from passersby.stylegan3 import Generator, to_uint8
 from reporting.grid import image_grid, save_png
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.gan.data import to_float
 from training.gan.images import TrainingData
 from training.gan.step import Latents, TrainingState, synthesize
@@ -95,7 +95,7 @@ _FID_SEED = 2**31 - 2  # of codes that are the same at every snapshot and that n
 _FID_AT_ONCE = 32
 
 
-def images_wanted(config: GanConfig, on_gpu: bool) -> int:
+def images_wanted(config: GanTraining, on_gpu: bool) -> int:
     """How many generated images the FID of a snapshot takes; 0: none is measured."""
     if config.fid_images is None:
         return IMAGES_ON_GPU if on_gpu else 0
@@ -108,7 +108,9 @@ class SnapshotFid:
     `inception`: the bytes of its network file, where FID is wanted.
     """
 
-    def __init__(self, config: GanConfig, data: TrainingData, device: torch.device, rank: int, inception: bytes | None):
+    def __init__(
+        self, config: GanTraining, data: TrainingData, device: torch.device, rank: int, inception: bytes | None
+    ):
         self.count = _whole_shares(images_wanted(config, device.type == "cuda"))
         self.data, self.device, self.share = data, device, slice(rank, None, workers())
         held_out = config.fid_reference == "validation"

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets.runs.verdicts import Thresholds, with_filters
-from passersby.options import flag, require
+from passersby.options import require
 from passersby.reid.network import BACKBONES, ReidConfig
+from training.config import ALWAYS_FREE, TrainingConfig
 from training.reid.augment import AugmentConfig
 from training.reid.labels import Labelling
 
-# What may change when a training goes on: how often, where, on what; never what is learned from what.
-FREE_TO_CHANGE = frozenset(
-    ["preset", "data", "people", "variants", "out", "weights", "teacher", "max_minutes", "checkpoint_minutes"]
-    + ["status_seconds", "workers", "gpus", "threads", "restarts"]
-)
+FREE_TO_CHANGE = ALWAYS_FREE | {"people", "variants", "weights", "teacher"}
 # Options that are about generated images only: without any they change nothing that is worth a training of its own.
 ABOUT_GENERATED = frozenset(
     ["people_labels", "variants_labels", "generated_smoothing", "teacher", "temperature", "generated_weight"]
@@ -24,7 +21,7 @@ ABOUT_GENERATED = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class ReidTraining:
+class ReidTraining(TrainingConfig):
     """Train a re-identification network on real people, and if you like on generated ones.
 
     The same command again continues where the training stopped, whatever stopped it.
@@ -179,18 +176,7 @@ class ReidTraining:
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float):
-                require(math.isfinite(value), f"--{flag(name)} is {value}: it must be finite")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            require(value is None or value > 0, f"--{flag(name)} is {value}: it must be positive")
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"--{flag(name)} is {value}: it must not be negative")
-        for name in _SHARES:
-            value = getattr(self, name)
-            require(value is None or 0 <= value <= 1, f"--{flag(name)} is {value}: it must lie between 0 and 1")
+        self.check_numbers(_POSITIVE, _NOT_NEGATIVE, _SHARES)
         require(self.dropout < 1, f"--dropout is {self.dropout}: nothing would be left; give less than 1")
         require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
         require(self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {BACKBONES}")
@@ -208,16 +194,11 @@ class ReidTraining:
         )
 
     def _check_batch(self) -> None:
-        share, rest = divmod(self.batch, max(self.workers, 1))
-        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        share = self.check_workers()
         require(share >= 2, f"--batch {self.batch} gives each worker one image: batch norm needs two or more")
         require(
             self.sampler != "pk" or self.triplet_weight == 0 or self.instances >= 2,
             f"--instances {self.instances}: the triplet loss needs two images of a person or more",
-        )
-        require(
-            self.gpus in (None, 0, max(self.workers, 1)),
-            f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
         )
 
     def network(self, classes: int) -> ReidConfig:
@@ -266,27 +247,7 @@ class ReidTraining:
         rest = max(epoch - self.warmup_epochs, 0) / max(self.epochs - self.warmup_epochs, 1e-9)
         return factor * (1 + math.cos(math.pi * min(rest, 1.0))) / 2
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON and for Ray Train; `from_json` reads them back."""
-        values = dataclasses.asdict(self)
-        for name in _PATHS:
-            values[name] = None if values[name] is None else str(values[name])
-        return (
-            values
-            | {name: [str(path) for path in values[name]] for name in _PATH_TUPLES}
-            | {"milestones": list(self.milestones), "filters": list(self.filters)}
-        )
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ReidTraining":
-        """The configuration that `as_json` wrote."""
-        paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
-        tuples = {name: tuple(map(Path, values[name])) for name in _PATH_TUPLES}
-        tuples |= {name: tuple(values[name]) for name in ("milestones", "filters")}
-        return dataclasses.replace(cls(**values), **paths, **tuples)
-
-
-_PATHS, _PATH_TUPLES = ("data", "out", "weights", "teacher"), ("people", "variants")
 _POSITIVE = ("epochs", "steps", "batch", "instances", "lr", "embedding", "temperature", "validation_epochs")
 _POSITIVE += ("checkpoint_minutes", "status_seconds", "threads", "most_people", "most_variants")
 _NOT_NEGATIVE = ("backbone_lr_factor", "weight_decay", "warmup_epochs", "triplet_weight", "margin", "pad", "seed")

@@ -25,6 +25,7 @@ from tests.helpers.trainings import (
     kill_while_it_writes_a_checkpoint,
     stop_before_step,
 )
+from training.checkpoints import last_checkpoint
 from training.encoder import run as encoder_loop
 from training.encoder.config import PRESETS, EncoderTraining, preset
 from training.encoder.run import VALIDATION_PICTURE, train
@@ -32,7 +33,6 @@ from training.encoder.start import (
     BEST,
     ENCODER,
     claim_folder,
-    last_checkpoint,
     load_data,
     load_generator,
     load_networks,

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.gan.data import Batches, InMemory, Order, to_float
 from training.gan.step import AUGMENTED
 
 CPU = torch.device("cpu")
 
 
-def config(**changes) -> GanConfig:
+def config(**changes) -> GanTraining:
     values = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "workers": 0}
-    return GanConfig(data=Path("data"), out=Path("out"), **values | changes)
+    return GanTraining(data=Path("data"), out=Path("out"), **values | changes)
 
 
 def batches(images: np.ndarray, rank: int = 0, world_size: int = 1, labels=None, **changes) -> Batches:

@@ -12,7 +12,7 @@ from passersby.metrics.fid import fid
 from passersby.perception.inception import load_inception
 from passersby.stylegan3 import load_network, to_uint8
 from reporting.curves import read_history
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.gan.run import train
 from training.gan.start import BEST, NETWORK, claim_folder, is_best
 from training.gan.validation import images_wanted
@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
         path = root / f"market/bounding_box_train/{index % 3 + 1:04d}_c1s1_{index:06d}_00.png"
         cv2.imwrite(str(path), image[:, :, ::-1])
     out = root / "out"
-    config = GanConfig(
+    config = GanTraining(
         data=root / "market",
         out=out,
         height=16,
@@ -85,5 +85,5 @@ def test_the_best_snapshot_is_kept(trained):
 
 
 def test_how_many_images_fid_takes_where_nobody_says():
-    config = GanConfig(data=Path("data"), out=Path("out"))
+    config = GanTraining(data=Path("data"), out=Path("out"))
     assert (images_wanted(config, on_gpu=True), images_wanted(config, on_gpu=False)) == (10_000, 0)

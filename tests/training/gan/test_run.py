@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from passersby.devices import pick_device
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
 from reporting.curves import read_history
+from training import checkpoints
+from training.checkpoints import CHECKPOINTS_KEPT, STATE, last_checkpoint
 from training.gan import run as gan_loop
-from training.gan import start as gan_snapshot
-from training.gan.config import GanConfig
+from training.gan.config import GanTraining
 from training.gan.run import train
-from training.gan.start import CHECKPOINTS_KEPT, NETWORK, STATE, claim_folder, last_checkpoint, last_snapshot, start
+from training.gan.start import NETWORK, claim_folder, last_snapshot, start
 from training.gan.validation import Validation
 from training.log import HISTORY
-from training.workers import pick_device
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,15 +48,15 @@ def tree(tmp_path_factory) -> Path:
     return make_tree(tmp_path_factory.mktemp("market"))
 
 
-def tiny(tree: Path, out: Path, **changes) -> GanConfig:
+def tiny(tree: Path, out: Path, **changes) -> GanTraining:
     values = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "kimg": 0.048, "gamma": 1.0}
     # ADA that moves by a fifth every four iterations, so that p and its counts matter within these few.
     values |= {"snapshot_kimg": 0.024, "validation_kimg": 0.016, "validation_people": 1, "ada_kimg": 0.16, "workers": 0}
     values |= {"augment_p": 0.4, "status_seconds": 0.001, "fid_images": 0}
-    return GanConfig(data=tree, out=out, **values | changes)
+    return GanTraining(data=tree, out=out, **values | changes)
 
 
-def run(config: GanConfig) -> Path:
+def run(config: GanTraining) -> Path:
     config.check()
     claim_folder(config)
     return train(config, CPU)
@@ -163,28 +164,29 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from tests_gan_loop import tiny
-from training.gan import run as gan_loop, start as gan_snapshot
+from training import checkpoints, trainer
+from training.gan import run as gan_loop
 from training.gan.start import claim_folder
 
 config, moment = tiny(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_minutes=1e-6), sys.argv[3]
-gan_loop._ASK_EVERY = 1  # a checkpoint after every iteration
+trainer.ASK_EVERY = 1  # a checkpoint after every iteration
 claim_folder(config)
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if moment.startswith("iteration"):
     step = gan_loop.train_iteration
     def counted(state, *others):
-        if state.iteration == int(moment.split()[1]):
+        if state.step == int(moment.split()[1]):
             kill()
         return step(state, *others)
     gan_loop.train_iteration = counted
 elif moment == "writing":  # the state is half on the disk
-    write = gan_snapshot._write_state
-    def half(path, state, extra):
-        write(path, state, extra)
-        if state.iteration == 4:
+    write = checkpoints.write_state
+    def half(path, values):
+        write(path, values)
+        if values["iteration"] == 4:
             os.truncate(path, path.stat().st_size // 2)
             kill()
-    gan_snapshot._write_state = half
+    checkpoints.write_state = half
 elif moment == "snapshot":  # between the snapshot and the checkpoint of the same moment
     save = gan_loop.save_snapshot
     def then(out, state, record):
@@ -267,18 +269,18 @@ def test_a_damaged_checkpoint_and_one_of_another_shape_are_named(straight, tree,
 @pytest.mark.slow
 def test_a_full_disk_costs_no_training(tree, tmp_path, monkeypatch):
     """A checkpoint that cannot be written is said; the next one is; only the last one must be."""
-    full, write = [True], gan_snapshot._write_state
+    full, write = [True], checkpoints.write_state
 
-    def sometimes(path, state, extra):
+    def sometimes(path, values):
         if full[0]:
             raise OSError(28, "No space left on device", str(path))
-        write(path, state, extra)
+        write(path, values)
 
-    monkeypatch.setattr(gan_snapshot, "_write_state", sometimes)
+    monkeypatch.setattr(checkpoints, "write_state", sometimes)
     step = gan_loop.train_iteration
 
     def freed(state, *others):
-        full[0] = state.iteration < 4
+        full[0] = state.step < 4
         return step(state, *others)
 
     monkeypatch.setattr(gan_loop, "train_iteration", freed)
@@ -321,9 +323,9 @@ def test_a_disk_that_is_really_full_for_a_while_changes_nothing(straight, tree, 
     ballast, step = small_disk / "ballast", gan_loop.train_iteration
 
     def while_full(state, *others):
-        if state.iteration == 1:
+        if state.step == 1:
             fill(ballast)
-        if state.iteration == 4:
+        if state.step == 4:
             ballast.unlink()
         return step(state, *others)
 
@@ -357,7 +359,7 @@ def test_divergence_stops_and_collapse_is_said(tree, tmp_path, monkeypatch):
     step = gan_loop.train_iteration
 
     def poisoned(state, *others):
-        if state.iteration == 4:
+        if state.step == 4:
             with torch.no_grad():
                 state.generator.synthesis.input.weight.fill_(float("nan"))
         return step(state, *others)

@@ -104,7 +104,7 @@ def test_one_iteration_equals_the_reference(oracle):
     beta = gan.ema_beta(settings, 0, 4)
     assert beta == pytest.approx(float(oracle["reference"]["iter_ema_beta"]), abs=1e-12)
     gan.train_iteration(state, settings, Inputs(reals, (latents[0], latents[1])))
-    assert (state.iteration, state.images_seen) == (1, 4)
+    assert (state.step, state.images_seen) == (1, 4)
     networks = {"G": state.generator, "D": state.discriminator, "G_ema": state.generator_ema}
     rates = {"G": 0.0025, "D": 0.002, "G_ema": 0.0025 * (1 - beta)}
     for prefix, network in networks.items():
@@ -239,7 +239,7 @@ def test_r1_runs_at_its_interval_and_corrects_adam():
     latents, reals = some_latents(state), torch.zeros(4, 3, 16, 8)
     ran = ["D/r1" in gan.train_iteration(state, settings, Inputs(reals, (latents, latents))) for _ in range(5)]
     assert ran == [True, False, False, False, True]
-    assert (state.iteration, state.images_seen) == (5, 20)
+    assert (state.step, state.images_seen) == (5, 20)
 
 
 @pytest.mark.slow

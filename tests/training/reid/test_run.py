@@ -23,14 +23,15 @@ from tests.helpers.trainings import (
     kill_while_it_writes_a_checkpoint,
     stop_before_step,
 )
-from training import workers as gan_memory
+from training import memory
+from training.checkpoints import last_checkpoint
 from training.log import HISTORY
 from training.reid import run as reid_loop
 from training.reid.augment import AugmentConfig, draw, unchanged
 from training.reid.config import PRESETS, ReidTraining, preset
 from training.reid.labels import Labelling
 from training.reid.run import load_data, train
-from training.reid.start import NETWORK, claim_folder, last_checkpoint
+from training.reid.start import NETWORK, claim_folder
 from training.reid.step import Batch, ReidState, StepSettings, make_optimizer, train_step
 
 CPU = torch.device("cpu")
@@ -357,7 +358,7 @@ def test_it_learns_on_a_gpu(data, tmp_path, precision):
 
 
 def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(gan_memory, "available_memory", lambda: 4 * 10**4)
+    monkeypatch.setattr(memory, "available_memory", lambda: 4 * 10**4)
     with pytest.raises(InputError, match="the images take 0.0 GB decoded, and 0.0 GB may be used: give --most-people"):
         run(tiny(data, tmp_path))
 

@@ -1,0 +1,93 @@
+"""What the configurations of all trainings share: their JSON, what a record says of them, checks of their numbers."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from passersby.options import flag, require
+
+# What may change when any training goes on: how often, where, on what; never what is learned from what.
+ALWAYS_FREE = frozenset(
+    ["preset", "data", "out", "max_minutes", "checkpoint_minutes", "status_seconds", "workers", "gpus", "threads"]
+    + ["restarts"]
+)
+
+
+class TrainingConfig:
+    """Base of the frozen dataclasses that configure a training; it has no options itself, so that each of them can put
+    its own in an order that reads well."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
+    # What every one of them has.
+    if typing.TYPE_CHECKING:
+        out: Path
+        batch: int
+        workers: int
+        gpus: int | None
+        threads: int | None
+        restarts: int
+        checkpoint_minutes: float
+        max_minutes: float | None
+        status_seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON: paths are text, tuples lists; `from_json` reads them back."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The configuration that `as_json` wrote."""
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _typed(value, hints.get(name)) for name, value in values.items()})
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON, of paths the last part alone: folders of this machine are nobody's business."""
+        return {field.name: _plain(getattr(self, field.name), names=True) for field in dataclasses.fields(self)}
+
+    def check_numbers(
+        self, positive: Collection[str], not_negative: Collection[str], shares: Collection[str] = ()
+    ) -> None:
+        """Raises InputError naming the first of these options whose value is out of range; None is none.
+
+        All floats must be finite; shares lie between 0 and 1.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                require(math.isfinite(value), f"--{flag(field.name)} is {value}: it must be finite")
+        for names, good, words in (
+            (positive, lambda value: value > 0, "it must be positive"),
+            (not_negative, lambda value: value >= 0, "it must not be negative"),
+            (shares, lambda value: 0 <= value <= 1, "it must lie between 0 and 1"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                require(value is None or good(value), f"--{flag(name)} is {value}: {words}")
+
+    def check_workers(self) -> int:
+        """Images of a step for each worker. Raises InputError where the batch, or the GPUs, cannot be shared out."""
+        share, rest = divmod(self.batch, max(self.workers, 1))
+        require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
+        require(
+            self.gpus in (None, 0, max(self.workers, 1)),
+            f"--gpus {self.gpus} with --workers {self.workers}: give 0 or one GPU a worker",
+        )
+        return share
+
+
+def _plain(value: Any, names: bool = False) -> Any:
+    if isinstance(value, Path):
+        return value.name if names else str(value)
+    return [_plain(item, names) for item in value] if isinstance(value, tuple) else value
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A value of JSON as a field of this type has it."""
+    paths = Path in (hint, *typing.get_args(hint))
+    if isinstance(value, list):
+        return tuple(Path(item) if paths else item for item in value)
+    return Path(value) if paths and value is not None else value
