@@ -8,6 +8,7 @@ from collections import Counter
 
 import ray
 
+from passersby.devices import chosen_device
 from passersby.errors import InputError
 
 
@@ -53,6 +54,14 @@ def resources() -> Resources:
         name += " (head)" if "node:__internal_head__" in has else ""
         nodes.append(Node(node["NodeID"], name, has.get("CPU", 0.0), int(has.get("GPU", 0))))
     return Resources(tuple(sorted(nodes, key=lambda node: (-node.gpus, -node.cpus, node.name))))
+
+
+def choose_device(device: str) -> str:
+    """--device on the connected cluster: "auto" made "cuda" where there are GPUs, and printed."""
+    gpus = resources().gpus
+    if device == "auto":
+        print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
+    return chosen_device(device, gpus)
 
 
 def smallest_object_store() -> int:

@@ -18,6 +18,7 @@ from datasets.people.decoding import decode_bicubic
 from datasets.people.image_sets import ROW_IMAGES, ImageSet
 from datasets.runs.plan import Configuration
 from datasets.storage.feature_cache import cached, feature_key
+from passersby.devices import chosen_device
 from passersby.errors import InputError
 from passersby.perception.inception import FEATURES, Inception
 from passersby.reid.network import FeatureNetwork
@@ -49,8 +50,7 @@ class Workers:
         Raises InputError where a GPU is asked for in vain.
         """
         gpus = int(torch.cuda.is_available()) if here else resources().gpus
-        if device == "auto":
-            device = "cuda" if gpus else "cpu"
+        device = chosen_device(device, gpus)
         if device == "cuda" and not gpus:
             raise InputError("--device cuda: no usable GPU here; leave it out to run on the CPU")
         return cls(device, here, extractors, generators)

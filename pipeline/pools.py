@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from passersby.errors import InputError
-from pipeline.cluster import Node, Resources, resources, wait_for_gpus
+from pipeline.cluster import Node, Resources, choose_device, resources, wait_for_gpus
 
 # The share that each of several heavy stages has of what those before it left of a card; the last has the rest: 0.6 and
 # 0.4 for two stages, 0.6, 0.24 and 0.16 for three. More than half, so that Ray, which puts a fraction on the fullest
@@ -292,11 +292,7 @@ class Machines:
         """
         if self.gpus and waiting:
             wait_for_gpus(self.gpus, self.gpu_minutes)
-        if self.device != "auto":
-            return self
-        gpus = resources().gpus
-        print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
-        return dataclasses.replace(self, device="cuda" if gpus else "cpu")
+        return dataclasses.replace(self, device=choose_device(self.device))
 
     def pools(self, stages: Sequence[Stage], units: int, fewer: bool = False) -> list[Pool]:
         """The resources of every stage on the cluster as it is, printed; `fewer` as for `fit_pools`."""
