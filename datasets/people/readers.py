@@ -72,11 +72,6 @@ def read_split(root: str | Path, split: str) -> Listing:
     return listing
 
 
-def has_split(root: str | Path, split: str) -> bool:
-    """Whether `read_split` has that split to give. Raises InputError where the path leads nowhere."""
-    return split in _data(root).splits()
-
-
 def address(root: str | Path) -> str | Path:
     """A path as Path, a URI (also one that went through pathlib) as text."""
     text = _COLLAPSED.sub(r"\1://", os.fspath(root))

@@ -206,15 +206,12 @@ class Analysis:
     """The analysis of a sweep. levels: ascending, level 0 first.
 
     seed_deviation: the deviation of scores over seeds, pooled over levels, in the unit of the scores; nan where no
-    level has two seeds. deviation_low..deviation_high: its interval (chi squared). freedom: its degrees of freedom.
-    note: the reason why the sweep cannot be judged; empty where it can.
+    level has two seeds. freedom: its degrees of freedom. note: the reason why the sweep cannot be judged; empty where it can.
     """
 
     levels: tuple[LevelResult, ...]
     trend: Trend
     seed_deviation: float
-    deviation_low: float
-    deviation_high: float
     freedom: int
     confidence: float
     note: str
@@ -270,8 +267,6 @@ def analyse(trials: Trials, confidence: float = 0.95) -> Analysis:
         ),
         trend=_trend(rank, trials.score, noise, freedom, tail),
         seed_deviation=deviation,
-        deviation_low=math.sqrt(squares / stats.chi2.isf(tail, freedom)) if freedom else math.nan,
-        deviation_high=math.sqrt(squares / stats.chi2.ppf(tail, freedom)) if freedom else math.nan,
         freedom=freedom,
         confidence=confidence,
         note=_note(freedom, noise, len(levels)),

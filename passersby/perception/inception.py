@@ -4,8 +4,7 @@ Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (201
 `inception-2015-12-05`. It differs from later versions: averages do not count the padding, and the last block takes a
 maximum where the others average. The weights come from a TorchScript file (passersby/weights.py, "inception-2015").
 This module defines the network itself: with the normalisation folded into the convolutions, and channels last, it is
-twice as fast on a CPU as that script. Neither freezing nor `torch.jit.optimize_for_inference` makes the script faster
-(benchmarks/inception.py).
+twice as fast on a CPU as that script. Neither freezing nor `torch.jit.optimize_for_inference` makes the script faster.
 """
 
 import hashlib

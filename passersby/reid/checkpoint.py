@@ -121,19 +121,6 @@ def load_reid(
     return LoadedReid(network, contents.class_names, contents.record, sha256, contents.kind, tuple(notes))
 
 
-def check_classes(loaded: LoadedReid, class_names: Sequence[str]) -> None:
-    """InputError unless the network's classes are `class_names`: as many, and by the same names where it has names."""
-    classes = loaded.network.config.classes
-    if classes != len(class_names):
-        raise InputError(
-            f"the network was trained on {classes} people, the images have {len(class_names)}: give the images that "
-            "it was trained on, or start from its backbone alone"
-        )
-    for place, (its, given) in enumerate(zip(loaded.class_names, class_names, strict=False)):
-        if its != given:
-            raise InputError(f"class {place} of the network is {its!r}, that of the images {given!r}: other people")
-
-
 def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -> tuple[str, ...]:
     """Fill the backbone, in place, with torchvision's ImageNet weights (IMAGENET1K_V1); returns notes for the user.
 

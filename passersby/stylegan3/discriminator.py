@@ -165,11 +165,6 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(0, config.c_dim, cmap_dim, None, num_layers=config.mapping_layers)
         setattr(self, f"b{self.heights[-1]}", Epilogue(config, cmap_dim))
 
-    @classmethod
-    def from_reference_kwargs(cls, **init_kwargs) -> "Discriminator":
-        """Build from the constructor keywords stored in the reference's network files."""
-        return cls(reference_discriminator_config(**init_kwargs))
-
     def forward(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [N, 1] float32; with labels, the projection on the embedded label."""
         if images.ndim != 4 or images.shape[2:] != (self.config.height, self.config.width):

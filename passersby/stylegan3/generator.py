@@ -175,11 +175,6 @@ class Generator(nn.Module):
         )
         self.synthesis = SynthesisNetwork(config)
 
-    @classmethod
-    def from_reference_kwargs(cls, **init_kwargs) -> "Generator":
-        """Build from the constructor keywords stored in the reference's network files."""
-        return cls(reference_generator_config(**init_kwargs))
-
     def forward(self, z, c=None, truncation_psi=1.0, truncation_cutoff=None, update_emas=False) -> torch.Tensor:
         """Mapping, truncation and synthesis in one call."""
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff, update_emas=update_emas)

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import html
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -71,19 +70,6 @@ def fid_rows(our_rows: Sequence[FidRow] = ()) -> list[FidRow]:
     return sorted(our_rows, key=lambda row: row.fid) + list(PUBLISHED)
 
 
-def fid_text(our_rows: Sequence[FidRow] = ()) -> str:
-    """The table as monospaced text with the warning below it."""
-    cells = [HEADINGS, *(row.cells for row in fid_rows(our_rows))]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for line in cells:
-        padded = [
-            text.rjust(w) if i == 1 else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", WARNING])
-
-
 def fid_markdown(our_rows: Sequence[FidRow] = ()) -> str:
     """The table as Markdown; our rows are bold."""
     lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---|---|---|"]
@@ -93,19 +79,6 @@ def fid_markdown(our_rows: Sequence[FidRow] = ()) -> str:
             cells[:2] = [f"**{text}**" for text in cells[:2]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", WARNING, "", f"Published rows: {STUDY}."])
-
-
-def fid_html(our_rows: Sequence[FidRow] = ()) -> str:
-    """The table as an HTML fragment, everything escaped; our rows have the class "own"."""
-
-    def line(cells: Sequence[str], tag: str, name: str = "") -> str:
-        body = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells)
-        return f"<tr{name}>{body}</tr>"
-
-    rows = [line(row.cells, "td", ' class="own"' * (row in our_rows)) for row in fid_rows(our_rows)]
-    head = f"<thead>{line(HEADINGS, 'th')}</thead>"
-    note = html.escape(f"{WARNING} Published rows: {STUDY}.")
-    return f'<table class="fid">{head}<tbody>{"".join(rows)}</tbody></table><p>{note}</p>'
 
 
 # ---- A comparison of two sets of images, in lines and as a record.

@@ -8,6 +8,7 @@ from jobs.convert import ConvertConfig, editing_advice, main
 from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import load_network, save_network
+from passersby.stylegan3.generator import reference_generator_config
 
 
 def equal_states(a, b) -> bool:
@@ -95,7 +96,7 @@ def test_for_stylegan3_editing(tmp_path, capsys):
     keywords = {"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": 16, "img_channels": 3}
     keywords |= {"channel_base": 65536, "channel_max": 1024, "conv_kernel": 1, "filter_size": 6, "output_scale": 0.25}
     keywords |= {"magnitude_ema_beta": 0.9988915792636801, "use_radial_filters": True}
-    theirs = Generator.from_reference_kwargs(**keywords)
+    theirs = Generator(reference_generator_config(**keywords))
     theirs.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True), strict=True)
     assert equal_states(theirs, generator)
 

@@ -34,11 +34,6 @@ class TransferReport:
         """The number of values in all learned tensors of the target."""
         return sum(row.parameters for row in self.rows)
 
-    @property
-    def taken_share(self) -> float:
-        """The share 0..1 of the target's values that come from the source, taken or adapted."""
-        return sum(row.sourced for row in self.rows) / self.parameters
-
     def as_record(self) -> dict[str, Any]:
         """JSON data for the network's record: totals, and the number of values that were adapted in each way."""
         hows: dict[str, int] = {}

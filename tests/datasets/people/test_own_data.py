@@ -42,7 +42,6 @@ def test_a_folder_with_one_folder_a_person(tmp_path):
     assert len(gallery) == 5
     assert not set(query.names) & set(gallery.names)
     assert "the first image of each of 2 people is a query and the other 5 images are the gallery" in query.notes[0]
-    assert not has_split(tmp_path / "own", "multi-query")
     with pytest.raises(InputError, match="no split multi-query"):
         read_split(tmp_path / "own", "multi-query")
 
@@ -115,7 +114,8 @@ def test_folders_for_splits(tmp_path):
     assert query.notes == ()
     picture(tmp_path / "train_all/9/a_c1_1.jpg")
     assert sorted(read_split(tmp_path, "train").people.values()) == ["9"]
-    assert not has_split(tmp_path, "multi-query")
+    with pytest.raises(InputError, match="no people for multi-query"):
+        read_split(tmp_path, "multi-query")
 
 
 def test_query_and_gallery_beside_people(tmp_path):
@@ -158,7 +158,8 @@ def test_a_table(tmp_path, suffix):
     assert query.cameras.tolist() == [UNKNOWN_CAMERA]
     assert query.contents == (tmp_path / "b.jpg",)
     assert "1 of 1 people are not in the gallery, the first is '7'" in query.notes[-1]
-    assert [has_split(path, split) for split in ("train", "query", "gallery", "multi-query")] == [True] * 3 + [False]
+    with pytest.raises(InputError, match="no row.s split is .multi-query"):
+        read_split(path, "multi-query")
 
 
 def test_a_table_as_spreadsheets_and_pandas_write_it(tmp_path):

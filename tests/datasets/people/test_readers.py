@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 
 from datasets.people.decoding import decode_listing
-from datasets.people.readers import address, has_split, read_split
+from datasets.people.readers import address, read_split
 from datasets.people.splits import PUBLISHED, published_note
 from passersby.errors import InputError
 
@@ -53,15 +53,14 @@ def test_market_tree(market):
 
 
 def test_splits_that_are_not_there(market, tmp_path):
-    assert has_split(market, "multi-query")
+    assert len(read_split(market, "multi-query"))
     (market / "gt_bbox/1501_c1s1_000001_00.jpg").unlink()
-    assert not has_split(market, "multi-query")  # an empty folder is no split
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match="no images"):  # an empty folder is no split
         read_split(market, "multi-query")
     with pytest.raises(InputError, match="no split 'test'"):
         read_split(market, "test")
     with pytest.raises(InputError, match="there is no such folder or table"):
-        has_split(tmp_path / "nowhere", "train")
+        read_split(tmp_path / "nowhere", "train")
 
 
 def test_query_people_whom_the_gallery_does_not_show_are_named(market):
@@ -125,7 +124,8 @@ def test_msmt17(tmp_path):
     assert listing.people == {1: "0000", 2: "0001"}
     assert listing.cameras.tolist() == [1, 7]
     assert len(decode_listing(listing, 32, 16)[1]) == 2
-    assert not has_split(tmp_path, "query")
+    with pytest.raises(InputError, match="has no folder mask_test_v2 or test"):
+        read_split(tmp_path, "query")
     for line in ("../../outside_000_01_x.jpg 1", "0001/0001_000_07_a_b_0.jpg", "0001/0001_000_x_a.jpg 1"):
         (tmp_path / "list_val.txt").write_text(f"\n{line}\n")
         with pytest.raises(InputError, match="list_val.txt, line 2"):

@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from passersby.errors import InputError
-from passersby.reid.checkpoint import check_classes, load_imagenet, load_reid, save_reid
+from passersby.reid.checkpoint import load_imagenet, load_reid, save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
 
 NAMES = ("0002", "0007", "run/3")
@@ -79,15 +79,6 @@ def test_another_size_is_said(saved):
 def test_names_are_one_for_each_class(tmp_path):
     with pytest.raises(InputError, match="2 class names for a network of 3"):
         save_reid(tmp_path / "a.safetensors", network(), class_names=NAMES[:2], record={})
-
-
-def test_check_classes(saved):
-    loaded = load_reid(saved)
-    check_classes(loaded, NAMES)
-    with pytest.raises(InputError, match="trained on 3 people, the images have 4"):
-        check_classes(loaded, [*NAMES, "8"])
-    with pytest.raises(InputError, match="class 1 of the network is '0007', that of the images '0008'"):
-        check_classes(loaded, ["0002", "0008", "run/3"])
 
 
 def nan(tensors):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from passersby.stylegan3 import Discriminator, Generator
+from passersby.stylegan3.discriminator import reference_discriminator_config
+from passersby.stylegan3.generator import reference_generator_config
 
 
 class Oracle:
@@ -24,12 +26,12 @@ class Oracle:
         return torch.from_numpy(self.arrays[name])
 
     def generator(self, state="G_ema"):
-        network = Generator.from_reference_kwargs(**self.config["G_init_kwargs"])
+        network = Generator(reference_generator_config(**self.config["G_init_kwargs"]))
         network.load_state_dict(self.state(state), strict=True)
         return network.eval().requires_grad_(False)
 
     def discriminator(self):
-        network = Discriminator.from_reference_kwargs(**self.config["D_init_kwargs"])
+        network = Discriminator(reference_discriminator_config(**self.config["D_init_kwargs"]))
         network.load_state_dict(self.state("D"), strict=True)
         return network.eval().requires_grad_(False)
 

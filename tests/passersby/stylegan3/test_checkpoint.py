@@ -17,6 +17,7 @@ from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import load_network, save_network, save_state_dict
 from passersby.stylegan3.config_limits import weight_count
+from passersby.stylegan3.generator import reference_generator_config
 from passersby.stylegan3.state_dict import infer_generator_config
 
 
@@ -269,7 +270,7 @@ def test_state_dict_of_the_reference_tells_its_configuration(shared_dir, tmp_pat
     }
     torch.save(states, tmp_path / "network.pt")
     network = load_network(tmp_path / "network.pt")
-    wanted = Generator.from_reference_kwargs(**keywords).config
+    wanted = reference_generator_config(**keywords)
     # The decay of the averages leaves no trace in a state dict.
     assert dataclasses.replace(network.generator.config, magnitude_ema_beta=wanted.magnitude_ema_beta) == wanted
     assert network.discriminator.config.channel_base == 2048

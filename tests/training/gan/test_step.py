@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from passersby.stylegan3.discriminator import reference_discriminator_config
+from passersby.stylegan3.generator import reference_generator_config
 from training.gan import step as gan
 from training.gan import step as gan_losses
 from training.gan.step import Inputs, Latents
@@ -33,8 +35,8 @@ def load_state(path):
 
 
 def reference_state(oracle) -> gan.TrainingState:
-    generator = Generator.from_reference_kwargs(**oracle["config"]["G_init_kwargs"])
-    discriminator = Discriminator.from_reference_kwargs(**oracle["config"]["D_init_kwargs"])
+    generator = Generator(reference_generator_config(**oracle["config"]["G_init_kwargs"]))
+    discriminator = Discriminator(reference_discriminator_config(**oracle["config"]["D_init_kwargs"]))
     generator.load_state_dict(oracle["state_G"])
     discriminator.load_state_dict(oracle["state_D"])
     state = gan.new_state(generator, discriminator)
