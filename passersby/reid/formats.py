@@ -6,28 +6,15 @@ resnet18, resnet34, resnet50 and resnet50_fc512. Nothing that a file contains is
 """
 
 import dataclasses
-import json
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import safetensors
 import torch
 
-from passersby.checkpoints import file_kind
+from passersby.checkpoints import REID, Tensors, read_own, read_tensors
 from passersby.errors import InputError
 from passersby.reid.network import ACTIVATIONS, BLOCKS, Bottleneck, ReidConfig
-
-FORMAT_VERSION = 1
-METADATA_KEY = "passersby-reid"  # of our metadata in a .safetensors file
-
-Tensors = dict[str, torch.Tensor]
-
-# What torch.load raises on damaged files: its reader is partly Python without checks of its own.
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
-_DAMAGE += (AttributeError, IndexError, AssertionError)
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and AveragedModel, and of torch.compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,98 +29,13 @@ class Contents:
     notes: tuple[str, ...]
 
 
-class _IgnoredType:
-    """Stands for numpy.dtype in a checkpoint: its scores are NumPy numbers, which nothing here reads."""
-
-    def __init__(self, *arguments: Any):
-        del arguments
-
-    def __setstate__(self, state: Any) -> None:
-        del state
-
-
-def _ignored_number(*arguments: Any) -> None:
-    del arguments
-
-
-# Allowing NumPy's own constructors would let a file hand them whatever it likes.
-_STANDINS: list[Callable | tuple[Callable, str]] = [(_IgnoredType, "numpy.dtype")]
-_STANDINS += [(_ignored_number, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
-
-
-def is_safetensors(path: Path) -> bool:
-    """Which reader a file is for, from its contents. Raises InputError for a file that is no network."""
-    try:
-        with path.open("rb") as file:
-            kind = file_kind(file)
-    except InputError as error:
-        found = str(error).partition(", not a network")[0]  # the kinds that follow are those of the generator
-        raise InputError(f"{found}: .pth, .pth.tar and .safetensors are read") from error
-    if kind == "pickle":
-        raise InputError("a plain pickle, whose code could do anything, is not read: save its state dict with PyTorch")
-    return kind == "safetensors"
-
-
-def read_tensors(path: Path) -> Tensors:
-    """The state dict of a `.pth` or `.safetensors`, without wrappers: plain names and tensors.
-
-    A dict with "state_dict" in it is taken for that; DataParallel's, AveragedModel's and torch.compile's prefixes go.
-    Raises InputError for a file that holds anything else than plain data, or more tensors than bytes.
-    """
-    try:
-        if is_safetensors(path):
-            with safetensors.safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        else:
-            with torch.serialization.safe_globals(_STANDINS):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:  # which is a ValueError
-        raise
-    except safetensors.SafetensorError as error:
-        raise InputError(f"damaged .safetensors file ({str(error)[:100]}): fetch it again") from error
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())
-        if "GLOBAL" in reason:  # PyTorch's own refusal is a page long: the name is what matters
-            reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
-        raise InputError(f"no plain state dict, nothing of it was run ({reason[:120]}): save it anew") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(name, str) for name in state):
-        raise InputError(f"it holds a {type(state).__name__}, not a state dict")
-    state = {name: value for name, value in state.items() if name != "n_averaged"}  # of AveragedModel
-    for wrapper in _WRAPPERS * 2:
-        if all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): value for name, value in state.items()}
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: not a state dict")
-    claimed = sum(tensor.nbytes for tensor in state.values())  # strides of 0 make a tensor larger than its file
-    if claimed > path.stat().st_size:
-        raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
-    return state
-
-
 def read_passersby(path: Path) -> Contents:
     """Our own file. Raises InputError for another's, a damaged one, and one of a newer version."""
-    tensors = read_tensors(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get(METADATA_KEY)
-    if text is None:
-        listed = ", ".join(name[:40] for name in sorted(tensors)[:3])
-        raise InputError(f"a .safetensors file that is no re-identification network of this program ({listed})")
-    try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"its metadata is no JSON ({str(error)[:80]}): the file is damaged") from error
-    version = metadata.get("format_version") if isinstance(metadata, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(f"format version {str(version)[:20]}; this program reads version {FORMAT_VERSION}")
-    config, names, record = (metadata.get(key) for key in ("config", "class_names", "record"))
-    if not isinstance(config, dict) or not isinstance(record, dict) or not isinstance(names, list):
-        raise InputError("its metadata lacks the configuration, the classes or the record: the file is damaged")
+    tensors, metadata = read_own(path, REID)
+    config, names = metadata["config"], metadata["class_names"]
     if not all(isinstance(name, str) for name in names) or len(names) != config.get("classes"):
         raise InputError(f"its {len(names)} class names are not those of {str(config.get('classes'))[:20]} classes")
-    return Contents("passersby", _config(config), tensors, tuple(names), record, ())
+    return Contents("passersby", _config(config), tensors, tuple(names), metadata["record"], ())
 
 
 def read_foreign(path: Path, activation: str | None, last_stride: int | None) -> Contents:

@@ -13,15 +13,13 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from passersby.errors import InputError
+from passersby.checkpoints import fitted, is_safetensors, named, read_tensors
 from passersby.files import file_sha256
 from passersby.reid.checkpoint import load_reid
-from passersby.reid.formats import is_safetensors, read_tensors
 from passersby.reid.network import ReidNetwork
 
 MOCO_SIZE = 224  # [pixels], both sides
 _MOCO_PREFIX, _MOCO_HEAD = "encoder_q.", "encoder_q.fc."
-_COUNTER = "num_batches_tracked"  # of batch normalisation; this module does not need it
 
 
 class IdentityFeatures(nn.Module):
@@ -63,18 +61,14 @@ def load_identity(path: str | os.PathLike) -> IdentityFeatures:
     checkpoint of a ResNet-50 (`module.encoder_q.*`). Raises InputError, one line with the path, for any other file.
     """
     path = Path(path)
-    try:
+    with named("identity network", path):
         tensors = {} if is_safetensors(path) else read_tensors(path)
         if any(name.startswith(_MOCO_PREFIX) for name in tensors):
             return IdentityFeatures(_moco(tensors), (MOCO_SIZE, MOCO_SIZE), "MoCo-v2 resnet50", file_sha256(path))
-    except OSError as error:
-        raise InputError(f"identity network {path}: {error.strerror or error}: check the path") from error
-    except InputError as error:
-        raise InputError(f"identity network {path}: {error}") from error
-    reid = load_reid(path)
-    config = reid.network.config
-    name = f"re-ID {config.backbone} {config.neck} {config.height}x{config.width} ({reid.kind})"
-    return IdentityFeatures(reid.network, (config.height, config.width), name, reid.sha256)
+    loaded = load_reid(path)
+    config = loaded.network.config
+    name = f"re-ID {config.backbone} {config.neck} {config.height}x{config.width} ({loaded.kind})"
+    return IdentityFeatures(loaded.network, (config.height, config.width), name, loaded.sha256)
 
 
 def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:
@@ -87,20 +81,7 @@ def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:
         for name, value in tensors.items()
         if name.startswith(_MOCO_PREFIX) and not name.startswith(_MOCO_HEAD)
     }
-    weights = {}
-    for name, parameter in network.state_dict().items():
-        if name.endswith(_COUNTER):
-            remaining.pop(name, None)
-            weights[name] = torch.zeros((), dtype=torch.int64)
-            continue
-        value = remaining.pop(name, None)
-        if value is None or value.shape != parameter.shape:
-            problem = "is missing" if value is None else f"has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
-            raise InputError(f"tensor {_MOCO_PREFIX}{name} {problem}: give a MoCo-v2 checkpoint of a ResNet-50")
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise InputError(f"tensor {_MOCO_PREFIX}{name} holds values that are no finite numbers: fetch it again")
-        weights[name] = value.float().contiguous()
-    if remaining:
-        raise InputError(f"tensor {_MOCO_PREFIX}{min(remaining)[:80]} is not one of a ResNet-50: it is another network")
-    network.load_state_dict(weights, strict=True, assign=True)
+    wanted = network.state_dict()
+    moco = fitted(remaining, wanted, "a MoCo-v2 checkpoint of a ResNet-50", _MOCO_PREFIX)
+    network.load_state_dict(moco, strict=True, assign=True)
     return network.eval()

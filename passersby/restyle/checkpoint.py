@@ -5,33 +5,24 @@ and the `.pt` of stylegan3-editing (passersby/restyle/published.py). Nothing tha
 """
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
-from passersby.checkpoints import file_kind
+from passersby.checkpoints import ENCODER, Tensors, check_size, fitted, is_safetensors, named, read_own, save_own
 from passersby.errors import InputError
-from passersby.files import file_sha256, write_atomically
-from passersby.reid.formats import METADATA_KEY as REID_KEY
-from passersby.reid.formats import read_tensors
+from passersby.files import file_sha256
 from passersby.restyle.encoder import EncoderConfig, RestyleEncoder
-from passersby.restyle.published import Tensors, read_published
-from passersby.stylegan3.checkpoint_formats import METADATA_KEY as GENERATOR_KEY
+from passersby.restyle.published import read_published
 from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.generator import Generator
 from passersby.stylegan3.schedule import GeneratorConfig
 
-FORMAT_VERSION = 1
-METADATA_KEY = "passersby-encoder"  # of our metadata in a .safetensors file
 AVERAGE = "average"  # the tensor beside those named encoder.*
-
-_OTHERS = {GENERATOR_KEY: "a generator network of this program", REID_KEY: "a re-identification network"}
+_WAY_OUT = "encoders are .safetensors, or .pt of stylegan3-editing"
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -71,16 +62,13 @@ def save_encoder(
     if tuple(average.shape) != (config.num_ws, config.w_dim):
         raise InputError(f"average of shape {tuple(average.shape)}: [{config.num_ws}, {config.w_dim}] is needed")
     metadata = {
-        "format_version": FORMAT_VERSION,
         "config": dataclasses.asdict(config),
         "generator": generator,
         "record": record,
     }
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     tensors[AVERAGE] = average.float()
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
-    write_atomically(path, safetensors.torch.save(stored, {METADATA_KEY: text}))
+    save_own(path, ENCODER, tensors, metadata)
 
 
 def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
@@ -90,21 +78,9 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
     hostile or of another kind, and for one whose tensors are not exactly such a network's.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            try:
-                kind = file_kind(file)
-            except InputError as error:
-                found = str(error).partition(", not a network")[0]  # the kinds that follow are the generator's
-                raise InputError(f"{found}: encoders are .safetensors, or .pt of stylegan3-editing") from error
-        if kind == "pickle":
-            raise InputError("a plain pickle, whose code could do anything: encoders are .safetensors, or .pt")
-        sha256 = file_sha256(path)
-        return _load_passersby(path, sha256) if kind == "safetensors" else _load_published(path, sha256)
-    except OSError as error:
-        raise InputError(f"encoder {path}: {error.strerror or error}: check the path") from error
-    except InputError as error:
-        raise InputError(f"encoder {path}: {error}") from error
+    with named("encoder", path):
+        load = _load_passersby if is_safetensors(path, _WAY_OUT) else _load_published
+        return load(path, file_sha256(path))
 
 
 def check_pair(
@@ -152,16 +128,7 @@ def filled(network: Network, tensors: Tensors, what: str) -> Network:
     One built on the device "meta" gets memory on the CPU, only after the names and shapes are known to fit.
     """
     wanted = network.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        if name not in tensors or name not in wanted:
-            state = "missing" if name in wanted else "not one of such a network"
-            raise InputError(f"{what}: tensor {name[:80]} is {state}: damaged, or another structure")
-        if tensors[name].shape != wanted[name].shape:
-            shapes = tuple(tensors[name].shape), tuple(wanted[name].shape)
-            raise InputError(f"{what}: tensor {name} has shape {shapes[0]}, such a network's is {shapes[1]}")
-        numbers = tensors[name].is_floating_point() and torch.isfinite(tensors[name]).all()
-        if wanted[name].is_floating_point() and not numbers:
-            raise InputError(f"{what}: tensor {name} holds values that are no finite numbers: the training diverged?")
+    tensors = fitted(tensors, wanted, part=what)
     if any(tensor.is_meta for tensor in wanted.values()):
         network = network.to_empty(device="cpu")
     network.load_state_dict(tensors, strict=True)
@@ -169,23 +136,8 @@ def filled(network: Network, tensors: Tensors, what: str) -> Network:
 
 
 def _load_passersby(path: Path, sha256: str) -> LoadedEncoder:
-    tensors = read_tensors(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if METADATA_KEY not in metadata:
-        listed = ", ".join(name[:40] for name in sorted(tensors)[:3])
-        found = next((what for key, what in _OTHERS.items() if key in metadata), f"another program's ({listed})")
-        raise InputError(f"no encoder: {found}; jobs/train_encoder.py makes encoders")
-    try:
-        said = json.loads(metadata[METADATA_KEY])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"its metadata is no JSON ({str(error)[:80]}): the file is damaged") from error
-    version = said.get("format_version") if isinstance(said, dict) else None
-    if not isinstance(said, dict) or version != FORMAT_VERSION:
-        raise InputError(f"format version {str(version)[:20]}; this program reads version {FORMAT_VERSION}")
-    values, generator, record = said.get("config"), said.get("generator"), said.get("record")
-    if not isinstance(values, dict) or not isinstance(generator, dict) or not isinstance(record, dict):
-        raise InputError("its metadata lacks the configuration, the generator or the record: the file is damaged")
+    tensors, metadata = read_own(path, ENCODER)
+    values, generator, record = metadata["config"], metadata["generator"], metadata["record"]
     if not all(isinstance(value, str) for value in generator.values()):
         raise InputError("its metadata says of the generator what is no text: the file is damaged")
     fields = {field.name for field in dataclasses.fields(EncoderConfig)}
@@ -218,8 +170,7 @@ def _encoder(config: EncoderConfig, tensors: Tensors, prefix: str) -> RestyleEnc
 
 
 def _decoder(config: GeneratorConfig, tensors: Tensors, file_size: int) -> Generator:
-    if 2 * weight_count(config) > file_size:
-        raise InputError("its generator claims more weights than the whole file holds")
+    check_size(2 * weight_count(config), file_size)
     with torch.random.fork_rng(devices=[]):  # as above: its filters are real numbers, so it is not built on "meta"
         network = Generator(config)
     return filled(network, tensors, "decoder")

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from passersby.checkpoints import fitted, named, read_tensors
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.reid.formats import read_tensors
 from passersby.stylegan3.schedule import GeneratorConfig
 
 BLOCKS = {
@@ -197,7 +197,7 @@ def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str
     InputError for an encoder without such weights, for the file of another network, and for a file that cannot be read.
     """
     config, path = encoder.config, Path(path)
-    try:
+    with named("ImageNet weights", path):
         if config.backbone == "resnet10" or config.width_factor != 1:
             raise InputError(
                 f"backbone {config.backbone} of width {config.width_factor}: there are no ImageNet weights for it; "
@@ -215,35 +215,13 @@ def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str
             if prefix in names:
                 tensors[names[prefix] + name.removeprefix(prefix)] = tensor
             elif not name.startswith(unused):
-                raise InputError(f"tensor {name[:80]} is not one of torchvision's {config.backbone}")
-        _check_fit(tensors, encoder.body.state_dict(), config.backbone)
-        encoder.body.load_state_dict(tensors, strict=False)  # not strict: old files lack counters; the rest was checked
-    except OSError as error:
-        raise InputError(f"ImageNet weights {path}: {error.strerror or error}: check the path") from error
-    except InputError as error:
-        raise InputError(f"ImageNet weights {path}: {error}") from error
+                tensors[name] = tensor  # `fitted` refuses it
+        tensors = fitted(tensors, encoder.body.state_dict(), f"torchvision's {config.backbone}", "block ")
+        encoder.body.load_state_dict(tensors)
     return (
         f"backbone {config.backbone} starts from ImageNet weights: {path.name}, sha256 {sha256}; its first convolution "
         "starts from random ones, for it has 6 channels",
     )
-
-
-def _check_fit(tensors: dict[str, torch.Tensor], network_tensors: dict[str, torch.Tensor], name: str) -> None:
-    for key, network_tensor in network_tensors.items():
-        if key not in tensors:
-            if key.endswith("num_batches_tracked"):  # older files lack this counter, and the encoder does not need it
-                continue
-            raise InputError(f"it lacks block {key.partition('.')[0]}'s {key.partition('.')[2]}, which {name} has")
-        tensor = tensors[key]
-        if tensor.shape != network_tensor.shape:
-            raise InputError(
-                f"block tensor {key} has shape {tuple(tensor.shape)}, {name}'s {tuple(network_tensor.shape)}"
-            )
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"block tensor {key} holds values that are no finite numbers")
-    unknown = sorted(tensors.keys() - network_tensors.keys())
-    if unknown:
-        raise InputError(f"block tensor {unknown[0][:80]} is not one of torchvision's {name}")
 
 
 def _block(before: int, after: int, stride: int) -> BasicBlock:

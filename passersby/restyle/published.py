@@ -6,15 +6,15 @@ training, which contain paths. Nothing in a file is ever executed.
 
 import argparse
 import dataclasses
-import pickle
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 
+from passersby.checkpoints import StandIn, Tensors, only_tensors, read_state
 from passersby.errors import InputError
 from passersby.restyle.encoder import BLOCKS, INPUT_CHANNELS, EncoderConfig
 from passersby.stylegan3.schedule import GeneratorConfig
@@ -23,11 +23,6 @@ from passersby.stylegan3.state_dict import find_networks, infer_generator_config
 ENCODER_TYPE = "ResNetBackboneEncoder"  # the tool's name of the only encoder that this module reads
 BASE_SIZE = 16  # the tool's four convolutions halve features of this size to 1 x 1; its input is 256 x 256
 
-Tensors = dict[str, torch.Tensor]
-
-# The errors of torch.load on damaged files: a part of its reader is Python code without checks.
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
-_DAMAGE += (AttributeError, IndexError, AssertionError)
 _HEAD = re.compile(r"styles\.(\d{1,3})\.(.+)")
 
 
@@ -59,9 +54,9 @@ def _path_name(*parts: Any) -> str:
 
 
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
-_STANDINS: list[Callable | tuple[Callable, str]] = [(_path_name, f"pathlib.{kind}") for kind in _PATHS]
-_STANDINS += [(_path_name, f"pathlib._local.{kind}") for kind in _PATHS]  # of Python 3.13
-_STANDINS += [(_Options, f"{argparse.Namespace.__module__}.{argparse.Namespace.__name__}")]
+_STAND_INS: list[StandIn] = [(_path_name, f"pathlib.{kind}") for kind in _PATHS]
+_STAND_INS += [(_path_name, f"pathlib._local.{kind}") for kind in _PATHS]  # of Python 3.13
+_STAND_INS += [(_Options, f"{argparse.Namespace.__module__}.{argparse.Namespace.__name__}")]
 
 
 def read_published(path: Path) -> Published:
@@ -101,25 +96,13 @@ def read_published(path: Path) -> Published:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        with torch.serialization.safe_globals(_STANDINS):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())
-        if "GLOBAL" in reason:  # PyTorch's message is a page long: keep the name that the file refers to
-            reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
-        raise InputError(f"no plain checkpoint, nothing of it was run ({reason[:120]}): fetch it again") from error
+    contents = read_state(path, _STAND_INS)
     state = contents.get("state_dict") if isinstance(contents, Mapping) else None
     names = [name for name in state if isinstance(name, str)] if isinstance(state, Mapping) else []
     has_encoder = any(name.startswith("encoder.") for name in names)
     if not isinstance(state, Mapping) or not has_encoder or len(names) != len(state):
         raise InputError("no stylegan3-editing checkpoint: it has no `state_dict` with tensors named encoder.*")
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: the file is damaged")
-    weight_bytes = sum(tensor.nbytes for tensor in state.values())  # strides of 0 make a tensor larger than its file
-    if weight_bytes > path.stat().st_size:
-        raise InputError(f"{weight_bytes:,} bytes of weights are more than the whole file")
+    only_tensors(state, path)
     return dict(contents)
 
 

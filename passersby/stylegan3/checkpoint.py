@@ -9,26 +9,23 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import json
 import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from passersby import weights
-from passersby.checkpoints import file_kind
+from passersby.checkpoints import GENERATOR, Tensors, check_size, file_kind, fitted, named, save_own
 from passersby.errors import InputError
 from passersby.files import write_atomically
-from passersby.stylegan3.checkpoint_formats import FORMAT_VERSION, METADATA_KEY, READERS, Contents
+from passersby.stylegan3.checkpoint_formats import READERS, Contents
 from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.discriminator import Discriminator
 from passersby.stylegan3.generator import Generator
-from passersby.stylegan3.state_dict import Tensors
 
 
 @dataclasses.dataclass
@@ -56,22 +53,17 @@ def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNet
     was found there, for a file that is missing, damaged, hostile or of another kind.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise InputError("the file is empty: fetch it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                stream = cast(BinaryIO, data)  # a memory map is read and sought like a file
-                kind = file_kind(stream)
-                contents = READERS[kind](stream, path, width)
-                if width is not None and width != contents.generator.width:
-                    size = f"{contents.generator.height} x {contents.generator.width}"
-                    raise InputError(f"width {width} was asked for, but the file says that the network is {size}")
-                return _assemble(contents, kind, hashlib.sha256(data).hexdigest(), len(data))
-    except OSError as error:
-        raise InputError(f"network {path}: {error.strerror or error}: check the path") from error
-    except InputError as error:
-        raise InputError(f"network {path}: {error}") from error
+    with named("network", path), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise InputError("the file is empty: fetch it again")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            stream = cast(BinaryIO, data)  # a memory map is read and sought like a file
+            kind = file_kind(stream, ".pkl (StyleGAN3), .safetensors and .pt are read", pickles=True)
+            contents = READERS[kind](stream, path, width)
+            if width is not None and width != contents.generator.width:
+                size = f"{contents.generator.height} x {contents.generator.width}"
+                raise InputError(f"width {width} was asked for, but the file says that the network is {size}")
+            return _assemble(contents, kind, hashlib.sha256(data).hexdigest(), len(data))
 
 
 def load_generator(file: str | os.PathLike = weights.DEMO_NETWORK, device: str = "cpu") -> Generator:
@@ -114,14 +106,12 @@ def save_network(
     if training_generator is not None and training_generator.config != generator.config:
         raise InputError("the training generator and its average have different configurations")
     metadata = {
-        "format_version": FORMAT_VERSION,
         "generator": dataclasses.asdict(generator.config),
         "discriminator": None if discriminator is None else dataclasses.asdict(discriminator.config),
         "record": record,
         "half": half,
     }
-    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: text}))
+    save_own(path, GENERATOR, tensors, metadata)
 
 
 def save_state_dict(path: str | os.PathLike, generator: Generator, half: bool = False) -> None:
@@ -168,25 +158,12 @@ def _build(network_class, config, name: str, tensors: Tensors, file_size: int):
     # A tensor can pretend to be larger than its file (strides of 0), and so can a configuration: both are
     # compared with the file before anything of the announced size is allocated.
     try:
-        claimed = max(sum(tensor.nbytes for tensor in tensors.values()), 2 * weight_count(config))
-        if claimed > file_size:
-            raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
+        check_size(max(sum(tensor.nbytes for tensor in tensors.values()), 2 * weight_count(config)), file_size)
         with _undisturbed_random_numbers():
             network = network_class(config)
     except (ArithmeticError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: no such network can be built ({str(error)[:100]})") from error
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    for key in sorted(wanted.keys() | tensors.keys()):
-        if key not in tensors or key not in wanted:
-            state = "missing" if key in wanted else "not one of such a network"
-            raise InputError(f"{name}: tensor {key[:80]} is {state}: damaged, or not StyleGAN3")
-        if tuple(tensors[key].shape) != wanted[key]:
-            found = tuple(tensors[key].shape)
-            raise InputError(f"{name}: tensor {key} has shape {found}, its configuration says {wanted[key]}")
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise InputError(f"{name}: tensor {key} holds infinite or undefined values: the training diverged?")
-    network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True)
+    network.load_state_dict(fitted(tensors, network.state_dict(), part=name), strict=True)
     return network
 
 

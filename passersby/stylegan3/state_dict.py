@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
+from passersby.checkpoints import Tensors
 from passersby.errors import InputError
 from passersby.stylegan3.config_limits import checked
 from passersby.stylegan3.discriminator import DiscriminatorConfig
 from passersby.stylegan3.schedule import GeneratorConfig, lowpass_filter
-
-Tensors = dict[str, torch.Tensor]
 
 _GENERATOR = re.compile(r"(|.*\.)synthesis\.input\.freqs")
 _DISCRIMINATOR = re.compile(r"(|.*\.)b\d+\.out\.weight")

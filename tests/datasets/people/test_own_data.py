@@ -10,7 +10,7 @@ import pytest
 
 from datasets.people.decoding import decode_listing
 from datasets.people.listing import UNKNOWN_CAMERA
-from datasets.people.readers import has_split, read_split
+from datasets.people.readers import read_split
 from passersby.errors import InputError
 from tests.helpers import export_runs
 

@@ -192,7 +192,7 @@ def changed(name: str, value: torch.Tensor | None):
         (changed("features.3.bias", None), "tensor features.3.bias is missing"),
         (
             changed("features.6.weight", torch.zeros(2, 3)),
-            r"features.6.weight has shape \(2, 3\), not \(384, 192, 3, 3\)",
+            r"features.6.weight has shape \(2, 3\), that of this network \(384, 192, 3, 3\)",
         ),
         (changed("features.8.bias", torch.full((256,), np.nan)), "features.8.bias holds values that are no finite"),
         (changed("features.8.bias", torch.zeros(256, dtype=torch.int64)), "features.8.bias holds values that are no"),

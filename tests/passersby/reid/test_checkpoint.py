@@ -129,7 +129,7 @@ def test_missing_cut_and_foreign_files(saved, tmp_path):
     with pytest.raises(InputError, match="none.safetensors: No such file"):
         load_reid(tmp_path / "none.safetensors")
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "b.safetensors")
-    with pytest.raises(InputError, match=r"no re-identification network of this program \(weight\)"):
+    with pytest.raises(InputError, match=r"no re-identification network: another program's \(weight\)"):
         load_reid(tmp_path / "b.safetensors")
     saved.write_bytes(saved.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"damaged \.safetensors file"):

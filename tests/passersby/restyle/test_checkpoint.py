@@ -84,12 +84,12 @@ def test_damaged_files(saved, tmp_path):
         config = json.loads(file.metadata()[KEY])["config"]
     for change, metadata, message in (
         (None, {"format_version": 2}, "format version 2; this program reads version 1"),
-        (None, {"config": config | {"w_dim": 13}}, r"shape \(192,\), such a network's is \(208,\)"),
+        (None, {"config": config | {"w_dim": 13}}, r"shape \(192, 16\), that of such a network \(208, 16\)"),
         (None, {"config": config | {"more": 1}}, "configuration and this version's differ in 'more'"),
         (
             None,
             {"config": config | {"backbone": "resnet18"}},
-            "tensor body.1.bn1.bias has shape",
+            r"tensor body\.1\.downsample\.0\.weight is not one of such a network",
         ),
         (None, {"config": config | {"head_channels": -1}}, "head_channels -1: a whole number"),
         (None, {"generator": {"sha256": 5}}, "of the generator what is no text"),

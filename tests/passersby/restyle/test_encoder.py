@@ -174,7 +174,10 @@ def test_load_backbone_refuses_what_does_not_fit(plain, tmp_path):
     path = tmp_path / "resnet18.pth"
     plain.imagenet_file(path, "resnet18")
     for settings, message in (
-        ({"backbone": "resnet34", "width_factor": 1.0}, r"lacks block 2's conv1.weight, which resnet34 has"),
+        (
+            {"backbone": "resnet34", "width_factor": 1.0},
+            r"block 2.conv1.weight is missing, which torchvision's resnet34",
+        ),
         ({"backbone": "resnet18", "width_factor": 0.5}, r"width 0.5: there are no ImageNet weights"),
         ({"backbone": "resnet10", "width_factor": 1.0}, r"backbone resnet10 of width 1.0: there are no"),
     ):

@@ -290,7 +290,7 @@ def test_state_dicts_that_do_not_tell_are_refused(tiny, tmp_path):
     torch.save({**state, "mapping.extra": torch.zeros(1)}, path)
     refusal(path, "mapping.extra is not one of such a network")
     torch.save({**state, "mapping.w_avg": torch.full([12], float("nan"))}, path)
-    refusal(path, "mapping.w_avg holds infinite or undefined values")
+    refusal(path, "mapping.w_avg holds values that are no finite numbers")
     torch.save(torch.nn.Linear(2, 2).state_dict(), path)
     refusal(path, "no StyleGAN3 generator", "weight")
 
