@@ -45,7 +45,7 @@ from passersby.restyle.pivotal import apply_delta, tune
 from passersby.restyle.refinement import person_code, refine, w_statistics
 from passersby.stylegan3 import Generator, to_uint8
 from passersby.stylegan3.checkpoint import load_network
-from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png
+from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
 
 # The study mixes the middle layers; in the demo network clothes lie there, and poses in the coarse ones.
 LAYERS = {"middle": slice(5, 12), "coarse": slice(0, 5)}
@@ -357,7 +357,7 @@ def outside(bench: Bench, config: Config, folder: Path) -> None:
 
 def save(path: Path, rows: list[SheetRow], title: str, subtitle: str, headings: list[tuple[str, int]]) -> None:
     """Write a contact sheet."""
-    path.write_bytes(encode_png(contact_sheet(rows, title=title, subtitle=subtitle, headings=headings)))
+    save_png(path, contact_sheet(rows, title=title, subtitle=subtitle, headings=headings))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from passersby import weights
 from passersby.devices import pick_device
-from reporting.curves import kimg_of, read_history
+from reporting.curves import kimg_of, new_figure, read_history
+from reporting.palette import BLUE, GREEN, LINES, VERMILION
 from training.gan.config import PRESETS, GanTraining
 from training.gan.run import train
 from training.gan.start import claim_folder
@@ -82,16 +81,15 @@ def run(config: Config, folder: str, values: dict) -> list[tuple[float, float]]:
 
 def draw(config: Config, results: dict[str, list[tuple[float, float]]]) -> None:
     """One picture: FID over thousands of images."""
-    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
-    for (name, curve), colour in zip(results.items(), ("#d55e00", "#0072b2", "#009e73"), strict=True):
+    for (name, curve), colour in zip(results.items(), (VERMILION, BLUE, GREEN), strict=True):
         axes.plot(*zip(*curve, strict=True), marker="o", color=colour, label=name)
     axes.set_xlabel("thousands of real images")
     axes.set_ylabel(f"FID of {config.fid_images} images against held-out people")
     axes.set_title(f"StyleGAN3-T at {config.height} x {config.width} on the toy crowd", fontsize=11)
     axes.set_ylim(bottom=0)
-    axes.grid(True, color="#e8eaed")
+    axes.grid(True, color=LINES)
     axes.legend(fontsize=9)
     figure.savefig(config.out / "fid.png")
 

@@ -15,9 +15,9 @@ from pipeline.cluster import resources
 from pipeline.commit import failure_advice, make_units
 from pipeline.generation import Config, Inputs, Materials, generation_stages, options_begun
 from pipeline.pools import Machines, Stage
-from reporting.grid import discard_table, filters_set
 from reporting.run.forecast import forecast
 from reporting.run.results import REPORT, SHEET, counts_of, is_published, publish, read_summary
+from reporting.tables import discard_table, filters_set
 
 if TYPE_CHECKING:
     from passersby.stylegan3 import Generator

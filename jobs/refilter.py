@@ -12,7 +12,7 @@ from datasets.runs.verdicts import Thresholds, without_scores
 from datasets.storage.output import Output
 from jobs.common import run_job
 from passersby.errors import InputError
-from reporting.grid import discard_table, filters_set
+from reporting.tables import discard_table, filters_set
 
 SCORES = ["source", "identity_cosine", "identity_margin"]
 

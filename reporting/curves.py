@@ -21,11 +21,12 @@ from scipy.ndimage import gaussian_filter1d
 
 from passersby.errors import InputError
 from passersby.files import write_atomically
+from reporting.palette import BLUE, FAINT, GREEN, INK, LINES, VERMILION
 
 Record = Mapping[str, float | None]
 Curve = tuple[np.ndarray, np.ndarray]  # kimg and value of the records that have a finite one, both [n] float64
 
-_GENERATOR, _DISCRIMINATOR, _VALIDATION, _INK, _FAINT = "#d55e00", "#0072b2", "#009e73", "#202124", "#9aa0a6"
+_GENERATOR, _DISCRIMINATOR, _VALIDATION = VERMILION, BLUE, GREEN
 _OVERFITTING = "overfitting"  # no key of records: derived from the scores
 _HALF_AN_IMAGE = 0.0005  # kimg
 
@@ -63,10 +64,10 @@ PANELS = (
     Panel(
         "Overfitting of the discriminator",
         "(training - validation) / (training - generated)",
-        ((_OVERFITTING, "", _INK),),
+        ((_OVERFITTING, "", INK),),
     ),
     Panel("R1 penalty", "R1", (("D/r1", "", _DISCRIMINATOR),), logarithmic=True),
-    Panel("Augmentation probability", "p", (("augment/p", "", _INK),)),
+    Panel("Augmentation probability", "p", (("augment/p", "", INK),)),
     Panel("FID", "FID", (("fid", "", _GENERATOR),), logarithmic=True, points=True),
 )
 
@@ -101,8 +102,7 @@ def save_curves(
         raise InputError(f"no curves for {path}: none of the {len(history)} records has a value to draw")
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.6 * columns, 3.7 * rows + 0.5 * bool(title)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * columns, 3.7 * rows + 0.5 * bool(title))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     kimg, fid = curves["fid"]
     best = kimg[np.argmin(fid)] if len(fid) else None
@@ -110,13 +110,11 @@ def save_curves(
         _draw(axes, panel, curves, smoothing)
         _decorate(axes, panel)
         if best is not None:
-            axes.axvline(best, color=_FAINT, linewidth=1, linestyle=":", zorder=0)
+            axes.axvline(best, color=FAINT, linewidth=1, linestyle=":", zorder=0)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, png_of(figure))
 
 
 def kimg_of(record: Record) -> float:
@@ -169,7 +167,7 @@ def _draw(axes: Axes, panel: Panel, curves: Mapping[str, Curve], smoothing: floa
             best = np.argmin(values)
             name = f"best: {values[best]:.4g} at {kimg[best]:,.4g} kimg"
             axes.plot(
-                kimg[best : best + 1], values[best : best + 1], "*", color=_INK, markersize=12, label=name, zorder=3
+                kimg[best : best + 1], values[best : best + 1], "*", color=INK, markersize=12, label=name, zorder=3
             )
     if {"scores/validation", "scores/real"} <= drawn.keys():
         kimg, validation = drawn["scores/validation"]
@@ -186,10 +184,32 @@ def _decorate(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(True, color="#e8eaed", linewidth=0.7)
+    plain_axes(axes)
+    axes.legend(fontsize=8, framealpha=0.85)
+
+
+# ---- What all plots have in common.
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size [inches], at 110 pixels an inch."""
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_axes(axes: Axes) -> None:
+    """Faint lines behind what is drawn, and no box around it."""
+    axes.grid(True, color=LINES, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, framealpha=0.85)
+
+
+def png_of(figure: Figure) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 # ---- The file of JSON lines: appended to, read, and cut off where a training goes on.

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datasets.runs.verdicts import KEPT
 from passersby.options import Json
 from reporting.gan.scores import HEADINGS, STUDY, WARNING, Training, fid_rows
-from reporting.grid import FILTERS, FRAME_COLOURS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
+from reporting.palette import FRAME_COLOURS
 from reporting.progress import duration
 from reporting.run.identity import (
     PLOT_HEIGHT,
@@ -30,6 +30,7 @@ from reporting.run.identity import (
     identity_figures,
     identity_plots,
 )
+from reporting.tables import FILTERS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
 
 # ---- Any page: a template of this folder, with its style and its script inside.
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from datasets.runs.verdicts import KEPT
 from passersby.options import Json
-from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
+from reporting.grid import SheetCell, SheetRow, contact_sheet
 from reporting.page import flatten
+from reporting.tables import percent
 
 # ---- The figures of a card.
 

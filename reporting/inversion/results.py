@@ -27,9 +27,10 @@ from passersby.restyle.encoder import pooled, restyle_steps, working_size
 from passersby.restyle.losses import InversionLoss, Target
 from passersby.restyle.pivotal import apply_delta, load_delta
 from passersby.stylegan3 import Generator, to_uint8
-from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png, percent
+from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png
 from reporting.page import is_toy
 from reporting.run.results import SUMMARY, RunTimes, read_summary
+from reporting.tables import percent
 
 # ---- The sheet: people's pictures, their reconstructions after each step of the encoder, and after refinement.
 

@@ -11,18 +11,16 @@ from PIL import Image, ImageDraw
 
 from datasets.reid.feature_files import FeatureSet
 from passersby.metrics.ranking import Ranking
-from reporting.grid import draw_text, text_width
+from reporting.grid import FRAME, GAP, MARGIN, TEXT, TITLE, draw_picture, draw_text, text_width
+from reporting.palette import RIGHT, SHEET_EMPTY, SHEET_FAINT, SHEET_INK, SHEET_PAPER, WRONG
 
 # ---- Any ranked lists.
 
-# These two differ in lightness too, so people with any colour vision can distinguish them.
-RIGHT, WRONG = (86, 190, 100), (190, 20, 40)
-PAPER, INK, FAINT, EMPTY = (252, 252, 250), (32, 33, 36), (112, 114, 120), (226, 226, 222)
 CELL = (128, 64)  # height and width of the cell of a picture, in pixels
-_MARGIN, _GAP, _FRAME, _BAR = 20, 6, 3, 4
+_BAR = 4  # pixels, width of the line at the threshold
 _HEADING = 34  # height of a group's heading
-_TITLE, _TEXT, _CAPTION = 20, 13, 11  # font sizes in pixels
-_LINE = _TEXT + 5
+_CAPTION = 11  # font size in pixels
+_LINE = TEXT + 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,50 +76,53 @@ def retrieval_sheet(
     columns = min(columns, max(1, *(len(ranking.images) for ranking in lists)))
     height, width = cell
     width = max(width, text_width("-0.000", _CAPTION))
-    label = max((text_width(line, _TEXT) for ranking in lists for line in ranking.label), default=0)
-    query_x = _MARGIN + label + (14 if label else 0) + _FRAME
-    first_x = query_x + width + _FRAME + 4 * _GAP
-    across, down = width + 2 * _FRAME + _GAP, height + 2 * _FRAME + _CAPTION + 5 + _GAP
+    label = max((text_width(line, TEXT) for ranking in lists for line in ranking.label), default=0)
+    query_x = MARGIN + label + (14 if label else 0) + FRAME
+    first_x = query_x + width + FRAME + 4 * GAP
+    across, down = width + 2 * FRAME + GAP, height + 2 * FRAME + _CAPTION + 5 + GAP
     legend = _legend(lists)
-    head = _MARGIN + _TITLE + 12 + _LINE * (len(subtitle) + bool(legend)) + 6
+    head = MARGIN + TITLE + 12 + _LINE * (len(subtitle) + bool(legend)) + 6
     heights = [_list_height(ranking, columns, down) for ranking in lists]
     headings = sum(_HEADING for group in groups if group.heading)
     sheet_width = max(
-        first_x + columns * across + _BAR + _MARGIN,
-        *(text_width(line, _TEXT) + 2 * _MARGIN for line in subtitle),
-        text_width(title, _TITLE) + 2 * _MARGIN,
-        sum(text_width(text, _TEXT) + 44 for text, _ in legend) + _MARGIN,
+        first_x + columns * across + _BAR + MARGIN,
+        *(text_width(line, TEXT) + 2 * MARGIN for line in subtitle),
+        text_width(title, TITLE) + 2 * MARGIN,
+        sum(text_width(text, TEXT) + 44 for text, _ in legend) + MARGIN,
     )
-    sheet = Image.new("RGB", (sheet_width, head + sum(heights) + headings + _MARGIN), PAPER)
+    sheet = Image.new("RGB", (sheet_width, head + sum(heights) + headings + MARGIN), SHEET_PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_head(draw, title, subtitle, legend)
 
     y = head
     for group in groups:
         if group.heading:
-            draw_text(draw, (_MARGIN, y + 8), group.heading, _TEXT + 2, INK)
-            draw.line((_MARGIN, y + _HEADING - 5, sheet_width - _MARGIN, y + _HEADING - 5), fill=EMPTY)
+            draw_text(draw, (MARGIN, y + 8), group.heading, TEXT + 2, SHEET_INK)
+            draw.line((MARGIN, y + _HEADING - 5, sheet_width - MARGIN, y + _HEADING - 5), fill=SHEET_EMPTY)
             y += _HEADING
         for ranking in group.ranked:
             for number, line in enumerate(ranking.label):
-                draw_text(draw, (_MARGIN, y + _FRAME + number * _LINE), line, _TEXT, FAINT if number else INK)
-            _draw_picture(sheet, draw, (query_x, y + _FRAME), (height, width), ranking.query, None, "query")
+                draw_text(draw, (MARGIN, y + FRAME + number * _LINE), line, TEXT, SHEET_FAINT if number else SHEET_INK)
+            picture = _fitted(ranking.query, height, width)
+            draw_picture(sheet, draw, (query_x, y + FRAME), (height, width), picture, None, "query", _CAPTION)
             for index, image in enumerate(ranking.images):
                 row, column = divmod(index, columns)
-                position = (first_x + column * across, y + _FRAME + row * down)
+                position = (first_x + column * across, y + FRAME + row * down)
                 caption = f"{image.similarity:.3f}"
-                _draw_picture(sheet, draw, position, (height, width), image.image, image.correct, caption)
+                frame = None if image.correct is None else RIGHT if image.correct else WRONG
+                picture = _fitted(image.image, height, width)
+                draw_picture(sheet, draw, position, (height, width), picture, frame, caption, _CAPTION)
             if ranking.accepted is not None and ranking.images:
                 row, column = divmod(max(0, ranking.accepted - 1), columns)
-                x = first_x + (column + bool(ranking.accepted)) * across - _FRAME - _GAP // 2 - _BAR // 2
+                x = first_x + (column + bool(ranking.accepted)) * across - FRAME - GAP // 2 - _BAR // 2
                 top = y + row * down
-                draw.rectangle((x, top, x + _BAR - 1, top + height + 2 * _FRAME - 1), fill=RIGHT)
+                draw.rectangle((x, top, x + _BAR - 1, top + height + 2 * FRAME - 1), fill=RIGHT)
             y += _list_height(ranking, columns, down)
     return np.asarray(sheet).copy()
 
 
 def _list_height(ranking: RankedList, columns: int, down: int) -> int:
-    return max(-(-len(ranking.images) // columns) * down, down, len(ranking.label) * _LINE + _GAP)
+    return max(-(-len(ranking.images) // columns) * down, down, len(ranking.label) * _LINE + GAP)
 
 
 def _legend(lists: Sequence[RankedList]) -> list[tuple[str, str]]:
@@ -133,51 +134,30 @@ def _legend(lists: Sequence[RankedList]) -> list[tuple[str, str]]:
 
 
 def _draw_head(draw: ImageDraw.ImageDraw, title: str, subtitle: Sequence[str], legend: list[tuple[str, str]]) -> None:
-    y = _MARGIN
-    draw_text(draw, (_MARGIN, y), title, _TITLE, INK)
-    y += _TITLE + 12
+    y = MARGIN
+    draw_text(draw, (MARGIN, y), title, TITLE, SHEET_INK)
+    y += TITLE + 12
     for line in subtitle:
-        draw_text(draw, (_MARGIN, y), line, _TEXT, FAINT)
+        draw_text(draw, (MARGIN, y), line, TEXT, SHEET_FAINT)
         y += _LINE
-    x = _MARGIN
+    x = MARGIN
     for text, kind in legend:
         if kind == "line":
             draw.rectangle((x + 4, y, x + 3 + _BAR, y + 14), fill=RIGHT)
         else:
-            draw.rectangle((x, y + 1, x + 12, y + 13), outline=RIGHT if kind == "right" else WRONG, width=_FRAME)
-        draw_text(draw, (x + 19, y), text, _TEXT, FAINT)
-        x += text_width(text, _TEXT) + 44
+            draw.rectangle((x, y + 1, x + 12, y + 13), outline=RIGHT if kind == "right" else WRONG, width=FRAME)
+        draw_text(draw, (x + 19, y), text, TEXT, SHEET_FAINT)
+        x += text_width(text, TEXT) + 44
 
 
-def _draw_picture(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    position: tuple[int, int],
-    size: tuple[int, int],
-    image: np.ndarray | None,
-    right: bool | None,
-    caption: str,
-) -> None:
-    (x, y), (height, width) = position, size
-    thumbnail = Image.new("RGB", (width, height), EMPTY) if image is None else _fitted(image, height, width)
-    left, top = x + (width - thumbnail.width) // 2, y + (height - thumbnail.height) // 2
-    sheet.paste(thumbnail, (left, top))
-    end, bottom = left + thumbnail.width - 1, top + thumbnail.height - 1
-    if image is None:
-        draw.line((left, bottom, end, top), fill=FAINT)
-    if right is not None:
-        frame = (left - _FRAME, top - _FRAME, end + _FRAME, bottom + _FRAME)
-        draw.rectangle(frame, outline=RIGHT if right else WRONG, width=_FRAME)
-    middle = x + (width - text_width(caption, _CAPTION)) // 2
-    draw_text(draw, (middle, y + height + _FRAME + 1), caption, _CAPTION, FAINT)
-
-
-def _fitted(image: np.ndarray, height: int, width: int) -> Image.Image:
+def _fitted(image: np.ndarray | None, height: int, width: int) -> np.ndarray | None:
     """The image, resized to fit into height x width with its proportions."""
+    if image is None:
+        return None
     scale = min(height / image.shape[0], width / image.shape[1])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     picture = Image.fromarray(image)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+    return image if picture.size == size else np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 # ---- The best, median and worst queries of a ranking.

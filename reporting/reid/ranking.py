@@ -1,23 +1,23 @@
 """Reports of a ranking: plots of its curves, tables of scores, thresholds and cameras, and JSON values for scripts."""
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from passersby.metrics.ranking import Ranking
 from passersby.metrics.verification import BINS, STEP, CameraPair, PairCounts, Threshold, Thresholds
 from passersby.options import Json
+from reporting.curves import new_figure, plain_axes, png_of
+from reporting.palette import BLUE, GREEN, INK, PURPLE, VERMILION
+from reporting.tables import aligned
 
 # ---- Plots: cumulative matches, and similarities of pairs with the thresholds between them.
 
-_SAME, _DIFFERENT, _INK, _LINES = "#009e73", "#d55e00", "#202124", ("#0072b2", "#d55e00", "#009e73", "#aa3377")
 # A histogram has _BARS bars, or _FEW_BARS if it has less than _FEW_PAIRS pairs, whose histogram would be ragged.
 _BARS, _FEW_BARS, _FEW_PAIRS = 160, 60, 20_000
 
@@ -29,7 +29,7 @@ def cmc_plot(curves: Mapping[str, np.ndarray], title: str) -> bytes:
     """
     figure, axes = _figure(title)
     least = 1.0
-    for (name, shares), colour in zip(curves.items(), _LINES, strict=False):
+    for (name, shares), colour in zip(curves.items(), (BLUE, VERMILION, GREEN, PURPLE), strict=False):
         ranks = np.arange(1, len(shares) + 1)
         axes.plot(
             ranks,
@@ -44,7 +44,7 @@ def cmc_plot(curves: Mapping[str, np.ndarray], title: str) -> bytes:
         for rank in (1, 5, 10, 20):
             if 1 < rank <= len(shares) and len(curves) == 1:
                 point = (rank, 100 * shares[rank - 1])
-                axes.annotate(f"{point[1]:.1f}", point, (4, -13), textcoords="offset points", fontsize=8, color=_INK)
+                axes.annotate(f"{point[1]:.1f}", point, (4, -13), textcoords="offset points", fontsize=8, color=INK)
     axes.set_xlabel("rank")
     axes.set_ylabel("queries with a match up to there, %")
     # The axis starts at the next ten below Rank-1, so that near curves can be distinguished; at 0 if Rank-1 is low.
@@ -53,7 +53,7 @@ def cmc_plot(curves: Mapping[str, np.ndarray], title: str) -> bytes:
     axes.set_xlim(0.5, max(len(shares) for shares in curves.values()) + 0.5)
     axes.set_xticks([1, 5, *range(10, max(len(shares) for shares in curves.values()) + 1, 10)])
     axes.legend(loc="lower right", fontsize=9, framealpha=0.85)
-    return _png(figure)
+    return png_of(figure)
 
 
 def similarity_plot(counts: PairCounts, thresholds: Thresholds, title: str) -> bytes:
@@ -68,8 +68,8 @@ def similarity_plot(counts: PairCounts, thresholds: Thresholds, title: str) -> b
     width = max(1, -(-(last - first) // bars))  # bins of a bar
     edges = np.arange(first, last + width, width)
     for name, values, colour in (
-        ("different people", counts.different, _DIFFERENT),
-        ("the same person", counts.same, _SAME),
+        ("different people", counts.different, VERMILION),
+        ("the same person", counts.same, GREEN),
     ):
         total = int(values.sum())
         if not total:
@@ -85,14 +85,14 @@ def similarity_plot(counts: PairCounts, thresholds: Thresholds, title: str) -> b
     ):
         if threshold is not None:
             axes.axvline(
-                threshold.similarity, color=_INK, linestyle=style, linewidth=1.2, label=_meaning(name, threshold)
+                threshold.similarity, color=INK, linestyle=style, linewidth=1.2, label=_meaning(name, threshold)
             )
     axes.set_xlabel("cosine similarity of two images")
     axes.set_ylabel(f"pairs in {width * STEP:.4g} of similarity, %")
     axes.set_ylim(bottom=0)
     if len(bins):
         axes.legend(fontsize=8, framealpha=0.9)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _meaning(name: str, threshold: Threshold) -> str:
@@ -102,20 +102,11 @@ def _meaning(name: str, threshold: Threshold) -> str:
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11)
-    axes.grid(True, color="#e8eaed", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 # ---- Tables as lines of text, and the same figures as JSON values.
@@ -165,7 +156,7 @@ def score_table(rankings: Mapping[str, Ranking]) -> list[str]:
     rows = [["", *SCORES.values()]]
     for name, ranking in rankings.items():
         rows.append([name, *(_percent(getattr(ranking, score)) for score in SCORES)])
-    lines = _aligned(rows)
+    lines = aligned(rows)
     any_ranking = next(iter(rankings.values()))
     without = any_ranking.queries - any_ranking.valid
     if without:
@@ -212,20 +203,12 @@ def camera_lines(pairs: Sequence[CameraPair]) -> list[str]:
     if max(len(rows), len(columns)) <= MOST_CAMERAS:
         head = ["from \\ to camera", *(str(column) for column in columns)]
         table = [head, *([f"camera {row}", *(cells.get((row, c), "-") for c in columns)] for row in rows)]
-        return ["Rank-1/mAP of pairs of cameras:", *_aligned(table)]
+        return ["Rank-1/mAP of pairs of cameras:", *aligned(table)]
     ordered = sorted(pairs, key=lambda pair: pair.mAP)
     lines = [
         f"camera {p.query_camera} to {p.gallery_camera}: {cells[p.query_camera, p.gallery_camera]}" for p in ordered
     ]
     return [f"Rank-1/mAP of the worst of {len(pairs)} pairs of cameras:", *(f"  {line}" for line in lines[:10])]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
 
 
 def _percent(share: float) -> str:

@@ -20,7 +20,8 @@ from datasets.runs.plan import Plan
 from datasets.runs.run import Run
 from datasets.runs.verdicts import KEPT, LATENT, nearest_real, nearest_real_picture
 from passersby.metrics.identity import near_copies
-from reporting.grid import SheetCell, SheetRow, contact_sheet, percent
+from reporting.grid import SheetCell, SheetRow, contact_sheet
+from reporting.tables import percent
 
 # ---- Histograms of scores of any kind, with the geometry in which a page draws them.
 

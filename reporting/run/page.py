@@ -20,9 +20,10 @@ from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, nearest_real_picture
 from passersby.errors import InputError
 from reporting.gan.scores import Training
-from reporting.grid import FILTERS, fit
+from reporting.grid import fit
 from reporting.page import Control, Explorer, Strip, Summary, render_report
 from reporting.run.identity import PRIVACY_SHEET, read_privacy
+from reporting.tables import FILTERS
 
 # ---- Scores of all images: packed so that the page judges exactly as datasets/runs/verdicts.py does.
 

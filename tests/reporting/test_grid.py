@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from passersby.errors import InputError
-from reporting.grid import FRAME_COLOURS, SheetCell, SheetRow, contact_sheet, encode_png, fit, image_grid, save_png
+from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png, fit, image_grid, save_png
+from reporting.palette import FRAME_COLOURS
 
 # Colours that no text, frame or background has: picture i is found again by its own.
 COLOURS = [(255, 0, 255), (0, 255, 255), (0, 255, 0), (0, 0, 255), (255, 255, 0)]

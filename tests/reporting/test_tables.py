@@ -3,7 +3,7 @@
 import pytest
 
 from datasets.runs.verdicts import KEPT, VERDICTS
-from reporting.grid import FILTERS, OPTIONAL, discard_rows, discard_table, filters_set, percent
+from reporting.tables import FILTERS, OPTIONAL, discard_rows, discard_table, filters_set, percent
 
 STUDY = {"kept": 16636, "detector": 3419, "ssim_floor": 396}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reporting.gan.card import card_markdown, mixes_picture, people_picture
-from reporting.grid import FRAME_COLOURS
+from reporting.palette import FRAME_COLOURS
 
 
 def share(value: float) -> dict:

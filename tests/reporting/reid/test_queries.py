@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from reporting.reid.queries import RIGHT, WRONG, Group, RankedImage, RankedList, retrieval_sheet
+from reporting.palette import RIGHT, WRONG
+from reporting.reid.queries import Group, RankedImage, RankedList, retrieval_sheet
 
 # Colours that no text, frame or background has: picture i is found again by its own.
 COLOURS = [(255, 0, 255), (0, 255, 255), (0, 255, 0), (0, 0, 255), (255, 255, 0), (128, 0, 255)]

@@ -5,7 +5,8 @@ import pytest
 
 from datasets.reid.feature_files import FeatureSet
 from passersby.metrics.ranking import evaluate_ranking
-from reporting.reid.queries import RIGHT, WRONG, query_sheet, select_queries
+from reporting.palette import RIGHT, WRONG
+from reporting.reid.queries import query_sheet, select_queries
 
 
 def test_best_median_and_worst():
@@ -34,12 +35,14 @@ def test_frames_say_who_is_right_and_people_have_their_names(monkeypatch):
     gallery = FeatureSet(features, np.array([8, 7, 7]), np.full(3, -1), ("wrong", "right", "gone"))
     ranking = evaluate_ranking(query.features, features, query.identities, gallery.identities, top=4)
     written = []
-    import reporting.reid.queries as drawing
+    from reporting import grid
+    from reporting.reid import queries
 
-    original = drawing.draw_text
-    monkeypatch.setattr(
-        drawing, "draw_text", lambda d, at, text, *rest: written.append(text) or original(d, at, text, *rest)
-    )
+    original = grid.draw_text
+    for module in (grid, queries):
+        monkeypatch.setattr(
+            module, "draw_text", lambda d, at, text, *rest: written.append(text) or original(d, at, text, *rest)
+        )
 
     def picture(split: str, name: str) -> np.ndarray | None:
         assert split == ("query" if name == "q" else "gallery")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from passersby.metrics.ranking import evaluate_ranking
 from passersby.metrics.verification import BINS, CameraPair, PairCounts, Threshold, Thresholds, same_person_thresholds
-from reporting.reid import ranking as ranking_plots
+from reporting import curves
 from reporting.reid.ranking import (
     camera_lines,
     cmc_plot,
@@ -79,8 +79,8 @@ def test_pairs_of_cameras_are_a_table_or_where_many_the_worst():
 def drawn(monkeypatch, draw, *arguments):
     """The axes that a plot draws, and that its bytes are a PNG."""
     kept = []
-    original = ranking_plots.FigureCanvasAgg
-    monkeypatch.setattr(ranking_plots, "FigureCanvasAgg", lambda figure: kept.append(figure) or original(figure))
+    original = curves.FigureCanvasAgg
+    monkeypatch.setattr(curves, "FigureCanvasAgg", lambda figure: kept.append(figure) or original(figure))
     with Image.open(io.BytesIO(draw(*arguments))) as image:
         assert image.format == "PNG"
     return kept[0].axes[0]
