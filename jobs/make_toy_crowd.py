@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets.toy_crowd import crowd, tree
 from jobs.common import run_job
 from passersby.errors import InputError
+from reporting.progress import Bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +96,19 @@ def write(
     print(f"toy crowd {crowd.VERSION}: {left}, {workers} processes", flush=True)
     start = time.monotonic()
 
+    bar = Bar(len(todo), sys.stdout) if sys.stdout.isatty() else None
+
     def progress(done: int) -> None:
         rate = done / (time.monotonic() - start)
-        end = "\n" if done == len(todo) or not sys.stdout.isatty() else "\r"
-        if end == "\r" or done == len(todo) or done % 1024 < 64:
-            print(
-                f"{done}/{len(todo)} pictures, {rate:.0f}/s, {(len(todo) - done) / rate:.0f} s left ",
-                end=end,
-                flush=True,
-            )
+        line = f"{done}/{len(todo)} pictures, {rate:.0f}/s, {(len(todo) - done) / rate:.0f} s left "
+        if bar is not None:
+            bar.show(done, line)
+        elif done == len(todo) or done % 1024 < 64:
+            print(line, flush=True)
 
     tree.write_pictures(config.out, todo, workers, progress)
+    if bar is not None:
+        bar.close()
     tree.write_sheet(config.out, options)
     record["counts"] = dict(Counter(picture.path.split("/")[0] for picture in pictures))
     record["sha256"] = tree.tree_hash(config.out, pictures)

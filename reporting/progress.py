@@ -23,8 +23,31 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
+class Bar:
+    """A bar of tqdm on a terminal, and beside it a text that its owner words."""
+
+    def __init__(self, total: int, stream: TextIO) -> None:
+        from tqdm import tqdm  # here: what stands below the jobs is imported without it
+
+        # Nothing is drawn before the first text; a refresh is never left out, as units take seconds.
+        self._bar = tqdm(total=total, file=stream, bar_format="{desc} {bar}", delay=1e-9, mininterval=0)
+
+    def show(self, done: int, text: str) -> None:
+        """Draw the bar anew, cut to the terminal's width: a longer line would wrap."""
+        self._bar.n, self._bar.ncols = done, max(10, shutil.get_terminal_size().columns - 1)
+        self._bar.set_description_str(text)
+
+    def clear(self) -> None:
+        """Take the bar away, so that a line can be printed; the next text draws it again."""
+        self._bar.clear()
+
+    def close(self) -> None:
+        """Leave the bar as it is and go to the next line."""
+        self._bar.close()
+
+
 class ProgressLine:
-    """Counts finished units; on a terminal rewrites one line, elsewhere prints one at most every 10 s.
+    """Counts finished units; on a terminal beside a bar, elsewhere in a line at most every 10 s.
 
     `total_units` and `total_images` are those of the whole plan, `done_units` and `done_images` what
     earlier runs have left: they count as done, but rate, time left and share kept are of this run only.
@@ -44,12 +67,11 @@ class ProgressLine:
         self.done_units, self.done_images = done_units, done_images
         self.images, self.kept, self.failed = 0, 0, 0  # of this run; failed counts units
         self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
+        self._bar = Bar(total_units, self._stream) if self._stream.isatty() else None
         self._clock = clock
         self._start = clock()
         self._points = deque([(self._start, 0)])  # (seconds, images of this run until then)
         self._last_printed: float | None = None
-        self._width = 0  # of the line that stands on the terminal
         self._closed = False
         self._filters = False  # whether there is a share to show
 
@@ -77,8 +99,8 @@ class ProgressLine:
         # The newest point older than the window stays: units slower than the window still have a rate.
         while len(self._points) > 2 and self._points[1][0] <= now - WINDOW_SECONDS:
             self._points.popleft()
-        if self._terminal:
-            self._rewrite(self._line(self.rate()))
+        if self._bar is not None:
+            self._bar.show(self.done_units, self._line(self.rate()))
         elif self._last_printed is None or now - self._last_printed >= LINE_SECONDS:
             self._last_printed = now
             print(self._line(self.rate()), file=self._stream, flush=True)
@@ -100,9 +122,9 @@ class ProgressLine:
         seconds = self._clock() - self._start
         average = self.images / seconds if seconds > 0 else 0.0
         line = self._line(average, ending=f"took {duration(seconds)}")
-        if self._terminal:
-            self._rewrite(line)
-            print(file=self._stream, flush=True)
+        if self._bar is not None:
+            self._bar.show(self.done_units, line)
+            self._bar.close()
         else:
             print(line, file=self._stream, flush=True)
 
@@ -120,9 +142,3 @@ class ProgressLine:
         if ending is None and rate > 0:
             ending = f"{duration(max(0, self.total_images - self.done_images) / rate)} left"
         return " · ".join([*parts, *([ending] if ending else [])])
-
-    def _rewrite(self, line: str) -> None:
-        # A line wider than the terminal would wrap, and the carriage return would not reach its start.
-        line = line[: max(10, shutil.get_terminal_size().columns - 1)]
-        print("\r" + line + " " * (self._width - len(line)), end="", file=self._stream, flush=True)
-        self._width = len(line)

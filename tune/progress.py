@@ -8,7 +8,7 @@ from pathlib import Path
 from ray import tune
 
 from datasets.storage.output import Output
-from reporting.progress import LINE_SECONDS, duration
+from reporting.progress import LINE_SECONDS, Bar, duration
 from tune.levels import Trial
 from tune.sweep import TRIALS
 from tune.table import Row, best_level, read_failure, read_result, write_failure, write_table
@@ -40,6 +40,7 @@ class SweepProgress(tune.Callback):
         self._clock = clock
         self._start = self._last_line = clock()
         self._length_before = self._length_done()
+        self._bar: Bar | None = None  # made when the first trial runs: Tune pickles its callbacks before that
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         """Note that a trial runs."""
@@ -62,6 +63,7 @@ class SweepProgress(tune.Callback):
             return
         self.rows[name] = row
         write_table(self.output, self.rows, self.sharing)
+        self._clear()
         print(f"{name}: mAP {row['mAP']:.1%}, Rank-1 {row['rank1']:.1%}, {row['minutes']:.1f} minutes", flush=True)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
@@ -76,10 +78,18 @@ class SweepProgress(tune.Callback):
         self._fail(name, reason)
 
     def on_step_end(self, iteration, trials, **info) -> None:
-        """Print a line every LINE_SECONDS."""
-        if self._clock() - self._last_line >= LINE_SECONDS:
+        """Draw the bar, on a terminal; elsewhere print a line every LINE_SECONDS."""
+        if sys.stderr.isatty():
+            self._bar = self._bar or Bar(len(self.trials), sys.stderr)
+            self._bar.show(len(self.rows), self.line())
+        elif self._clock() - self._last_line >= LINE_SECONDS:
             self._last_line = self._clock()
             print(self.line(), file=sys.stderr, flush=True)
+
+    def on_experiment_end(self, trials, **info) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
 
     def line(self) -> str:
         """The line: numbers of finished, running and failed trials, the remaining time, the best level so far."""
@@ -103,7 +113,12 @@ class SweepProgress(tune.Callback):
 
     def _fail(self, name: str, reason: str) -> None:
         self.failed[name] = reason
+        self._clear()
         print(f"{name} failed: {reason}", file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.clear()
 
 
 def _name(trial) -> str:
