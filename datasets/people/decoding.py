@@ -29,9 +29,12 @@ MOST_BYTES = 64 << 20  # of one file, in an archive unpacked: nothing that is a 
 BROKEN_ARCHIVE = (OSError, EOFError, KeyError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's first MOST_BYTES and one: a longer one cannot be decoded, and is no person's picture."""
-    with path.open("rb") as file:
+def read_bytes(content: Path | bytes) -> bytes:
+    """A file's first MOST_BYTES and one: a longer one cannot be decoded, and is no person's picture. Encoded bytes as
+    they are. Raises OSError."""
+    if isinstance(content, bytes):
+        return content
+    with content.open("rb") as file:
         return file.read(MOST_BYTES + 1)
 
 
@@ -56,10 +59,8 @@ class Reader:
         Text is the name of the archive's member, or without an archive the path of a file.
         """
         try:
-            if isinstance(content, bytes):
-                data = content
-            elif self._archive is None:
-                data = read_bytes(Path(content))
+            if isinstance(content, bytes) or self._archive is None:
+                data = read_bytes(Path(content) if isinstance(content, str) else content)
             else:
                 # One thread at a time: members are short, and a ZipFile's own lock does not cover all of its state.
                 with self._lock, self._archive.open(str(content)) as member:

@@ -152,9 +152,9 @@ def _measured(kind: str, description: str, listing: Listing, people: int | None)
     listing = listing.take(sorted(range(len(listing)), key=listing.names.__getitem__))
     digest = hashlib.sha256()
     sizes: Counter[tuple[int, int]] = Counter()
-    for name, content in zip(listing.names, listing.contents, strict=True):
+    for name, content in zip(listing.names, listing.files, strict=True):
         try:
-            data = content if isinstance(content, bytes) else read_bytes(Path(content))
+            data = read_bytes(content)
         except OSError as error:
             raise InputError(f"cannot read {content}: {error.strerror or error}") from error
         digest.update(f"{name}\0".encode() + hashlib.sha256(data).digest())

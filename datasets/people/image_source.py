@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -66,10 +67,8 @@ class ImageSource:
         names = set(unreadable)
         return dataclasses.replace(
             self,
-            training=self.training.take([place for place, name in enumerate(self.training.names) if name not in names]),
-            validation=self.validation.take(
-                [place for place, name in enumerate(self.validation.names) if name not in names]
-            ),
+            training=self.training.without(names),
+            validation=self.validation.without(names),
             left_out={**self.left_out, **({"unreadable": len(names)} if names else {})},
         )
 
@@ -113,8 +112,12 @@ def _list_tree(root: Path) -> Listing:
         listing = list_split(root, "train").below(root).with_sizes()
     except OSError as error:
         raise InputError(f"cannot read {root}: {error.strerror or error}: check the path") from error
-    for place in np.flatnonzero(listing.file_sizes() < 0)[:1]:
-        raise InputError(f"cannot read {listing.contents[place]}: No such file or directory: check the file")
+    for place in np.flatnonzero(listing.file_sizes() < 0):
+        path = listing.contents[place]
+        try:
+            os.stat(path)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}: check the file") from error
     return listing
 
 

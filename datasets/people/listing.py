@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,6 +115,10 @@ class Listing:
     def of_people(self, identities: Iterable[int]) -> "Listing":
         """The images of these people."""
         return self.take(np.isin(self.identities, list(identities)))
+
+    def without(self, names: Collection[str]) -> "Listing":
+        """The images of other names than these."""
+        return self.take(np.array([name not in names for name in self.names], bool))
 
     def people_only(self) -> "Listing":
         """The images without junk and distractors, which are nobody to train on or to ask for.

@@ -107,7 +107,7 @@ def inverted_pictures(
         row = int(latents.pictures_of(person)[0])
         content = contents.get(latents.paths[row])
         try:
-            data = content if isinstance(content, bytes) else b"" if content is None else read_bytes(content)
+            data = b"" if content is None else read_bytes(content)
             pixels = decode_bicubic(data, *size)  # [h, w, 3] uint8
         except (OSError, DecodingError):
             continue
