@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,6 +34,7 @@ from datasets.runs.rows import images_of
 from jobs import generate
 from jobs.common import run_job
 from passersby import weights
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.files import write_atomically
 from passersby.metrics.variants import (
@@ -66,17 +67,17 @@ class Config:
     """A folder for the card; older files of it are replaced."""
     network: Path = weights.DEMO_NETWORK
     """What jobs/generate.py takes: a .safetensors, a reference .pkl or a .pt state dict."""
-    people: int = 240
+    people: Annotated[int, Bound(ge=2, note="with one there is nothing to compare")] = 240
     """Number of people. Person i is seed + i."""
-    variants: int = 16
+    variants: Annotated[int, Bound(ge=2, note="with one there is nothing to compare")] = 16
     """Pictures of each, the base image among them."""
     seed: int = 0
     """Seed of the first person."""
-    threshold: float = 0.6
+    threshold: Annotated[float, Bound(ge=0, le=1)] = 0.6
     """Least score of the pedestrian filter."""
     layers: str = "middle"
     """The mixed layers: a group's name or w indices, as for jobs/generate.py."""
-    comparison_people: int = 80
+    comparison_people: Annotated[int, Bound(ge=2, note="with one there is nothing to compare")] = 80
     """The first so many people are also mixed in coarse (0-4) and fine (12-15) layers, and shown with their donors."""
     truncation_psi: float = 0.7
     """As for jobs/generate.py."""
@@ -250,14 +251,7 @@ def describe(config: Config, network: LoadedNetwork) -> dict:
 
 def check(config: Config) -> None:
     """InputError for options that make no card."""
-    for name in ("people", "variants", "comparison_people"):
-        if getattr(config, name) < 2:
-            option = name.replace("_", "-")
-            raise InputError(
-                f"--{option} {getattr(config, name)}: must be 2 or more, so that there are some to compare"
-            )
-    if not 0 <= config.threshold <= 1:
-        raise InputError(f"--threshold {config.threshold}: scores are 0 to 1")
+    check_bounds(config)
     if config.inception and not config.reference:
         raise InputError(f"--inception {config.inception}: needs --reference, the people to compare with")
     if config.reference and len(list_split(config.reference, "train").people) < 2:

@@ -21,6 +21,7 @@ from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
 from passersby import weights
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from reporting.calibration import (
     STUDY_DATA_RANGE,
@@ -54,27 +55,27 @@ class Config:
     In a flat folder the people are known only if all files are named as in Market-1501."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write calibration.json and calibration.png."""
-    reject: float = 0.0645
+    reject: Annotated[float, Bound(ge=0, lt=1)] = 0.0645
     """Share of real images, 0 to 1, that the pedestrian filter may reject. The study accepted 0.0645."""
-    ssim_lost: float = 0.01
+    ssim_lost: Annotated[float, Bound(ge=0, lt=0.5, note="else floor and ceiling would meet")] = 0.01
     """Share of pairs of real pictures of one person that the SSIM floor may reject. The ceiling may reject as many."""
     split: Literal["train", "query", "gallery"] = "train"
     """The split to use, if the data have splits. Training people are the choice that leaves test people unseen."""
-    most_images: int = 5000
+    most_images: Annotated[int, Bound(ge=1)] = 5000
     """Most images to use. If there are more, a random part of them is used."""
-    most_pairs: int = 10_000
+    most_pairs: Annotated[int, Bound(ge=1)] = 10_000
     """Most pairs of pictures of one person to use, spread over the people as evenly as possible."""
-    height: int = 128
+    height: Annotated[int, Bound(ge=8)] = 128
     """Bring the images to this height in pixels first. Give the height at which you generate."""
-    width: int = 64
+    width: Annotated[int, Bound(ge=8)] = 64
     """Bring the images to this width in pixels first. Give the width at which you generate."""
-    seed: int = 0
+    seed: Annotated[int, Bound(ge=0)] = 0
     """Decides which images and pairs are used."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if the cluster has GPUs, else the CPU."""
-    workers: int | None = None
+    workers: Annotated[int | None, Bound(ge=0)] = None
     """Number of detectors on Ray. 0 detects in this process, without Ray.
     By default 0 for up to 1,000 images, else one for each GPU, or without GPUs one for each CPU."""
 
@@ -82,7 +83,7 @@ class Config:
 def main(config: Config) -> None:
     """Read, score, compare, propose, write."""
     start = time.monotonic()
-    check(config)
+    check_bounds(config)
     output = Output(config.out)
     listing = real_images(config.data, config.split)
     listing = listing.take(choose(len(listing), config.most_images, config.seed))
@@ -123,26 +124,6 @@ def main(config: Config) -> None:
     output.write(RECORD, f"{json.dumps(record, indent=2)}\n".encode())
     print(*calibration_lines(detector, records), *(f"note: {note}" for note in notes), *commands, sep="\n")
     print(output.address(PICTURE))
-
-
-def check(config: Config) -> None:
-    """Raises InputError for options out of range."""
-    for name in ("reject", "ssim_lost"):
-        if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 0 or more, below 1")
-    if config.ssim_lost >= 0.5:
-        raise InputError(f"--ssim-lost {config.ssim_lost}: floor and ceiling would meet; give less than 0.5")
-    for name, least in (
-        ("most_images", 1),
-        ("most_pairs", 1),
-        ("height", 8),
-        ("width", 8),
-        ("seed", 0),
-        ("workers", 0),
-    ):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be {least} or more")
 
 
 def real_images(data: str, split: str) -> Listing:

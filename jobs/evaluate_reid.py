@@ -14,6 +14,7 @@ import tyro
 from datasets.reid.feature_files import write_features
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,15 +54,15 @@ class Config:
     activation: Literal["relu", "none"] | None = None
     """The activation after the 512 values of a layumi checkpoint, which does not say it.
     relu: as in the study. none: as in layumi's own code."""
-    height: int | None = None
+    height: Annotated[int | None, Bound(ge=8)] = None
     """Bring the images to this height in pixels. By default the network's height."""
-    width: int | None = None
+    width: Annotated[int | None, Bound(ge=8)] = None
     """Bring the images to this width in pixels. By default the network's width."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if the cluster has GPUs, else the CPU."""
     here: bool = False
     """Compute in this process, without Ray."""
-    workers: int | None = None
+    workers: Annotated[int | None, Bound(ge=1, note="or give --here")] = None
     """Number of actors that compute features. By default one for each GPU, or without GPUs one for each CPU."""
 
 
@@ -116,10 +117,7 @@ def check(config: Config) -> None:
         raise InputError(f"{both}: give one of them")
     if config.network is not None and config.data is None:
         raise InputError("--network needs images: give --data")
-    for name, least in (("workers", 1), ("height", 8), ("width", 8)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: must be {least} or more" + ", or --here" * (name == "workers"))
+    check_bounds(config)
 
 
 def evaluated(config: Config) -> "Evaluated":

@@ -14,6 +14,7 @@ from torch import nn
 
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.files import write_atomically
 from passersby.reid.checkpoint import LoadedReid, load_reid
@@ -45,9 +46,9 @@ class Config:
     """The activation after the batch norm of the 512 values in layumi's file, which does not say it."""
     last_stride: Literal[1, 2] | None = None
     """Stride of the last stage in another program's file, which does not say it."""
-    height: int | None = None
+    height: Annotated[int | None, Bound(ge=1)] = None
     """Height of the images in pixels. By default the height that the network was made for."""
-    width: int | None = None
+    width: Annotated[int | None, Bound(ge=1)] = None
     """Width of the images in pixels. By default the width that the network was made for."""
     overwrite: bool = False
     """Replace the file of --out if it exists."""
@@ -100,10 +101,7 @@ def check_output(config: Config) -> None:
         raise InputError(f"--out {config.out}: there is no folder {config.out.parent}")
     if config.out.exists() and not config.overwrite:
         raise InputError(f"--out {config.out} is there already: give another name, or --overwrite")
-    for name in ("height", "width"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: must be 1 or more")
+    check_bounds(config)
 
 
 def check_packages() -> None:

@@ -17,6 +17,7 @@ from datasets.people.image_sets import ImageSet, folder_images
 from datasets.storage.feature_cache import cached, feature_key
 from datasets.storage.output import Output
 from jobs.common import run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ class Config:
     """Where to write found.png and found.csv."""
     evaluation: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The ranking.json of jobs/evaluate_reid.py for this network. Its threshold says who is the same person."""
-    top: int = 20
+    top: Annotated[int, Bound(ge=1)] = 20
     """Number of pictures to show and to list."""
     activation: Literal["relu", "none"] | None = None
     """The activation after the 512 values of a layumi checkpoint, which does not say it.
     relu: as in the study. none: as in layumi's own code."""
-    height: int | None = None
+    height: Annotated[int | None, Bound(ge=8)] = None
     """Bring the images to this height in pixels. By default the network's height."""
-    width: int | None = None
+    width: Annotated[int | None, Bound(ge=8)] = None
     """Bring the images to this width in pixels. By default the network's width."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if there is a GPU, else the CPU."""
@@ -70,10 +71,7 @@ class Match:
 
 def main(config: Config) -> None:
     """Compute what is missing, rank, write, print."""
-    for name, least in (("top", 1), ("height", 8), ("width", 8)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: must be {least} or more")
+    check_bounds(config)
     output = Output(config.out)
     from passersby.reid.checkpoint import load_reid
     from passersby.reid.network import FeatureNetwork

@@ -7,9 +7,11 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 from datasets.toy_crowd import crowd, tree
 from jobs.common import run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from reporting.progress import Bar
 
@@ -38,14 +40,13 @@ class Config:
     """Gallery pictures of strangers and of bad boxes, identity 0000."""
     junk: int = 500
     """Gallery pictures that the protocol ignores, identity -1: cut off, shifted, far away or empty boxes."""
-    workers: int = 0
+    workers: Annotated[int, Bound(ge=0, note="0 is one for each core")] = 0
     """Number of processes that draw. 0 is one for each core. The pictures do not depend on the number."""
 
 
 def main(config: Config) -> None:
     """Draw what is missing of the tree, then its record and a sheet to look at."""
-    if config.workers < 0:
-        raise InputError(f"--workers {config.workers}: give 0 (one for each core) or more")
+    check_bounds(config)
     names = [field.name for field in dataclasses.fields(tree.TreeOptions)]
     options = tree.TreeOptions(**{name: getattr(config, name) for name in names})
     pictures = tree.plan(options)

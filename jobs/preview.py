@@ -15,6 +15,7 @@ from datasets.runs.plan import LAYER_GROUPS, Configuration, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.stylegan3 import LoadedNetwork, load_network
 from passersby.weights import DEMO_NETWORK
@@ -38,9 +39,9 @@ class Preview:
     By default the demo network, which has seen only drawn people."""
     out: Path = Path("preview.png")
     """The sheet to write, a PNG file."""
-    people: int = 4
+    people: Annotated[int, Bound(ge=1)] = 4
     """Number of people. Person i has seed --seed + i."""
-    variants: int = 4
+    variants: Annotated[int, Bound(ge=1)] = 4
     """Pictures of each person for each group of layers, beside the base image."""
     seed: int = 0
     """Seed of the first person."""
@@ -82,9 +83,7 @@ def main(options: Preview) -> None:
 
 def check(options: Preview) -> dict[str, tuple[int, ...]]:
     """The groups by heading, each with its w indices. Raises InputError for the first value out of range."""
-    for name in ("people", "variants"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}: must be 1 or more")
+    check_bounds(options)
     if not options.groups:
         raise InputError(f"--groups: give at least one of {', '.join(LAYER_GROUPS)}, or w indices such as 3,5-8")
     if options.out.suffix.lower() != ".png":

@@ -17,6 +17,7 @@ from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
 from passersby import weights
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from reporting.gan.scores import TOY, describe_sets, fid_markdown, own_row, score_lines, set_record
 
@@ -52,9 +53,9 @@ class Config:
     """With --tree: the training people, or the others (query and gallery, without junk and distractors)."""
     reference_split: Literal["auto", "train", "held-out"] = "auto"
     """The same for --reference. auto: held-out if the tree has them, so that memorising does not help a generator."""
-    people: int = 2500
+    people: Annotated[int, Bound(ge=6)] = 2500
     """With --network: number of images. Image i has seed --seed + i."""
-    seed: int = 0
+    seed: Annotated[int, Bound(ge=0)] = 0
     """First seed of --network. The seed also decides which images --images takes, and the subsets of KID."""
     truncation_psi: float = 1.0
     """With --network: 1 keeps the whole variety, for which FID is usually computed."""
@@ -62,20 +63,20 @@ class Config:
     """With --run: the images that passed the run's filters, or all images."""
     manifest: str | None = None
     """With --run: name of the manifest that says which images are kept, as given to jobs/refilter.py --name."""
-    images: int = 50_000
+    images: Annotated[int, Bound(ge=6)] = 50_000
     """Most images of each side. If there are more, a random part of them is used."""
-    height: int | None = None
+    height: Annotated[int | None, Bound(ge=8)] = None
     """Bring both sides to this height in pixels. By default the scored images keep theirs."""
-    width: int | None = None
+    width: Annotated[int | None, Bound(ge=8)] = None
     """Bring both sides to this width in pixels. By default the scored images keep theirs."""
     inception: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """File of the Inception network, for machines without a package registry."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if the cluster has GPUs, else the CPU."""
-    workers: int | None = None
+    workers: Annotated[int | None, Bound(ge=0)] = None
     """Number of actors that compute features. 0 computes in this process, without Ray.
     By default one for each GPU, or without GPUs one for each CPU."""
-    generators: int | None = None
+    generators: Annotated[int | None, Bound(ge=1)] = None
     """With --network: number of actors that make images.
     By default one for each GPU, or without GPUs one for each CPU."""
     dry_run: bool = False
@@ -129,12 +130,7 @@ def check(config: Config) -> None:
     given = [f"--{name}" for name in SCORED if getattr(config, name) is not None]
     if len(given) != 1:
         raise InputError(f"{' and '.join(given) or 'nothing'} to score: give one of --network, --folder, --run, --tree")
-    for name, least in (("people", 6), ("images", 6), ("height", 8), ("width", 8), ("workers", 0), ("generators", 1)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: must be {least} or more")
-    if config.seed < 0:
-        raise InputError(f"--seed {config.seed}: must be 0 or more")
+    check_bounds(config)
     if (config.height is None) != (config.width is None):
         raise InputError(f"--height {config.height} --width {config.width}: give both, or none")
 

@@ -14,6 +14,7 @@ import tyro
 from datasets.storage.lock import hold
 from datasets.storage.output import Output
 from jobs.common import CPU_VARIABLES, connect, run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.options import Json
 from pipeline.ray_training import restart_with
@@ -72,12 +73,12 @@ class Config:
     gpus_per_trial: float | None = None
     """GPUs of each trial. A fraction packs several trials onto one GPU.
     More than 1 gives the trial as many Ray Train workers. By default 1, or without GPUs 0."""
-    cpus_per_trial: int | None = None
+    cpus_per_trial: Annotated[int | None, Bound(ge=1)] = None
     """CPUs and threads of each trial, or of each of its Ray Train workers.
     By default an equal share of the node's CPUs, at most 8; without GPUs 1."""
-    concurrent: int | None = None
+    concurrent: Annotated[int | None, Bound(ge=1)] = None
     """Most trials that run at a time. By default as many as fit the cluster."""
-    retries: int = 3
+    retries: Annotated[int, Bound(ge=0)] = 3
     """How often a trial is started again, from its last checkpoint, after its process or node was lost."""
     allow_leak: bool = False
     """Continue although the networks that made the pictures have seen test people. The report says so."""
@@ -111,8 +112,7 @@ def main(config: Config) -> int | None:
     from tune.planning import SweepOptions, plan_sweep
     from tune.sweep import continue_sweep
 
-    if config.retries < 0:
-        raise InputError(f"--retries {config.retries}: give 0 or more")
+    check_bounds(config)
     output = Output(config.out)
     if not output.local:
         raise InputError(f"--out {config.out}: trainings write to folders: give one that all nodes see")

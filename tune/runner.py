@@ -58,10 +58,6 @@ def fit_trials(
         gpus = float(max(workers, 1)) if cluster.gpus >= max(workers, 1) else 0.0
     if gpus < 0 or not math.isfinite(gpus) or (gpus > 1 and gpus != int(gpus)):
         raise InputError(f"--gpus-per-trial {gpus:g}: give a fraction of one GPU, or whole GPUs")
-    if cpus is not None and cpus < 1:
-        raise InputError(f"--cpus-per-trial {cpus}: give 1 or more")
-    if concurrent is not None and concurrent < 1:
-        raise InputError(f"--concurrent {concurrent}: give 1 or more")
     if gpus > 1:
         if workers not in (0, int(gpus)):
             raise InputError(f"--gpus-per-trial {gpus:g} with workers={workers}: give one GPU a worker")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -11,8 +12,8 @@ import pyarrow.compute as pc
 from datasets.exports.manifest import RunManifest
 from datasets.people.decoding import DecodingError, decode
 from datasets.runs.plan import Unit
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
-from passersby.options import flag
 
 FORMATS = ("market1501", "webdataset", "folder", "table")
 FILES_OF_MANY = ("webdataset", "table")
@@ -26,39 +27,29 @@ class Options:
     """All options that decide the bytes of an export of a run. Raises InputError for bad values."""
 
     format: str
-    per_person: int | None = None
-    people: int | None = None
-    first_identity: int | None = None
+    per_person: Annotated[int | None, Bound(ge=1)] = None
+    people: Annotated[int | None, Bound(ge=1)] = None
+    first_identity: Annotated[
+        int | None, Bound(ge=1, note="in Market-1501 the identity 0 means distractors and -1 means junk")
+    ] = None
     compact_ids: bool = False
-    camera: int = 1
-    cameras: int = 1
-    test_people: int = 0
-    jpeg_quality: int | None = None
-    images_per_file: int | None = None
+    camera: Annotated[int, Bound(ge=1)] = 1
+    cameras: Annotated[int, Bound(ge=1)] = 1
+    test_people: Annotated[int, Bound(ge=0)] = 0
+    jpeg_quality: Annotated[int | None, Bound(ge=1, le=100)] = None
+    images_per_file: Annotated[int | None, Bound(ge=1)] = None
     recipe: int = 1  # a change of this code that changes bytes must increase this number
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise InputError(f"--format {self.format}: give {', '.join(FORMATS)}")
-        if self.first_identity is not None and self.first_identity < 1:
-            raise InputError(
-                f"--first-identity {self.first_identity}: give 1 or more; in Market-1501 the identity 0 means "
-                "distractors and -1 means junk"
-            )
-        for name in ("per_person", "people", "camera", "cameras", "images_per_file"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{flag(name)} {value}: give 1 or more")
-        if self.test_people < 0:
-            raise InputError(f"--test-people {self.test_people}: give 0 or more")
+        check_bounds(self)
         if self.test_people and self.format != "market1501":
             raise InputError(f"--test-people {self.test_people}: only --format market1501 has query and gallery")
         if self.images_per_file and self.format not in FILES_OF_MANY:
             raise InputError(
                 f"--images-per-file {self.images_per_file}: it is an option of {' and '.join(FILES_OF_MANY)}"
             )
-        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise InputError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
 
     def completed(self, image_bytes: int, image_format: str) -> "Options":
         """These options, completed for a run whose images have `image_bytes` raw bytes and are stored as jpeg or png.

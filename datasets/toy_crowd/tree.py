@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
 
 from datasets.toy_crowd import crowd
 from datasets.toy_crowd.people import stream
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.options import Json
 
@@ -44,25 +46,18 @@ class Picture:
 class TreeOptions:
     """The options that decide the tree's contents. Each person has cameras_min..cameras_max random cameras."""
 
-    train_people: int
-    test_people: int
-    images_per_camera: int
+    train_people: Annotated[int, Bound(ge=1, le=MOST_PEOPLE)]
+    test_people: Annotated[int, Bound(ge=1, le=MOST_PEOPLE)]
+    images_per_camera: Annotated[int, Bound(ge=2, le=64, note="one of them is the query")]
     cameras_min: int
     cameras_max: int
-    distractors: int
-    junk: int
+    distractors: Annotated[int, Bound(ge=0, le=99_999)]
+    junk: Annotated[int, Bound(ge=0, le=99_999)]
 
     def __post_init__(self) -> None:
-        for name in ("train_people", "test_people"):
-            if not 1 <= getattr(self, name) <= MOST_PEOPLE:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 to {MOST_PEOPLE}")
-        if not 2 <= self.images_per_camera <= 64:
-            raise InputError(f"--images-per-camera {self.images_per_camera}: give 2 to 64 (one is the query)")
+        check_bounds(self)
         if not 2 <= self.cameras_min <= self.cameras_max <= crowd.CAMERAS:
             raise InputError(f"--cameras-min {self.cameras_min} --cameras-max {self.cameras_max}: 2 <= min <= max <= 6")
-        for name in ("distractors", "junk"):
-            if not 0 <= getattr(self, name) <= 99999:
-                raise InputError(f"--{name} {getattr(self, name)}: give 0 to 99999")
 
 
 def plan(options: TreeOptions) -> list[Picture]:

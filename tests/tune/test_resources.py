@@ -42,7 +42,6 @@ def test_fewer_at_a_time_on_request():
         (1.0, None, 0, "no trial fits"),
         (0.0, 9, 0, "no trial fits the cluster of 8 CPUs"),
         (2.0, None, 3, "one GPU a worker"),
-        (None, 0, 0, "--cpus-per-trial 0"),
     ],
 )
 def test_what_cannot_be_placed_is_one_line(gpus, cpus, workers, message):

@@ -149,7 +149,7 @@ def test_nothing_kept_is_an_error(tmp_path):
     ("values", "message"),
     [
         ({"format": "zip"}, "--format zip"),
-        ({"first_identity": 0}, "--first-identity 0: give 1 or more; in Market-1501 the identity 0 means distractors"),
+        ({"first_identity": 0}, "--first-identity 0: must be 1 or more; in Market-1501 the identity 0 means distract"),
         ({"per_person": 0}, "--per-person 0"),
         ({"people": -1}, "--people -1"),
         ({"cameras": 0}, "--cameras 0"),
