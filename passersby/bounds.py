@@ -11,6 +11,7 @@ it at import.
 
 import dataclasses
 import functools
+import math
 import typing
 
 from passersby.errors import InputError
@@ -31,7 +32,7 @@ class Bound:
     note: str = ""
 
     def holds(self, value: float) -> bool:
-        """Whether the value is within. What is not a number is not within any limit."""
+        """Whether a finite value is within."""
         return (
             (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
@@ -54,17 +55,20 @@ def check_bounds(config: Options, start: str = "--") -> None:
     """Raises InputError for the first number of a dataclass, or of a tuple in it, that is outside of its Bound.
 
     It names the option after `start`, as it is typed, its value and the bound: "--people 0: must be 1 or more". None
-    is within every bound.
+    is within every bound. Numbers that are not finite are refused, also those of options without a Bound.
     """
-    for name, bound in _bounds(type(config)):
-        value = getattr(config, name)
+    bounds = _bounds(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
         for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not bound.holds(number):
-                raise InputError(f"{start}{flag(name)} {number}: must be {bound}")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{start}{flag(field.name)} {number}: must be a finite number")
+            if number is not None and field.name in bounds and not bounds[field.name].holds(number):
+                raise InputError(f"{start}{flag(field.name)} {number}: must be {bounds[field.name]}")
 
 
 @functools.cache
-def _bounds(kind: type) -> tuple[tuple[str, Bound], ...]:
+def _bounds(kind: type) -> dict[str, Bound]:
     hints = typing.get_type_hints(kind, include_extras=True)
     marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return tuple((name, mark) for name in marks for mark in marks[name] if isinstance(mark, Bound))
+    return {name: mark for name in marks for mark in marks[name] if isinstance(mark, Bound)}

@@ -1,13 +1,11 @@
 """What the configurations of all trainings share: their JSON, what a record says of them, checks of their numbers."""
 
 import dataclasses
-import math
 import typing
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from passersby.options import flag, require
+from passersby.options import require
 
 # What may change when any training goes on: how often, where, on what; never what is learned from what.
 ALWAYS_FREE = frozenset(
@@ -47,26 +45,6 @@ class TrainingConfig:
     def as_record(self) -> dict[str, Any]:
         """As JSON, of paths the last part alone: folders of this machine are nobody's business."""
         return {field.name: _plain(getattr(self, field.name), names=True) for field in dataclasses.fields(self)}
-
-    def check_numbers(
-        self, positive: Collection[str], not_negative: Collection[str], shares: Collection[str] = ()
-    ) -> None:
-        """Raises InputError naming the first of these options whose value is out of range; None is none.
-
-        All floats must be finite; shares lie between 0 and 1.
-        """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float):
-                require(math.isfinite(value), f"--{flag(field.name)} is {value}: it must be finite")
-        for names, good, words in (
-            (positive, lambda value: value > 0, "it must be positive"),
-            (not_negative, lambda value: value >= 0, "it must not be negative"),
-            (shares, lambda value: 0 <= value <= 1, "it must lie between 0 and 1"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                require(value is None or good(value), f"--{flag(name)} is {value}: {words}")
 
     def check_workers(self) -> int:
         """Images of a step for each worker. Raises InputError where the batch, or the GPUs, cannot be shared out."""

@@ -22,7 +22,7 @@ class Config:
     lost: Annotated[float, Bound(ge=0, lt=0.5)] = 0.1
     below: Annotated[float, Bound(lt=3)] = 0
     seeds: Annotated[tuple[int, ...], Bound(ge=0)] = ()
-    free: int = -1
+    unbounded: float = -1.0
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,8 @@ def test_what_is_within_passes(values):
         ({"most_images": 65}, "--most-images 65: must be 1 to 64; one of them is the query"),
         ({"share": 0.0}, "--share 0.0: must be above 0, at most 1"),
         ({"lost": 0.5}, "--lost 0.5: must be 0 or more, below 0.5"),
-        ({"lost": math.nan}, "--lost nan: must be 0 or more, below 0.5"),
+        ({"lost": math.nan}, "--lost nan: must be a finite number"),
+        ({"unbounded": -math.inf}, "--unbounded -inf: must be a finite number"),
         ({"below": 3}, "--below 3: must be below 3"),
         ({"seeds": (3, -2)}, "--seeds -2: must be 0 or more"),
     ],
@@ -62,7 +63,7 @@ def test_the_command_line_is_that_of_the_plain_types(capsys):
         lost: float = 0.1
         below: float = 0
         seeds: tuple[int, ...] = ()
-        free: int = -1
+        unbounded: float = -1.0
 
     texts = []
     for kind in (Config, Plain):

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.restyle.encoder import EncoderConfig
 from passersby.restyle.losses import LossWeights
@@ -40,87 +41,83 @@ class EncoderTraining(TrainingConfig):
     # ---- the encoder
     backbone: Literal["resnet34", "resnet18", "resnet10"] = "resnet34"
     """torchvision's layers after a first convolution of 6 channels. resnet10 has one block in each stage."""
-    width_factor: float = 1.0
+    width_factor: Annotated[float, Bound(gt=0)] = 1.0
     """Multiplies the channels of the backbone. ImageNet weights fit only 1."""
-    head_channels: int = 512
+    head_channels: Annotated[int, Bound(ge=1)] = 512
     """Channels of the heads. There is one head for each style input."""
-    height: int = 256
+    height: Annotated[int, Bound(ge=16)] = 256
     """Height in pixels at which the encoder sees images. Smaller pictures are enlarged."""
-    width: int = 128
+    width: Annotated[int, Bound(ge=16)] = 128
     """Width in pixels at which the encoder sees images. Smaller pictures are enlarged."""
     weights: Path | None = None
     """torchvision's ImageNet weights of a ResNet-34 or -18. By default the backbone starts from random weights."""
 
     # ---- losses
-    l2_weight: float = 1.0
+    l2_weight: Annotated[float, Bound(ge=0)] = 1.0
     """Weight of the L2 loss."""
-    lpips_weight: float = 0.8
+    lpips_weight: Annotated[float, Bound(ge=0)] = 0.8
     """Weight of the LPIPS loss."""
-    identity_weight: float = 0.1
+    identity_weight: Annotated[float, Bound(ge=0)] = 0.1
     """Weight of the identity loss: 1 - cosine between the identity network's features of picture and reconstruction."""
     identity_network: Path | None = None
     """A re-ID network of jobs/train_reid.py, or a MoCo-v2 checkpoint, the study's.
     The re-ID network is the better choice for people."""
     alexnet: Path | None = None
     """torchvision's ImageNet AlexNet, for LPIPS itself. By default shift-tolerant LPIPS, which is complete."""
-    codes_weight: float = 1.0
+    codes_weight: Annotated[float, Bound(ge=0)] = 1.0
     """Weight of the squared error of w, in units of the variance of w.
     It applies to generated images, whose w is known."""
 
     # ---- learning
-    refinements: int = 3
+    refinements: Annotated[int, Bound(ge=1)] = 3
     """ReStyle steps of a batch, each with gradients of its own."""
-    generated_share: float = 0.0
+    generated_share: Annotated[float, Bound(ge=0, le=1)] = 0.0
     """Share of a batch that the generator makes. These images are endless, and their w is known exactly."""
-    generated_psi: float = 0.8
+    generated_psi: Annotated[float, Bound(ge=0)] = 0.8
     """Truncation of the generated images."""
-    steps: int = 100_000
+    steps: Annotated[int, Bound(ge=1)] = 100_000
     """Number of training steps."""
-    batch: int = 8
+    batch: Annotated[int, Bound(ge=1)] = 8
     """Images of one step, over all workers."""
-    lr: float = 0.0001
+    lr: Annotated[float, Bound(gt=0)] = 0.0001
     """Learning rate of Ranger (rectified Adam, lookahead)."""
-    final_lr: float = 1.0
+    final_lr: Annotated[float, Bound(gt=0, le=1, note="it is a share of --lr")] = 1.0
     """Share of --lr to which the rate falls over the last half of the steps, as a cosine. 1 keeps it, as published."""
     mirror: bool = True
     """Mirror every second image, left to right."""
-    seed: int = 0
+    seed: Annotated[int, Bound(ge=0)] = 0
     """Fixes the initial weights, the order of the images and their random changes."""
 
     # ---- where it runs
-    workers: int = 1
+    workers: Annotated[int, Bound(ge=0)] = 1
     """Number of Ray Train workers. 0 trains in this process, without Ray."""
-    gpus: int | None = None
+    gpus: Annotated[int | None, Bound(ge=0)] = None
     """GPUs in all: 0, or one for each worker.
     By default one for each worker if there are that many, else the CPU."""
-    threads: int | None = None
+    threads: Annotated[int | None, Bound(ge=1)] = None
     """CPU threads of a worker. By default PyTorch's choice in this process, and 2 in a Ray Train worker."""
-    restarts: int = 3
+    restarts: Annotated[int, Bound(ge=0)] = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after a worker died."""
 
     # ---- what is kept and said
-    validation_images: int = 64
+    validation_images: Annotated[int, Bound(ge=1)] = 64
     """Pictures that are kept from training. The encoder with the least LPIPS on them is kept."""
-    validation_steps: int = 2_500
+    validation_steps: Annotated[int, Bound(ge=1)] = 2_500
     """Number of steps between two validations. Each validation adds a record to history.jsonl."""
-    validation_refinements: int = 5
+    validation_refinements: Annotated[int, Bound(ge=1)] = 5
     """ReStyle steps of a validation."""
-    shown_refine_steps: int = 100
+    shown_refine_steps: Annotated[int, Bound(ge=0)] = 100
     """Steps that refine the codes of the pictures in the last column of validation.png."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Annotated[float, Bound(gt=0)] = 10.0
     """Minutes between two checkpoints, from which a training can continue. The last two are kept."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, Bound(ge=0)] = None
     """Stop with a checkpoint after so many minutes. The same command continues from there."""
-    status_seconds: float = 15.0
+    status_seconds: Annotated[float, Bound(gt=0)] = 15.0
     """Seconds between two status lines."""
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
-        self.check_numbers(_POSITIVE, _NOT_NEGATIVE)
-        require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
-        share = self.generated_share
-        require(0 <= share <= 1, f"--generated-share is {share}: it must lie between 0 and 1")
-        require(0 < self.final_lr <= 1, f"--final-lr is {self.final_lr}: give a share of --lr, above 0 and at most 1")
+        check_bounds(self)
         require(
             self.identity_network is not None or self.identity_weight == 0,
             f"--identity-weight {self.identity_weight:g} needs --identity-network FILE (a re-ID or MoCo-v2 network); "
@@ -162,10 +159,6 @@ class EncoderTraining(TrainingConfig):
 
 
 PATHS = ("data", "out", "network", "weights", "identity_network", "alexnet")
-_POSITIVE = ("width_factor", "head_channels", "refinements", "steps", "batch", "lr", "validation_images", "threads")
-_POSITIVE += ("validation_steps", "validation_refinements", "checkpoint_minutes", "status_seconds")
-_NOT_NEGATIVE = ("l2_weight", "lpips_weight", "identity_weight", "codes_weight", "seed", "workers", "gpus", "restarts")
-_NOT_NEGATIVE += ("max_minutes", "shown_refine_steps", "generated_psi")
 
 
 # ---- Named settings of encoder training: for tall networks, the study's, and one for CPUs.

@@ -2,8 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
 from training.config import ALWAYS_FREE, TrainingConfig
@@ -46,11 +47,11 @@ class GanTraining(TrainingConfig):
     """Width of the images in pixels: the height, or the height divided by a power of two."""
     config: Literal["t", "r"] = "t"
     """t: StyleGAN3-T (3x3 convolutions). r: StyleGAN3-R (1x1, radial filters, twice the generator's channels)."""
-    channel_base: int = 32768
+    channel_base: Annotated[int, Bound(ge=1)] = 32768
     """A layer has about this number divided by its resolution as channels, and at most --channel-max."""
-    channel_max: int = 512
+    channel_max: Annotated[int, Bound(ge=1)] = 512
     """Most channels of a layer."""
-    margin_size: int = 10
+    margin_size: Annotated[int, Bound(ge=0)] = 10
     """Samples that layers compute beyond the image's edges. Fewer are faster (4: a third less work at 64x32).
     But then the image can see its edges, which is acceptable only for small demonstrations."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -60,7 +61,7 @@ class GanTraining(TrainingConfig):
     # ---- where it starts
     transfer: Path | None = None
     """Start from the weights of this network. Any network file of any size, width and config will do."""
-    freeze_d: int = 0
+    freeze_d: Annotated[int, Bound(ge=0)] = 0
     """Keep the first N layers of the discriminator, from the image side, as they are (Freeze-D)."""
 
     # ---- data
@@ -71,30 +72,30 @@ class GanTraining(TrainingConfig):
     """Enlarge images that are smaller than height x width. By default they are refused."""
     mirror: bool = True
     """Mirror every second real image, left to right."""
-    validation_people: int | None = None
+    validation_people: Annotated[int | None, Bound(ge=0)] = None
     """Number of people who are set aside for validation losses and FID, and never trained on.
     By default one in twenty, 50 at most."""
     condition: Literal["none", "camera", "cluster", "dataset"] = "none"
     """Train with labels. camera: the image's camera. cluster: one of --clusters groups of people who look alike.
     dataset: the labels of dataset.json."""
-    clusters: int = 16
+    clusters: Annotated[int, Bound(ge=2, note="or give --condition none")] = 16
     """Number of groups with --condition cluster."""
 
     # ---- learning
-    batch: int = 32
+    batch: Annotated[int, Bound(ge=1)] = 32
     """Images of one iteration, over all workers."""
-    batch_gpu: int | None = None
+    batch_gpu: Annotated[int | None, Bound(ge=1)] = None
     """Images that a worker computes at a time; it adds up their gradients. By default its whole share of the batch."""
-    kimg: float = 5000.0
+    kimg: Annotated[float, Bound(gt=0)] = 5000.0
     """Thousands of real images to train on in all."""
-    gamma: float = 0.25
+    gamma: Annotated[float, Bound(ge=0)] = 0.25
     """Weight of the R1 penalty. A larger weight is more stable and makes blurrier images.
     The best weight grows with the number of pixels. Try a quarter of the default and four times the default."""
-    generator_lr: float = 0.0025
+    generator_lr: Annotated[float, Bound(gt=0)] = 0.0025
     """Learning rate of Adam for the generator."""
-    discriminator_lr: float = 0.002
+    discriminator_lr: Annotated[float, Bound(gt=0)] = 0.002
     """Learning rate of Adam for the discriminator, before its correction for lazy R1."""
-    style_mixing_probability: float = 0.5
+    style_mixing_probability: Annotated[float, Bound(ge=0, le=1)] = 0.5
     """Share of the training images that are made from two codes.
     The reference trains with 0, so that its networks have never seen mixed codes."""
     augment: Literal["ada", "fixed", "none"] = "ada"
@@ -103,58 +104,55 @@ class GanTraining(TrainingConfig):
     augment_set: str = "upright"
     """The set of transforms. upright: bgc without turns, hue and luma flip, which would leak into upright people.
     bgc: the reference's set. blit, geom, color, bg: parts of it. bgcfnc: also bands, noise and cutouts."""
-    augment_p: float = 0.0
+    augment_p: Annotated[float, Bound(ge=0, le=1)] = 0.0
     """Probability of each transform: at the start with --augment ada, always with fixed."""
-    augment_p_max: float = 1.0
+    augment_p_max: Annotated[float, Bound(ge=0, le=1)] = 1.0
     """Greatest probability that --augment ada reaches."""
-    ada_target: float = 0.6
+    ada_target: Annotated[float, Bound(gt=-1, lt=1)] = 0.6
     """ADA keeps the mean sign of the discriminator's scores of real images at this value."""
-    ada_kimg: float | None = None
+    ada_kimg: Annotated[float | None, Bound(gt=0)] = None
     """Thousands of images in which the probability could go from 0 to 1. By default 500, with --transfer 100."""
-    seed: int = 0
+    seed: Annotated[int, Bound(ge=0)] = 0
     """Fixes the initial weights, the order of the data, every latent code and the augmentation.
     The number of workers changes none of them."""
 
     # ---- where it runs
-    workers: int = 1
+    workers: Annotated[int, Bound(ge=0)] = 1
     """Number of Ray Train workers. 0 trains in this process, without Ray."""
-    gpus: int | None = None
+    gpus: Annotated[int | None, Bound(ge=0)] = None
     """GPUs in all: 0, or one for each worker.
     By default one for each worker if there are that many, else the CPU."""
-    threads: int | None = None
+    threads: Annotated[int | None, Bound(ge=1)] = None
     """CPU threads of a worker. By default PyTorch's choice in this process, and 2 in a Ray Train worker."""
-    restarts: int = 3
+    restarts: Annotated[int, Bound(ge=0)] = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after a worker died."""
 
     # ---- what is kept and said
-    snapshot_kimg: float = 100.0
+    snapshot_kimg: Annotated[float, Bound(gt=0)] = 100.0
     """Thousands of images between two snapshots (networks, grids, FID). The end has one too. All are kept."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Annotated[float, Bound(gt=0)] = 10.0
     """Minutes between two checkpoints, from which a training can continue. The last two are kept."""
-    validation_kimg: float = 4.0
+    validation_kimg: Annotated[float, Bound(gt=0)] = 4.0
     """Thousands of images between two validations. Each adds the losses on validation people to history.jsonl."""
-    fid_images: int | None = None
+    fid_images: Annotated[int | None, Bound(ge=0)] = None
     """Generated images for the FID of a snapshot. 0 computes no FID. By default 10,000 on a GPU, none on a CPU."""
     fid_reference: Literal["auto", "validation", "training"] = "auto"
     """The real images that FID compares with.
     auto: validation people if they have 500 images, else training people."""
     inception: Path | None = None
     """File of the Inception network, for machines without a package registry."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, Bound(ge=0)] = None
     """Stop with a checkpoint after so many minutes. The same command continues from there."""
-    status_seconds: float = 30.0
+    status_seconds: Annotated[float, Bound(gt=0)] = 30.0
     """Seconds between two status lines."""
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
-        shares = ("style_mixing_probability", "augment_p", "augment_p_max")
-        self.check_numbers(_POSITIVE, _NOT_NEGATIVE, shares)
-        require(-1 < self.ada_target < 1, f"--ada-target is {self.ada_target}: it must lie between -1 and 1")
+        check_bounds(self)
         known = ", ".join(AUGMENTATIONS)
         require(
             self.augment_set in AUGMENTATIONS, f"--augment-set {self.augment_set} is not known: give one of {known}"
         )
-        require(self.clusters >= 2, f"--clusters is {self.clusters}: give 2 or more, or --condition none")
         self._check_sizes()
         self._check_batch()
 
@@ -226,12 +224,6 @@ class GanTraining(TrainingConfig):
         """The controller of the augmentation's probability, at its start."""
         kimg = self.ada_kimg or (100.0 if self.transfer else 500.0)
         return AdaController(self.augment, self.augment_p, target=self.ada_target, kimg=kimg, p_max=self.augment_p_max)
-
-
-_POSITIVE = ("channel_base", "channel_max", "batch", "batch_gpu", "kimg", "snapshot_kimg", "checkpoint_minutes")
-_POSITIVE += ("validation_kimg", "status_seconds", "generator_lr", "discriminator_lr", "threads", "ada_kimg")
-_NOT_NEGATIVE = ("gamma", "workers", "seed", "gpus", "max_minutes", "margin_size", "freeze_d", "restarts")
-_NOT_NEGATIVE += ("validation_people", "fid_images")
 
 
 def _is_power_of_two(number: int) -> bool:

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from datasets.runs.verdicts import Thresholds, with_filters
+from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.reid.network import BACKBONES, ReidConfig
 from training.config import ALWAYS_FREE, TrainingConfig
@@ -42,11 +43,11 @@ class ReidTraining(TrainingConfig):
     """Artificial people, who become new classes: runs of jobs/generate.py, folders or tables."""
     variants: tuple[Path, ...] = ()
     """Generated pictures of people in --data. They bear the identities of these people."""
-    most_people: int | None = None
+    most_people: Annotated[int | None, Bound(ge=1)] = None
     """Take only the first N artificial people. The first 20 include the first 10."""
-    most_variants: int | None = None
+    most_variants: Annotated[int | None, Bound(ge=1)] = None
     """Take only the first N generated pictures of each person in --variants."""
-    draw_seed: int | None = None
+    draw_seed: Annotated[int | None, Bound(ge=0)] = None
     """Let this seed decide which people and pictures are the first ones. By default their own order decides.
     Of one seed, 20 people always include its 10 people."""
     filters: tuple[str, ...] = ()
@@ -62,17 +63,17 @@ class ReidTraining(TrainingConfig):
     stem: Literal["imagenet", "small"] = "imagenet"
     """The first layers. imagenet: torchvision's.
     small: a 3x3 convolution of stride 2 without max-pool, for small images."""
-    height: int = 256
+    height: Annotated[int, Bound(ge=16)] = 256
     """Height of the images in pixels, as the network sees them."""
-    width: int = 128
+    width: Annotated[int, Bound(ge=16)] = 128
     """Width of the images in pixels, as the network sees them."""
     last_stride: Literal[1, 2] = 1
     """Stride of the last stage. 1 keeps twice the height and width."""
-    embedding: int = 512
+    embedding: Annotated[int, Bound(ge=1)] = 512
     """Size of the feature with --neck embedding."""
     activation: Literal["relu", "none"] = "relu"
     """The activation with --neck embedding."""
-    dropout: float = 0.5
+    dropout: Annotated[float, Bound(ge=0, lt=1, note="at 1 nothing would be left")] = 0.5
     """Share of the feature's values that dropout sets to 0 with --neck embedding."""
     pretrained: bool = True
     """Start from ImageNet weights."""
@@ -86,99 +87,97 @@ class ReidTraining(TrainingConfig):
     variants_labels: Literal["hard", "smooth", "lsro", "teacher"] = "smooth"
     """hard: the label is the person. smooth: the person, with --generated-smoothing.
     lsro: a label spread evenly over the real people. teacher: the probabilities that --teacher gives."""
-    generated_smoothing: float = 0.1
+    generated_smoothing: Annotated[float, Bound(ge=0, le=1)] = 0.1
     """Share of a smooth label that is spread over all classes. CamStyle uses 0.1."""
     teacher: Path | None = None
     """A re-ID network that was trained on the same real people. Its probabilities are the labels of variants."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Bound(gt=0)] = 1.0
     """Temperature of the teacher's probabilities, and of the student's where they are compared with the teacher's."""
-    generated_weight: float = 1.0
+    generated_weight: Annotated[float, Bound(ge=0)] = 1.0
     """Weight of a generated image's loss. A real image's loss has weight 1."""
-    generated_share: float | None = 0.25
+    generated_share: Annotated[float | None, Bound(ge=0, le=1)] = 0.25
     """Greatest share of generated images in a batch; they come from a list of their own.
     None: real and generated images are in one list."""
     generated_triplet: bool = False
     """Let generated images take part in the triplet loss."""
-    ramp_epochs: float = 0.0
+    ramp_epochs: Annotated[float, Bound(ge=0)] = 0.0
     """Number of epochs over which the weight of generated images grows from 0 to --generated-weight."""
-    real_only_epochs: float = 0.0
+    real_only_epochs: Annotated[float, Bound(ge=0)] = 0.0
     """Number of epochs at the end that use real images only."""
     separate_batchnorm: bool = False
     """Give generated images batch-norm statistics of their own. Features always use those of the real images."""
 
     # ---- learning
-    epochs: float = 120.0
+    epochs: Annotated[float, Bound(gt=0)] = 120.0
     """Number of passes over the real images; with --generated-share None over all images."""
-    steps: int | None = None
+    steps: Annotated[int | None, Bound(ge=1)] = None
     """Number of SGD steps, in place of the steps that --epochs gives. Schedules stretch with it.
     Equal steps make trainings with different numbers of images comparable."""
-    batch: int = 64
+    batch: Annotated[int, Bound(ge=1)] = 64
     """Images of one step, over all workers."""
     sampler: Literal["shuffle", "pk"] = "pk"
     """shuffle: images in random order.
     pk: each batch has some people with --instances images each, as the triplet loss needs them."""
-    instances: int = 4
+    instances: Annotated[int, Bound(ge=1)] = 4
     """Images of each person in a batch, with --sampler pk."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam, or sgd with Nesterov momentum 0.9."""
-    lr: float = 0.00035
+    lr: Annotated[float, Bound(gt=0)] = 0.00035
     """Learning rate of the head. The backbone has this rate times --backbone-lr-factor."""
-    backbone_lr_factor: float = 1.0
+    backbone_lr_factor: Annotated[float, Bound(ge=0)] = 1.0
     """The backbone's learning rate as a multiple of --lr."""
-    weight_decay: float = 0.0005
+    weight_decay: Annotated[float, Bound(ge=0)] = 0.0005
     """Weight decay of the optimizer."""
     schedule: Literal["step", "cosine"] = "step"
     """step: the rate is divided by ten at each of --milestones. cosine: the rate falls as a cosine to 0."""
     milestones: tuple[float, ...] = (40.0, 70.0)
     """Epochs at which --schedule step divides the rate by ten."""
-    warmup_epochs: float = 10.0
+    warmup_epochs: Annotated[float, Bound(ge=0)] = 10.0
     """Number of epochs over which the rate grows from a hundredth to --lr."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Bound(ge=0, le=1)] = 0.1
     """Share of a real image's label that is spread over all classes."""
-    triplet_weight: float = 1.0
+    triplet_weight: Annotated[float, Bound(ge=0)] = 1.0
     """Weight of the batch-hard triplet loss. 0 leaves cross-entropy alone."""
-    margin: float | None = 0.3
+    margin: Annotated[float | None, Bound(ge=0)] = 0.3
     """Margin of the triplet loss. None: the soft margin."""
-    pad: int = 10
+    pad: Annotated[int, Bound(ge=0)] = 10
     """Width in pixels of a black border; a part of the image's own size is then cut out at a random place."""
     mirror: bool = True
     """Mirror every second image, left to right."""
-    erasing: float = 0.5
+    erasing: Annotated[float, Bound(ge=0, le=1)] = 0.5
     """Probability that a random rectangle of an image is erased."""
     validation: Literal["images", "none"] = "images"
     """images: set the first image of each real person aside, for the validation loss and the Rank-1 error.
     none: train on all images."""
-    seed: int = 0
+    seed: Annotated[int, Bound(ge=0)] = 0
     """Fixes the initial weights, the order of the images and their random changes."""
 
     # ---- where it runs
-    workers: int = 1
+    workers: Annotated[int, Bound(ge=0)] = 1
     """Number of Ray Train workers. 0 trains in this process, without Ray."""
-    gpus: int | None = None
+    gpus: Annotated[int | None, Bound(ge=0)] = None
     """GPUs in all: 0, or one for each worker.
     By default one for each worker if there are that many, else the CPU."""
-    threads: int | None = None
+    threads: Annotated[int | None, Bound(ge=1)] = None
     """CPU threads of a worker. By default PyTorch's choice in this process, and 2 in a Ray Train worker."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the backbone. auto: bfloat16 on a GPU that has it, else float32."""
-    restarts: int = 3
+    restarts: Annotated[int, Bound(ge=0)] = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after a worker died."""
 
     # ---- what is kept and said
-    validation_epochs: float = 1.0
+    validation_epochs: Annotated[float, Bound(gt=0)] = 1.0
     """Number of epochs between two validations. Each validation adds a record to history.jsonl."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Annotated[float, Bound(gt=0)] = 5.0
     """Minutes between two checkpoints, from which a training can continue. The last two are kept."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, Bound(ge=0)] = None
     """Stop with a checkpoint after so many minutes. The same command continues from there."""
-    status_seconds: float = 15.0
+    status_seconds: Annotated[float, Bound(gt=0)] = 15.0
     """Seconds between two status lines."""
 
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
-        self.check_numbers(_POSITIVE, _NOT_NEGATIVE, _SHARES)
-        require(self.dropout < 1, f"--dropout is {self.dropout}: nothing would be left; give less than 1")
-        require(min(self.height, self.width) >= 16, f"--height {self.height} --width {self.width}: give 16 or more")
+        check_bounds(self)
         require(self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {BACKBONES}")
         with_filters(Thresholds(), self.filters)
         self._check_batch()
@@ -246,14 +245,6 @@ class ReidTraining(TrainingConfig):
             return factor * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
         rest = max(epoch - self.warmup_epochs, 0) / max(self.epochs - self.warmup_epochs, 1e-9)
         return factor * (1 + math.cos(math.pi * min(rest, 1.0))) / 2
-
-
-_POSITIVE = ("epochs", "steps", "batch", "instances", "lr", "embedding", "temperature", "validation_epochs")
-_POSITIVE += ("checkpoint_minutes", "status_seconds", "threads", "most_people", "most_variants")
-_NOT_NEGATIVE = ("backbone_lr_factor", "weight_decay", "warmup_epochs", "triplet_weight", "margin", "pad", "seed")
-_NOT_NEGATIVE += ("workers", "gpus", "max_minutes", "restarts", "ramp_epochs", "real_only_epochs", "generated_weight")
-_NOT_NEGATIVE += ("draw_seed",)
-_SHARES = ("dropout", "generated_smoothing", "generated_share", "label_smoothing", "erasing")
 
 
 # ---- Named settings of re-ID training: the bag of tricks, the study, and both for CPUs.

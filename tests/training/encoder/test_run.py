@@ -250,8 +250,8 @@ def test_two_workers_train_one_encoder(files, tmp_path):
     [
         ({"identity_network": None}, "--identity-weight 0.1 needs --identity-network FILE"),
         ({"batch": 1}, "batch norm needs two"),
-        ({"generated_share": 1.5}, "--generated-share is 1.5"),
-        ({"lr": float("nan")}, "--lr is nan"),
+        ({"generated_share": 1.5}, "--generated-share 1.5"),
+        ({"lr": float("nan")}, "--lr nan"),
         ({"weights": Path("resnet34.pth")}, "--weights: ImageNet weights are of"),
     ],
 )

@@ -315,9 +315,9 @@ def test_divergence_ends_the_training_and_is_never_saved(data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": float("nan")}, "--lr is nan: it must be finite"),
+        ({"lr": float("nan")}, "--lr nan: must be a finite number"),
         ({"batch": 9, "workers": 2}, "--batch 9 cannot be split over --workers 2"),
-        ({"generated_share": 1.5}, "--generated-share is 1.5: it must lie between 0 and 1"),
+        ({"generated_share": 1.5}, "--generated-share 1.5: must be 0 to 1"),
         ({"variants_labels": "teacher", "variants": (Path("x"),)}, "--variants-labels teacher: give --teacher FILE"),
         ({"real_only_epochs": 9.0}, "--real-only-epochs 9 leaves none"),
         ({"pretrained": True}, "--backbone resnet10 has no ImageNet weights"),
