@@ -40,8 +40,8 @@ class Config:
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """The .onnx file to write."""
     flip: bool = True
-    """Add the feature of the mirrored image, as the evaluation does. Without it the file computes twice as fast
-    and its features are a little less exact."""
+    """Add the feature of the mirrored image, as the evaluation does.
+    Without it the file computes twice as fast, and its features are a little less exact."""
     activation: Literal["relu", "none"] | None = None
     """The activation after the batch norm of the 512 values in layumi's file, which does not say it."""
     last_stride: Literal[1, 2] | None = None

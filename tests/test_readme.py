@@ -271,6 +271,13 @@ def test_links_and_pictures_lead_to_files(page):
         assert "://" in target or (page.parent / target).exists(), f"{page.name}: no {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_ours_that_a_page_names_exist(page):
+    folders = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for name in re.findall(rf"`((?:{'|'.join(folders)})/[\w./-]+\.(?:py|js|json|yaml|safetensors))`", page.read_text()):
+        assert "NAME" in name or (ROOT / name).is_file(), f"{page.name}: no {name}"
+
+
 def test_the_arrows_of_the_picture_are_those_of_the_contract():
     (picture,) = (text for language, text in fences(ROOT / "CONTRIBUTING.md") if language == "mermaid")
     drawn = set(re.findall(r"(\w+)(?:\[[^]]*\])? --> (\w+)", picture))
