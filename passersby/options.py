@@ -10,7 +10,7 @@ every older folder:
 - If a folder does not know an option, another value than the default is an error that names the option (`differences`).
 - If the program does not know an option that a folder stores, this is an error that names option and value, whatever
   the value: its effect is unknown, and a hash may cover it. Only the names in `free` are exempt.
-- If a command does not give an option, the folder's value is taken (`kept`), where no other value makes sense.
+- If a command does not give an option, the folder's value is taken (`with_folder_values`) where no other makes sense.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ class Difference:
     gone: bool = False
 
     def __str__(self) -> str:
-        other = "which this program does not have" if self.gone else f"not {short(self.new)}"
-        return f"{self.key} is {short(self.old)}, {other}"
+        problem = "which this program does not have" if self.gone else f"not {short(self.new)}"
+        return f"{self.key} is {short(self.old)}, {problem}"
 
 
 def flag(name: str) -> str:
@@ -149,17 +149,19 @@ def check_known(stored: Mapping[str, Json], kind: type[Options]) -> None:
 
 
 def agree(contents: str, conflicts: Iterable[Difference | str], folder: str = "--out") -> None:
-    """Raises InputError that names every difference between what a folder holds and what a command would write there.
+    """Raise InputError, which names every conflict, unless a command and the contents of its folder agree.
 
-    contents: what the folder holds, in words. Example: `agree("a run of another configuration", differences({"batch":
-    8}, {"batch": 16}))` says "--out holds a run of another configuration: batch is 8, not 16. Choose another --out, or
-    the options of its first command".
+    contents: the contents of the folder, in words. Example: `agree("a run of another configuration",
+    differences({"batch": 8}, {"batch": 16}))` says "--out holds a run of another configuration: batch is 8, not 16.
+    Choose another --out, or the options of its first command".
     """
     texts = "; ".join(map(str, conflicts))
     require(not texts, f"{folder} holds {contents}: {texts}. Choose another --out, or the options of its first command")
 
 
-def kept(command: Mapping[str, Json], stored: Mapping[str, Json], names: Collection[str]) -> dict[str, Json]:
+def with_folder_values(
+    command: Mapping[str, Json], stored: Mapping[str, Json], names: Collection[str]
+) -> dict[str, Json]:
     """The options of a command, with the folder's values for the options in `names`.
 
     These are options that the command does not give, or that only the first command in a folder decides.

@@ -171,11 +171,11 @@ def continue_sweep(output: Output, sweep: Sweep) -> Sweep:
         ) from error
     added = {key for key in new_values.keys() - old_values.keys() if key.startswith("runs.")}  # the runs of new seeds
     conflicts = differences(old_values, new_values, default, free=added)
-    # An option that is gone may be that of an arm: the program has not lost it.
-    named = [dataclasses.replace(one, key=one.key.removeprefix("training.."), gone=False) for one in conflicts]
+    # An option that is absent may belong to an arm that the command does not have: the program still has the option.
+    renamed = [dataclasses.replace(item, key=item.key.removeprefix("training.."), gone=False) for item in conflicts]
     missing = {key: old_numbers - set(getattr(sweep, key)) for key, old_numbers in numbers.items()}
-    fewer = [f"{key} had {min(out)} (more extend a sweep, fewer are another)" for key, out in missing.items() if out]
-    agree("a sweep of another configuration", [*named, *fewer])
+    fewer = [f"{key} had {min(n)} (more extend a sweep, fewer are another)" for key, n in missing.items() if n]
+    agree("a sweep of another configuration", [*renamed, *fewer])
     return sweep
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datasets.runs.configuration import Configuration, Origin
 from datasets.storage.output import Output
 from passersby.errors import InputError
-from passersby.options import agree, check, check_known, differences, kept
+from passersby.options import agree, check, check_known, differences, with_folder_values
 
 PLAN_FILE = "plan.json"
 NUM_WS = 16  # style inputs of a StyleGAN3 generator
@@ -185,5 +185,5 @@ def continue_plan(existing: Plan | None, configuration: Configuration, people: i
     decided = {"reference_threshold"}
     if old["latents"] != new["latents"]:  # then the origins differ as well
         decided.add("origins")
-    agree("a run of another configuration", differences(old, kept(new, old, decided)))
+    agree("a run of another configuration", differences(old, with_folder_values(new, old, decided)))
     return existing.extended(people)

@@ -1,4 +1,4 @@
-"""Listings made by hand: who the images show, and nothing to open."""
+"""Listings made by hand: labels of images that cannot be opened."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from datasets.people.listing import TRAIN, UNKNOWN_CAMERA, UNKNOWN_PERSON, Label, Listing
 
 
-def told(listing: Listing) -> list[tuple[int | None, int | None]]:
+def known_labels(listing: Listing) -> list[tuple[int | None, int | None]]:
     """(identity, camera) of every image, None where it is not known."""
     identities = [None if identity == UNKNOWN_PERSON else identity for identity in listing.identities.tolist()]
     cameras = [None if camera == UNKNOWN_CAMERA else camera for camera in listing.cameras.tolist()]
@@ -20,7 +20,7 @@ def training_listing(
     cameras: Sequence[int] | None = None,
     labels: Sequence[Label | None] = (),
 ) -> Listing:
-    """Images of one byte each, for training; nobody knows whom or by which camera where that is not given."""
+    """A listing of images of one byte each, for training. Without identities or cameras these are not known."""
     count = len(names)
     return Listing(
         name="set",

@@ -16,7 +16,7 @@ from datasets.runs.configuration import Configuration, Origin
 from datasets.storage.output import Output
 from passersby import options
 from passersby.errors import InputError
-from passersby.options import Difference, canonical_sha256, check, defaults, differences, kept, known_part
+from passersby.options import Difference, canonical_sha256, check, defaults, differences, known_part, with_folder_values
 from training.reid import start as reid_snapshot
 from training.reid.config import ReidTraining
 from tune import sweep as sweeps
@@ -119,7 +119,7 @@ def test_differences_name_the_option_and_both_values():
 
 
 def test_a_folder_decides_what_a_command_does_not_give():
-    assert kept({"a": 1, "b": None}, {"a": 5, "b": 6}, {"b"}) == {"a": 1, "b": 6}
+    assert with_folder_values({"a": 1, "b": None}, {"a": 5, "b": 6}, {"b"}) == {"a": 1, "b": 6}
 
 
 def test_small_helpers_say_what_they_said():

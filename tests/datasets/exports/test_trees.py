@@ -22,7 +22,7 @@ from datasets.runs.run import open_run
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from tests.helpers import export_runs as runs
-from tests.helpers.listings import told
+from tests.helpers.listings import known_labels
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def read_by_person_reid_baseline_pytorch(path: Path) -> tuple[int, int]:
 def test_every_loader_reads_the_same_identity_and_camera(run, tmp_path):
     _, people = export(run, tmp_path, Options("market1501", first_identity=101, cameras=6))
     paths = sorted((tmp_path / "bounding_box_train").iterdir())
-    ours = told(list_split(tmp_path, "train"))
+    ours = known_labels(list_split(tmp_path, "train"))
     assert len(ours) == people.images.sum() == 26
     assert [read_by_torchreid_and_fast_reid(path) for path in paths] == ours
     assert [read_by_person_reid_baseline_pytorch(path) for path in paths] == ours

@@ -13,7 +13,7 @@ from datasets.people.archives import parse_labels
 from datasets.people.decoding import Reader, Target
 from datasets.people.image_source import load_images, open_images
 from passersby.errors import InputError
-from tests.helpers.listings import told
+from tests.helpers.listings import known_labels
 
 
 def png(value: int) -> bytes:
@@ -40,7 +40,7 @@ def test_an_archive_is_read_in_place_with_its_labels(tmp_path, method):
     assert source.kind == "zip"
     assert list(source.training.names) == names[:3]
     assert source.training.labels == (0, 1, 2)
-    assert set(told(source.training)) == {(None, None)}  # folders say nothing here
+    assert set(known_labels(source.training)) == {(None, None)}  # folders say nothing here
     loaded = load_images(source, Target(16, 8), threads=2)
     assert loaded.training[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert loaded.validation[:, 0, 0, 0].tolist() == [3]
@@ -63,7 +63,7 @@ def test_a_folder_with_a_dataset_json_is_the_same(tmp_path):
 def test_names_of_market_1501_say_identity_and_camera_in_archives_too(tmp_path):
     members = {f"{name}_c2s1_000001_00.png": png(1) for name in ("0004", "0005", "-1", "0000")}
     source = open_images(archive(tmp_path / "a.zip", members), 0)
-    assert told(source.training) == [(4, 2), (5, 2)]
+    assert known_labels(source.training) == [(4, 2), (5, 2)]
     assert source.record["left_out"] == {"distractors": 1, "junk": 1}
     (tmp_path / "market/bounding_box_train").mkdir(parents=True)
     (tmp_path / "market/query").mkdir()

@@ -15,7 +15,7 @@ from datasets.people.decoding import MOST_PIXELS, Problem, Reader, Target, decod
 from datasets.people.image_source import default_validation, load_images, open_images
 from datasets.people.listing import identities_sha256
 from passersby.errors import InputError
-from tests.helpers.listings import told, training_listing
+from tests.helpers.listings import known_labels, training_listing
 
 
 def picture(height=32, width=16, seed=0) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_of_a_tree_only_training_people_are_listed(tmp_path):
     (root / "toy_crowd.json").write_text('{"version": "1", "content_hash": "abc", "options": {"people": 5}}')
     for path in (root, root / "bounding_box_train"):  # the one folder means the tree, and stays under its guard
         source = open_images(path, validation_people=0)
-        assert told(source.training) == [(2, 3), (3, 4)]
+        assert known_labels(source.training) == [(2, 3), (3, 4)]
         assert all(name.startswith("bounding_box_train/") for name in source.training.names)
         assert len(source.validation) == 0
     record = source.record
@@ -118,7 +118,7 @@ def test_identities_of_a_folder_come_from_names_or_sub_folders_or_are_unknown(tm
     for name in ("ann/1.png", "2.png", ".hidden.png", "__MACOSX/3.png", "notes.txt"):
         write(plain / name) if name.endswith("png") else (plain / name).write_text("")
     listed = {folder.name: open_images(folder, 0).training for folder in (market_like, by_person, by_number, plain)}
-    said = {name: told(listing) for name, listing in listed.items()}
+    said = {name: known_labels(listing) for name, listing in listed.items()}
     assert said["a"] == [(5, 1), (5, 2)]
     assert said["b"] == [(1, None), (1, None), (2, None)]
     assert said["c"] == [(12, None), (7, None)]  # by name; junk and distractors never enter
