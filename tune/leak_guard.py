@@ -73,7 +73,7 @@ def read_data_set(root: str | Path) -> DataSet:
             "give a data set whose query and gallery are other people"
         )
     toy = toy_crowd_record(Path(root)) if isinstance(address(root), Path) else None
-    contents = (*splits[QUERY].contents, *splits[GALLERY].contents)
+    contents = (*splits[QUERY].files, *splits[GALLERY].files)
     relative = (path.relative_to(root).as_posix() for path in contents if _is_below(path, root))
     return DataSet(
         name=splits[TRAIN].name.removesuffix(f" {TRAIN}"),
