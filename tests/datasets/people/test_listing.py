@@ -2,6 +2,7 @@
 
 import dataclasses
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.people.decoding import close_gaps, decode_bicubic, decode_listing
+from datasets.people.decoding import close_gaps, decode_at, decode_bicubic, decode_listing
 from datasets.people.listing import UNKNOWN_CAMERA, UNKNOWN_PERSON, Listing, joined
 from passersby.errors import InputError
 from tests.helpers.listings import training_listing
@@ -144,6 +145,19 @@ def test_listings_are_joined_and_named_below_a_folder(tmp_path):
     assert training_listing("ab").known_people is None
     with pytest.raises(ValueError, match="different archives"):
         joined([one, dataclasses.replace(one, archive=tmp_path / "a.zip")])
+
+
+def test_images_of_an_archive_are_members_and_no_files(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x/./a.png", encoded(flat(7)))
+    packed = dataclasses.replace(listing_of(["x/./a.png", "gone.png"]), archive=tmp_path / "a.zip")
+    assert decode_at(packed, 0)[0, 0, 0] == 7
+    assert decode_at(packed, 1) is None
+    assert decode_listing(packed, 8, 4)[1].tolist() == [0]
+    assert packed.without({"0.png"}).names == ("1.png",)
+    with pytest.raises(ValueError, match="its images lie in"):
+        _ = packed.files
+    assert listing_of([b"x", tmp_path]).files == (b"x", tmp_path)
 
 
 def test_gaps_are_closed_in_place():

@@ -62,9 +62,9 @@ def test_a_run_is_only_read_as_far_as_asked(market, tmp_path, monkeypatch):
     export_runs.make_run(str(tmp_path / "run"), people=70, variants=6)
     read = []
 
-    def counted(output, plan, unit, columns=None):
+    def counted(run, unit, columns=None):
         read.append(unit.unit)
-        return read_shard(Run(output, plan), unit, columns)
+        return read_shard(run, unit, columns)
 
     monkeypatch.setattr("datasets.reid.runs.read_shard", counted)
     levels = [list_sources(market, [tmp_path / "run"], most_people=most)[1] for most in (3, 20)]
