@@ -28,9 +28,9 @@ import ray
 import tyro
 
 from actors.shard_writer import ShardWriter
-from datasets.runs.plan import PLAN_FILE, Configuration, Plan
+from datasets.runs.plan import PLAN_FILE, Configuration
 from datasets.runs.rows import with_columns
-from datasets.runs.run import Run, begin_run
+from datasets.runs.run import GenerationRun, begin_run
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 from jobs import generate
@@ -86,7 +86,7 @@ class StubMixer:
 
 
 def put_through(
-    run: Run[Plan], pools: list[Pool], seconds: float, compute: bool
+    run: GenerationRun, pools: list[Pool], seconds: float, compute: bool
 ) -> tuple[float, list[tuple[int, float]]]:
     """Make every unit with the stub; returns seconds from the first unit to the last, and (units, driver's MB)."""
     output, plan, c = run.output, run.plan, run.plan.configuration
@@ -112,7 +112,7 @@ def put_through(
     return time.perf_counter() - first, memory
 
 
-def run_of(out: Path, units: int) -> Run[Plan]:
+def run_of(out: Path, units: int) -> GenerationRun:
     """The run that `jobs/generate.py` would make of so many units in an empty folder."""
     shutil.rmtree(out, ignore_errors=True)
     output = Output(str(out))

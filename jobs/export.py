@@ -10,8 +10,7 @@ from datasets.exports.record import IDENTITIES, RECORD, SHORT, Record, begin, ho
 from datasets.exports.selection import FILES_OF_MANY, Options, People, assign
 from datasets.exports.trees import loader_notes, write_empty_notes
 from datasets.exports.write import run_tasks, tasks
-from datasets.runs.plan import Plan
-from datasets.runs.run import Run, open_run
+from datasets.runs.run import GenerationRun, open_run
 from datasets.storage.output import Output
 from jobs.common import run_job
 from passersby.errors import InputError
@@ -113,7 +112,7 @@ def main(config: Config) -> None:
     print(f"who is who: {out.address(IDENTITIES)}")
 
 
-def _run(address: str) -> Run[Plan]:
+def _run(address: str) -> GenerationRun:
     try:
         output = Output(address)
     except InputError as error:  # it speaks of the option that it is usually given by

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.runs.plan import Plan, read_plan
+from datasets.runs.plan import read_plan
 from datasets.runs.rows import people_without_partners
-from datasets.runs.run import Run, begin_run
+from datasets.runs.run import GenerationRun, begin_run
 from datasets.storage.output import Output
 from jobs.common import connect, given, run_job
 from passersby.options import Json
@@ -55,7 +55,7 @@ def main(config: Config) -> int | None:
     return 0
 
 
-def expect(config: Config, run: Run[Plan], inputs: Inputs) -> None:
+def expect(config: Config, run: GenerationRun, inputs: Inputs) -> None:
     """A dry run: print what the pending units will take."""
     from passersby.stylegan3.checkpoint import load_network
 
@@ -66,7 +66,7 @@ def expect(config: Config, run: Run[Plan], inputs: Inputs) -> None:
     print(forecast(actors, pools, images, resources().cpus, run.output))
 
 
-def make(config: Config, run: Run[Plan], inputs: Inputs) -> int | None:
+def make(config: Config, run: GenerationRun, inputs: Inputs) -> int | None:
     """Make what is missing, as the only driver in this folder; returns how many units failed for good."""
     from passersby.stylegan3.checkpoint import load_network  # it brings PyTorch: a finished run is quick without
 
@@ -85,7 +85,7 @@ def make(config: Config, run: Run[Plan], inputs: Inputs) -> int | None:
     return None
 
 
-def prepare(config: Config, run: Run[Plan], inputs: Inputs, generator: "Generator") -> tuple[list[Stage], Machines]:
+def prepare(config: Config, run: GenerationRun, inputs: Inputs, generator: "Generator") -> tuple[list[Stage], Machines]:
     """The pipeline on the connected cluster, and what it runs on."""
     materials = Materials.load(run, inputs, generator)
     connect()

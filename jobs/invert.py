@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from datasets.latents.pictures import Pictures, check_splits, list_pictures
-from datasets.latents.plan import InversionConfiguration, InversionPlan, begin_inversion, read_inversion_plan, steps_of
-from datasets.runs.run import Run
+from datasets.latents.plan import (
+    InversionConfiguration,
+    InversionRun,
+    begin_inversion,
+    read_inversion_plan,
+    steps_of,
+)
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, given, run_job
@@ -164,13 +169,13 @@ def main(config: Config) -> int | None:
     return 0
 
 
-def expect(config: Config, run: Run[InversionPlan], files: Files) -> None:
+def expect(config: Config, run: InversionRun, files: Files) -> None:
     """A dry run: check the networks, print what they would run on."""
     stages, machines = prepare(config, run, files.networks())
     machines.pools(stages, len(run.pending))
 
 
-def invert(config: Config, run: Run[InversionPlan], pictures: Pictures, files: Files) -> int | None:
+def invert(config: Config, run: InversionRun, pictures: Pictures, files: Files) -> int | None:
     """Invert what is missing, as the only driver in this folder; returns 1 when units failed for good."""
     from pipeline.commit import failure_advice, make_work
     from pipeline.inversion import inversion_work
@@ -188,7 +193,7 @@ def invert(config: Config, run: Run[InversionPlan], pictures: Pictures, files: F
     return None
 
 
-def prepare(config: Config, run: Run[InversionPlan], networks: "Networks") -> "tuple[list[Stage], Machines]":
+def prepare(config: Config, run: InversionRun, networks: "Networks") -> "tuple[list[Stage], Machines]":
     """The pipeline on the connected cluster, and what it runs on."""
     from pipeline.inversion import inversion_stages
     from pipeline.pools import Machines, Pool

@@ -11,7 +11,7 @@ import tyro
 from datasets.latents.table import read_latents
 from datasets.runs.manifest import manifest_name
 from datasets.runs.plan import PLAN_FILE, Plan, Unit, read_plan
-from datasets.runs.run import SHARD_FOLDER, Run, failure_name, shard_name
+from datasets.runs.run import SHARD_FOLDER, GenerationRun, Run, failure_name, shard_name
 from datasets.runs.shards import ADVICE
 from datasets.runs.verify import Findings, check_names, check_shards, sampled_people
 from datasets.runs.verify_derived import DerivedChecks
@@ -85,7 +85,7 @@ def main(config: Config) -> int:
     return 0 if findings.whole else 1
 
 
-def recomputation(config: Config, run: Run[Plan]) -> "Recomputation":
+def recomputation(config: Config, run: GenerationRun) -> "Recomputation":
     """What computes the sample's scores again."""
     from pipeline.identity import identity_of
     from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
@@ -137,7 +137,7 @@ def intact_plan(output: Output, names: Collection[str]) -> Plan:
     return intact
 
 
-def report_failures(run: Run[Plan], present: Collection[int], findings: Findings) -> None:
+def report_failures(run: GenerationRun, present: Collection[int], findings: Findings) -> None:
     """Say why units are missing, where the run has recorded it: how many, and the first reason."""
     failed = sorted(run.failed())
     units = [unit for unit in failed if unit not in present]
@@ -156,7 +156,7 @@ def report_failures(run: Run[Plan], present: Collection[int], findings: Findings
 
 def check_units(
     config: Config,
-    run: Run[Plan],
+    run: GenerationRun,
     present: Collection[int],
     names: Collection[str],
     sample: Sample,

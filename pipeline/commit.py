@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ray.util.metrics import Counter, Gauge
 
 from actors.shard_writer import STAGES
-from datasets.runs.plan import PLAN_FILE, Plan
-from datasets.runs.run import FAILED_FOLDER, Failure, Run
+from datasets.runs.plan import PLAN_FILE
+from datasets.runs.run import FAILED_FOLDER, Failure, GenerationRun, Run
 from datasets.runs.verdicts import KEPT, VERDICTS
 from passersby.errors import InputError
 from pipeline.pools import Machines, Stage
@@ -127,7 +127,7 @@ def failure_advice(run: Run, failed: int, others: str = "") -> str:
     )
 
 
-def make_units(run: Run[Plan], stages: Sequence[Stage], machines: Machines) -> tuple[RunTimes, int]:
+def make_units(run: GenerationRun, stages: Sequence[Stage], machines: Machines) -> tuple[RunTimes, int]:
     """`make_work` for units of people that are made: the last stage is a ShardWriter."""
     people = [unit.people for unit in run.pending]
     work = Work(

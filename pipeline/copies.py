@@ -15,8 +15,7 @@ from datasets.people.decoding import DecodingError, decode, decode_at, decode_bi
 from datasets.people.listing import Listing
 from datasets.people.real_people import RealPeople
 from datasets.runs.manifest import READERS
-from datasets.runs.plan import Plan
-from datasets.runs.run import Run
+from datasets.runs.run import GenerationRun
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, nearest_real
 from passersby.errors import InputError
@@ -51,7 +50,7 @@ _COLUMNS = ["person", "variant", "source", "image", "status", "reference_variant
 
 
 def privacy(
-    run: Run[Plan],
+    run: GenerationRun,
     network: FeatureNetwork,
     real: RealPeople | None,
     device: str,
@@ -125,7 +124,7 @@ def _double_threshold(real: RealPeople | None, given: float | None) -> tuple[flo
 class _Scan:
     """One pass over all shards: counts near-copies, keeps the most alike, and hands on the artificial references."""
 
-    def __init__(self, run: Run[Plan], network: FeatureNetwork, real: RealPeople | None, given: float | None):
+    def __init__(self, run: GenerationRun, network: FeatureNetwork, real: RealPeople | None, given: float | None):
         self.run, self.network, self.real, self.given = run, network, real, given
         self.artificial = False
         self._threshold: tuple[float, str] | None = None
@@ -255,7 +254,7 @@ def _doubles_record(found: Doubles, people: Sequence[int], threshold: float, cho
     }
 
 
-def _double_pairs(run: Run[Plan], record: DoublesFound) -> list[Pair]:
+def _double_pairs(run: GenerationRun, record: DoublesFound) -> list[Pair]:
     shown = record["first"][:SHEET_PAIRS]
     wanted = {person for pair in shown for person in pair["people"]}
     images: dict[int, np.ndarray] = {}

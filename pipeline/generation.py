@@ -11,7 +11,7 @@ from datasets.latents.partners import check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
 from datasets.runs.configuration import RANDOM, Configuration, Origin
 from datasets.runs.plan import Plan, parse_layers
-from datasets.runs.run import Run
+from datasets.runs.run import GenerationRun
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.local_copy import local_copy
 from passersby import weights
@@ -230,7 +230,7 @@ class Materials:
     codes: "RealCodes | None"
 
     @classmethod
-    def load(cls, run: Run[Plan], inputs: Inputs, generator: "Generator") -> "Materials":
+    def load(cls, run: GenerationRun, inputs: Inputs, generator: "Generator") -> "Materials":
         """Raises InputError where the inputs do not belong together: before Ray starts, which takes seconds."""
         from actors.style_mixer import check_network
 
@@ -245,7 +245,9 @@ class Materials:
         return cls(generator, detector, codes)
 
 
-def generation_stages(config: Config, run: Run[Plan], inputs: Inputs, materials: Materials, device: str) -> list[Stage]:
+def generation_stages(
+    config: Config, run: GenerationRun, inputs: Inputs, materials: Materials, device: str
+) -> list[Stage]:
     """The pipeline: every stage with its arguments and the actors asked for, on the connected cluster."""
     from actors.identity_scorer import IdentityScorer
     from actors.pedestrian_detector import PedestrianDetector

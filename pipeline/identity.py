@@ -12,8 +12,7 @@ from datasets.latents.pictures import list_pictures
 from datasets.latents.table import Latents
 from datasets.people.listing import TRAIN, Listing
 from datasets.runs.configuration import Configuration
-from datasets.runs.plan import Plan
-from datasets.runs.run import Run
+from datasets.runs.run import GenerationRun
 from datasets.storage.local_copy import local_copy
 from passersby.errors import InputError
 from passersby.files import file_sha256
@@ -71,7 +70,7 @@ class Identity:
             self._found["real"] = _features(self.listing, self.network, names, device, in_this_process)
         return self._found.get("real")
 
-    def look_for_copies(self, run: Run[Plan], device: str) -> None:
+    def look_for_copies(self, run: GenerationRun, device: str) -> None:
         """Find near-copies of real pictures and doubles in a whole run, for its report, unless that was done.
 
         In this process, on its GPU where `device` allows that and there is one. The figures are printed.

@@ -8,8 +8,7 @@ import ray
 from actors.inverter import Inverter
 from actors.latent_writer import STAGES, LatentWriter
 from datasets.latents.pictures import Pictures
-from datasets.latents.plan import InversionPlan
-from datasets.runs.run import Run
+from datasets.latents.plan import InversionRun
 from passersby.errors import InputError
 from passersby.options import Json
 from passersby.perception.perceptual import load_perceptual
@@ -90,7 +89,7 @@ class Networks:
         return "\n".join([*lines, *(f"note: {note}" for note in self.encoder.notes)])
 
 
-def inversion_stages(run: Run[InversionPlan], networks: Networks, inverters: Pool, device: str) -> list[Stage]:
+def inversion_stages(run: InversionRun, networks: Networks, inverters: Pool, device: str) -> list[Stage]:
     """The pipeline: both stages with their arguments, on the connected cluster. inverters: the pool asked for."""
     # What a published encoder carries beside itself stays here.
     encoder = ray.put(dataclasses.replace(networks.encoder, decoder=None))
@@ -102,7 +101,7 @@ def inversion_stages(run: Run[InversionPlan], networks: Networks, inverters: Poo
     return [Stage(Inverter, inverting, inverters), Stage(LatentWriter, writing, Pool("writers", cpus=0.25))]
 
 
-def inversion_work(run: Run[InversionPlan], pictures: Pictures, generator: Generator) -> Work:
+def inversion_work(run: InversionRun, pictures: Pictures, generator: Generator) -> Work:
     """What is to be done, as `pipeline.commit.make_work` takes it."""
     config, plan, pending = generator.config, run.plan, run.pending
     code = 4 * config.num_ws * config.w_dim

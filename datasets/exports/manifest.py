@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.runs.manifest import MANIFEST_SCHEMA, manifest_name
-from datasets.runs.plan import Plan, Unit
-from datasets.runs.run import Run
+from datasets.runs.plan import Unit
+from datasets.runs.run import GenerationRun
 from datasets.runs.shards import read_shard
 from passersby.errors import InputError
 
@@ -23,7 +23,7 @@ class RunManifest:
     manifest are read when they are needed, so memory does not grow with the run.
     """
 
-    def __init__(self, run: Run[Plan], name: str | None = None):
+    def __init__(self, run: GenerationRun, name: str | None = None):
         self.run, self.name = run, manifest_name(name)
         self.address = run.output.address(self.name)
         if not run.output.exists(self.name):

@@ -7,6 +7,7 @@ so a file that exists never has to be made again.
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from datasets.runs.plan import MAX_UNITS, PLAN_FILE
 from datasets.runs.run import Run
@@ -229,9 +230,12 @@ def continue_inversion(
     return InversionPlan(configuration, counts, stored.extents).extended(people)
 
 
+InversionRun: TypeAlias = Run[InversionPlan, InversionUnit]
+
+
 def begin_inversion(
     output: Output, configuration: InversionConfiguration, counts: Sequence[int], people: int | None
-) -> Run[InversionPlan]:
+) -> InversionRun:
     """An inversion of so many people, new or on top of the one in the folder. Raises InputError as
     `continue_inversion`."""
 

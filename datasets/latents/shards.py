@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.latents.plan import InversionPlan, InversionUnit
+from datasets.latents.plan import InversionRun, InversionUnit
 from datasets.latents.table import LATENTS_FILE, SCHEMA
 from datasets.runs.manifest import in_groups
-from datasets.runs.run import Run, shard_name
+from datasets.runs.run import shard_name
 from datasets.runs.shards import ADVICE, ShardKind, decode_rows
 from passersby.errors import InputError
 from passersby.options import Json
@@ -18,7 +18,7 @@ from passersby.options import Json
 LATENTS = ShardKind(SCHEMA, random="w.list.element")
 
 
-def read_latents_shard(run: Run[InversionPlan], unit: InversionUnit) -> pa.Table:
+def read_latents_shard(run: InversionRun, unit: InversionUnit) -> pa.Table:
     """The rows of a unit's shard.
 
     Raises InputError, which names it, when it is missing, damaged, of another plan, or does not hold exactly the
@@ -37,7 +37,7 @@ def read_latents_shard(run: Run[InversionPlan], unit: InversionUnit) -> pa.Table
     return table
 
 
-def write_latents(run: Run[InversionPlan], about: Mapping[str, Json]) -> pa.Table:
+def write_latents(run: InversionRun, about: Mapping[str, Json]) -> pa.Table:
     """Derive OUT/latents.parquet from the shards; returns its rows without the codes.
 
     Rows stand in the order of the plan. Shards are read some at a time, so memory does not grow with their number.
@@ -52,7 +52,7 @@ def write_latents(run: Run[InversionPlan], about: Mapping[str, Json]) -> pa.Tabl
     return pa.concat_tables(small)
 
 
-def is_complete(run: Run[InversionPlan]) -> bool:
+def is_complete(run: InversionRun) -> bool:
     """Whether OUT/latents.parquet is there with all rows of this plan. Reads its last kilobytes."""
     if not run.output.exists(LATENTS_FILE):
         return False

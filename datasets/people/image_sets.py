@@ -19,8 +19,8 @@ from datasets.people.listing import Listing, joined
 from datasets.people.market1501 import list_split
 from datasets.people.names import SPLIT_FOLDERS, is_image
 from datasets.runs.manifest import manifest_name, read_manifest
-from datasets.runs.plan import Plan, Unit
-from datasets.runs.run import Run, open_run
+from datasets.runs.plan import Unit
+from datasets.runs.run import GenerationRun, open_run
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import KEPT
 from datasets.storage.output import Output
@@ -126,7 +126,7 @@ def run_images(output: Output, verdict: str, manifest: str | None, limit: int, s
     return _measured("run", description, listing, people)
 
 
-def _kept(run: Run[Plan], units: dict[int, Unit], manifest: str | None) -> list[tuple[int, int]]:
+def _kept(run: GenerationRun, units: dict[int, Unit], manifest: str | None) -> list[tuple[int, int]]:
     output, plan, name = run.output, run.plan, manifest_name(manifest)
     if not output.exists(name):
         raise InputError(

@@ -20,7 +20,7 @@ from datasets.people.listing import UNKNOWN_CAMERA, Listing
 from datasets.people.splits import DERIVED, derived_split
 from datasets.runs.manifest import READERS, manifest_name, read_manifest, thresholds_of
 from datasets.runs.plan import PLAN_FILE, Plan, Unit
-from datasets.runs.run import Run, open_run
+from datasets.runs.run import GenerationRun, open_run
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import KEPT, LATENT, SCORES, verdicts, with_filters, without_scores
 from datasets.storage.output import Output
@@ -173,7 +173,7 @@ def _image_name(row: Row) -> str:
     return f"{row['person']}/{row['variant']}"
 
 
-def _images(run: Run[Plan], units: Mapping[int, Unit], rows: Sequence[Row]) -> dict[tuple[int, int], bytes]:
+def _images(run: GenerationRun, units: Mapping[int, Unit], rows: Sequence[Row]) -> dict[tuple[int, int], bytes]:
     """(person, variant) -> encoded bytes; every shard is read once, of the columns needed."""
     wanted = defaultdict(list)
     for row in rows:

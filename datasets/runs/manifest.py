@@ -10,8 +10,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.runs.plan import Plan, Unit
-from datasets.runs.run import Run, shard_name
+from datasets.runs.plan import Unit
+from datasets.runs.run import GenerationRun, shard_name
 from datasets.runs.shards import SCHEMA, SCHEMA_VERSION, read_shard
 from datasets.runs.verdicts import VERDICTS, Thresholds, add_counts, count_verdicts, verdicts
 from datasets.storage.output import Output
@@ -30,7 +30,7 @@ READERS = 8  # object stores answer slowly and many at a time
 
 
 def write_manifest(
-    run: Run[Plan], units: Iterable[Unit], thresholds: Thresholds, name: str | None = None
+    run: GenerationRun, units: Iterable[Unit], thresholds: Thresholds, name: str | None = None
 ) -> dict[str, int]:
     """Derive a manifest from the shards of `units`, and return the number of images with each verdict.
 

@@ -9,10 +9,10 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar, cast
 
 from datasets.runs.configuration import Configuration
-from datasets.runs.plan import Plan, continue_plan, read_plan
+from datasets.runs.plan import Plan, Unit, continue_plan, read_plan
 from datasets.storage.lock import Lease, hold
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -31,10 +31,7 @@ class AnyUnit(Protocol):
         ...
 
 
-U = TypeVar("U", bound=AnyUnit, covariant=True)
-
-
-class AnyPlan(Protocol[U]):
+class AnyPlan(Protocol):
     """A frozen configuration, and the units that the work is cut into."""
 
     @property
@@ -47,7 +44,7 @@ class AnyPlan(Protocol[U]):
         """Number of units in all; units are 0 to unit_count - 1."""
         ...
 
-    def units(self) -> Iterator[U]:
+    def units(self) -> Iterator[AnyUnit]:
         """Every unit, in order."""
         ...
 
@@ -57,6 +54,7 @@ class AnyPlan(Protocol[U]):
 
 
 P = TypeVar("P", bound=AnyPlan)
+U = TypeVar("U", bound=AnyUnit)
 
 
 def shard_name(unit: int) -> str:
@@ -79,12 +77,11 @@ class Failure:
     details: str = ""
 
 
-class Run(Generic[P]):
-    """A folder with a plan, whose units become one file each.
+class Run(Generic[P, U]):
+    """A folder with a plan, whose units become one file each. P is the kind of the plan, U that of its units.
 
-    output: the folder. plan: what is made there. lease: shows whether this driver still is the only one; inside of
-    `held` it means something. again: the plan of this command on top of what lies in the folder now, None for a run
-    that is only read.
+    output: the folder. plan: what is made there. lease: inside of `held`, whether this driver still is the only one.
+    again: reads plan.json once more, and returns the plan that continues it; None for a run that is only read.
     """
 
     def __init__(self, output: Output, plan: P, again: Callable[[], P] | None = None):
@@ -102,10 +99,10 @@ class Run(Generic[P]):
         return {int(match[2]) for match in matches if match and int(match[1]) == int(match[2]) // 1000}
 
     @functools.cached_property
-    def pending(self) -> list:
+    def pending(self) -> list[U]:
         """The plan's units without a shard, in order: as they were when they were first asked for."""
         finished = self.finished()
-        return [unit for unit in self.plan.units() if unit.unit not in finished]
+        return [cast(U, unit) for unit in self.plan.units() if unit.unit not in finished]
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -146,7 +143,10 @@ class Run(Generic[P]):
             self.output.remove(failure_name(unit))
 
 
-def open_run(output: Output, option: str = "") -> Run[Plan]:
+GenerationRun: TypeAlias = Run[Plan, Unit]
+
+
+def open_run(output: Output, option: str = "") -> GenerationRun:
     """The run of jobs/generate.py that lies in a folder, to read it.
 
     Raises InputError, which begins with the option that names the folder, where there is none, and as `read_plan`.
@@ -157,7 +157,7 @@ def open_run(output: Output, option: str = "") -> Run[Plan]:
     return Run(output, plan)
 
 
-def begin_run(output: Output, configuration: Configuration, people: int) -> Run[Plan]:
+def begin_run(output: Output, configuration: Configuration, people: int) -> GenerationRun:
     """A run of so many people, new or on top of the one in the folder. Raises InputError as `continue_plan`."""
 
     def plan_now() -> Plan:

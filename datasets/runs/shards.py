@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.runs.plan import PLAN_FILE, Plan, Unit
-from datasets.runs.run import Run, shard_name
+from datasets.runs.run import GenerationRun, shard_name
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
@@ -112,7 +112,7 @@ def encode_shard(table: pa.Table, plan_hash: str, target: str | pa.NativeFile, k
         writer.write_table(table.cast(writer.schema))  # rows that were read name the items of lists otherwise
 
 
-def read_shard(run: Run[Plan], unit: Unit, columns: list[str] | None = None) -> pa.Table:
+def read_shard(run: GenerationRun, unit: Unit, columns: list[str] | None = None) -> pa.Table:
     """The rows of a unit's shard, all columns or the named ones, in the schema's order.
 
     Raises InputError, which names the shard, when it is missing, and where `decode_shard` does.

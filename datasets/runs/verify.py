@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets.people.decoding import DecodingError, decode
 from datasets.runs.plan import Configuration, Plan, Unit
 from datasets.runs.rows import planned_columns
-from datasets.runs.run import SHARD_FOLDER, SHARD_NAME, Run, shard_name
+from datasets.runs.run import SHARD_FOLDER, SHARD_NAME, GenerationRun, shard_name
 from datasets.runs.shards import ADVICE, SCHEMA, decode_shard, encode_shard
 from passersby.errors import InputError
 
@@ -115,7 +115,7 @@ class ShardCheck:
 
 
 def check_shards(
-    run: Run[Plan], present: Collection[int], decoded: Callable[[int], bool], kept: Callable[[Unit], bool]
+    run: GenerationRun, present: Collection[int], decoded: Callable[[int], bool], kept: Callable[[Unit], bool]
 ) -> Iterator[ShardCheck]:
     """Check the shards of all units of a plan, some at a time, in order; absent ones come without rows.
 
@@ -146,7 +146,7 @@ def _result(item: ShardCheck | Future) -> ShardCheck:
     return item.result() if isinstance(item, Future) else item
 
 
-def check_shard(run: Run[Plan], unit: Unit, decoded: Callable[[int], bool]) -> ShardCheck:
+def check_shard(run: GenerationRun, unit: Unit, decoded: Callable[[int], bool]) -> ShardCheck:
     """Check one shard: every byte, every column against the plan, and the images of the people chosen by `decoded`."""
     name, c = shard_name(unit.unit), run.plan.configuration
     address = run.output.address(name)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from datasets.runs.manifest import COLUMNS, MANIFEST_SCHEMA, manifest_name
 from datasets.runs.plan import Plan, Unit
-from datasets.runs.run import Run, shard_name
+from datasets.runs.run import GenerationRun, shard_name
 from datasets.runs.shards import ADVICE, SCHEMA_VERSION
 from datasets.runs.verdicts import KEPT, VERDICTS, Thresholds, add_counts, count_verdicts, verdicts
 from datasets.runs.verify import Findings
@@ -29,7 +29,7 @@ class ManifestCheck:
     is wrong, None so far; `thresholds` those of the metadata; `absent` counts units whose rows it lacks.
     """
 
-    def __init__(self, run: Run[Plan], name: str):
+    def __init__(self, run: GenerationRun, name: str):
         self.name, self.fault, self.thresholds, self.absent = name, None, None, 0
         self._variants = run.plan.configuration.variants
         self._rows = pa.table([pa.array([], field.type) for field in MANIFEST_SCHEMA], schema=MANIFEST_SCHEMA)
@@ -125,7 +125,7 @@ def check_summary(summary: Mapping, plan: Plan, counts: Mapping[str, int] | None
 class DerivedChecks:
     """All derived files of a run beside its shards: every manifest among `names`, and the summary `summary_name`."""
 
-    def __init__(self, run: Run[Plan], names: Collection[str], summary_name: str):
+    def __init__(self, run: GenerationRun, names: Collection[str], summary_name: str):
         self._run, self._summary_name = run, summary_name
         self._manifests = [ManifestCheck(run, name) for name in sorted(names) if MANIFEST_NAME.fullmatch(name)]
         self._summary, self._fault, self._thresholds, self._complete = None, "", None, True

@@ -13,12 +13,11 @@ import pyarrow.compute as pc
 import torch
 
 from datasets.latents.pictures import Pictures
-from datasets.latents.plan import InversionConfiguration, InversionPlan
+from datasets.latents.plan import InversionConfiguration, InversionPlan, InversionRun
 from datasets.latents.shards import is_complete, write_latents
 from datasets.latents.table import AboutGenerator, Latents, read_latents
 from datasets.people.decoding import DecodingError, decode_bicubic, read_bytes
 from datasets.reid.sources import people_sha256
-from datasets.runs.run import Run
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.options import Json
@@ -215,7 +214,7 @@ def read_inversion_summary(output: Output) -> InversionSummary | None:
     return cast(InversionSummary | None, read_summary(output))
 
 
-def is_inversion_published(run: Run[InversionPlan]) -> bool:
+def is_inversion_published(run: InversionRun) -> bool:
     """Whether all derived files exist, for this plan. The summary is written last."""
     summary = read_inversion_summary(run.output)
     return (
@@ -227,7 +226,7 @@ def is_inversion_published(run: Run[InversionPlan]) -> bool:
     )
 
 
-def publish_inversion(run: Run[InversionPlan], pictures: Pictures, networks: Networks, times: RunTimes | None) -> None:
+def publish_inversion(run: InversionRun, pictures: Pictures, networks: Networks, times: RunTimes | None) -> None:
     """Derive latents.parquet, the sheet and the summary of a finished run.
 
     times: those of the run that has just ended; None keeps the times of an earlier summary. Raises InputError if the

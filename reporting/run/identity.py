@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.runs.plan import Plan
-from datasets.runs.run import Run
+from datasets.runs.run import GenerationRun
 from datasets.runs.verdicts import KEPT, LATENT, nearest_real, nearest_real_picture
 from passersby.metrics.identity import near_copies
 from reporting.grid import SheetCell, SheetRow, contact_sheet
@@ -313,7 +312,7 @@ class Privacy(TypedDict):
     doubles: DoublesFound | None
 
 
-def read_privacy(run: Run[Plan], manifest: pa.Table) -> Privacy | None:
+def read_privacy(run: GenerationRun, manifest: pa.Table) -> Privacy | None:
     """privacy.json of these images, or None: there is none, or it is of fewer people than the run has now.
 
     The near-copies get "kept", their {count, scored, share} among the images kept. manifest: columns source,

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from datasets.people.decoding import DecodingError, decode
-from datasets.runs.plan import Plan
-from datasets.runs.run import Run
+from datasets.runs.run import GenerationRun
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, nearest_real_picture
 from passersby.errors import InputError
@@ -178,7 +177,7 @@ def _of_many_people(rows: np.ndarray, person: np.ndarray, count: int) -> list[in
     return found
 
 
-def read_thumbnails(run: Run[Plan], manifest: pa.Table, rows: np.ndarray) -> dict[int, Thumbnail]:
+def read_thumbnails(run: GenerationRun, manifest: pa.Table, rows: np.ndarray) -> dict[int, Thumbnail]:
     """Thumbnails of rows of a manifest, by row, out of their shards. An image that cannot be shown has an empty one.
 
     manifest: columns unit, person, variant. Raises InputError for a shard that is missing or damaged.
@@ -216,7 +215,7 @@ MOST_SAMPLED = 4000  # pictures of about 2.5 kB: beyond, a page is slow to open
 
 
 def run_page(
-    run: Run[Plan],
+    run: GenerationRun,
     manifest: pa.Table,
     summary: Summary,
     *,
@@ -258,7 +257,7 @@ class ImageRow(TypedDict):
     identity_cosine: float | None
 
 
-def gather(run: Run[Plan], manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int) -> Explorer:
+def gather(run: GenerationRun, manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int) -> Explorer:
     """What the page explores, for the template and (under "data") for its script."""
     shown = controls(manifest, thresholds)
     strips = choose_strips(manifest)

@@ -11,8 +11,8 @@ import pyarrow as pa
 from datasets.people.decoding import decode
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import manifest_name, read_manifest, write_manifest
-from datasets.runs.plan import Plan, Unit
-from datasets.runs.run import Run
+from datasets.runs.plan import Unit
+from datasets.runs.run import GenerationRun
 from datasets.runs.shards import read_shard
 from datasets.runs.verdicts import LATENT, VERDICTS, Thresholds, verdicts
 from datasets.storage.output import Output
@@ -53,7 +53,7 @@ def read_summary(output: Output) -> Summary | None:
     return content if isinstance(content, dict) else None
 
 
-def is_published(run: Run[Plan], thresholds: Thresholds) -> bool:
+def is_published(run: GenerationRun, thresholds: Thresholds) -> bool:
     """Whether everything derived is there, for this plan and these thresholds. The summary is written
     last."""
     summary = read_summary(run.output)
@@ -75,7 +75,7 @@ def _recorded(summary: Summary) -> Thresholds | None:
 
 
 def publish(
-    run: Run[Plan],
+    run: GenerationRun,
     thresholds: Thresholds,
     network: Mapping[str, Json],
     times: RunTimes | None,
@@ -120,7 +120,7 @@ def publish(
     return counts
 
 
-def draw_sheet(run: Run[Plan], thresholds: Thresholds, toy: bool = False) -> np.ndarray:
+def draw_sheet(run: GenerationRun, thresholds: Thresholds, toy: bool = False) -> np.ndarray:
     """The contact sheet of the first people and their first variants: [H, W, 3] uint8 RGB.
 
     Captions are the detector's score and, but for the reference, the SSIM; then, where identities were compared, the
