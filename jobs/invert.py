@@ -11,14 +11,13 @@ from datasets.latents.pictures import Pictures, check_splits, list_pictures
 from datasets.latents.plan import (
     InversionConfiguration,
     InversionRun,
+    NetworkFiles,
     begin_inversion,
     read_inversion_plan,
     steps_of,
 )
-from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, given, run_job
-from passersby import weights
 from passersby.files import file_sha256
 from passersby.options import Json
 from reporting.inversion.results import is_inversion_published, publish_inversion, read_inversion_summary, summary_lines
@@ -26,32 +25,6 @@ from reporting.inversion.results import is_inversion_published, publish_inversio
 if TYPE_CHECKING:
     from pipeline.inversion import Networks
     from pipeline.pools import Machines, Stage
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Local paths of the networks."""
-
-    encoder: Path
-    generator: Path
-    perceptual: Path
-    identity: Path | None
-
-    @classmethod
-    def of(cls, config: "Config") -> "Files":
-        """Raises InputError that names the option of a file that is missing."""
-        identity = local_copy(config.identity, "--identity") if config.identity else None
-        alexnet = local_copy(config.alexnet, "--alexnet") if config.alexnet else weights.get("st-lpips-alex")
-        network = local_copy(config.network, "--network") if config.network else weights.DEMO_NETWORK
-        return cls(local_copy(config.encoder, "--encoder"), network, alexnet, identity)
-
-    def networks(self) -> "Networks":
-        """What the files hold, said in a line. It brings PyTorch: a finished run is quick without."""
-        from pipeline.inversion import Networks
-
-        networks = Networks.load(self.encoder, self.generator, self.perceptual, self.identity)
-        print(networks.describe())
-        return networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +91,7 @@ class Config:
         pivotal = steps_of("pivotal_steps", self.refine, self.pivotal_steps)
         return dataclasses.replace(self, refine_steps=refine, pivotal_steps=pivotal)
 
-    def frozen(self, files: Files, pictures: Pictures) -> InversionConfiguration:
+    def frozen(self, files: NetworkFiles, pictures: Pictures) -> InversionConfiguration:
         """The part that changes bytes, checked, of options `with_steps`. Raises InputError."""
         return InversionConfiguration(
             encoder=file_sha256(files.encoder, "--encoder"),
@@ -152,7 +125,8 @@ def main(config: Config) -> int | None:
     """Plan, invert what is missing, derive what people look at. Returns 1 when units failed for good."""
     config = config.with_steps()
     check_splits(config.splits, config.allow_test_people)
-    output, files = Output(config.out), Files.of(config)
+    output = Output(config.out)
+    files = NetworkFiles.of(config.encoder, config.network, config.alexnet, config.identity)
     pictures = list_pictures(config.data, config.splits, config.allow_test_people, config.pictures)
     run = begin_inversion(output, config.frozen(files, pictures), pictures.counts, config.people)
     print(
@@ -169,18 +143,23 @@ def main(config: Config) -> int | None:
     return 0
 
 
-def expect(config: Config, run: InversionRun, files: Files) -> None:
+def expect(config: Config, run: InversionRun, files: NetworkFiles) -> None:
     """A dry run: check the networks, print what they would run on."""
-    stages, machines = prepare(config, run, files.networks())
+    from pipeline.inversion import Networks  # it brings PyTorch: a finished run is quick without
+
+    networks = Networks.load(files)
+    print(networks.describe())
+    stages, machines = prepare(config, run, networks)
     machines.pools(stages, len(run.pending))
 
 
-def invert(config: Config, run: InversionRun, pictures: Pictures, files: Files) -> int | None:
+def invert(config: Config, run: InversionRun, pictures: Pictures, files: NetworkFiles) -> int | None:
     """Invert what is missing, as the only driver in this folder; returns 1 when units failed for good."""
     from pipeline.commit import failure_advice, make_work
-    from pipeline.inversion import inversion_work
+    from pipeline.inversion import Networks, inversion_work
 
-    networks = files.networks()
+    networks = Networks.load(files)
+    print(networks.describe())
     with run.held():
         times = None
         if run.pending:

@@ -1,14 +1,13 @@
 """What an inversion runs on: its networks, checked together, and its stages."""
 
 import dataclasses
-from pathlib import Path
 
 import ray
 
 from actors.inverter import Inverter
 from actors.latent_writer import STAGES, LatentWriter
 from datasets.latents.pictures import Pictures
-from datasets.latents.plan import InversionRun
+from datasets.latents.plan import InversionRun, NetworkFiles
 from passersby.errors import InputError
 from passersby.options import Json
 from passersby.perception.perceptual import load_perceptual
@@ -32,22 +31,21 @@ class Networks:
     encoder: LoadedEncoder
     generator: Generator
     loss: InversionLoss
-    files: dict[str, str]  # file names of encoder and generator
+    files: NetworkFiles
     generator_sha256: str
     generator_record: dict[str, Json]
 
     @classmethod
-    def load(cls, encoder: Path, generator: Path, perceptual: Path, identity: Path | None) -> "Networks":
+    def load(cls, files: NetworkFiles) -> "Networks":
         """Raises InputError for files that are none, and for an encoder of another generator."""
-        network, loaded = load_network(generator), load_encoder(encoder)
+        network, loaded = load_network(files.generator), load_encoder(files.encoder)
         config = network.generator.config
         check_pair(loaded, config, network.sha256, network.generator)
         if config.img_channels != 3:
-            raise InputError(f"--network {generator}: its images have {config.img_channels} channels, not 3")
-        who = None if identity is None else load_identity(identity)
+            raise InputError(f"--network {files.generator}: its images have {config.img_channels} channels, not 3")
+        who = None if files.identity is None else load_identity(files.identity)
         weights = LossWeights() if who else LossWeights(identity=0.0)
-        loss = InversionLoss(weights, load_perceptual(perceptual), who)
-        files = {"encoder": encoder.name, "generator": generator.name}
+        loss = InversionLoss(weights, load_perceptual(files.perceptual), who)
         return cls(loaded, network.generator, loss, files, network.sha256, network.record)
 
     def about(self) -> AboutNetworks:
@@ -58,7 +56,7 @@ class Networks:
         assert perceptual is not None  # `load` gives it one
         return {
             "generator": {
-                "file": self.files["generator"],
+                "file": self.files.generator.name,
                 "sha256": self.generator_sha256,
                 "height": config.height,
                 "width": config.width,
@@ -66,7 +64,7 @@ class Networks:
                 "w_dim": config.w_dim,
             },
             "encoder": {
-                "file": self.files["encoder"],
+                "file": self.files.encoder.name,
                 "sha256": self.encoder.sha256,
                 "kind": self.encoder.kind,
                 "generator": dict(self.encoder.generator) or "unknown",
@@ -83,8 +81,8 @@ class Networks:
         height, width = working_size(self.encoder.encoder.config, self.generator.config)
         about = self.about()
         lines = [
-            f"inversion at {height} x {width}: encoder {self.files['encoder']} ({self.encoder.kind}), generator "
-            f"{self.files['generator']}, {about['metric']}, identity by {about['identity'] or 'nothing'}"
+            f"inversion at {height} x {width}: encoder {self.files.encoder.name} ({self.encoder.kind}), generator "
+            f"{self.files.generator.name}, {about['metric']}, identity by {about['identity'] or 'nothing'}"
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.encoder.notes)])
 

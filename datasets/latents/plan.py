@@ -7,11 +7,14 @@ so a file that exists never has to be made again.
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from datasets.runs.plan import MAX_UNITS, PLAN_FILE
 from datasets.runs.run import Run
+from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
+from passersby import weights
 from passersby.errors import InputError
 from passersby.options import Json, agree, canonical_sha256, check, check_known, differences, flag, stored_values
 
@@ -80,6 +83,27 @@ def steps_of(option: str, refine: str, steps: int | None) -> int | None:
     if steps is not None:
         raise InputError(f"--{flag(option)} {steps}: it belongs to --refine {' or '.join(refinements)}")
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkFiles:
+    """Local paths of the networks of an inversion."""
+
+    encoder: Path
+    generator: Path
+    perceptual: Path
+    identity: Path | None
+
+    @classmethod
+    def of(cls, encoder: str, network: str | None, alexnet: str | None, identity: str | None) -> "NetworkFiles":
+        """The files that the options of these names give, by a path or URI.
+
+        Raises InputError, which names the option, if a file is missing.
+        """
+        who = local_copy(identity, "--identity") if identity else None
+        perceptual = local_copy(alexnet, "--alexnet") if alexnet else weights.get("st-lpips-alex")
+        generator = local_copy(network, "--network") if network else weights.DEMO_NETWORK
+        return cls(local_copy(encoder, "--encoder"), generator, perceptual, who)
 
 
 @dataclasses.dataclass(frozen=True)

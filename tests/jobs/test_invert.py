@@ -16,14 +16,13 @@ import torch
 
 from actors.inverter import Inverter
 from datasets.latents.pictures import list_pictures
-from datasets.latents.plan import continue_inversion, read_inversion_plan
+from datasets.latents.plan import NetworkFiles, continue_inversion, read_inversion_plan
 from datasets.latents.table import SCHEMA, delta_name, read_latents
 from datasets.runs.rows import images_of
 from datasets.runs.run import shard_name
 from datasets.storage.output import Output
 from jobs import invert
 from jobs.invert import Config
-from passersby import weights
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.reid.checkpoint import save_reid
@@ -133,7 +132,7 @@ def test_shards_hold_what_the_stage_makes_without_ray(finished, tree):
     stored = read_inversion_plan(output)
     pictures = list_pictures(tree, ["train"])
     plan = continue_inversion(stored, stored.configuration, pictures.counts, 3)
-    networks = Networks.load(Path(finished.encoder), Path(finished.network), weights.get("st-lpips-alex"), None)
+    networks = Networks.load(NetworkFiles.of(finished.encoder, finished.network, None, None))
     threads = torch.get_num_threads()
     inverter = Inverter(networks.encoder, networks.generator, networks.loss, stored.configuration)
     row = pictures.row(list(plan.units())[1])
