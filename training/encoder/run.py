@@ -10,6 +10,7 @@ from datasets.reid.training_set import TrainingImages
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import save_encoder
 from reporting.curves import Panel
+from reporting.palette import BLUE, GREEN, INK
 from training.checkpoints import check_images, last_checkpoint
 from training.encoder.config import EncoderTraining
 from training.encoder.start import (
@@ -32,7 +33,7 @@ VALIDATION_PICTURE = "validation.png"
 
 # ---- The curves of an encoder training.
 
-_TRAINING, _VALIDATION, _INK = "#0072b2", "#009e73", "#202124"
+_TRAINING, _VALIDATION = BLUE, GREEN
 
 
 def _both(name: str) -> tuple[tuple[str, str, str], ...]:
@@ -47,8 +48,8 @@ PANELS = (
         "cosine",
         (("identity/cosine", "training", _TRAINING), ("validation/identity", "validation", _VALIDATION)),
     ),
-    Panel("Error of w where it is known", "1: the variance of w", (("loss/codes", "", _INK),)),
-    Panel("Learning rate", "rate", (("rate", "", _INK),), logarithmic=True),
+    Panel("Error of w where it is known", "1: the variance of w", (("loss/codes", "", INK),)),
+    Panel("Learning rate", "rate", (("rate", "", INK),), logarithmic=True),
 )
 
 

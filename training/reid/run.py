@@ -14,6 +14,7 @@ from datasets.reid.training_set import TrainingImages, load_training_images
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidNetwork
 from reporting.curves import Panel
+from reporting.palette import BLUE, GREEN, INK, VERMILION
 from training.checkpoints import check_images, last_checkpoint
 from training.log import Interval, TrainingLog, duration
 from training.memory import check_memory
@@ -54,7 +55,7 @@ class Validation:
 
 # ---- The curves of a re-ID training.
 
-_REAL, _VALIDATION, _GENERATED, _INK = "#0072b2", "#009e73", "#d55e00", "#202124"
+_REAL, _VALIDATION, _GENERATED = BLUE, GREEN, VERMILION
 PANELS = (
     Panel(
         "Cross-entropy",
@@ -70,8 +71,8 @@ PANELS = (
         "share of images given a wrong person",
         (("error/real", "training, real", _REAL), ("validation/error", "validation", _VALIDATION)),
     ),
-    Panel("Triplet loss", "loss", (("loss/triplet", "", _INK),)),
-    Panel("Learning rate of the head", "rate", (("rate", "", _INK),), logarithmic=True),
+    Panel("Triplet loss", "loss", (("loss/triplet", "", INK),)),
+    Panel("Learning rate of the head", "rate", (("rate", "", INK),), logarithmic=True),
 )
 
 
