@@ -13,6 +13,7 @@ from datasets.exports.write import run_tasks, tasks
 from datasets.runs.run import GenerationRun, open_run
 from datasets.storage.output import Output
 from jobs.common import run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from reporting.progress import ProgressLine
 
@@ -62,7 +63,7 @@ class Config:
     """Convert the images of a run of PNG files to JPEG of this quality, 1 to 100."""
     images_per_file: int | None = None
     """webdataset, table: number of images in one file. By default 10000, fewer if images are large."""
-    threads: int = 4
+    threads: Annotated[int, Bound(ge=1, le=256)] = 4
     """Number of units (or files) that are written at a time. Give more for object stores.
     The bytes do not depend on the number."""
     dry_run: bool = False
@@ -87,8 +88,7 @@ class Config:
 def main(config: Config) -> None:
     """Choose the images, freeze the choice, write what is missing."""
     options = config.frozen()
-    if not 1 <= config.threads <= 256:
-        raise InputError(f"--threads {config.threads}: give 1 to 256")
+    check_bounds(config)
     manifest = RunManifest(_run(config.run), config.manifest)
     configuration = manifest.run.plan.configuration
     options = options.completed(configuration.image_bytes, configuration.format)

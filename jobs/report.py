@@ -15,6 +15,7 @@ from datasets.runs.manifest import read_manifest
 from datasets.runs.run import open_run
 from datasets.storage.output import Output
 from jobs.common import run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Config:
     sample: int = 1200
     """With --run: number of pictures in the page's galleries around the thresholds, 0 to 4000.
     Each picture takes about 3 kB."""
-    queries: int = 4
+    queries: Annotated[int, Bound(ge=0)] = 4
     """With --sweep: how many queries that got better, and how many that got worse, the page shows.
     0 computes no features. With a large test set, features take minutes on a CPU."""
 
@@ -53,8 +54,7 @@ def main(config: Config) -> None:
         raise InputError(f"{'both' if config.run else 'neither'} --run and --sweep: give one of them")
     if config.training and config.run is None:
         raise InputError("--training goes with --run: a sweep trains no generator")
-    if config.queries < 0:
-        raise InputError(f"--queries {config.queries}: must be 0 or more")
+    check_bounds(config)
     address = write_run_page(config) if config.run is not None else write_sweep_page(config)
     print(f"report: {address}")
 

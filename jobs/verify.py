@@ -17,6 +17,7 @@ from datasets.runs.verify import Findings, check_names, check_shards, sampled_pe
 from datasets.runs.verify_derived import DerivedChecks
 from datasets.storage.output import Output
 from jobs.common import run_job
+from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from reporting.progress import ProgressLine
 from reporting.run.results import REPORT, SHEET, SUMMARY
@@ -34,7 +35,7 @@ class Config:
 
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_URI")]
     """The run: the folder or URI that jobs/generate.py wrote."""
-    sample: int = 64
+    sample: Annotated[int, Bound(ge=0)] = 64
     """Number of images whose scores are computed again. They belong to whole persons, spread over the run.
     0 computes no scores."""
     decode: Literal["all", "sample"] = "all"
@@ -56,8 +57,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Check what lies there, every shard, the sample and what is derived; print what was found and the verdict."""
-    if config.sample < 0:
-        raise InputError(f"--sample {config.sample}: must be 0 or more")
+    check_bounds(config)
     if config.network and not config.sample:
         raise InputError(f"--network {config.network}: there is no sample with --sample 0; give 1 or more")
     if config.latents and not (config.network or config.identity):
