@@ -22,6 +22,7 @@ class TrainingConfig:
 
     # What every one of them has.
     if typing.TYPE_CHECKING:
+        data: Path
         out: Path
         batch: int
         workers: int

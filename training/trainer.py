@@ -15,7 +15,7 @@ from torch import nn
 
 from passersby.errors import InputError
 from reporting.curves import PANELS, Panel
-from training.checkpoints import last_checkpoint
+from training.checkpoints import check_images, last_checkpoint
 from training.config import TrainingConfig
 from training.log import Interval, TrainingLog
 from training.workers import Scalars, Worker, decided_by_first, workers
@@ -52,6 +52,19 @@ class Trainer(abc.ABC, Generic[Config, State]):
         self.started = self.checkpoint_clock = time.monotonic()
         self.seconds_before = 0.0
         self.figures: dict[str, float] = {}
+
+    def resume(self, read: Callable[[Path], dict[str, Any]], fingerprint: str) -> dict[str, Any] | None:
+        """Go on from the last checkpoint: returns what it holds beside the state; None where there is none.
+
+        read: puts the checkpoint of a folder into the state. fingerprint: of the images. Raises InputError for a
+        checkpoint that is damaged, or of other images.
+        """
+        folder = last_checkpoint(self.config.out)
+        if folder is None:
+            return None
+        checkpoint = read(folder)
+        check_images(checkpoint["fingerprint"], fingerprint, self.config.data)
+        return checkpoint
 
     def open_log(
         self, checkpoint: dict[str, Any] | None, lines: Sequence[str], panels: Sequence[Panel] = PANELS
@@ -177,7 +190,7 @@ class Trainer(abc.ABC, Generic[Config, State]):
             self.worker.report(self.figures | progress)
 
     def attempt(self, log: TrainingLog, must: bool, write: Callable[[], Written]) -> Written | None:
-        """What `write` returns. Where it cannot write, that is said and training goes on, unless it must."""
+        """What `write` returns. Where it cannot write, the log says so and training goes on, unless it must."""
         try:
             return write()
         except InputError as error:

@@ -11,7 +11,6 @@ from passersby.errors import InputError
 from passersby.restyle.checkpoint import save_encoder
 from reporting.curves import Panel
 from reporting.palette import BLUE, GREEN, INK
-from training.checkpoints import check_images, last_checkpoint
 from training.encoder.config import EncoderTraining
 from training.encoder.start import (
     BEST,
@@ -84,16 +83,21 @@ class EncoderTrainer(Trainer[EncoderTraining, EncoderState]):
         self.about = {"trained_on": data.record, **self.networks.record}
         generator = self.networks.frozen.generator
         self.state, notes = start(config, generator.config, self.device)
-        extra = self._resume()
+        checkpoint = self.resume(lambda folder: resume(self.state, folder), data.fingerprint)
+        if checkpoint and checkpoint["networks"] != self._hashes():
+            raise InputError(
+                "the generator or the networks of the losses are others than this training began with: give those, "
+                "or another --out"
+            )
         self.feeder = Feeder(data, config, generator, self.device, worker.rank, workers())
         if worker.rank == 0:
             self.validation = Validation(
                 data.validation_images, self.networks.frozen, config.validation_refinements, config.validation_images
             )
             lines = [*self._introduction(), *(f"note: {line}" for line in (*data.notes, *notes))]
-            if extra:
+            if checkpoint:
                 lines.append(f"going on from step {self.state.step:,}")
-            self.open_log(extra, lines, PANELS)
+            self.open_log(checkpoint, lines, PANELS)
 
     def _introduction(self) -> tuple[str, str]:
         config, data, networks = self.config, self.data, self.networks
@@ -173,19 +177,6 @@ class EncoderTrainer(Trainer[EncoderTraining, EncoderState]):
         )
 
     # ---- what is kept
-
-    def _resume(self) -> dict[str, Any] | None:
-        folder = last_checkpoint(self.config.out)
-        if folder is None:
-            return None
-        extra = resume(self.state, folder)
-        check_images(extra["fingerprint"], self.data.fingerprint, self.config.data)
-        if extra["networks"] != self._hashes():
-            raise InputError(
-                "the generator or the networks of the losses are others than this training began with: give those, "
-                "or another --out"
-            )
-        return extra
 
     def _hashes(self) -> dict[str, str | None]:
         record = self.networks.record

@@ -15,7 +15,6 @@ from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidNetwork
 from reporting.curves import Panel
 from reporting.palette import BLUE, GREEN, INK, VERMILION
-from training.checkpoints import check_images, last_checkpoint
 from training.log import Interval, TrainingLog, duration
 from training.memory import check_memory
 from training.reid.config import ReidTraining
@@ -136,7 +135,7 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
             config.labelling(self.steps), config.triplet_weight, config.margin, config.generated_triplet,
             config.separate_batchnorm, config.temperature, self.dtype,
         )  # fmt: skip
-        extra = self._resume()
+        checkpoint = self.resume(lambda folder: resume(self.state, folder, self.class_names), data.fingerprint)
         self.feeder = Feeder(data, config, batches, device, worker.rank, workers())
         self.waited = 0.0  # seconds, until the last status line
         self.validation = None
@@ -144,9 +143,9 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
             if len(data.validation_images):
                 self.validation = Validation(data.validation_images, data.validation_classes, device, self.dtype)
             lines = [self._introduction(), *(f"note: {line}" for line in (*data.notes, *notes))]
-            if extra:
+            if checkpoint:
                 lines.append(f"going on from step {self.state.step:,}")
-            self.open_log(extra, lines, PANELS)
+            self.open_log(checkpoint, lines, PANELS)
 
     def _introduction(self) -> str:
         config, data = self.config, self.data
@@ -222,14 +221,6 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
         self.send_figures(step=self.state.step)
 
     # ---- what is kept
-
-    def _resume(self) -> dict[str, Any] | None:
-        folder = last_checkpoint(self.config.out)
-        if folder is None:
-            return None
-        extra = resume(self.state, folder, self.class_names)
-        check_images(extra["fingerprint"], self.data.fingerprint, self.config.data)
-        return extra
 
     def _write_checkpoint(self, means: dict[str, Any]) -> Path:
         extra = {"fingerprint": self.data.fingerprint, "means": means, "seconds": self.seconds()}
