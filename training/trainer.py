@@ -82,7 +82,6 @@ class Trainer(abc.ABC, Generic[Config, State]):
             self.log.since_record.load_state_dict(checkpoint["means"], self.device)
         for line in lines:
             self.log.say(line)
-        self.log.skip(images_seen)
 
     def to_the_end(self, images: float) -> Path | None:
         """Step until so many images are seen, or no time is left.
@@ -98,6 +97,8 @@ class Trainer(abc.ABC, Generic[Config, State]):
     def _loop(self, images: float) -> Path | None:
         state = self.state
         first = state.images_seen
+        if self.log:
+            self.log.skip(first)  # the time before the first step is no training
         while state.images_seen < images and not self._out_of_time():
             scalars = self._step()
             last = state.images_seen >= images
