@@ -48,7 +48,7 @@ class SweepProgress(tune.Callback):
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         """Note the step that a trial has reached."""
-        steps = trial.config[PARAMETER]["training"]["steps"]
+        steps = trial.config[PARAMETER]["training"].steps
         if steps and STEP in result:
             self.running[_name(trial)] = min(result[STEP] / steps, 1.0)
 
