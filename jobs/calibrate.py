@@ -38,7 +38,7 @@ from reporting.progress import ProgressLine
 
 RECORD, PICTURE = "calibration.json", "calibration.png"
 DATA_RANGES = (STUDY_DATA_RANGE, 255.0)
-HERE_IMAGES = 1000  # so many are scored before Ray has started
+HERE_IMAGES = 1000  # so many images are scored in this process before Ray has started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +87,22 @@ def main(config: Config) -> None:
     output = Output(config.out)
     listing = real_images(config.data, config.split)
     listing = listing.take(choose(len(listing), config.most_images, config.seed))
-    own = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
-    detector_path = weights.get("yolov4-tiny", own)
-    images, places, unreadable = decode_listing(listing, config.height, config.width)  # [N, H, W, 3] uint8 RGB
-    identities = listing.identities[places]
+    yolo_path = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
+    detector_path = weights.get("yolov4-tiny", yolo_path)
+    images, indices, unreadable = decode_listing(listing, config.height, config.width)  # [N, H, W, 3] uint8 RGB
+    identities = listing.identities[indices]
     people = np.unique(identities[identities > 0])
-    known = f" of {len(people):,} people" if len(people) else ""
-    print(f"{listing.name}: {len(images):,} images{known}, at {config.height}x{config.width}", flush=True)
+    people_text = f" of {len(people):,} people" if len(people) else ""
+    print(f"{listing.name}: {len(images):,} images{people_text}, at {config.height}x{config.width}", flush=True)
     detector = detector_record(detector_scores(config, images, detector_path), config.reject)
     same, different = chosen_pairs(identities, config.most_pairs, config.seed)
     compared = [
-        (similarity_record(one, two, data_range, config.ssim_lost), one, two)
+        (similarity_record(same_ssim, different_ssim, data_range, config.ssim_lost), same_ssim, different_ssim)
         for data_range in DATA_RANGES
         if len(same)
-        for one, two in [(similarities(images, same, data_range), similarities(images, different, data_range))]
+        for same_ssim, different_ssim in [
+            (similarities(images, same, data_range), similarities(images, different, data_range))
+        ]
     ]
     records = [record for record, _, _ in compared]
     notes = [*listing.notes, *calibration_notes(detector, unreadable, len(people), len(same))]
@@ -127,7 +129,7 @@ def main(config: Config) -> None:
 
 
 def real_images(data: str, split: str) -> Listing:
-    """The images of people in a data set's split, or all of a folder. Raises InputError where there is none."""
+    """The images of people in a data set's split, or all of a folder. Raises InputError if there are no images."""
     root = Path(data).expanduser()
     flat = sorted(path for path in root.iterdir() if is_image(path.name)) if root.is_dir() else []
     if not flat or any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
@@ -136,7 +138,7 @@ def real_images(data: str, split: str) -> Listing:
 
 
 def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> np.ndarray:
-    """Scores [N] float32, 0..1, of images [N, H, W, 3] uint8 RGB by the stage that scores generated ones."""
+    """Scores [N] float32, 0..1, of images [N, H, W, 3] uint8 RGB, by the stage that scores generated images."""
     import cv2
     import ray
 
@@ -146,10 +148,10 @@ def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> 
     from pipeline.pools import Pool, describe, fit_pools
     from pipeline.run import run_units
 
-    here = config.workers == 0 or (config.workers is None and len(images) <= HERE_IMAGES)
-    if not here:
+    in_process = config.workers == 0 or (config.workers is None and len(images) <= HERE_IMAGES)
+    if not in_process:
         connect()
-    workers = Workers.chosen(config.device, here)
+    workers = Workers.chosen(config.device, in_process)
     rows = []
     for unit, first in enumerate(range(0, len(images), ROW_IMAGES)):
         part = images[first : first + ROW_IMAGES]
@@ -163,19 +165,19 @@ def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> 
         print(describe(fitted, cluster), flush=True)
         return fitted
 
-    if here:
+    if in_process:
         results = run_here(rows, [(PedestrianDetector, {"weights": detector_path, **arguments})])
     else:
         stages = [(PedestrianDetector, {"weights": ray.put(weights.contents(detector_path)), **arguments})]
         results = run_units(rows, stages, pools(len(rows)), pools, ROW_IMAGES * images[0].nbytes)
-    found = {}
+    scores = {}
     with ProgressLine(len(rows), len(images)) as line:
         for row in results:
             if "failure" in row:
                 raise InputError(f"{config.data}: {row['failed_stage']} failed: {row['failure']}")
-            found[row["unit"]] = row["detector_score"]
+            scores[row["unit"]] = row["detector_score"]
             line.update(len(row["detector_score"]))
-    return np.array([score for unit in sorted(found) for score in found[unit]], np.float32)
+    return np.array([score for unit in sorted(scores) for score in scores[unit]], np.float32)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from passersby.errors import InputError
 from passersby.options import Json, Options
 
 Config = TypeVar("Config", bound=Options)
-# The folder of --out and the command line -> the options that a job begun there has, as the configuration holds them.
+# (folder of --out, command line) -> options of the work that was begun in the folder, as the configuration holds them.
 Begun: TypeAlias = Callable[[str, list[str]], Mapping[str, Json | Path]]
-PROGRAM: str | None = None  # how help texts call the program; None: by the file that was started
+PROGRAM: str | None = None  # how help texts call the program; None: the name of the file that was started
 
 
 class Training(Options, Protocol):
@@ -52,7 +52,7 @@ def run_job(
 ) -> None:
     """Read the command line into `config_class` (a frozen dataclass), call `main` with it, and exit.
 
-    `default` and `begun` as for `parse`. Exit codes: what `main` returns (None is 0); 2 for bad input, with one line
+    `default` and `begun` go to `parse`. Exit codes: what `main` returns (None is 0); 2 for bad input, with one line
     on stderr; 130 when interrupted.
     """
     try:
@@ -73,8 +73,9 @@ def parse(
 ) -> Config:
     """The configuration that a command line gives.
 
-    An option that the command does not give takes the value of the run, training or sweep that was begun in the folder
-    of --out, as `begun` reads it; without one that of `default`; else the class's own.
+    An option that the command does not give takes its value from the run, training or sweep that was begun in the
+    folder of --out, as `begun` reads it. If there is nothing in the folder, the value is that of `default`, or without
+    a `default` that of the class.
     """
     out = given(arguments, "out")
     if begun is not None and out is not None:
@@ -91,7 +92,7 @@ def parse(
 
 
 def given(arguments: list[str], option: str) -> str | None:
-    """The value that a command line gives to an option, the last one if several; None where it gives none."""
+    """The value that a command line gives to an option; the last of several values; None without the option."""
     flags = {f"--{option}", f"--{option.replace('_', '-')}"}
     values = [b for a, b in zip(arguments, arguments[1:], strict=False) if a in flags]
     values += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in flags and "=" in word]
@@ -99,7 +100,7 @@ def given(arguments: list[str], option: str) -> str | None:
 
 
 def unfilled(config_class: type[Config]) -> Config:
-    """The configuration of a command line without options: those that have to be given are still missing."""
+    """The configuration of a command line without options: the options that have to be given are still missing."""
     needed = [field for field in dataclasses.fields(config_class) if field.default is field.default_factory]
     return config_class(**{field.name: tyro.MISSING for field in needed})
 
@@ -108,14 +109,14 @@ def training_begun(kind: type[Training], left_open: Collection[str], is_begun: C
     """What `parse` takes from a training's config.json: all options but those that every start decides anew.
 
     A preset that the command names, and that is not the stored one, gives all its values instead. is_begun: whether
-    the folder holds a training, and not only the options of one that could not start.
+    the folder holds a training, and not only the options of a training that could not start.
     """
 
     def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         try:
             stored = json.loads((Path(out) / "config.json").read_text())
             training = kind.from_json(stored)
-        except (OSError, ValueError, TypeError, KeyError):  # none, or of another version: the job says so
+        except (OSError, ValueError, TypeError, KeyError):  # no file, or another version: the job says so
             return {}
         if not is_begun(Path(out)) or given(arguments, "preset") not in (None, training.preset):
             return {}
@@ -147,14 +148,14 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side reports harmless things as errors
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ side reports harmless things as errors
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
         ray.init(
             address=address,
             runtime_env={"env_vars": MALLOC_VARIABLES},
             log_to_driver=False,
-            include_dashboard=False if address == "local" else None,  # a joined cluster has its own
+            include_dashboard=False if address == "local" else None,  # a joined cluster has its own dashboard
             logging_level=logging.ERROR,
         )
     except ConnectionError as error:

@@ -13,8 +13,8 @@ from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, save_net
 from passersby.stylegan3.schedule import GeneratorConfig
 
 _SUFFIXES = (".safetensors", ".pt")
-_EDITING_SIZE = 1024  # what stylegan3-editing takes every .pt for: config R of that size
-# Channels are compared layer by layer (several bases mean the same), and these change no number in float32.
+_EDITING_SIZE = 1024  # stylegan3-editing takes every .pt for config R of this size
+# Channels are compared layer by layer (several bases mean the same), and these options change no number in float32.
 _FREE = {"channel_base": 1, "channel_max": 1, "num_fp16_res": 4, "magnitude_ema_beta": 0.999}
 
 
@@ -102,7 +102,7 @@ def describe(path: Path, network: LoadedNetwork) -> list[str]:
 
 
 def converted_record(path: Path, network: LoadedNetwork) -> dict:
-    """The record of the new file: the old one, and what it was converted from, step by step."""
+    """The record of the new file: the old record, and the files that it was converted from, step by step."""
     source = {"file": path.name, "sha256": network.sha256, "format": network.format}
     if "converted_from" in network.record:
         source["converted_from"] = network.record["converted_from"]
@@ -121,7 +121,7 @@ def losses(config: ConvertConfig, network: LoadedNetwork) -> list[str]:
 
 
 def editing_advice(config: GeneratorConfig) -> list[str]:
-    """How stylegan3-editing takes this generator as a `.pt`, in lines for people; InputError where it cannot.
+    """How stylegan3-editing takes this generator as a `.pt`, in lines for people; InputError if it cannot take it.
 
     Its SG3Generator(path, res, config) builds, for any `.pt`, config R with the channels of 1024 px networks (65536 and
     1024), or with config="landscape" config T with 32768 and 512; `res` is 1024 unless it is given. Tensors that do not

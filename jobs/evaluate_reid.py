@@ -75,30 +75,30 @@ def main(config: Config) -> None:
     from pipeline.evaluation import GALLERY, QUERY, RECORDED, rank_all, write_queries
     from reporting.reid import ranking as report
 
-    found = evaluated(config)
-    if config.network is not None:  # they took the time: kept before anything else
+    evaluation = evaluated(config)
+    if config.network is not None:  # features took the time: they are written first
         with output.replacing(FEATURES) as path:
-            write_features(path, found.sets, {"network": found.network, "data": found.data})
-    rankings, notes = rank_all(found, config.metric, config.rerank, TOP)
-    query, gallery = found.sets[QUERY], found.sets[GALLERY]
+            write_features(path, evaluation.sets, {"network": evaluation.network, "data": evaluation.data})
+    rankings, notes = rank_all(evaluation, config.metric, config.rerank, TOP)
+    query, gallery = evaluation.sets[QUERY], evaluation.sets[GALLERY]
     arrays = (query.features, gallery.features, query.identities, gallery.identities)
-    query_cameras, gallery_cameras = found.cameras
+    query_cameras, gallery_cameras = evaluation.cameras
     counts = count_pairs(*arrays, query_cameras, gallery_cameras)
     thresholds = same_person_thresholds(counts)
     pairs = []
     if query_cameras is not None and gallery_cameras is not None:
         pairs = camera_pairs(*arrays, query_cameras, gallery_cameras, config.metric)
-    notes = list(dict.fromkeys([*found.notes, *notes]))
-    write_pictures(output, found, rankings, counts, thresholds, notes)
+    notes = list(dict.fromkeys([*evaluation.notes, *notes]))
+    write_pictures(output, evaluation, rankings, counts, thresholds, notes)
     with output.replacing(QUERIES) as path:
-        write_queries(path, found, rankings)
+        write_queries(path, evaluation, rankings)
     record = {
         "scores": {RECORDED[name]: report.scores_record(ranking) for name, ranking in rankings.items()},
         "thresholds": report.thresholds_record(thresholds),
         "pairs": {"same_person": int(counts.same.sum()), "different_people": int(counts.different.sum())},
         "camera_pairs": [dataclasses.asdict(pair) for pair in pairs],
-        "network": found.network,
-        "data": found.data,
+        "network": evaluation.network,
+        "data": evaluation.data,
         "protocol": {"metric": config.metric, "cameras": query_cameras is not None, "similarity": "cosine"},
         "notes": notes,
         "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()},
@@ -121,14 +121,14 @@ def check(config: Config) -> None:
 
 
 def evaluated(config: Config) -> "Evaluated":
-    """What is ranked, connected to Ray where it has to be computed and not in this process."""
+    """The features to rank: those of a file, or those that the network computes, on Ray unless --here is given."""
     from passersby.reid.checkpoint import load_reid
     from pipeline.evaluation import evaluated_by, evaluated_file
     from pipeline.features import Workers
 
     if config.features is not None:
         return evaluated_file(config.features, config.data, config.multi_query)
-    assert config.network is not None  # as `check` has found
+    assert config.network is not None  # `check` has made sure of it
     assert config.data is not None
     loaded = load_reid(config.network, config.activation, config.height, config.width)
     if not config.here:
@@ -139,7 +139,7 @@ def evaluated(config: Config) -> "Evaluated":
 
 def write_pictures(
     output: Output,
-    found: "Evaluated",
+    evaluation: "Evaluated",
     rankings: Mapping[str, "Ranking"],
     counts: "PairCounts",
     thresholds: "Thresholds",
@@ -151,20 +151,22 @@ def write_pictures(
     from reporting.reid.queries import query_sheet
     from reporting.reid.ranking import cmc_plot, similarity_plot
 
-    query, gallery, ranking = found.sets[QUERY], found.sets[GALLERY], rankings[SINGLE]
+    query, gallery, ranking = evaluation.sets[QUERY], evaluation.sets[GALLERY], rankings[SINGLE]
     title = f"{len(query):,} queries, {len(gallery):,} images in the gallery"
     output.write(SIMILARITIES, similarity_plot(counts, thresholds, title))
-    for name in (CMC, SHEET):  # those of an earlier evaluation would be taken for this one's
+    for name in (CMC, SHEET):  # pictures of an earlier evaluation would be taken for those of this evaluation
         output.remove(name)
     if not ranking.valid:
         notes.append(f"no {CMC} and no {SHEET}: no query has a match in the gallery")
         return
     output.write(CMC, cmc_plot({name: ranked.cmc for name, ranked in rankings.items()}, title))
-    if {QUERY, GALLERY} <= found.listings.keys():
-        similarities = top_similarities(found, ranking)
-        people = {**found.listings[GALLERY].people, **found.listings[QUERY].people}
-        said = f"Rank-1 {100 * ranking.rank1:.1f}%, mAP {100 * ranking.mAP:.1f}% of {title}"
-        output.write(SHEET, encode_png(query_sheet(ranking, similarities, query, gallery, found.picture, people, said)))
+    if {QUERY, GALLERY} <= evaluation.listings.keys():
+        similarities = top_similarities(evaluation, ranking)
+        people = {**evaluation.listings[GALLERY].people, **evaluation.listings[QUERY].people}
+        subtitle = f"Rank-1 {100 * ranking.rank1:.1f}%, mAP {100 * ranking.mAP:.1f}% of {title}"
+        output.write(
+            SHEET, encode_png(query_sheet(ranking, similarities, query, gallery, evaluation.picture, people, subtitle))
+        )
 
 
 if __name__ == "__main__":

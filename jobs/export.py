@@ -94,7 +94,7 @@ def main(config: Config) -> None:
     options = options.completed(configuration.image_bytes, configuration.format)
     out = Output(config.out)
     record = Record.of(manifest, options)
-    begun = holds_export(out, record)
+    continued = holds_export(out, record)
     people = assign(manifest, options)
     describe(config, options, manifest, people)
     if options.format == "market1501":
@@ -102,12 +102,12 @@ def main(config: Config) -> None:
             print(f"note: {note}")
     if config.dry_run:
         return
-    if begun:
+    if continued:
         out.remove_leftovers()
     begin(out, record, people)
     if options.format == "market1501":
         write_empty_notes(out, options)
-    write(config, options, manifest, out, people, set(out.list("")) if begun else set())
+    write(config, options, manifest, out, people, set(out.list("")) if continued else set())
     print(f"{people.images.sum():,} images of {people.exported.sum():,} people, as {out.address(RECORD)} says")
     print(f"who is who: {out.address(IDENTITIES)}")
 
@@ -115,13 +115,13 @@ def main(config: Config) -> None:
 def _run(address: str) -> GenerationRun:
     try:
         output = Output(address)
-    except InputError as error:  # it speaks of the option that it is usually given by
+    except InputError as error:  # its message names the option --out
         raise InputError(str(error).replace("--out", "--run")) from error
     return open_run(output, "--run")
 
 
 def describe(config: Config, options: Options, manifest: RunManifest, people: People) -> None:
-    """Print what the export takes, and what is missing of it."""
+    """Print how many images and people the export takes, and how many people have too few images."""
     if manifest.rows < manifest.run.plan.images:
         print(f"note: {manifest.name} judges {manifest.rows:,} of the {manifest.run.plan.images:,} planned images")
     identities = people.identity[people.exported]
@@ -131,25 +131,25 @@ def describe(config: Config, options: Options, manifest: RunManifest, people: Pe
         f"{identities.min()} to {identities.max()}{files}",
         flush=True,
     )
-    wanted = options.per_person or 1
-    short, none = people.short(wanted), people.short(1)
+    per_person = options.per_person or 1
+    short, none = people.short(per_person), people.short(1)
     if short.any():
-        fewer = f"{short.sum():,} people have fewer than {wanted} kept images, {none.sum():,} of them none"
-        print(f"{fewer if wanted > 1 else f'{none.sum():,} people have no kept image'} (listed in {SHORT})")
+        fewer = f"{short.sum():,} people have fewer than {per_person} kept images, {none.sum():,} of them none"
+        print(f"{fewer if per_person > 1 else f'{none.sum():,} people have no kept image'} (listed in {SHORT})")
 
 
 def write(
     config: Config, options: Options, manifest: RunManifest, out: Output, people: People, existing: set[str]
 ) -> None:
     """Write what is missing, with a line that says how far it is."""
-    total = units = left = left_units = 0
+    total = units = missing = missing_units = 0
     for task in tasks(manifest, out, options, people, existing):
         total, units = total + task.images, units + 1
-        left, left_units = left + task.missing, left_units + (task.missing > 0)
-    if not left:
+        missing, missing_units = missing + task.missing, missing_units + (task.missing > 0)
+    if not missing:
         print("everything is there")
         return
-    with ProgressLine(units, total, units - left_units, total - left) as line:
+    with ProgressLine(units, total, units - missing_units, total - missing) as line:
         work = tasks(manifest, out, options, people, existing)
         run_tasks(work, config.threads, lambda task: line.update(task.missing))
 

@@ -20,7 +20,7 @@ from passersby.files import write_atomically
 from passersby.reid.checkpoint import LoadedReid, load_reid
 from passersby.reid.network import ReidNetwork
 
-OPSET = 18  # of 2022: readers of that age and later take it
+OPSET = 18  # of 2022: readers of that year and later take it
 METADATA_KEY = "passersby-reid"
 MOST_DIFFERENCE = 1e-4  # 1 - cosine; float32 in another order of additions stays below 1e-6
 INPUT = "images: float32 [N, 3, {height}, {width}], RGB, 0..1 (bytes / 255); ImageNet's mean is taken off inside"
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
     content = onnx_bytes(module, description(path, loaded, config.flip))
     difference = parity(module, content)
     limit = f"at most {MOST_DIFFERENCE:.0e} is allowed"
-    if not difference <= MOST_DIFFERENCE:  # not a number is no agreement either
+    if not difference <= MOST_DIFFERENCE:  # NaN is refused too
         raise InputError(
             f"--out {config.out} was not written: onnxruntime's features differ from PyTorch's by 1 - cosine "
             f"{difference:.1e}, {limit}; another version of onnx, onnxscript or onnxruntime may do better"
@@ -144,7 +144,7 @@ def onnx_bytes(module: UnitFeature, described: dict) -> bytes:
             output_names=["features"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         )
-    assert program is not None  # with dynamo=True there is always one
+    assert program is not None  # with dynamo=True the exporter always returns a program
     model = program.model_proto
     for part in [*model.graph.node, *model.graph.value_info, model.graph, *model.functions]:
         del part.metadata_props[:]  # stack traces: somebody's folders
@@ -159,7 +159,7 @@ def onnx_bytes(module: UnitFeature, described: dict) -> bytes:
 def parity(module: UnitFeature, content: bytes) -> float:
     """The largest 1 - cosine between PyTorch's features and onnxruntime's: 8 images at once, and each alone.
 
-    Four images are noise, four flat (black, white, grey, red). Of two features that are both 0 it is 0.
+    Four images are noise, four flat (black, white, grey, red). If both features are 0, 1 - cosine counts as 0.
     """
     import onnxruntime
 
@@ -173,7 +173,7 @@ def parity(module: UnitFeature, content: bytes) -> float:
     batches = [images.numpy(), *images.numpy()[:, None]]
     together, *alone = (np.asarray(session.run(["features"], {"images": batch})[0]) for batch in batches)
     # Half the squared distance of vectors of length 1 is 1 - cosine, without its rounding at 1.
-    distances = [((found - expected) ** 2).sum(1) / 2 for found in (together, np.concatenate(alone))]
+    distances = [((features - expected) ** 2).sum(1) / 2 for features in (together, np.concatenate(alone))]
     return float(np.max(distances))
 
 

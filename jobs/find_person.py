@@ -90,9 +90,9 @@ def main(config: Config) -> None:
     readable = np.flatnonzero(~np.isnan(similarities))
     order = readable[np.argsort(-similarities[readable], kind="stable")]
     paths = images.paths
-    found = [
-        Match(paths[place], value, None if threshold is None else value >= threshold)
-        for place, value in zip(order[: config.top], similarities[order].tolist(), strict=False)
+    matches = [
+        Match(paths[index], value, None if threshold is None else value >= threshold)
+        for index, value in zip(order[: config.top], similarities[order].tolist(), strict=False)
     ]
     notes = [*loaded.notes]
     if len(readable) < len(paths):
@@ -101,40 +101,47 @@ def main(config: Config) -> None:
             f"{len(paths) - len(readable)} of {len(paths)} images are unreadable and left out, the first is {first}"
         )
     if threshold is None:
-        said = "no threshold says who is the same person: --evaluation gives one"
+        summary = "no threshold says who is the same person: --evaluation gives one"
     else:
         passing = int((similarities[readable] >= threshold).sum())
-        said = (
+        summary = (
             f"{passing:,} are the same person by the threshold, similarity {threshold:.3f} (1% false accepts: of "
             f"{len(readable):,} strangers about {len(readable) / 100:,.0f} would pass)"
         )
-    title = f"The {len(found)} most alike of {len(readable):,} images"
-    output.write(SHEET, sheet(config.query, content, found, title, said))
-    output.write(TABLE, table(found, config.gallery).encode())
-    lines = [f"{number:4}  {found_line(match, config.gallery)}" for number, match in enumerate(found[:SHOWN_LINES], 1)]
-    hidden = [f"and {len(found) - SHOWN_LINES} more in {TABLE}"] * (len(found) > SHOWN_LINES)
-    print(*(f"note: {note}" for note in notes), title, *lines, *hidden, said, output.address(SHEET), sep="\n")
+    title = f"The {len(matches)} most alike of {len(readable):,} images"
+    output.write(SHEET, sheet(config.query, content, matches, title, summary))
+    output.write(TABLE, table(matches, config.gallery).encode())
+    lines = [
+        f"{number:4}  {found_line(match, config.gallery)}" for number, match in enumerate(matches[:SHOWN_LINES], 1)
+    ]
+    hidden = [f"and {len(matches) - SHOWN_LINES} more in {TABLE}"] * (len(matches) > SHOWN_LINES)
+    print(*(f"note: {note}" for note in notes), title, *lines, *hidden, summary, output.address(SHEET), sep="\n")
 
 
 def read_threshold(path: Path, sha256: str) -> float:
-    """The similarity at 1% false accepts in a ranking.json. Raises InputError for another network's, or none."""
+    """The similarity at 1% false accepts in a ranking.json.
+
+    Raises InputError if the file is damaged, is of another network or has no threshold.
+    """
     try:
         record = json.loads(path.read_bytes())
-        found, other = record["thresholds"]["one_percent"], record["network"].get("sha256")
-        threshold = None if found is None else float(found["similarity"])
+        stored, network_sha256 = record["thresholds"]["one_percent"], record["network"].get("sha256")
+        threshold = None if stored is None else float(stored["similarity"])
     except OSError as error:
         raise InputError(f"--evaluation {path}: {error.strerror or error}: check the path") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--evaluation {path}: no ranking.json of jobs/evaluate_reid.py") from error
-    if other != sha256:
-        raise InputError(f"--evaluation {path}: it is of another network ({str(other)[:12]}, not {sha256[:12]})")
+    if network_sha256 != sha256:
+        raise InputError(
+            f"--evaluation {path}: it is of another network ({str(network_sha256)[:12]}, not {sha256[:12]})"
+        )
     if threshold is None or not math.isfinite(threshold):
         raise InputError(f"--evaluation {path}: this evaluation found no threshold; leave the option out")
     return threshold
 
 
 def query_content(path: Path) -> bytes:
-    """The query's bytes, of an image that can be decoded. Raises InputError."""
+    """The query's bytes. Raises InputError if they cannot be read or decoded."""
     try:
         content = read_bytes(path)
         decode_own_size(content)
@@ -146,34 +153,34 @@ def query_content(path: Path) -> bytes:
 
 
 def gallery_features(images: ImageSet, network: "FeatureNetwork", workers: "Workers") -> np.ndarray:
-    """Features [G, D] float32 of length 1, nan where an image cannot be read; from the cache where they are."""
+    """Features [G, D] float32 of length 1, nan where an image cannot be read; from the cache if they are there."""
     from pipeline.features import embeddings_of
 
     def compute() -> np.ndarray:
-        found = embeddings_of(images.paths, network, workers, images.description)
+        embeddings = embeddings_of(images.paths, network, workers, images.description)
         features = np.full((images.count, network.width), np.nan, np.float32)
-        features[found.places] = found.features
+        features[embeddings.places] = embeddings.features
         return features
 
-    # The network's file does not say all that it computes.
+    # The file's hash does not decide everything: options change the network's configuration.
     recipe = f"{network.sha256} {network.network.config}"
     key = feature_key(bytes.fromhex(images.sha256), network.height, network.width_pixels, recipe)
     return cached(key, compute, network.width)
 
 
-def sheet(query: Path, content: bytes, found: list[Match], title: str, said: str) -> bytes:
+def sheet(query: Path, content: bytes, matches: list[Match], title: str, summary: str) -> bytes:
     """The picture: the query at the left, the list beside it, a line where the threshold stands. A PNG."""
     from reporting.grid import encode_png
     from reporting.reid.queries import Group, RankedImage, RankedList, retrieval_sheet
 
-    passing = None if found[0].same is None else sum(bool(match.same) for match in found)
-    shown = [RankedImage(picture(match.path), match.similarity) for match in found]
+    passing = None if matches[0].same is None else sum(bool(match.same) for match in matches)
+    shown = [RankedImage(picture(match.path), match.similarity) for match in matches]
     ranked = RankedList((query.name,), decode_own_size(content), shown, passing)
-    return encode_png(retrieval_sheet([Group("", [ranked])], title=title, subtitle=(said,), columns=COLUMNS))
+    return encode_png(retrieval_sheet([Group("", [ranked])], title=title, subtitle=(summary,), columns=COLUMNS))
 
 
 def picture(path: Path) -> np.ndarray | None:
-    """[H, W, 3] uint8 RGB; None for an image that has gone since its features were taken."""
+    """An image [H, W, 3] uint8 RGB; None if the file has disappeared since its features were computed."""
     try:
         return decode_own_size(read_bytes(path))
     except (OSError, DecodingError):
@@ -183,16 +190,16 @@ def picture(path: Path) -> np.ndarray | None:
 def found_line(match: Match, root: Path) -> str:
     """One line of the terminal's table."""
     name = match.path.relative_to(root.absolute()).as_posix()
-    said = {None: "", True: "same person  ", False: "             "}[match.same]
-    return f"{match.similarity:.3f}  {said}{name}"
+    verdict = {None: "", True: "same person  ", False: "             "}[match.same]
+    return f"{match.similarity:.3f}  {verdict}{name}"
 
 
-def table(found: list[Match], root: Path) -> str:
+def table(matches: list[Match], root: Path) -> str:
     """The list as CSV: rank, name, similarity, same_person (yes, no, or empty without a threshold)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("rank", "name", "similarity", "same_person"))
-    for rank, match in enumerate(found, 1):
+    for rank, match in enumerate(matches, 1):
         name = match.path.relative_to(root.absolute()).as_posix()
         same = "" if match.same is None else ("yes" if match.same else "no")
         writer.writerow((rank, name, f"{match.similarity:.6f}", same))

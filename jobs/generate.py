@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
-    """The options of the run that lies in a folder, for `jobs.common.parse`: none where there is no run."""
+    """The options of the run that lies in a folder, for `jobs.common.parse`; empty if there is no run."""
     plan = read_plan(Output(out))
     if plan is None:
         return {}
@@ -35,7 +35,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
 
 
 def main(config: Config) -> int | None:
-    """Plan, make what is missing, derive what people look at. Returns 1 when units failed for good."""
+    """Plan, make what is missing, derive the files that people look at. Returns 1 when units failed for good."""
     thresholds, output = config.thresholds, Output(config.out)
     inputs = config.inputs()
     configuration = config.frozen(inputs, read_plan(output))
@@ -68,7 +68,7 @@ def expect(config: Config, run: GenerationRun, inputs: Inputs) -> None:
 
 def make(config: Config, run: GenerationRun, inputs: Inputs) -> int | None:
     """Make what is missing, as the only driver in this folder; returns how many units failed for good."""
-    from passersby.stylegan3.checkpoint import load_network  # it brings PyTorch: a finished run is quick without
+    from passersby.stylegan3.checkpoint import load_network  # needs PyTorch; a finished run does not
 
     with run.held():
         network, times = load_network(inputs.network), None
@@ -86,7 +86,7 @@ def make(config: Config, run: GenerationRun, inputs: Inputs) -> int | None:
 
 
 def prepare(config: Config, run: GenerationRun, inputs: Inputs, generator: "Generator") -> tuple[list[Stage], Machines]:
-    """The pipeline on the connected cluster, and what it runs on."""
+    """The stages of the pipeline, and the machines of the connected cluster that they run on."""
     materials = Materials.load(run, inputs, generator)
     connect()
     machines = config.machines.ready(waiting=not config.dry_run)

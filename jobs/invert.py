@@ -110,7 +110,7 @@ class Config:
 
 
 def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
-    """The options of the inversion that lies in a folder, for `jobs.common.parse`: none where there is none."""
+    """The options of the inversion that lies in a folder, for `jobs.common.parse`; empty if there is no inversion."""
     plan = read_inversion_plan(Output(out))
     if plan is None:
         return {}
@@ -122,7 +122,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
 
 
 def main(config: Config) -> int | None:
-    """Plan, invert what is missing, derive what people look at. Returns 1 when units failed for good."""
+    """Plan, invert what is missing, derive the files that people look at. Returns 1 when units failed for good."""
     config = config.with_steps()
     check_splits(config.splits, config.allow_test_people)
     output = Output(config.out)
@@ -144,8 +144,8 @@ def main(config: Config) -> int | None:
 
 
 def expect(config: Config, run: InversionRun, files: NetworkFiles) -> None:
-    """A dry run: check the networks, print what they would run on."""
-    from pipeline.inversion import Networks  # it brings PyTorch: a finished run is quick without
+    """A dry run: check the networks, print the machines that they would run on."""
+    from pipeline.inversion import Networks  # it imports PyTorch, which a finished run does not need
 
     networks = Networks.load(files)
     print(networks.describe())
@@ -173,7 +173,7 @@ def invert(config: Config, run: InversionRun, pictures: Pictures, files: Network
 
 
 def prepare(config: Config, run: InversionRun, networks: "Networks") -> "tuple[list[Stage], Machines]":
-    """The pipeline on the connected cluster, and what it runs on."""
+    """The stages of the pipeline, and the machines of the connected cluster that they run on."""
     from pipeline.inversion import inversion_stages
     from pipeline.pools import Machines, Pool
 

@@ -56,20 +56,22 @@ def main(config: Config) -> None:
         "content_hash": crowd.content_hash(),
         "options": dataclasses.asdict(options),
     }
-    found = tree.read_record(config.out)
-    if found:
-        check_same(found, record, config.out)
+    stored = tree.read_record(config.out)
+    if stored:
+        check_same(stored, record, config.out)
     todo = tree.missing(config.out, pictures)
-    if found and "sha256" in found and not todo:
+    if stored and "sha256" in stored and not todo:
         print(f"{config.out} is finished: {len(pictures)} pictures, nothing to do")
         return
     write(config, options, record, pictures, todo)
 
 
-def check_same(found: dict, wanted: dict, out: Path) -> None:
+def check_same(stored: dict, expected: dict, out: Path) -> None:
     """Refuse to mix two crowds in one folder, naming the first key that differs."""
-    pairs = [(key, found.get(key), wanted[key]) for key in ("version", "content_hash")]
-    pairs += [(f"options.{key}", found.get("options", {}).get(key), value) for key, value in wanted["options"].items()]
+    pairs = [(key, stored.get(key), expected[key]) for key in ("version", "content_hash")]
+    pairs += [
+        (f"options.{key}", stored.get("options", {}).get(key), value) for key, value in expected["options"].items()
+    ]
     for key, old, new in pairs:
         if old != new:
             raise InputError(f"{out} was made with {key} = {old}, not {new}: choose another --out or the old value")
@@ -82,8 +84,9 @@ def write(
     pictures: list[tree.Picture],
     todo: list[tree.Picture],
 ) -> None:
-    """Draw what is missing, then the sheet, then the record with counts and hash: its sha256 means
-    finished.
+    """Draw what is missing, then the sheet, then the record with counts and hash.
+
+    A record with a sha256 means that the tree is finished.
     """
     try:
         for folder in (tree.TRAIN, tree.QUERY, tree.GALLERY):
@@ -93,8 +96,8 @@ def write(
     path = config.out / tree.RECORD
     tree.write_whole(path, _json(record))
     workers = config.workers or len(os.sched_getaffinity(0))
-    left = f"{len(todo)} of {len(pictures)} pictures to draw"
-    print(f"toy crowd {crowd.VERSION}: {left}, {workers} processes", flush=True)
+    amount = f"{len(todo)} of {len(pictures)} pictures to draw"
+    print(f"toy crowd {crowd.VERSION}: {amount}, {workers} processes", flush=True)
     start = time.monotonic()
 
     bar = Bar(len(todo), sys.stdout) if sys.stdout.isatty() else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reporting.sweep.page import SweepRecord
 
 SWEEP, TRIALS, SWEEP_REPORT = "sweep.json", "trials.parquet", "sweep_report.html"
-TOP = 8  # pictures found for a query
+TOP = 8  # pictures of the gallery shown for a query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def write_run_page(config: Config) -> str:
     from reporting.run.page import COLUMNS, run_page
     from reporting.run.results import REPORT, read_summary
 
-    assert config.run is not None  # as `main` has found
+    assert config.run is not None  # `main` has made sure of it
     output = Output(config.run)
     run, summary = open_run(output, "--run"), read_summary(output)
     if summary is None or summary.get("plan_hash") != run.hash or summary.get("images") != run.plan.images:
@@ -83,7 +83,7 @@ def write_sweep_page(config: Config) -> str:
     """OUT/sweep_report.html of a sweep as far as it has come; returns where it lies."""
     from reporting.sweep.page import sweep_page
 
-    assert config.sweep is not None  # as `main` has found
+    assert config.sweep is not None  # `main` has made sure of it
     output = Output(config.sweep)
     sweep, trials = read_sweep(output)
     pictures, notes = draw_queries(output, sweep, trials, config.queries) if config.queries else (None, [])
@@ -111,7 +111,7 @@ def read_sweep(output: Output) -> "tuple[SweepRecord, pa.Table]":
 
 
 def draw_queries(output: Output, sweep: "SweepRecord", trials: pa.Table, each: int) -> tuple[bytes | None, list[str]]:
-    """Queries that got better and worse at the best level of the first arm, as a PNG; or none, and a note why."""
+    """Queries that got better and worse at the best level of the first arm, as a PNG; or None and a reason."""
     from passersby.metrics.sweep_statistics import analyse
     from pipeline.evaluation import changed_queries_sheet
     from reporting.sweep.page import best_level, compared_arms, query_changes, trials_of

@@ -92,10 +92,10 @@ def main(config: Config) -> None:
     reference = reference_set(config)
     option = next(f"--{name}" for name in SCORED if getattr(config, name) is not None)
     size = (config.height, config.width) if config.height and config.width else scored.size(option)
-    said = describe_sets(scored, reference, *size)
-    print(*said, sep="\n", flush=True)
-    own = local_copy(config.inception, "--inception") if config.inception else None
-    inception_path = weights.get("inception-2015", own)
+    lines = describe_sets(scored, reference, *size)
+    print(*lines, sep="\n", flush=True)
+    own_path = local_copy(config.inception, "--inception") if config.inception else None
+    inception_path = weights.get("inception-2015", own_path)
     if config.dry_run:
         return
     from passersby.metrics.fid import bias_note, score_features
@@ -113,7 +113,7 @@ def main(config: Config) -> None:
         "reference": set_record(reference, len(real)),
         "compared_at": {"height": size[0], "width": size[1]},
         "inception": {"name": "inception-2015", "sha256": inception.sha256},
-        "notes": [*said[2:], *([note] if note else [])],
+        "notes": [*lines[2:], *([note] if note else [])],
         "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()},
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
@@ -127,16 +127,18 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Raises InputError for options that cannot be used together or are out of range."""
-    given = [f"--{name}" for name in SCORED if getattr(config, name) is not None]
-    if len(given) != 1:
-        raise InputError(f"{' and '.join(given) or 'nothing'} to score: give one of --network, --folder, --run, --tree")
+    options = [f"--{name}" for name in SCORED if getattr(config, name) is not None]
+    if len(options) != 1:
+        raise InputError(
+            f"{' and '.join(options) or 'nothing'} to score: give one of --network, --folder, --run, --tree"
+        )
     check_bounds(config)
     if (config.height is None) != (config.width is None):
         raise InputError(f"--height {config.height} --width {config.width}: give both, or none")
 
 
 def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
-    """What is scored; for a network also what makes its images."""
+    """The images to score; for a network also its generator and the configuration that make them."""
     limits = (config.images, config.seed)
     if config.folder is not None:
         return image_sets.folder_images(config.folder, *limits), None
@@ -144,10 +146,10 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
         return image_sets.tree_images(config.tree, config.split, *limits), None
     if config.run is not None:
         return image_sets.run_images(Output(config.run), config.verdict, config.manifest, *limits), None
-    from passersby.stylegan3 import load_network  # it brings PyTorch, which takes seconds
+    from passersby.stylegan3 import load_network  # it imports PyTorch, which takes seconds
     from pipeline.features import network_images
 
-    assert config.network is not None  # as `check` has found
+    assert config.network is not None  # `check` has made sure of it
     path = local_copy(config.network, "--network")
     loaded, count = load_network(path), min(config.people, config.images)
     images, configuration = network_images(path.name, loaded, count, config.seed, config.truncation_psi)
@@ -168,13 +170,13 @@ def reference_set(config: Config) -> ImageSet:
 
 
 def plan_workers(config: Config) -> "Workers":
-    """Who computes, connected to Ray unless in this process. Raises InputError where a GPU is asked for in vain."""
+    """The workers that compute, on Ray or in this process. Raises InputError if --device asks for a missing GPU."""
     from pipeline.features import Workers
 
-    here = config.workers == 0
-    if not here:
+    in_process = config.workers == 0
+    if not in_process:
         connect()
-    return Workers.chosen(config.device, here, config.workers or None, config.generators)
+    return Workers.chosen(config.device, in_process, config.workers or None, config.generators)
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ class Config:
 
 
 def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
-    """The options of the sweep that lies in a folder, for `jobs.common.parse`: none where there is none.
+    """The options of the sweep that lies in a folder, for `jobs.common.parse`; empty if there is no sweep.
 
-    sweep.json holds the command that it was last gone on with: what that command gave is given again.
+    sweep.json holds the last command of the sweep. The options of that command are taken again.
     """
     from tune.sweep import SWEEP_FILE
 
@@ -101,14 +101,14 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             before = tyro.cli(Config, args=shlex.split(content["command"])[1:])
         levels = {name: tuple(map(int, content[name])) for name in ("levels", "seeds")}
-    except (ValueError, KeyError, TypeError, SystemExit):  # of another version: the job says what is wrong with it
+    except (ValueError, KeyError, TypeError, SystemExit):  # another version: the job says what is wrong
         return {}
     names = ("sweep", "preset", "set", "arms", "cross", "steps", "equal_epochs")
     return {**{name: getattr(before, name) for name in names}, **levels}
 
 
 def main(config: Config) -> int | None:
-    """Look at everything, run what is missing, keep the table. Returns 1 when trials failed for good."""
+    """Check everything, run the missing trials, keep the table. Returns 1 when trials failed for good."""
     from tune.planning import SweepOptions, plan_sweep
     from tune.sweep import continue_sweep
 
@@ -150,16 +150,16 @@ def describe(config: Config, sweep: "Sweep") -> str:
     if len(sweep.seeds) < 3:
         lines.append(f"note: {len(sweep.seeds)} seeds say little about noise: give three or more")
     for arm, training in sweep.arms.items():
-        long = f"{training.steps:,} steps at every level" if training.steps else f"{training.epochs:g} epochs"
-        lines.append(f"{arm or training.preset}: {long}, batches of {training.batch}")
+        length = f"{training.steps:,} steps at every level" if training.steps else f"{training.epochs:g} epochs"
+        lines.append(f"{arm or training.preset}: {length}, batches of {training.batch}")
     if len(sweep.runs) == 1:
         lines.append("note: all seeds draw from one run: what is found holds for its generator")
-    lines += [f"leak guard: {found.what}: {found.verdict}: {found.reason}" for found in sweep.findings]
+    lines += [f"leak guard: {finding.what}: {finding.verdict}: {finding.reason}" for finding in sweep.findings]
     return "\n".join(lines)
 
 
 def plan_resources(config: Config, sweep: "Sweep", trials: int) -> "TrialResources":
-    """What a trial gets of the connected cluster, printed."""
+    """The resources of the connected cluster that a trial gets; the function prints them."""
     from pipeline.cluster import resources
     from tune.runner import fit_trials
 

@@ -23,8 +23,9 @@ from training.workers import command_line
 def main(config: GanTraining) -> None:
     """Check everything that can be checked in seconds, then train in this process or on Ray."""
     config.check()
-    config.generator()  # its sizes are checked, and ...
-    config.discriminator()  # ... its discriminator's
+    # Both calls check the sizes of a network.
+    config.generator()
+    config.discriminator()
     config = dataclasses.replace(config, data=config.data.resolve(), out=config.out.resolve())
     source = list_data(config)
     if config.transfer and not config.transfer.is_file():
@@ -55,7 +56,7 @@ def train_on_ray(config: GanTraining, source: ImageSource) -> None:
 
 
 def inception_bytes(config: GanTraining, on_gpu: bool) -> bytes | None:
-    """The inception network's file where FID is wanted, checked; workers need no way to fetch it."""
+    """The checked file of the inception network, None if no FID is computed. Workers never fetch it themselves."""
     if not images_wanted(config, on_gpu):
         return None
     return weights.get("inception-2015", config.inception).read_bytes()

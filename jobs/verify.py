@@ -56,7 +56,7 @@ class Config:
 
 
 def main(config: Config) -> int:
-    """Check what lies there, every shard, the sample and what is derived; print what was found and the verdict."""
+    """Check the file names, every shard, the sample and the derived files; print the findings and the verdict."""
     check_bounds(config)
     if config.network and not config.sample:
         raise InputError(f"--network {config.network}: there is no sample with --sample 0; give 1 or more")
@@ -86,9 +86,9 @@ def main(config: Config) -> int:
 
 
 def recomputation(config: Config, run: GenerationRun) -> "Recomputation":
-    """What computes the sample's scores again."""
+    """The stages that compute the sample's scores again."""
     from pipeline.identity import identity_of
-    from pipeline.recomputation import Recomputation  # it brings PyTorch, which takes seconds
+    from pipeline.recomputation import Recomputation  # it imports PyTorch, which takes seconds
 
     latents = read_latents(config.latents) if config.latents else None
     identity = identity_of(config.identity, config.real, latents, {})
@@ -97,13 +97,13 @@ def recomputation(config: Config, run: GenerationRun) -> "Recomputation":
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Persons, ascending, whose images are decoded in any case, and what computes their scores again."""
+    """Persons, ascending, whose images are decoded in any case, and the stages that compute their scores again."""
 
     people: list[int]
     again: "Recomputation | None"
 
     def of(self, unit: Unit) -> list[int]:
-        """Those of a unit."""
+        """The persons of a unit."""
         first = bisect.bisect_left(self.people, unit.first_person)
         return self.people[first : bisect.bisect_left(self.people, unit.first_person + unit.people)]
 
@@ -121,7 +121,7 @@ class DamagedPlan(Exception):
 
 
 def intact_plan(output: Output, names: Collection[str]) -> Plan:
-    """The plan. Raises DamagedPlan where it was edited or lost, InputError where there never was a run."""
+    """The plan. Raises DamagedPlan if it was edited or lost, InputError if there never was a run."""
     if PLAN_FILE not in names:
         if any(name.startswith(f"{SHARD_FOLDER}/") for name in names):
             raise DamagedPlan(f"shards, but no {output.address(PLAN_FILE)}: put it back")
@@ -130,7 +130,7 @@ def intact_plan(output: Output, names: Collection[str]) -> Plan:
     try:
         plan = read_plan(output)
         intact = plan if plan is not None and plan.to_json() == output.read(PLAN_FILE) else None
-    except (InputError, TypeError, ArithmeticError) as error:  # the latter: numbers that make no plan
+    except (InputError, TypeError, ArithmeticError) as error:  # the last two: impossible numbers
         raise DamagedPlan(f"{error}; {advice}") from error
     if intact is None:
         raise DamagedPlan(f"{output.address(PLAN_FILE)} was edited: its numbers do not agree; {advice}")
@@ -138,7 +138,7 @@ def intact_plan(output: Output, names: Collection[str]) -> Plan:
 
 
 def report_failures(run: GenerationRun, present: Collection[int], findings: Findings) -> None:
-    """Say why units are missing, where the run has recorded it: how many, and the first reason."""
+    """Say how many missing units the run has recorded as failed, and the first reason."""
     failed = sorted(run.failed())
     units = [unit for unit in failed if unit not in present]
     if units:
@@ -162,7 +162,7 @@ def check_units(
     sample: Sample,
     findings: Findings,
 ) -> None:
-    """Every shard in the plan's order, and beside it the manifests; the sampled persons' scores."""
+    """Check every shard in the plan's order, the manifests beside them, and the sampled persons' scores."""
     sampled, again, variants = set(sample.people), sample.again, run.plan.configuration.variants
     derived = DerivedChecks(run, names, SUMMARY)
 
