@@ -20,12 +20,12 @@ THRESHOLDS = np.linspace(0, 1, 101)
 FEW_LOST = 10  # fewer images than this say little about a share
 _PAIRS_AT_A_TIME = 8  # of SSIM, as in actors/similarity_scorer.py
 _DECIMALS = 1000  # thresholds are given to 1 / _DECIMALS
-_BINS, _FEW_BINS, _FEW_PAIRS = 60, 30, 2000  # few pairs are ragged
+_BINS, _FEW_BINS, _FEW_PAIRS = 60, 30, 2000  # a histogram of few pairs is ragged
 _OWN, _STUDY, _DIFFERENT, _INK = "#0072b2", "#d55e00", "#9aa0a6", "#202124"
 
 
 def share_rejected(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """The share 0..1 of scores [N] below each threshold [K], [K] float64: what the filter would take away."""
+    """The share 0..1 of scores [N] below each threshold [K], [K] float64: the images that the filter would reject."""
     return np.searchsorted(np.sort(scores), thresholds, "left") / len(scores)
 
 
@@ -45,16 +45,16 @@ def _may_be_lost(count: int, share: float) -> int:
     return min(math.floor(share * count + 1e-9), count - 1)  # 0.29 * 100 is 28.999999999999996
 
 
-def detector_record(scores: np.ndarray, wanted: float) -> dict:
-    """The detector's part of calibration.json: curve, the study's, and the threshold for a wanted share of rejections.
+def detector_record(scores: np.ndarray, most_rejected: float) -> dict:
+    """The detector's part of calibration.json: curve, the study's curve, and a threshold for a share of rejections.
 
-    scores: [N] float32 of real images, 0..1. With it images without any person at threshold 0 are kept, so that the
-    share may stay below what is wanted, never above.
+    scores: [N] float32 of real images, 0..1. The threshold rejects at most the share `most_rejected` of them, 0..1. It
+    may reject less: threshold 0 keeps all images, also those in which the detector sees nobody.
     """
-    threshold = least_threshold(scores, wanted)
+    threshold = least_threshold(scores, most_rejected)
     return {
         "images": len(scores),
-        "wanted_rejected": wanted,
+        "wanted_rejected": most_rejected,
         "threshold": threshold,
         "rejected": float(share_rejected(scores, np.array([threshold]))[0]),
         "curve": [[float(t), float(s)] for t, s in zip(THRESHOLDS, share_rejected(scores, THRESHOLDS), strict=True)],
@@ -86,20 +86,20 @@ def similarity_record(same: np.ndarray, different: np.ndarray, data_range: float
 
 
 def chosen_pairs(identities: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of pairs of images of one person [P, 2] and of two people [D, 2], at most `most` of each.
+    """Indices of pairs of images of one person [P, 2] and of two people [D, 2], at most `most` of each.
 
-    identities [N] int64: pairs are of people (> 0) only. Everybody gives as many pairs as the others, or all there are:
-    otherwise whoever has ten times the pictures would count a hundred times.
+    identities [N] int64: pairs are of people (> 0) only. Every person gives equally many pairs, or all pairs of the
+    person: otherwise a person with ten times the pictures would count a hundred times.
     """
     random = np.random.default_rng(seed)
     shown = [np.flatnonzero(identities == person) for person in np.unique(identities[identities > 0])]
-    several = [places for places in shown if len(places) > 1]
+    several = [indices for indices in shown if len(indices) > 1]
     share = max(1, most // max(1, len(several)))
     same = []
-    for places in several:
-        first, second = np.triu_indices(len(places), 1)
+    for indices in several:
+        first, second = np.triu_indices(len(indices), 1)
         taken = choose(len(first), share, int(random.integers(2**32)))
-        same.append(np.stack([places[first[taken]], places[second[taken]]], 1))
+        same.append(np.stack([indices[first[taken]], indices[second[taken]]], 1))
     pairs = np.concatenate(same) if same else np.empty((0, 2), np.int64)
     pairs = pairs[choose(len(pairs), most, seed)]
     candidates = np.flatnonzero(identities > 0)
@@ -112,15 +112,15 @@ def chosen_pairs(identities: np.ndarray, most: int, seed: int) -> tuple[np.ndarr
 
 def similarities(images: np.ndarray, pairs: np.ndarray, data_range: float) -> np.ndarray:
     """SSIM [P] float64 of pairs [P, 2] of images [N, H, W, 3] uint8."""
-    found = [np.empty(0)]
+    values = [np.empty(0)]
     for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
-        one, two = (torch.from_numpy(images[pairs[start : start + _PAIRS_AT_A_TIME, side]]) for side in (0, 1))
-        found.append(ssim(one, two, data_range).numpy())
-    return np.concatenate(found)
+        first, second = (torch.from_numpy(images[pairs[start : start + _PAIRS_AT_A_TIME, side]]) for side in (0, 1))
+        values.append(ssim(first, second, data_range).numpy())
+    return np.concatenate(values)
 
 
 def calibration_notes(detector: dict, unreadable: Sequence[str], people: int, pairs: int) -> list[str]:
-    """What a reader of the thresholds should know, in lines; people and pairs: how many of one person were compared."""
+    """What a reader of the thresholds should know, in lines; people, pairs (of one person): how many were compared."""
     notes = []
     if unreadable:
         notes.append(f"{len(unreadable):,} images cannot be read and are left out, the first is {unreadable[0]!r}")
@@ -128,13 +128,13 @@ def calibration_notes(detector: dict, unreadable: Sequence[str], people: int, pa
         notes.append("nobody knows who the images show, so no SSIM: give one sub-folder a person, or Market-1501 names")
     elif not pairs:
         notes.append("nobody has two images, so no SSIM: give several images of a person")
-    wanted = detector["wanted_rejected"]
-    lost = round(wanted * detector["images"])
+    share = detector["wanted_rejected"]
+    lost = round(share * detector["images"])
     if lost < FEW_LOST:
         notes.append(f"only {lost} images decide the detector threshold: it is a rough one, give more images")
     if not detector["threshold"]:
         notes.append(
-            f"in more than {100 * wanted:.4g}% of these images the detector sees nobody: any threshold above 0 rejects "
+            f"in more than {100 * share:.4g}% of these images the detector sees nobody: any threshold above 0 rejects "
             "more than was asked for"
         )
     return notes
@@ -186,11 +186,11 @@ def calibration_plot(
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=12)
-    places = figure.subplots(1, panels, squeeze=False)[0]
-    _draw_curve(places[0], detector)
-    for axes, (record, same, different) in zip(places[1:], similarities, strict=True):
+    plots = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_curve(plots[0], detector)
+    for axes, (record, same, different) in zip(plots[1:], similarities, strict=True):
         _draw_similarities(axes, record, same, different)
-    for axes in places:
+    for axes in plots:
         axes.grid(True, color="#e8eaed", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -209,7 +209,7 @@ def _draw_curve(axes: Axes, detector: dict) -> None:
     )  # fmt: skip
     threshold, rejected = detector["threshold"], 100 * detector["rejected"]
     axes.axvline(threshold, color=_INK, linewidth=1.2, label=f"proposed {threshold:.3f}: {rejected:.2f}% rejected")
-    # Thresholds that reject half of what is real are of no use: the part below is what one chooses from.
+    # Thresholds that reject half of all real images are of no use: only the part below is shown.
     axes.set_ylim(0, max(30, min(100, 1.6 * rejected, float(100 * curve[-2, 1]))))
     axes.set_xlim(0, 1)
     axes.set_title("Real images that the pedestrian filter takes away", fontsize=11)

@@ -39,7 +39,7 @@ class Panel:
     unit: str
     series: tuple[tuple[str, str, str], ...]
     logarithmic: bool = False
-    points: bool = False  # few and dear values: each is drawn, none is smoothed, the least is marked
+    points: bool = False  # values that are few and costly: each is drawn, none is smoothed, the least is marked
 
 
 PANELS = (
@@ -71,7 +71,7 @@ PANELS = (
     Panel("FID", "FID", (("fid", "", _GENERATOR),), logarithmic=True, points=True),
 )
 
-# For the overfitting and for the line at the best FID.
+# Keys for the overfitting and for the line at the best FID.
 _NEEDED = {"scores/real", "scores/validation", "scores/fake", "fid"}
 
 
@@ -118,7 +118,7 @@ def save_curves(
 
 
 def kimg_of(record: Record) -> float:
-    """Thousands of images seen, which every record of a history says. Raises ValueError where it does not."""
+    """Thousands of images seen, as a record of a history says. Raises ValueError if there is no finite number."""
     kimg = record.get("kimg")
     if kimg is None or not math.isfinite(kimg):
         raise ValueError(f"a record of the history needs a finite kimg: {dict(record)}")
@@ -127,19 +127,19 @@ def kimg_of(record: Record) -> float:
 
 def _curve(history: Iterable[Record], key: str) -> Curve:
     pairs = [(kimg_of(record), record.get(key)) for record in history]
-    kept = [(kimg, value) for kimg, value in pairs if value is not None and math.isfinite(value)]
-    table = np.array(kept, np.float64).reshape(-1, 2)
+    finite = [(kimg, value) for kimg, value in pairs if value is not None and math.isfinite(value)]
+    table = np.array(finite, np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
 def _overfitting(curves: Mapping[str, Curve], smoothing: float) -> Curve:
-    (at, real), (kimg, validation), (of, fake) = (
+    (real_kimg, real), (kimg, validation), (fake_kimg, fake) = (
         (curves[key][0], _smooth(curves[key][1], smoothing))
         for key in ("scores/real", "scores/validation", "scores/fake")
     )
-    if not (len(at) and len(kimg) and len(of)):
+    if not (len(real_kimg) and len(kimg) and len(fake_kimg)):
         return kimg[:0], validation[:0]
-    real, fake = np.interp(kimg, at, real), np.interp(kimg, of, fake)
+    real, fake = np.interp(kimg, real_kimg, real), np.interp(kimg, fake_kimg, fake)
     apart = real > fake  # before D tells them apart the quotient means nothing
     return kimg[apart], ((real - validation) / np.where(apart, real - fake, 1))[apart]
 
@@ -199,7 +199,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def plain_axes(axes: Axes) -> None:
-    """Faint lines behind what is drawn, and no box around it."""
+    """Draw faint lines behind the curves, and no box around them."""
     axes.grid(True, color=LINES, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -272,9 +272,10 @@ def read_history(path: str | os.PathLike, until_kimg: float = math.inf) -> list[
 
 
 def rewind_history(path: str | os.PathLike, kimg: float) -> list[Record]:
-    """For a training that resumes at `kimg`: drop what lies beyond, in the file too; returns the records left.
+    """For a training that resumes at `kimg`: drop the later records, in the file too; returns the other records.
 
-    So the file of a resumed training has the same records as that of an undisturbed one. Errors as `read_history`.
+    So the file of a resumed training has the same records as the file of an undisturbed training. Errors as
+    `read_history`.
     """
     records = read_history(path, kimg)
     if Path(path).exists():

@@ -25,7 +25,7 @@ TITLE, TEXT, CAPTION = 20, 13, 10  # font sizes in pixels
 
 @dataclass(frozen=True)
 class SheetCell:
-    """One picture: `image` [H, W, 3] uint8 RGB or None where there is none, a short caption, its verdict."""
+    """One picture: `image` [H, W, 3] uint8 RGB or None if there is no picture, a short caption, a verdict."""
 
     image: np.ndarray | None
     caption: str = ""
@@ -43,7 +43,7 @@ class SheetRow:
 def fit(image: np.ndarray, target: int) -> np.ndarray:
     """[H, W, 3] uint8 scaled by a whole number towards `target` pixels of height, never beyond it.
 
-    Enlarged by repeating pixels (what is shown is what is there), reduced by averaging whole blocks; rows
+    An image is enlarged by repeating pixels, so that nothing is smoothed, and reduced by averaging whole blocks. Rows
     and columns that do not fill a block are cut off.
     """
     height, width = image.shape[:2]
@@ -172,7 +172,8 @@ def draw_picture(
 ) -> None:
     """Draw a picture [h, w, 3] uint8 in the middle of a cell of `size` (height, width) at `where` (x, y).
 
-    Where there is none an empty cell is drawn. frame: its colour. The caption stands below the cell.
+    Without a picture an empty cell is drawn. frame: colour of the frame, None for no frame. The caption stands below
+    the cell.
     """
     (x, y), (height, width) = where, size
     inner_height, inner_width = (height, width) if picture is None else picture.shape[:2]
@@ -194,8 +195,8 @@ def _legend(cells: Sequence[SheetCell]) -> list[tuple[str, Colour | None]]:
     counts = {key: sum(cell.verdict == key for cell in cells) for key in (KEPT, *FILTERS)}
     if counts[KEPT] == len(cells):
         return []
-    found = [(f"{FILTERS[key]}: {counts[key]}", FRAME_COLOURS[key]) for key in FILTERS if counts[key]]
-    return [(f"kept: {counts[KEPT]}", None), *found]
+    discarded = [(f"{FILTERS[key]}: {counts[key]}", FRAME_COLOURS[key]) for key in FILTERS if counts[key]]
+    return [(f"kept: {counts[KEPT]}", None), *discarded]
 
 
 def _legend_width(legend: list[tuple[str, Colour | None]]) -> int:

@@ -37,7 +37,7 @@ from reporting.tables import FILTERS, OPTIONAL, DiscardRow, discard_rows, filter
 # Not allowed in HTML, or not encodable: control characters and lone halves of surrogate pairs.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _FOLDER = Path(__file__).parent
-_DARK = 200  # sum of red, green and blue: below, a frame cannot be seen on a dark page
+_DARK = 200  # sum of red, green and blue: a darker frame cannot be seen on a dark page
 
 
 def rendered(template: str, script_file: str | None = None, **values: object) -> str:
@@ -77,7 +77,7 @@ def _frame_colours() -> str:
     return f"{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
 
 
-# ---- The page of a run: what every template of a run shows, out of its summary and its manifest.
+# ---- The page of a run: everything that a run's template shows, from its summary and its manifest.
 
 STAGES = {
     "generate": "making the images",
@@ -86,7 +86,7 @@ STAGES = {
     "identity": "identity",
     "write": "writing shards",
 }
-# The score that each histogram is of, and what the steps of the funnel are called.
+# The score of each histogram, and the names of the funnel's steps.
 PLOT_SCORES = {
     "pedestrian scores": "detector",
     "SSIM": "ssim",
@@ -132,7 +132,8 @@ class Summary(TypedDict):
 
     thresholds: of `datasets.runs.verdicts.Thresholds`; records of older runs lack the optional ones. seconds: wall
     clock of the last run; run_images: made by it; stage_seconds: name in STAGES or other -> seconds, summed over all
-    workers. configuration: the frozen one; network: the record of the network. identity, privacy: where there are some.
+    workers. configuration: the frozen one; network: the record of the network.
+    identity, privacy: absent if the run compared no identities.
     """
 
     plan_hash: str
@@ -153,27 +154,27 @@ class Summary(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A threshold that the page can move. value: the run's, None where it has none; low, high: what refilter takes."""
+    """A threshold that the page can move. value: the run's, or None; low, high: the range that refilter takes."""
 
     key: str  # of datasets.runs.verdicts.Thresholds
-    score: str  # the plot whose line it is
+    score: str  # the plot that has it as a line
     label: str
     option: str  # of jobs/refilter.py
     low: float
     high: float
     value: float | None
-    suggested: float  # where it starts when it is switched on
+    suggested: float  # its value when it is switched on
 
 
 class Strip(TypedDict):
-    """A person's first pictures: of each its place among all images, verdict, caption and what a `Thumbnail` has."""
+    """A person's first pictures: each has its row in the manifest, verdict, caption and the fields of a `Thumbnail`."""
 
     person: int
     cells: list[dict[str, int | str]]
 
 
 class Explorer(TypedDict):
-    """What sliders, galleries and strips need. filters: the keys of the controls; sampled: how many pictures are in the
+    """Data of sliders, galleries and strips. filters: the keys of the controls; sampled: how many pictures are in the
     page; data: for the page's script."""
 
     controls: list[Control]
@@ -200,19 +201,22 @@ def render_report(
 ) -> str:
     """The report of one run as the text of a self-contained HTML page.
 
-    summary: thresholds, and what is there of seconds, images_per_second, run_images and stage_seconds; the rest is
+    summary: thresholds, and seconds, images_per_second, run_images and stage_seconds if they are there; other keys are
         ignored.
     manifest: every image's row; columns person, variant, reference_variant, detector_score, ssim, verdict; of runs that
         compared identities also source, identity_cosine, identity_margin.
-    sheet_png: the contact sheet, as the bytes of a PNG file; explorer: what reporting/run/page.py gathers for
-    sliders,
-        galleries and strips, in place of it. A page without an explorer has no script.
-    configuration: the frozen configuration; network: its record (what it was trained on). Both may be nested.
+    sheet_png: the contact sheet, as the bytes of a PNG file.
+    explorer: the data that reporting/run/page.py gathers for sliders, galleries and strips, which replace the sheet. A
+        page without an explorer has no script.
+    configuration: the frozen configuration; network: its record (with the data that it was trained on). Both may be
+        nested.
     check_commands: (what it does, command) to check the run again.
     trainings: of the generator, for curves and the table of FIDs.
-    privacy: what pipeline.copies found, with the kept ones counted (reporting/run/identity.py); privacy_png: its
-    pictures. Every text is escaped: none can bring markup into the page. Raises ValueError for unknown verdicts and
-    KeyError for missing thresholds or columns.
+    privacy: the near-copies and doubles of pipeline.copies, with counts of the kept images
+        (reporting/run/identity.py); privacy_png: their pictures.
+
+    Every text is escaped: none can bring markup into the page. Raises ValueError for unknown verdicts and KeyError for
+    missing thresholds or columns.
     """
     verdicts = manifest["verdict"].value_counts()
     counts = {str(item["values"]): item["counts"].as_py() for item in verdicts}
@@ -257,18 +261,18 @@ def _cards(plots: Sequence[Plot], controls: Sequence[Control]) -> list[dict[str,
     """Each plot with the thresholds that are its lines."""
     scores = [(PLOT_SCORES[plot.name], plot) for plot in plots]
     return [
-        {"score": score, "plot": plot, "controls": [one for one in controls if one.score == score]}
+        {"score": score, "plot": plot, "controls": [control for control in controls if control.score == score]}
         for score, plot in scores
     ]
 
 
 def _funnel(rows: Sequence[DiscardRow]) -> list[dict[str, str | float]]:
-    """What each filter leaves; left, gone: percent of all images."""
-    steps, left, made = [], rows[0].count, max(1, rows[0].count)
+    """The number of images after each filter; left, gone: percent of all images."""
+    steps, remaining, total = [], rows[0].count, max(1, rows[0].count)
     for row in rows[1:-2]:
-        left -= row.count
-        share = {"left": round(100 * left / made, 2), "gone": round(100 * row.count / made, 2)}
-        steps.append({"key": row.key, "name": STEPS[row.key], "count": left} | share)
+        remaining -= row.count
+        share = {"left": round(100 * remaining / total, 2), "gone": round(100 * row.count / total, 2)}
+        steps.append({"key": row.key, "name": STEPS[row.key], "count": remaining} | share)
     return steps
 
 
@@ -303,12 +307,12 @@ def _plots(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list[P
 def _headline(
     summary: Summary, rows: Sequence[DiscardRow], manifest: pa.Table, privacy: Privacy | None
 ) -> list[tuple[str, str]]:
-    made, kept = rows[0], rows[-1]
+    made_row, kept_row = rows[0], rows[-1]
     people = len(manifest["person"].unique())
     figures = [
         (f"{people:,}", "people" if people != 1 else "person"),
-        (f"{made.count:,}", "images made"),
-        (f"{kept.count:,}", f"kept, {percent(kept.of_all)}" if made.count else "kept"),
+        (f"{made_row.count:,}", "images made"),
+        (f"{kept_row.count:,}", f"kept, {percent(kept_row.of_all)}" if made_row.count else "kept"),
     ]
     if privacy and privacy["near_copies"] and privacy["near_copies"]["scored"]:
         figures.append((percent(privacy["near_copies"]["share"]), "near-copies of real pictures"))
@@ -327,7 +331,7 @@ def _kept_per_person(manifest: pa.Table) -> dict[str, str | int | list[tuple[int
     each = np.bincount(person, weights=_kept(manifest)).astype(np.int64)
     variants = int(np.bincount(person).max())
     width = math.ceil(variants / 10)
-    # None kept at all stands alone: such people are lost to training.
+    # People without a kept image have a bar of their own: they are lost to training.
     steps = [(0, 0)] + [(first, min(first + width - 1, variants)) for first in range(1, variants + 1, width)]
     bars = [(first, last, int(((each >= first) & (each <= last)).sum())) for first, last in steps]
     return {

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
-WINDOW_SECONDS = 60.0  # a short memory: the slow start of the workers soon weighs on the rate no more
+WINDOW_SECONDS = 60.0  # short, so that the slow start of the workers soon no longer lowers the rate
 LINE_SECONDS = 10.0  # off a terminal (log files, `ray job logs`) one line each 10 s is enough
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `8 s`, `2 min 05 s`, `3 h 07 min`, `2 d 04 h`; negative ones are 0."""
+    """Seconds in words: `8 s`, `2 min 05 s`, `3 h 07 min`, `2 d 04 h`; negative ones are 0."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -24,10 +24,10 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """A bar of tqdm on a terminal, and beside it a text that its owner words."""
+    """A bar of tqdm on a terminal, and beside it a text from the caller."""
 
     def __init__(self, total: int, stream: TextIO) -> None:
-        from tqdm import tqdm  # here: what stands below the jobs is imported without it
+        from tqdm import tqdm  # imported here: modules below the jobs must not need tqdm
 
         # Nothing is drawn before the first text; a refresh is never left out, as units take seconds.
         self._bar = tqdm(total=total, file=stream, bar_format="{desc} {bar}", delay=1e-9, mininterval=0)
@@ -49,8 +49,8 @@ class Bar:
 class ProgressLine:
     """Counts finished units; on a terminal beside a bar, elsewhere in a line at most every 10 s.
 
-    `total_units` and `total_images` are those of the whole plan, `done_units` and `done_images` what
-    earlier runs have left: they count as done, but rate, time left and share kept are of this run only.
+    `total_units` and `total_images` are those of the whole plan, `done_units` and `done_images`
+    those that earlier runs finished: they count as done, but rate, time left and share kept are of this run only.
     `clock` gives seconds and never goes back. Also a context manager that closes itself.
     """
 

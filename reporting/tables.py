@@ -1,4 +1,4 @@
-"""Tables in lines of text: columns, shares, and the one of discarded images."""
+"""Tables in lines of text: columns, shares, and the table of discarded images."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,23 +28,23 @@ FILTERS = {
     "identity_margin": "too like somebody else (identity margin)",
     "identity_ceiling": "too like a real picture (identity ceiling)",
 }
-# Most runs do not compare identities: these have a line where they discarded something, or a threshold.
+# Most runs do not compare identities: such a filter has a line only if it discarded something or has a threshold.
 OPTIONAL = ("identity_floor", "identity_margin", "identity_ceiling")
 
 
 @dataclass(frozen=True)
 class DiscardRow:
-    """One line of the table. Shares are fractions 0..1, None where they would be of nothing."""
+    """One line of the table. Shares are fractions 0..1, None where they would be a share of 0 images."""
 
     key: str  # a verdict, or "made" | "discarded"
     label: str
     count: int
     of_all: float | None  # share of all images made
-    of_reached: float | None  # share of the images that reached this filter; None for lines that are no filter
+    of_reached: float | None  # share of the images that reached the filter; None in lines without a filter
 
 
 def filters_set(thresholds: Mapping[str, float | None]) -> tuple[str, ...]:
-    """Those of OPTIONAL that have a threshold: of `Thresholds` as a mapping, or a record of them."""
+    """The filters of OPTIONAL that have a threshold; thresholds: `Thresholds` as a mapping, or a record of them."""
     return tuple(key for key in OPTIONAL if thresholds.get(key) is not None)
 
 
@@ -52,7 +52,8 @@ def discard_rows(counts: Mapping[str, int], shown: Collection[str] = ()) -> list
     """The lines of the table, from the number of images with each verdict.
 
     Keys of `counts`: "kept" and those of FILTERS; absent ones are 0. Lines: images made, one for each
-    filter, all that were discarded, kept. Those of OPTIONAL only where they discarded something or are among `shown`.
+    filter, all that were discarded, kept. Filters of OPTIONAL have a line only if they discarded
+    something or are in `shown`.
     Raises ValueError for an unknown verdict or a negative count.
     """
     for key, count in counts.items():
@@ -80,7 +81,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def percent(share: float | None) -> str:
-    """A fraction 0..1 as `16.7%`; empty for None. Never rounds some to none, nor almost all to all."""
+    """A fraction 0..1 as `16.7%`; empty for None. Never rounds a small share to 0%, or a large one to 100%."""
     if share is None:
         return ""
     if 0 < share < 0.0005:

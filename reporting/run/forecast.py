@@ -1,4 +1,4 @@
-"""What a run will take, from a few images put through its stages here."""
+"""Time and disk space of a run, estimated from a few images that this process puts through its stages."""
 
 import dataclasses
 import shutil
@@ -14,7 +14,7 @@ from reporting.page import STAGES
 from reporting.progress import duration
 
 SAMPLE_VARIANTS = 8
-ROW_BYTES = 150  # what an image takes besides its picture, in its shard and in the manifest
+ROW_BYTES = 150  # of an image without its picture, in its shard and in the manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,9 @@ class Sample:
 
 
 def forecast(stages: Sequence[tuple[type, dict]], pools: Sequence, images: int, at_once: float, output: Output) -> str:
-    """What `images` images will take, measured by sending one small person through the stages in this
-    process.
+    """Time and disk space that `images` images will take, measured on one small person in this process.
 
-    stages: actor classes with their keywords, without the one that writes; pools: their sizes and GPUs;
+    stages: actor classes with their keywords, without the stage that writes; pools: their sizes and GPUs;
     at_once: how many actors' work the cluster's CPUs can do at a time. Writes nothing.
     """
     import torch
@@ -38,11 +37,13 @@ def forecast(stages: Sequence[tuple[type, dict]], pools: Sequence, images: int, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     actors = []
     for actor, arguments in stages:
-        here = {"device": device} if "device" in arguments else {}
+        changes = {"device": device} if "device" in arguments else {}
         if "configuration" in arguments:
-            whole = arguments["configuration"]
-            here["configuration"] = dataclasses.replace(whole, variants=min(whole.variants, SAMPLE_VARIANTS))
-        actors.append(actor(**{**arguments, **here}))
+            configuration = arguments["configuration"]
+            changes["configuration"] = dataclasses.replace(
+                configuration, variants=min(configuration.variants, SAMPLE_VARIANTS)
+            )
+        actors.append(actor(**{**arguments, **changes}))
     sample = measure(dict(zip(STAGES, actors, strict=False)))
     sizes = {name: pool.size for name, pool in zip(STAGES, pools, strict=False)}
     shared = None if any(pool.gpus for pool in pools) else at_once

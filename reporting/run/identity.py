@@ -1,6 +1,6 @@
-"""What a re-ID network says of a run: how like their people the images are, and whom they look too much like.
+"""Identity in a run, by a re-ID network: how like images are to their person, to real pictures and to each other.
 
-Histograms and figures of the scores of identity out of a manifest, near-copies of real pictures, and doubles among
+Histograms and figures of a manifest's identity scores, near-copies of real pictures, and doubles among
 artificial people.
 """
 
@@ -29,7 +29,7 @@ PLOT_WIDTH, PLOT_HEIGHT = 600, 160  # units of the SVG's coordinates
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a histogram: its ends on the x axis, the images kept and (drawn above them) discarded."""
+    """One bar of a histogram: its ends on the x axis, the numbers of kept and (drawn above them) discarded images."""
 
     start: float
     end: float
@@ -86,8 +86,8 @@ def histogram(
 ) -> Histogram:
     """Count scores into bars.
 
-    values [N] float, NaN where an image has none; kept [N] bool; lines: (name, threshold), those with None
-    are left out. The axis ends at 1.0 and begins at `low`, or at the multiple of 0.05 below the least score
+    values [N] float, NaN where an image has no score; kept [N] bool; lines: (name, threshold), left out if the
+    threshold is None. The axis ends at 1.0 and begins at `low`, or at the multiple of 0.05 below the least score
     and threshold.
     """
     scored = np.isfinite(values)
@@ -97,7 +97,7 @@ def histogram(
         low = math.floor(least * 20 + 1e-9) / 20
     high = max([1.0, *(value for _, value in lines)])
     edges = np.linspace(low, high, bins + 1)
-    inside = np.clip(values, low, high)  # scores are at most 1 but for rounding
+    inside = np.clip(values, low, high)  # rounding can lift a score above 1
     good = np.histogram(inside[scored & kept], edges)[0]
     bad = np.histogram(inside[scored & ~kept], edges)[0]
     bars = [Bar(float(a), float(b), int(g), int(d)) for a, b, g, d in zip(edges, edges[1:], good, bad, strict=False)]
@@ -106,7 +106,7 @@ def histogram(
 
 @dataclass(frozen=True)
 class Plot:
-    """A histogram on the page: of what, in a word or two, and the sentences below it."""
+    """A histogram on the page, the name of its scores in a word or two, and the sentences below it."""
 
     histogram: Histogram
     name: str
@@ -123,9 +123,10 @@ def identity_summary(manifest: pa.Table) -> Identities | None:
     """Figures of all scored images and of the kept ones, plain JSON values; None where no identities were compared.
 
     {"all" | "kept": {"variants": of real people, {scored, compared, right, share_right, median_cosine}; "artificial":
-    people's images but for their references, {scored, compared, median_cosine, median_nearest}}}. scored: images with a
-    cosine; compared: also with other people's real pictures; right: whose nearest real person is the right one;
-    median_nearest: of the cosine to the nearest real picture. Medians and shares of nothing are None.
+    people's images without their references, {scored, compared, median_cosine, median_nearest}}}. scored: images with a
+    cosine; compared: images that were also compared with other people's real pictures; right: images whose nearest real
+    person is their own; median_nearest: median cosine to the nearest real picture. Without images, medians and shares
+    are None.
     """
     if "identity_cosine" not in manifest.column_names or not manifest["identity_cosine"].is_valid().to_numpy().any():
         return None
@@ -176,14 +177,14 @@ def _median(values: np.ndarray) -> float | None:
 
 
 def identity_figures(manifest: pa.Table) -> list[tuple[str, str, str]]:
-    """The same as lines of a table: what, of all images, of the kept ones. Empty without scores."""
+    """`identity_summary` as lines of a table: (name, of all images, of the kept images). Empty without scores."""
     summary = identity_summary(manifest)
     if summary is None:
         return []
 
     def line(what: str, kind: str, name: str, form: Callable[[float], str]) -> tuple[str, str, str]:
-        found, kept = (summary[part][kind][name] for part in ("all", "kept"))
-        return what, "" if found is None else form(found), "" if kept is None else form(kept)
+        of_all, of_kept = (summary[part][kind][name] for part in ("all", "kept"))
+        return what, "" if of_all is None else form(of_all), "" if of_kept is None else form(of_kept)
 
     def cosine(value: float) -> str:
         return f"{value:.3f}"
@@ -202,7 +203,7 @@ def identity_figures(manifest: pa.Table) -> list[tuple[str, str, str]]:
 
 
 def identity_plots(manifest: pa.Table, kept: np.ndarray, thresholds: Mapping[str, float | None]) -> Sequence[Plot]:
-    """Histograms of the scores that there are; kept: [N] bool. Columns as of `identity_summary`."""
+    """Histograms of all identity scores in the manifest; kept: [N] bool. Columns as of `identity_summary`."""
     if identity_summary(manifest) is None:
         return []
     cosine, margin, latent, reference = _columns(manifest)
@@ -240,9 +241,9 @@ _PAIRS_IN_A_ROW = 4
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two pictures that are alike, [H, W, 3] uint8 RGB, and what stands below each.
+    """Two pictures that are alike, [H, W, 3] uint8 RGB, and the text below each.
 
-    The second is None where it is not at hand: its name alone is shown.
+    If the second picture is not at hand, it is None, and only its name is shown.
     """
 
     first: np.ndarray
@@ -260,8 +261,8 @@ class RealPictures(TypedDict):
 
 
 class NearCopies(TypedDict):
-    """How many images come as near to a real picture as the threshold; chosen: why it is this one. kept: count, scored
-    and share among the images kept."""
+    """How many images reach the threshold in their cosine to a real picture; chosen: why the threshold has this value.
+    kept: count, scored and share among the kept images."""
 
     count: int
     scored: int
@@ -272,7 +273,7 @@ class NearCopies(TypedDict):
 
 
 class NearestImage(TypedDict):
-    """An image, with the real picture nearest to it, and whom that shows."""
+    """An image, its nearest real picture, and the name of the person in that picture."""
 
     person: int
     variant: int
@@ -289,7 +290,7 @@ class DoublePair(TypedDict):
 
 
 class DoublesFound(TypedDict):
-    """How many pairs of artificial people are as alike as the threshold; first: the most alike."""
+    """How many pairs of artificial people reach the threshold; first: the pairs that are most alike."""
 
     count: int
     pairs: int
@@ -301,7 +302,7 @@ class DoublesFound(TypedDict):
 
 
 class Privacy(TypedDict):
-    """privacy.json; network: the sha256 of the one that compared. None where a part does not apply."""
+    """privacy.json; network: sha256 of the re-ID network. A part that does not apply is None."""
 
     plan_hash: str
     images: int
@@ -313,35 +314,35 @@ class Privacy(TypedDict):
 
 
 def read_privacy(run: GenerationRun, manifest: pa.Table) -> Privacy | None:
-    """privacy.json of these images, or None: there is none, or it is of fewer people than the run has now.
+    """privacy.json of the run; None if it is missing or damaged, or of another plan or number of images.
 
-    The near-copies get "kept", their {count, scored, share} among the images kept. manifest: columns source,
+    The near-copies get "kept", their {count, scored, share} among the kept images. manifest: columns source,
     identity_cosine, identity_margin, verdict.
     """
     text = run.output.read(PRIVACY)
-    found: Privacy | None = None
+    privacy: Privacy | None = None
     with contextlib.suppress(ValueError):
-        found = json.loads(text) if text else None
-    this = {"plan_hash": run.hash, "images": run.plan.images}
-    if not isinstance(found, dict) or {name: found.get(name) for name in this} != this:
+        privacy = json.loads(text) if text else None
+    expected = {"plan_hash": run.hash, "images": run.plan.images}
+    if not isinstance(privacy, dict) or {name: privacy.get(name) for name in expected} != expected:
         return None
-    copies = found.get("near_copies")
+    copies = privacy.get("near_copies")
     if copies:
         kept = pc.call_function("equal", [manifest["verdict"], KEPT]).to_numpy()
         copies["kept"] = near_copies(nearest_real(manifest)[kept], copies["threshold"])
-    return found
+    return privacy
 
 
-def privacy_lines(found: Privacy) -> list[str]:
+def privacy_lines(privacy: Privacy) -> list[str]:
     """The figures in lines for the terminal."""
     lines = []
-    if copies := found["near_copies"]:
+    if copies := privacy["near_copies"]:
         share = f" ({100 * copies['share']:.2f}%)" if copies["share"] is not None else ""
         lines.append(
             f"near-copies of real pictures: {copies['count']:,} of {copies['scored']:,} images{share}, from cosine "
             f"{copies['threshold']:.3f} on: {copies['chosen']}"
         )
-    if doubles := found["doubles"]:
+    if doubles := privacy["doubles"]:
         share = f" ({100 * doubles['share']:.2f}%)" if doubles["share"] is not None else ""
         lines.append(
             f"doubles among artificial people: {doubles['count']:,} of {doubles['pairs']:,} pairs{share}, from cosine "

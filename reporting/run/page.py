@@ -26,7 +26,7 @@ from reporting.tables import FILTERS
 
 # ---- Scores of all images: packed so that the page judges exactly as datasets/runs/verdicts.py does.
 
-# Bits of an image's flag byte; report_run.js names the same ones.
+# Bits of an image's flag byte; report_run.js names the same bits.
 FAILED, NO_DETECTOR, NO_SSIM, NO_COSINE, NO_MARGIN, FROM_LATENT, IS_REFERENCE = (1 << bit for bit in range(7))
 SCORES = {
     "detector": ("detector_score", NO_DETECTOR),
@@ -47,17 +47,17 @@ _CONTROLS = (
 
 
 def controls(manifest: pa.Table, thresholds: Mapping[str, float | None]) -> list[Control]:
-    """The thresholds that judge anything in these images; a run without scores of identities has none of those."""
-    there = {name: manifest[column].null_count < manifest.num_rows for name, (column, _) in SCORES.items()}
-    there["real"] = not nearest_real_picture(manifest)[1].all()
+    """The thresholds that judge anything in these images. Without scores of identities, no identity threshold does."""
+    has_score = {name: manifest[column].null_count < manifest.num_rows for name, (column, _) in SCORES.items()}
+    has_score["real"] = not nearest_real_picture(manifest)[1].all()
     latent = bool(pc.call_function("any", [pc.call_function("equal", [manifest["source"], LATENT])]).as_py())
-    found = []
+    applicable = []
     for key, score, label, option, low, high, suggested in _CONTROLS:
-        if there[score]:
+        if has_score[score]:
             # A real person's pictures are judged by one cosine, from below and from above.
             plot = "cosine" if score == "real" and latent else score
-            found.append(Control(key, plot, label, option, low, high, thresholds.get(key), suggested))
-    return found
+            applicable.append(Control(key, plot, label, option, low, high, thresholds.get(key), suggested))
+    return applicable
 
 
 def pack_scores(manifest: pa.Table) -> dict[str, int | str | dict[str, str]]:
@@ -108,7 +108,7 @@ _OF_A_PERSON = 4  # pictures nearest to one threshold, so that they are not all 
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """One picture: its row in the manifest, whose it is, and a JPEG as base64; empty where there is no picture."""
+    """One picture: its row in the manifest, person and variant, and a JPEG as base64, empty without a picture."""
 
     row: int
     person: int
@@ -123,16 +123,16 @@ def choose_strips(manifest: pa.Table) -> list[np.ndarray]:
     ends = np.append(starts[1:], len(person))
     if not len(starts):
         return []
-    places = np.unique(np.linspace(0, len(starts) - 1, STRIP_PEOPLE).round().astype(int))
-    shown = zip(starts[places].tolist(), ends[places].tolist(), strict=True)
+    indices = np.unique(np.linspace(0, len(starts) - 1, STRIP_PEOPLE).round().astype(int))
+    shown = zip(starts[indices].tolist(), ends[indices].tolist(), strict=True)
     return [np.arange(start, min(end, start + STRIP_VARIANTS)) for start, end in shown]
 
 
 def choose_rows(manifest: pa.Table, shown: Sequence[Control], sample: int) -> np.ndarray:
     """Rows for the galleries, ascending, at most `sample`: half nearest to the thresholds, half over all scores.
 
-    For each threshold the nearest on both its sides, at most four of one person, then pictures at even distances of
-    the score, so that a threshold moved anywhere has pictures beside it. Only images that have the score count.
+    For each threshold: the images nearest to it on both sides, at most four of one person; then images at even
+    distances of the score, so that a threshold moved anywhere has pictures beside it. Only images with the score count.
     """
     person, unit = manifest["person"].to_numpy(), manifest["unit"].to_numpy()
     units = np.unique(unit)
@@ -165,33 +165,33 @@ def _score(manifest: pa.Table, name: str) -> np.ndarray:
 
 
 def _of_many_people(rows: np.ndarray, person: np.ndarray, count: int) -> list[int]:
-    found: list[int] = []
+    chosen: list[int] = []
     times: dict[int, int] = {}
     for row in rows.tolist():
-        if len(found) == count:
+        if len(chosen) == count:
             break
-        who = int(person[row])
-        times[who] = times.get(who, 0) + 1
-        if times[who] <= _OF_A_PERSON:
-            found.append(row)
-    return found
+        number = int(person[row])
+        times[number] = times.get(number, 0) + 1
+        if times[number] <= _OF_A_PERSON:
+            chosen.append(row)
+    return chosen
 
 
 def read_thumbnails(run: GenerationRun, manifest: pa.Table, rows: np.ndarray) -> dict[int, Thumbnail]:
-    """Thumbnails of rows of a manifest, by row, out of their shards. An image that cannot be shown has an empty one.
+    """Thumbnails of rows of a manifest, by row, out of their shards; empty for an image that cannot be shown.
 
     manifest: columns unit, person, variant. Raises InputError for a shard that is missing or damaged.
     """
     unit_of = manifest["unit"].to_numpy()
     units = {unit.unit: unit for unit in run.plan.units()}
-    found = {}
+    thumbnails = {}
     for number in np.unique(unit_of[rows]).tolist():
         table = read_shard(run, units[number], ["image"])
         first = int(np.searchsorted(unit_of, number))
         for row in rows[unit_of[rows] == number].tolist():
             person, variant = manifest["person"][row].as_py(), manifest["variant"][row].as_py()
-            found[row] = Thumbnail(row, person, variant, thumbnail(table["image"][row - first].as_py()))
-    return found
+            thumbnails[row] = Thumbnail(row, person, variant, thumbnail(table["image"][row - first].as_py()))
+    return thumbnails
 
 
 def thumbnail(content: bytes | None) -> str:
@@ -207,11 +207,11 @@ def thumbnail(content: bytes | None) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-# ---- The page: all of that gathered for the template that every run has.
+# ---- The page: scores and pictures, gathered for the template of every run.
 
 COLUMNS = ["unit", "person", "variant", "reference_variant", "status", "detector_score", "ssim", "verdict"]
 COLUMNS += ["source", "identity_cosine", "identity_margin"]
-MOST_SAMPLED = 4000  # pictures of about 2.5 kB: beyond, a page is slow to open
+MOST_SAMPLED = 4000  # pictures of about 2.5 kB: with more, a page is slow to open
 
 
 def run_page(
@@ -245,7 +245,7 @@ def run_page(
 
 
 class ImageRow(TypedDict):
-    """What is shown of an image's row in the manifest."""
+    """The columns of an image's row in the manifest that the page shows."""
 
     person: int
     variant: int
@@ -258,7 +258,7 @@ class ImageRow(TypedDict):
 
 
 def gather(run: GenerationRun, manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int) -> Explorer:
-    """What the page explores, for the template and (under "data") for its script."""
+    """The controls, strips and pictures of the page, for the template and (under "data") for its script."""
     shown = controls(manifest, thresholds)
     strips = choose_strips(manifest)
     in_strips = np.concatenate([*strips, np.empty(0, np.int64)]).astype(np.int64)

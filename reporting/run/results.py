@@ -30,8 +30,7 @@ SELDOM_RUN = ("identity",)  # stages that most runs do not have
 
 @dataclasses.dataclass(frozen=True)
 class RunTimes:
-    """What the last run took: wall clock seconds, images made, and seconds of each stage summed over its
-    actors."""
+    """Cost of the last run: wall clock seconds, images made, and seconds of each stage summed over its actors."""
 
     seconds: float
     run_images: int
@@ -44,7 +43,7 @@ class RunTimes:
 
 
 def read_summary(output: Output) -> Summary | None:
-    """summary.json, or None when there is none that can be read: it is derived, and can be derived again."""
+    """summary.json, or None if it is missing or damaged: it is derived, and can be derived again."""
     text = output.read(SUMMARY)
     try:
         content: Summary | None = json.loads(text) if text else None
@@ -54,8 +53,7 @@ def read_summary(output: Output) -> Summary | None:
 
 
 def is_published(run: GenerationRun, thresholds: Thresholds) -> bool:
-    """Whether everything derived is there, for this plan and these thresholds. The summary is written
-    last."""
+    """Whether all derived files are there, for this plan and these thresholds. The summary is written last."""
     summary = read_summary(run.output)
     return (
         summary is not None
@@ -67,7 +65,7 @@ def is_published(run: GenerationRun, thresholds: Thresholds) -> bool:
 
 
 def _recorded(summary: Summary) -> Thresholds | None:
-    # Not compared as mappings: records of older runs lack thresholds that came later, and mean none.
+    # Not compared as mappings: records of older runs lack later thresholds, which means that they are not set.
     try:
         return dataclasses.replace(Thresholds(), **summary["thresholds"])
     except (KeyError, TypeError, ValueError):
@@ -82,9 +80,9 @@ def publish(
 ) -> dict[str, int]:
     """Derive manifest, contact sheet, report and summary of a finished run; returns images by verdict.
 
-    network: the record of the network. times: of the run that has just ended; None keeps those of an earlier
-    summary. What pipeline.copies has left in the folder for these images goes into report and summary. Raises
-    InputError when the shards do not make up the plan.
+    network: the record of the network. times: of the run that has just ended; None keeps the times of an
+    earlier summary. Near-copies and doubles that pipeline.copies has written for these images go into report and
+    summary. Raises InputError when the shards do not make up the plan.
     """
     output, plan = run.output, run.plan
     counts = write_manifest(run, plan.units(), thresholds)
@@ -100,7 +98,7 @@ def publish(
         timing = {name: earlier.get(name) for name in names if name in earlier}
     manifest = read_manifest(output, columns=COLUMNS)
     privacy, identity = read_privacy(run, manifest), identity_summary(manifest)
-    found = {"identity": identity, "privacy": privacy}
+    scored = {"identity": identity, "privacy": privacy}
     content = {
         "plan_hash": run.hash,
         "people": plan.people,
@@ -111,7 +109,7 @@ def publish(
         **timing,
         "configuration": plan.configuration.settings(),
         "network": dict(network),
-        **{name: figures for name, figures in found.items() if figures},
+        **{name: figures for name, figures in scored.items() if figures},
     }
     summary = cast(Summary, content)
     output.write(SHEET, encode_png(draw_sheet(run, thresholds, toy=is_toy(network))))
@@ -123,9 +121,9 @@ def publish(
 def draw_sheet(run: GenerationRun, thresholds: Thresholds, toy: bool = False) -> np.ndarray:
     """The contact sheet of the first people and their first variants: [H, W, 3] uint8 RGB.
 
-    Captions are the detector's score and, but for the reference, the SSIM; then, where identities were compared, the
-    cosine to the person, but for the reference of an artificial one. `toy`: the network learned from drawn
-    people, and the title says so.
+    A caption is the detector's score, the SSIM (not for the reference) and, if identities were compared, the cosine to
+    the person (not for the reference of an artificial person). `toy`: the network learned from drawn people, and the
+    title says so.
     """
     rows: list[SheetRow] = []
     plan, compared = run.plan, False
@@ -158,9 +156,9 @@ def _sheet_rows(table: pa.Table, unit: Unit, configuration: Configuration, thres
 def _sheet_cell(image: Mapping) -> SheetCell:
     content = image["image"] if image["status"] == "ok" else None
     reference = image["variant"] == image["reference_variant"]
-    itself = reference and image["source"] != LATENT
+    is_own_reference = reference and image["source"] != LATENT
     scores = [image["detector_score"], None if reference else image["ssim"]]
-    scores.append(None if itself else image["identity_cosine"])
+    scores.append(None if is_own_reference else image["identity_cosine"])
     caption = " ".join([f"{score:.2f}" for score in scores if score is not None] + ["ref"] * reference)
     return SheetCell(None if content is None else decode(content), caption, image["verdict"])
 
