@@ -76,7 +76,7 @@ def main(config: Config) -> None:
     from reporting.reid import ranking as report
 
     evaluation = evaluated(config)
-    if config.network is not None:  # features took the time: they are written first
+    if config.network is not None:  # features take most of the time: they are written first
         with output.replacing(FEATURES) as path:
             write_features(path, evaluation.sets, {"network": evaluation.network, "data": evaluation.data})
     rankings, notes = rank_all(evaluation, config.metric, config.rerank, TOP)

@@ -5,8 +5,8 @@
         people: Annotated[int, Bound(ge=1)] = 100
         share: Annotated[float | None, Bound(ge=0, lt=1)] = None
 
-The package annotated-types has such marks too, but none that carries a note, and what stands below the jobs would need
-it at import.
+The package annotated-types has such marks too, but none with a note, and modules below the jobs would need the package
+at import.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from passersby.options import Options, flag
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a number may be: at least `ge`, above `gt`, at most `le`, below `lt`. None: no such limit.
+    """Limits of a number: at least `ge`, above `gt`, at most `le`, below `lt`. None: no such limit.
 
-    The note, in words, stands behind the limits in the error: why, or what else to give.
+    The note, in words, stands behind the limits in the error. It says why, or names another option.
     """
 
     ge: float | None = None
@@ -32,7 +32,7 @@ class Bound:
     note: str = ""
 
     def holds(self, value: float) -> bool:
-        """Whether a finite value is within."""
+        """Whether a finite value is within the limits."""
         return (
             (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
@@ -54,8 +54,8 @@ class Bound:
 def check_bounds(config: Options, start: str = "--") -> None:
     """Raises InputError for the first number of a dataclass, or of a tuple in it, that is outside of its Bound.
 
-    It names the option after `start`, as it is typed, its value and the bound: "--people 0: must be 1 or more". None
-    is within every bound. Numbers that are not finite are refused, also those of options without a Bound.
+    The message names the option after `start` as it is typed, the value and the bound: "--people 0: must be 1 or more".
+    None is within every bound. Numbers that are not finite are refused, also those of options without a Bound.
     """
     bounds = _bounds(type(config))
     for field in dataclasses.fields(config):

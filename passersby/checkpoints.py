@@ -1,7 +1,8 @@
-"""Network files, read without running what is in them: their kind, their tensors, and the record of our own.
+"""Network files, read without running their contents: kind, tensors, and the record in files of our own.
 
 Safetensors hold nothing but numbers, `torch.load` reads plain data alone, and neither reads a pickle:
-passersby/stylegan3/pickle_machine.py reads the reference's. Which names and shapes a network has, its family says.
+passersby/stylegan3/pickle_machine.py reads the reference's. The code of each kind of network knows
+its names and shapes.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ _STATE_DICTS = ".pth, .pth.tar and .safetensors are read"
 
 @contextlib.contextmanager
 def named(what: str, path: str | os.PathLike) -> Iterator[None]:
-    """What is raised inside becomes one InputError that starts with `what` and the path."""
+    """An OSError or InputError inside becomes one InputError that starts with `what` and the path."""
     try:
         yield
     except OSError as error:
@@ -60,12 +61,12 @@ def named(what: str, path: str | os.PathLike) -> Iterator[None]:
 def file_kind(data: BinaryIO, way_out: str = _STATE_DICTS, pickles: bool = False) -> str:
     """ "safetensors", "state_dict" or, if `pickles`, "pickle", from the contents of a seekable file, left at its start.
 
-    Raises `InputError` that says what the file is instead and ends with `way_out`; the message does not name it.
+    Raises `InputError` that describes another kind of file and ends with `way_out`; the message has no file name.
     """
     data.seek(0)
     head = data.read(64)
     data.seek(0)
-    if head.startswith(STORAGE_MAGIC):  # torch.save before PyTorch 1.6: also a pickle, so asked first
+    if head.startswith(STORAGE_MAGIC):  # torch.save before PyTorch 1.6: also a pickle, so tested first
         return "state_dict"
     if head.startswith(b"PK\x03\x04"):
         _check_archive(data)
@@ -83,7 +84,7 @@ def file_kind(data: BinaryIO, way_out: str = _STATE_DICTS, pickles: bool = False
 
 
 def is_safetensors(path: Path, way_out: str = _STATE_DICTS) -> bool:
-    """Whether a network file is of that kind; else it is a state dict. Raises InputError as `file_kind` does."""
+    """Whether a network file is a .safetensors; else it is a state dict. Raises InputError as `file_kind` does."""
     with path.open("rb") as file:
         return file_kind(file, way_out) == "safetensors"
 
@@ -116,9 +117,9 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def read_state(path: Path, stand_ins: Sequence[StandIn] = ()) -> Any:
-    """What `torch.save` put into a file: tensors and plain data. Raises InputError for anything else and for damage.
+    """What `torch.save` put into a file: tensors and plain data. Raises InputError for other contents and for damage.
 
-    `stand_ins` are what may be called for other names in the file.
+    `stand_ins` are functions of ours that may be called for the names in the file.
     """
     try:
         with torch.serialization.safe_globals(list(stand_ins)):
@@ -134,8 +135,8 @@ def read_state(path: Path, stand_ins: Sequence[StandIn] = ()) -> Any:
 def read_tensors(path: Path) -> Tensors:
     """The state dict of a `.pth` or `.safetensors`, without wrappers: plain names and tensors.
 
-    A dict with "state_dict" in it is taken for that; DataParallel's, AveragedModel's and torch.compile's prefixes go.
-    Raises InputError for a file that holds anything else than plain data, or more tensors than bytes.
+    Of a dict with "state_dict" in it that entry is read. Prefixes of DataParallel, AveragedModel and torch.compile are
+    removed. Raises InputError for a file that holds anything else than plain data, or more tensors than bytes.
     """
     state = read_safetensors(path)[0] if is_safetensors(path) else read_state(path, _NUMPY)
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
@@ -159,37 +160,37 @@ def only_tensors(state: Mapping[str, Any], path: Path) -> Tensors:
 
 
 def check_size(claimed: int, file_size: int) -> None:
-    """InputError where a file says that it holds more bytes of weights than it has: strides of 0 can do that."""
+    """Raise InputError if the weights have more bytes than their file: strides of 0 make that possible."""
     if claimed > file_size:
         raise InputError(f"{claimed:,} bytes of weights are more than the whole file")
 
 
 def fitted(
-    tensors: Tensors, wanted: Tensors, what: str = "such a network", prefix: str = "", part: str = ""
+    tensors: Tensors, expected: Tensors, what: str = "such a network", prefix: str = "", part: str = ""
 ) -> Tensors:
-    """`tensors` in the types of `wanted`, contiguous: the same names, but for counters, the same shapes, all finite.
+    """`tensors` in the types of `expected`, contiguous: the same names (without counters), the same shapes, all finite.
 
-    Raises InputError for the first tensor that is not so. It names the tensor, with `prefix` before it, as one of the
-    file's `part`, and `what` has tensors such as are wanted.
+    Raises InputError for the first tensor that differs. The message names the tensor with `prefix` before it, the
+    `part` of the file that holds it, and `what`: the network that has the expected tensors.
     """
     start = f"{part}: tensor {prefix}" if part else f"tensor {prefix}"
-    unknown = sorted(tensors.keys() - wanted.keys())
+    unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise InputError(f"{start}{unknown[0][:80]} is not one of {what}: damaged, or another structure")
     fitting = {}
-    for name, shaped in wanted.items():
+    for name, example in expected.items():
         if name not in tensors and name.endswith(COUNTER):
             fitting[name] = torch.zeros((), dtype=torch.int64)
             continue
         if name not in tensors:
             raise InputError(f"{start}{name} is missing, which {what} has")
         tensor = tensors[name]
-        if tensor.shape != shaped.shape:
-            shapes = f"{tuple(tensor.shape)}, that of {what} {tuple(shaped.shape)}"
+        if tensor.shape != example.shape:
+            shapes = f"{tuple(tensor.shape)}, that of {what} {tuple(example.shape)}"
             raise InputError(f"{start}{name} has shape {shapes}")
-        if shaped.is_floating_point() and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+        if example.is_floating_point() and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
             raise InputError(f"{start}{name} holds values that are no finite numbers: did the training diverge?")
-        fitting[name] = tensor.contiguous().to(shaped.dtype)
+        fitting[name] = tensor.contiguous().to(example.dtype)
     return fitting
 
 
@@ -217,9 +218,9 @@ _NUMPY += [(_ignored_number, f"numpy.{package}.multiarray.scalar") for package i
 
 @dataclasses.dataclass(frozen=True)
 class OwnKind:
-    """One kind of our files: the key of its record, what it is, the job that makes it, and the version of the record.
+    """One kind of our files: the key of its record, its noun, the job that makes it, and the version of the record.
 
-    `needs` are the names that a record has and the types of their values; `lacks` says them in words.
+    `needs`: names in a record -> types of their values. `lacks`: the same names in words.
     """
 
     key: str

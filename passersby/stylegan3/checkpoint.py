@@ -1,4 +1,4 @@
-"""Network files: what `load_network` reads and `save_network` writes.
+"""Network files: `load_network` reads them, `save_network` writes them.
 
 Three kinds are read (`checkpoint_formats.py`): the reference's pickles, our own `.safetensors`, which carries
 its configuration and a record of its making, and plain `.pt` state dicts with the reference's names. Nothing
@@ -34,7 +34,7 @@ class LoadedNetwork:
 
     `generator` is the averaged one (G_ema), in eval mode, without gradients; `training_generator` (G) and
     `discriminator` (D), where the file has them, are ready for training. All float32, on the CPU. `record`
-    says what is known about the training ("trained_on" among it), `sha256` is that of the file.
+    says what is known about the training, with "trained_on". `sha256` is the hash of the file.
     """
 
     generator: Generator
@@ -48,9 +48,9 @@ class LoadedNetwork:
 def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNetwork:
     """Read the networks of a reference pickle, a `.safetensors` of ours or a plain `.pt` state dict.
 
-    The kind is told from the contents, not from the name. `width` [pixels] is needed for tall networks in a
-    plain state dict only, which does not say it. Raises `InputError`, one line that names the path and what
-    was found there, for a file that is missing, damaged, hostile or of another kind.
+    The contents of the file, not its name, decide its kind. Only a tall network in a plain state dict needs `width`
+    [pixels], because such a file does not store it. Raises `InputError`, one line with the path and the problem, for a
+    file that is missing, damaged, hostile or of another kind.
     """
     path = Path(path)
     with named("network", path), path.open("rb") as file:
@@ -69,8 +69,7 @@ def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNet
 def load_generator(file: str | os.PathLike = weights.DEMO_NETWORK, device: str = "cpu") -> Generator:
     """The generator of a network file: a reference .pkl, a .safetensors of ours or a .pt; by default the demo network.
 
-    Raises InputError for a file that is no such network. `passersby.stylegan3.load_network` gives all that a file
-    holds.
+    Raises InputError for a file that is no such network. `passersby.stylegan3.load_network` gives everything in a file.
 
     >>> import passersby
     >>> generator = passersby.load_generator()
@@ -117,7 +116,7 @@ def save_network(
 def save_state_dict(path: str | os.PathLike, generator: Generator, half: bool = False) -> None:
     """Write the generator alone as a plain `.pt` state dict with the reference's names, atomically.
 
-    Other programs load it with `strict=True`; it carries neither configuration nor record. `half` and errors
+    Other programs load the file with `strict=True`; it holds neither configuration nor record. `half` and errors
     as for `save_network`.
     """
     buffer = io.BytesIO()

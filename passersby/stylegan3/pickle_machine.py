@@ -1,6 +1,6 @@
-"""Pickles read as data: a stack machine that can call nothing but the few functions it is given.
+"""Pickles read as data: a stack machine that can call only the few functions of its table.
 
-Python's own unpickler imports and calls whatever a file names. Filtering its `find_class` still leaves it
+Python's own unpickler imports and calls whatever a file names. Even with a filter in `find_class` it keeps
 attribute access, `__setstate__`, the extension registry and allocations of any announced size. `pickletools`
 decodes a stream without acting on it, so this file acts on it instead: names are looked up in our own table,
 REDUCE calls the entries of that table only, and no attribute that a file names is ever read or set.
@@ -14,7 +14,7 @@ from passersby.errors import InputError
 
 _MARK = object()
 
-# What a damaged or absurd stream makes `pickletools`, the stack, the memo or a stand-in raise.
+# Errors of `pickletools`, the stack, the memo or a stand-in at a damaged or absurd stream.
 _DAMAGE = (
     ValueError,
     IndexError,
@@ -64,7 +64,7 @@ def describe(value: Any) -> str:
 
 
 class PickleMachine:
-    """Reads one pickle from `stream` (`read`, `readline`), which stands behind the pickle's end afterwards.
+    """Reads one pickle from `stream` (`read`, `readline`), and leaves `stream` behind the pickle's end.
 
     `names` maps "module.name" to a function of ours; `persistent` reads persistent identifiers, None refuses
     them. `load()` raises `InputError` on a name outside `names`, on any opcode that a network file has no use

@@ -1,8 +1,8 @@
-"""The reference implementation's network files (.pkl), read without running anything that is inside them.
+"""The reference implementation's network files (.pkl), read without running anything in them.
 
 Such a file is a pickle of {G, D, G_ema, augment_pipe, training_set_kwargs}. Each network module is stored as
-its source text and its state; only the state is looked at. The short list of names that occur stands at the
-end of this file, each with a function of ours; `pickle_machine.py` says why nothing else can happen.
+its source text and its state; only the state is read. The end of this file lists the few names that
+occur, each with a function of ours; `pickle_machine.py` says why no other code can run.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ class PersistentObject:
         return keywords
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The parameters and persistent buffers of the module and all below it, named as in a state dict."""
-        found: dict[str, torch.Tensor] = {}
-        _collect(self, "", 0, found)
-        return found
+        """The parameters and persistent buffers of the module and its submodules, named as in a state dict."""
+        named_tensors: dict[str, torch.Tensor] = {}
+        _collect(self, "", 0, named_tensors)
+        return named_tensors
 
 
 def read_reference_pickle(stream: BinaryIO) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _is_plain(value: Any, depth: int) -> bool:
     return value is None or isinstance(value, (str, int, float))
 
 
-def _collect(module: PersistentObject, prefix: str, depth: int, found: dict[str, torch.Tensor]) -> None:
+def _collect(module: PersistentObject, prefix: str, depth: int, named_tensors: dict[str, torch.Tensor]) -> None:
     groups = [module.state.get(name, {}) for name in ("_parameters", "_buffers", "_modules")]
     transient = module.state.get("_non_persistent_buffers_set", set())
     sensible = all(isinstance(group, dict) for group in groups) and isinstance(transient, set)
@@ -80,12 +80,12 @@ def _collect(module: PersistentObject, prefix: str, depth: int, found: dict[str,
     for name, value in [*parameters.items(), *buffers.items()]:
         if value is None or name in transient:
             continue
-        if not isinstance(value, torch.Tensor) or len(found) >= _MAX_TENSORS:
+        if not isinstance(value, torch.Tensor) or len(named_tensors) >= _MAX_TENSORS:
             raise InputError(f"{describe(name)} is no tensor, or there are too many of them: {_NOT_OURS}")
-        found[prefix + str(name)] = value
+        named_tensors[prefix + str(name)] = value
     for name, child in modules.items():
         if isinstance(child, PersistentObject):
-            _collect(child, f"{prefix}{name}.", depth + 1, found)
+            _collect(child, f"{prefix}{name}.", depth + 1, named_tensors)
         elif child is not None:
             raise InputError(f"{describe(name)} is no network module: {_NOT_OURS}")
 
@@ -137,7 +137,7 @@ class _Storages:
         self.limit = limit
 
     def read(self, data: Any) -> torch.Tensor:
-        """See `_storage`."""
+        """The elements of one storage, as `_storage` reads them; their bytes count towards the limit."""
         storage = _storage(data)
         self.limit -= storage.nbytes
         if self.limit < 0:
@@ -149,7 +149,8 @@ def _storage(data: Any) -> torch.Tensor:
     """The embedded stream of one torch storage -> its elements, [n], in the storage's type.
 
     The function that the file names runs an unrestricted `torch.load` on this stream, which would undo every
-    other precaution; here its pickles go through the same machine, with the storage types as the only names.
+    other precaution; here the pickles in the stream go through the same machine, with the storage types as the only
+    names.
     """
     if not isinstance(data, bytes) or not data.startswith(STORAGE_MAGIC):
         raise InputError(f"damaged: a tensor's storage is not in PyTorch's format, or {_NOT_OURS}")
@@ -199,7 +200,7 @@ class _NumpyType(Buildable):
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        """The state that numpy pickles: (version, byte order, ...), the rest only for structured types."""
+        """The state that numpy pickles: (version, byte order, ...); only structured types use the other items."""
         if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|"):
             raise InputError("damaged: a numpy type without byte order")
         if any(part is not None for part in state[2:5]):
@@ -228,7 +229,7 @@ def _numpy_scalar(kind: Any, data: Any) -> int | float | bool:
 
 
 def _never(*arguments: Any) -> Any:
-    # Names that a network file hands to a function but never calls.
+    # For names that a network file passes to a function but never calls.
     del arguments
     raise InputError(f"the pickle constructs a bare array or storage: {_NOT_OURS}")
 
