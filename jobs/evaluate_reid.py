@@ -145,7 +145,7 @@ def write_pictures(
     thresholds: "Thresholds",
     notes: list[str],
 ) -> None:
-    """CMC curve, histogram of similarities and, where there are images and a match, the sheet of queries."""
+    """CMC curve, histogram of similarities and, if there are images and a match, the sheet of queries."""
     from pipeline.evaluation import GALLERY, QUERY, SINGLE, top_similarities
     from reporting.grid import encode_png
     from reporting.reid.queries import query_sheet

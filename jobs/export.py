@@ -141,7 +141,7 @@ def describe(config: Config, options: Options, manifest: RunManifest, people: Pe
 def write(
     config: Config, options: Options, manifest: RunManifest, out: Output, people: People, existing: set[str]
 ) -> None:
-    """Write what is missing, with a line that says how far it is."""
+    """Write the missing files, and show the progress in a line."""
     total = units = missing = missing_units = 0
     for task in tasks(manifest, out, options, people, existing):
         total, units = total + task.images, units + 1

@@ -141,8 +141,8 @@ def draw(options: Preview, network: LoadedNetwork, groups: list[tuple[int, ...]]
         mixer = StyleMixer(network.generator, configure(options, layers, network.sha256), options.device)
         contents = images_of(mixer(unit))["image"].to_pylist()
         images = [None if content is None else decode(content) for content in contents]
-        each = 1 + options.variants
-        people = [images[first : first + each] for first in range(0, len(images), each)]
+        per_person = 1 + options.variants
+        people = [images[first : first + per_person] for first in range(0, len(images), per_person)]
         base = [person[0] for person in people]  # the same in every group
         drawn.append([person[1:] for person in people])
     return base, drawn

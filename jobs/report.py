@@ -49,7 +49,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Read, draw, write, say where."""
+    """Read, draw, write, print the address of the page."""
     if (config.run is None) == (config.sweep is None):
         raise InputError(f"{'both' if config.run else 'neither'} --run and --sweep: give one of them")
     if config.training and config.run is None:
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
 
 
 def write_run_page(config: Config) -> str:
-    """OUT/report.html of a finished run; returns where it lies."""
+    """Write OUT/report.html of a finished run; returns the page's address."""
     from reporting.gan.scores import read_training
     from reporting.page import is_toy
     from reporting.run.page import COLUMNS, run_page
@@ -80,7 +80,7 @@ def write_run_page(config: Config) -> str:
 
 
 def write_sweep_page(config: Config) -> str:
-    """OUT/sweep_report.html of a sweep as far as it has come; returns where it lies."""
+    """Write OUT/sweep_report.html of a sweep, with its trials so far; returns the page's address."""
     from reporting.sweep.page import sweep_page
 
     assert config.sweep is not None  # `main` has made sure of it
@@ -110,7 +110,7 @@ def read_sweep(output: Output) -> "tuple[SweepRecord, pa.Table]":
     return sweep, trials
 
 
-def draw_queries(output: Output, sweep: "SweepRecord", trials: pa.Table, each: int) -> tuple[bytes | None, list[str]]:
+def draw_queries(output: Output, sweep: "SweepRecord", trials: pa.Table, count: int) -> tuple[bytes | None, list[str]]:
     """Queries that got better and worse at the best level of the first arm, as a PNG; or None and a reason."""
     from passersby.metrics.sweep_statistics import analyse
     from pipeline.evaluation import changed_queries_sheet
@@ -119,7 +119,7 @@ def draw_queries(output: Output, sweep: "SweepRecord", trials: pa.Table, each: i
     arm = compared_arms(trials, sweep)[0]
     table = trials.filter(pc.call_function("equal", [trials["arm"], arm]))
     level = best_level(analyse(trials_of(table, "mAP")))
-    changed = None if level is None else query_changes(table, level, each)
+    changed = None if level is None else query_changes(table, level, count)
     if changed is None:
         return None, []
     data = sweep.get("paths", {}).get("data")

@@ -139,7 +139,7 @@ def main(config: Config) -> int | None:
 
 
 def describe(config: Config, sweep: "Sweep") -> str:
-    """The sweep in lines for people: trials, steps, what was added, what the leak guard found."""
+    """The sweep in lines for people: trials, steps, added levels, findings of the leak guard."""
     trials = len(sweep.trials())
     arms = f" x {len(sweep.arms)} arms" if len(sweep.arms) > 1 else ""
     arms += ", some of which share level 0," if sweep.sharing() else ""

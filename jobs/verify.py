@@ -173,7 +173,7 @@ def check_units(
     with ProgressLine(len(present), images) as line:
         for check in check_shards(run, present, decoded, kept=lambda unit: bool(sample.of(unit))):
             unit, name = check.unit, shard_name(check.unit.unit)
-            kept = derived.take(unit, check.table)
+            kept_images = derived.take(unit, check.table)
             if check.problem:
                 findings.add(check.problem[0], name, check.problem[1])
             elif again and check.table is not None:
@@ -182,7 +182,7 @@ def check_units(
                     text = f"{run.output.address(name)}: {wrong[0]} ({len(wrong):,} such in the sample): {ADVICE}"
                     findings.add("with other scores or images than computed again", name, text)
             if unit.unit in present:
-                line.update(unit.people * variants, kept)
+                line.update(unit.people * variants, kept_images)
     derived.finish(findings)
 
 

@@ -212,7 +212,7 @@ def png_of(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# ---- The file of JSON lines: appended to, read, and cut off where a training goes on.
+# ---- The file of JSON lines: append to it, read it, and shorten it when a training resumes.
 
 
 def append_history(path: str | os.PathLike, record: Record) -> None:

@@ -328,20 +328,20 @@ def _kept_per_person(manifest: pa.Table) -> dict[str, str | int | list[tuple[int
     if not manifest.num_rows:
         return None
     _, person = np.unique(manifest["person"].to_numpy(), return_inverse=True)
-    each = np.bincount(person, weights=_kept(manifest)).astype(np.int64)
+    kept_counts = np.bincount(person, weights=_kept(manifest)).astype(np.int64)
     variants = int(np.bincount(person).max())
     width = math.ceil(variants / 10)
     # People without a kept image have a bar of their own: they are lost to training.
     steps = [(0, 0)] + [(first, min(first + width - 1, variants)) for first in range(1, variants + 1, width)]
-    bars = [(first, last, int(((each >= first) & (each <= last)).sum())) for first, last in steps]
+    bars = [(first, last, int(((kept_counts >= first) & (kept_counts <= last)).sum())) for first, last in steps]
     return {
         "bars": bars,
         "most": max(count for *_, count in bars),
-        "people": len(each),
-        "none": int((each == 0).sum()),
-        "median": f"{np.median(each):g}",
-        "least": int(each.min()),
-        "best": int(each.max()),
+        "people": len(kept_counts),
+        "none": int((kept_counts == 0).sum()),
+        "median": f"{np.median(kept_counts):g}",
+        "least": int(kept_counts.min()),
+        "best": int(kept_counts.max()),
     }
 
 

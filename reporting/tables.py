@@ -18,7 +18,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 # ---- The table of discarded images: how many reached each filter, and how many it discarded.
 
-# In the order in which an image meets them; a discarded image counts where it failed first.
+# In the order in which an image meets them; a discarded image counts at the first filter that rejects it.
 FILTERS = {
     "error": "could not be made or scored",
     "detector": "pedestrian filter",
@@ -61,18 +61,18 @@ def discard_rows(counts: Mapping[str, int], shown: Collection[str] = ()) -> list
             raise ValueError(f"unknown verdict {key!r}: known are {', '.join([KEPT, *FILTERS])}")
         if count < 0:
             raise ValueError(f"a verdict cannot have a negative count: {key} = {count}")
-    made = sum(counts.values())
+    total = sum(counts.values())
     kept = counts.get(KEPT, 0)
-    rows = [DiscardRow("made", "images made", made, _share(made, made), None)]
-    reached = made
+    rows = [DiscardRow("made", "images made", total, _share(total, total), None)]
+    reached = total
     for key, label in FILTERS.items():
         count = counts.get(key, 0)
         if key in OPTIONAL and not count and key not in shown:
             continue
-        rows.append(DiscardRow(key, label, count, _share(count, made), _share(count, reached)))
+        rows.append(DiscardRow(key, label, count, _share(count, total), _share(count, reached)))
         reached -= count
-    rows.append(DiscardRow("discarded", "discarded in all", made - kept, _share(made - kept, made), None))
-    rows.append(DiscardRow(KEPT, "kept", kept, _share(kept, made), None))
+    rows.append(DiscardRow("discarded", "discarded in all", total - kept, _share(total - kept, total), None))
+    rows.append(DiscardRow(KEPT, "kept", kept, _share(kept, total), None))
     return rows
 
 

@@ -73,9 +73,11 @@ def expected_seconds(sample: Sample, images: int, actors: Mapping[str, int], sha
     actors: of each stage. shared: how many actors' work the machine can do at a time when stages share
     its CPUs (their sum counts), None when stages have devices of their own (the slowest counts).
     """
-    each = {name: seconds / actors[name] for name, seconds in sample.seconds.items()}
+    seconds_per_image = {name: seconds / actors[name] for name, seconds in sample.seconds.items()}
     return images * (
-        max(each.values()) if shared is None else max(sum(sample.seconds.values()) / shared, *each.values())
+        max(seconds_per_image.values())
+        if shared is None
+        else max(sum(sample.seconds.values()) / shared, *seconds_per_image.values())
     )
 
 

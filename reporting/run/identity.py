@@ -182,9 +182,9 @@ def identity_figures(manifest: pa.Table) -> list[tuple[str, str, str]]:
     if summary is None:
         return []
 
-    def line(what: str, kind: str, name: str, form: Callable[[float], str]) -> tuple[str, str, str]:
+    def line(label: str, kind: str, name: str, form: Callable[[float], str]) -> tuple[str, str, str]:
         of_all, of_kept = (summary[part][kind][name] for part in ("all", "kept"))
-        return what, "" if of_all is None else form(of_all), "" if of_kept is None else form(of_kept)
+        return label, "" if of_all is None else form(of_all), "" if of_kept is None else form(of_kept)
 
     def cosine(value: float) -> str:
         return f"{value:.3f}"
@@ -352,7 +352,7 @@ def privacy_lines(privacy: Privacy) -> list[str]:
 
 
 def privacy_sheet(copies: Sequence[Pair], doubles: Sequence[Pair]) -> np.ndarray | None:
-    """Both kinds of pairs as one picture, [H, W, 3] uint8 RGB; None where there are none."""
+    """Both kinds of pairs as one picture, [H, W, 3] uint8 RGB; None without any pair."""
     rows = [
         SheetRow(label, [cell for pair in pairs[:SHEET_PAIRS] for cell in _cells(pair)])
         for label, pairs in (("generated, real", copies), ("two artificial people", doubles))
