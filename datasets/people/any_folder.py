@@ -1,7 +1,8 @@
-"""Reader of any folder of pictures: what a GAN is trained on need not be laid out as re-ID data are.
+"""Reader of any folder of pictures: data for training a GAN need no layout of re-ID data.
 
-All pictures below the folder are for training. Names as in Market-1501 say whom they show, or sub-folders, or nothing
-does. `of_names` serves whatever else has no layout: zip files, flat folders, sets that are scored.
+All pictures below the folder are for training. Their identities come from names as in Market-1501, or from
+the sub-folders; otherwise they are unknown. `of_names` lists other data without a layout as well: zip files,
+flat folders and sets that are scored.
 """
 
 import os
@@ -15,15 +16,16 @@ from datasets.people.listing import NOBODY, TRAIN, UNKNOWN_CAMERA, UNKNOWN_PERSO
 from datasets.people.names import is_image, parse_name
 from passersby.errors import InputError
 
-People = tuple[Sequence[int], Mapping[int, str]]  # identities of the images; what their people are called
+People = tuple[Sequence[int], Mapping[int, str]]  # the identities of the images; identity -> the person's name
 
 
 def read(root: Path) -> Listing:
     """Every image below a folder, in the order of the names. Opens no image.
 
-    Identities: those of the names where all of them read as Market-1501's do; else the first-level sub-folders,
-    where every image lies in one (their numbers, or 1, 2, ... in the order of their names); else unknown. Raises
-    InputError for folders that cannot be read, are links or hold no image.
+    Identities come from the names where all names have Market-1501's form. Otherwise they come from the
+    first-level sub-folders, where every image lies in one: a sub-folder's number is the identity, or 1, 2, ...
+    in the order of the sub-folders' names. Otherwise they are unknown. Raises InputError for folders that
+    cannot be read, are links or hold no image.
     """
     sizes = image_sizes(root)
     names = sorted(sizes)
@@ -32,9 +34,9 @@ def read(root: Path) -> Listing:
 
 
 def image_sizes(root: Path) -> dict[str, int]:
-    """Name below `root`, with /, and size in bytes of every image there.
+    """Map the name of every image below `root` (relative, with /) to its size in bytes.
 
-    Raises InputError where a folder cannot be read, or is a link, which could hide a tree's held-out people.
+    Raises InputError where a folder cannot be read, or is a link: a link could hide a tree's held-out people.
     """
     folders, sizes = [root], {}
     while folders:
@@ -68,23 +70,24 @@ def of_names(
     archive: Path | None = None,
     split: str = "",
 ) -> Listing:
-    """The images of these names and contents; whom they show is told by the names where all are Market-1501's.
+    """List the images of these names and contents. Identities come from the names where all have
+    Market-1501's form.
 
-    people: who they show otherwise; None: nobody knows. What a name calls junk or a distractor is that in any case.
-    Raises InputError where there is no image.
+    people: the identities otherwise, None where they are unknown. An image whose own name says junk or
+    distractor is one in any case. Raises InputError where there is no image.
     """
     if not names:
         raise InputError(f"no images (jpg, png) in {root}")
-    said = [parse_name(name) for name in names]
-    market = [image for image in said if image is not None]
+    parsed_names = [parse_name(name) for name in names]
+    market = [image for image in parsed_names if image is not None]
     cameras = [UNKNOWN_CAMERA] * len(names)
     if len(market) == len(names):
         cameras = [image.camera for image in market]
         people = [image.identity for image in market], {image.identity: f"{image.identity:04d}" for image in market}
-    identities, called = people or ([UNKNOWN_PERSON] * len(names), {})
+    identities, people_names = people or ([UNKNOWN_PERSON] * len(names), {})
     identities = [
         image.identity if image is not None and image.identity in NOBODY and identity not in NOBODY else identity
-        for image, identity in zip(said, identities, strict=True)
+        for image, identity in zip(parsed_names, identities, strict=True)
     ]
     return Listing(
         name=root.name,
@@ -92,7 +95,7 @@ def of_names(
         identities=np.array(identities, np.int64),
         cameras=np.array(cameras, np.int64),
         names=tuple(names),
-        people={identity: name for identity, name in called.items() if identity not in NOBODY},
+        people={identity: name for identity, name in people_names.items() if identity not in NOBODY},
         splits=(split,) * len(names),
         labels=tuple((labels or {}).get(name) for name in names),
         sizes=None if sizes is None else np.array([sizes[name] for name in names], np.int64),
@@ -101,15 +104,15 @@ def of_names(
 
 
 def _folder_people(names: Sequence[str]) -> People | None:
-    """Every first-level folder is one person; None where an image lies in no folder."""
+    """The people where every first-level folder is one person; None where an image lies in no folder."""
     if not all("/" in name for name in names):
         return None
     folders = [name.split("/")[0] for name in names]
     distinct = sorted(set(folders))
     numbers = {folder: number for folder in distinct if (number := _number(folder)) is not None}
-    # 7 and 0007 would be one person, so then, as with any other names, the order numbers the folders.
+    # 7 and 0007 would get one number. Then, as with names that are no numbers, folders are numbered by their order.
     if len(set(numbers.values())) < len(distinct):
-        numbers = {folder: place for place, folder in enumerate(distinct, start=1)}
+        numbers = {folder: position for position, folder in enumerate(distinct, start=1)}
     return [numbers[folder] for folder in folders], {number: folder for folder, number in numbers.items()}
 
 

@@ -1,7 +1,8 @@
-"""Reader of zip files, and of folders with a dataset.json, as the reference StyleGAN3's tool leaves them.
+"""Reader of zip files, and of folders with a dataset.json, as the reference StyleGAN3's tool writes them.
 
-`dataset.json` holds `{"labels": [[name, class number or list of numbers], ...]}` or null for labels. Archives are
-read in place, member by member: nothing is unpacked to disk, and what an archive promises is checked first.
+`dataset.json` holds `{"labels": [[name, class number or list of numbers], ...]}`; its labels may be null.
+Archives are read in place, member by member. Nothing is unpacked to disk, and the sizes in an archive's list
+of members are checked first.
 """
 
 import json
@@ -21,18 +22,18 @@ LABELS_FILE = "dataset.json"
 MOST_MEMBERS = 5_000_000
 MOST_LABELS_BYTES = 256 << 20
 MOST_CLASSES = 16_384  # each label becomes a row of as many float32
-# Pictures hardly shrink. Archives that promise more than this, as bombs do, are refused unread.
+# Compression hardly shrinks pictures. An archive whose unpacked size is beyond both limits (a zip bomb) is refused.
 MOST_TOTAL_BYTES, MOST_GROWTH = 1 << 30, 100
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def list_archive(path: Path) -> Listing:
-    """Every image of a zip file, in the order of the names, with its label. Decodes none.
+    """List every image of a zip file, in the order of the names, with its label. Decodes no image.
 
-    Identities and cameras: those of the names where all of them read as Market-1501's do, else unknown: the
-    sub-folders of such files only keep folders small. Raises InputError for a file that is no zip file, is encrypted,
-    packed otherwise than stored or deflated, too large unpacked, holds a name twice or no image, and for a damaged
-    dataset.json.
+    Identities and cameras come from the names where all names have Market-1501's form. Otherwise they are
+    unknown: the sub-folders of such files only keep folders small. Raises InputError for a file that is no zip
+    file, is encrypted, is packed otherwise than stored or deflated, is too large unpacked, holds a name twice
+    or holds no image, and for a damaged dataset.json.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,10 +68,10 @@ def list_labelled_folder(root: Path) -> Listing:
 
 
 def parse_labels(text: bytes, path: Path) -> dict[str, Label]:
-    """Names and labels of a dataset.json; {} where it says null. `path` is for messages.
+    """Map the names in a dataset.json to their labels; {} where its labels are null. `path` is for messages.
 
-    Raises InputError where it is not of that form: class numbers of 0 to 16383 throughout, or finite vectors of one
-    length up to that many.
+    Raises InputError unless all labels are class numbers from 0 to 16383, or all are finite vectors of one
+    length, 1 to 16384.
     """
     where = f"{LABELS_FILE} of {path}"
     try:
@@ -97,7 +98,7 @@ def parse_labels(text: bytes, path: Path) -> dict[str, Label]:
 
 
 def _fault(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> str | None:
-    """What is wrong with an archive's list of members, and the way out; None where nothing is."""
+    """The fault in an archive's list of members, with the way out; None where there is no fault."""
     if len(members) > MOST_MEMBERS:
         return f"{len(members)} members, and at most {MOST_MEMBERS} are read: divide it"
     seen = set()
@@ -127,7 +128,7 @@ def _label(value: Json) -> Label | None:
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_CLASSES:
         return None
     numbers = [number for number in value if isinstance(number, int | float) and not isinstance(number, bool)]
-    # An int beyond float's range fails the comparison's bound and never becomes a float.
+    # An int beyond float's range fails the comparison, so `math.isfinite` never converts it.
     good = len(numbers) == len(value) and all(abs(number) <= 3e38 and math.isfinite(number) for number in numbers)
     return tuple(map(float, numbers)) if good else None
 

@@ -1,8 +1,9 @@
 """Reader of CUHK03 by the new protocol: 767 people to train on, 700 to test.
 
-images_labeled or images_detected, as torchreid extracts them from cuhk-03.mat, and beside it
-cuhk03_new_protocol_config_labeled.mat or _detected.mat, which says who is where (Zhong et al., "Re-ranking Person
-Re-identification with k-reciprocal Encoding", CVPR 2017; images: Li et al., "DeepReID", CVPR 2014).
+The images lie in images_labeled or images_detected, as torchreid extracts them from cuhk-03.mat. The file
+cuhk03_new_protocol_config_labeled.mat or _detected.mat beside that folder gives the split of each image (Zhong et
+al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017; images: Li et al., "DeepReID",
+CVPR 2014).
 """
 
 import zlib
@@ -26,22 +27,23 @@ EXTRACT = (
 
 
 def holds(root: Path) -> bool:
-    """Whether it is CUHK03: its folders of images, the folder above, or the file that they are extracted from."""
+    """Whether `root` is CUHK03: a folder of its images, the folder above, or the file they are extracted from."""
     if root.name == _RAW:
         return root.is_file()
     return _chosen(root) is not None or any(path.is_file() for path in (root / _RAW, root / "cuhk03_release" / _RAW))
 
 
 def splits(root: Path) -> set[str]:
-    """All three where the images are extracted and the protocol's file lies beside them."""
+    """All three splits, where the images are extracted and the protocol's file lies beside them."""
     chosen = _chosen(root)
     return set(INDICES) if chosen is not None and _config(*chosen) is not None else set()
 
 
 def read(root: Path, split: str) -> Listing:
-    """One split of images_labeled, or, where only that is there or its folder is given, images_detected.
+    """Return one split of images_labeled; of images_detected where its folder is given or is the only one.
 
-    Raises InputError where the images are not extracted, the protocol's file is missing, damaged or not its own.
+    Raises InputError where the images are not extracted, and where the protocol's file is missing, damaged or
+    of another data set.
     """
     chosen = _chosen(root)
     if chosen is None:
@@ -55,16 +57,16 @@ def read(root: Path, split: str) -> Listing:
             f"no {_CONFIG.format(boxes)} in {folder.parent}: it says who is in which split; take it from "
             "github.com/zhunzhong07/person-re-ranking (CUHK03-NP)"
         )
-    files, identities, cameras, places = _protocol(config, split)
-    names = tuple(files[place] for place in places)
+    files, identities, cameras, indices = _protocol(config, split)
+    names = tuple(files[index] for index in indices)
     paths = tuple(folder / name for name in names)
-    chosen_identities = identities[places]
+    chosen_identities = identities[indices]
     name = f"CUHK03 {boxes} {split}"
     listing = Listing(
         name=name,
         contents=paths,
         identities=chosen_identities,
-        cameras=cameras[places],
+        cameras=cameras[indices],
         names=names,
         people={identity: str(identity) for identity in np.unique(chosen_identities).tolist()},
     )
@@ -77,7 +79,7 @@ def read(root: Path, split: str) -> Listing:
 
 
 def _chosen(root: Path) -> tuple[Path, str] | None:
-    """The folder of images and which boxes these are."""
+    """The folder of images and the kind of its boxes (one of BOXES). None where there is no such folder."""
     for boxes in BOXES:
         folder = root if root.name == f"images_{boxes}" else root / f"images_{boxes}"
         if folder.is_dir():
@@ -90,23 +92,23 @@ def _config(folder: Path, boxes: str) -> Path | None:
 
 
 def _protocol(path: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """(file names, identities, cameras) of all images, and the places, from 0, of a split's."""
+    """(file names, identities, cameras) of all images, and the indices, from 0, of the split's images."""
     import scipy.io  # half a second, which only readers of this data set should wait for
 
     try:
         values = scipy.io.loadmat(path)
         files = [str(np.asarray(entry).reshape(-1)[0]) for entry in values["filelist"].reshape(-1)]
-        identities, cameras, places = (
+        identities, cameras, indices = (
             values[key].reshape(-1).astype(np.int64) for key in ("labels", "camId", INDICES[split])
         )
     except (scipy.io.matlab.MatReadError, zlib.error, *_MALFORMED) as error:
         raise InputError(f"{path} is not the protocol of CUHK03 ({error}): download it again") from error
-    places = places - 1  # MATLAB counts from 1
-    fits = len(files) == len(identities) == len(cameras) and len(places) > 0
-    if not fits or places.min() < 0 or places.max() >= len(files) or (identities < 1).any():
+    indices = indices - 1  # MATLAB counts from 1
+    fits = len(files) == len(identities) == len(cameras) and len(indices) > 0
+    if not fits or indices.min() < 0 or indices.max() >= len(files) or (identities < 1).any():
         raise InputError(f"{path}: its lists do not fit each other: download it again")
     if any("/" in name or "\\" in name or name in ("", ".", "..") for name in files):
         raise InputError(f"{path}: it names files outside its folder: download it again")
-    if len({files[place] for place in places}) < len(places):
+    if len({files[index] for index in indices}) < len(indices):
         raise InputError(f"{path}: it names an image of {split} twice: download it again")
-    return files, identities, cameras, places
+    return files, identities, cameras, indices

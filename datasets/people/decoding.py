@@ -1,7 +1,7 @@
-"""Pictures from files and bytes to pixels: one, and all of a listing.
+"""Decoding: one picture, or all pictures of a listing, from files and bytes to pixels.
 
-`decode` takes back what this program stored. `decode_own_size` takes pictures of whatever origin, by their headers
-first; all that bring a picture to a size begin with it.
+`decode` reads pictures that this program stored. `decode_own_size` reads pictures of any origin and checks
+their headers first. Every function that brings a picture to a size begins with `decode_own_size`.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from passersby.errors import InputError
 
 # ---- The bytes of a picture.
 
-MOST_BYTES = 64 << 20  # of one file, in an archive unpacked: nothing that is a person's picture comes near
+MOST_BYTES = 64 << 20  # of one file, unpacked; no picture of a person is nearly so large
 # What `zipfile` raises for damaged, encrypted or foreign archives and members.
 BROKEN_ARCHIVE = (OSError, EOFError, KeyError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 def read_bytes(content: Path | bytes) -> bytes:
-    """A file's first MOST_BYTES and one: a longer one cannot be decoded, and is no person's picture. Encoded bytes as
-    they are. Raises OSError."""
+    """Return the first MOST_BYTES + 1 bytes of a file: a longer file is not decoded, as it is no picture of
+    a person. Encoded bytes are returned as they are. Raises OSError."""
     if isinstance(content, bytes):
         return content
     with content.open("rb") as file:
@@ -39,9 +39,10 @@ def read_bytes(content: Path | bytes) -> bytes:
 
 
 class Reader:
-    """Bytes of the contents of a listing, from files or from its archive; threads may share one. Nothing is unpacked.
+    """Reads the bytes of a listing's images from files or from the listing's archive.
 
-    Raises InputError where the zip file itself cannot be opened any more.
+    Threads may share a reader. Nothing is unpacked to disk. Raises InputError where the zip file can no
+    longer be opened.
     """
 
     def __init__(self, archive: Path | None = None):
@@ -54,9 +55,9 @@ class Reader:
                 raise InputError(f"cannot read {archive}: {error}: it was a zip file when it was listed") from error
 
     def __call__(self, content: Content) -> bytes | None:
-        """The bytes of one image; None where it cannot be read, is damaged or larger than `MOST_BYTES`.
+        """The bytes of one image; None where it cannot be read, is damaged or is larger than `MOST_BYTES`.
 
-        Text is the name of the archive's member, or without an archive the path of a file.
+        `content` as text is the name of a member of the archive; without an archive it is a path.
         """
         try:
             if isinstance(content, bytes) or self._archive is None:
@@ -72,33 +73,34 @@ class Reader:
 
 # ---- Bytes to pixels.
 
-MOST_PIXELS = 1 << 26  # of one image: a small file can promise gigabytes, so its header is read before it is decoded
+MOST_PIXELS = 1 << 26  # of one image: a small file can decode to gigabytes, so its header is read first
 
 
 class DecodingError(ValueError):
-    """Bytes that are not the image they should be: a fault of one item, which becomes data in its row."""
+    """The bytes are not the expected image. The fault belongs to one item and becomes data in its row."""
 
 
 def decode(data: bytes, height: int | None = None, width: int | None = None) -> np.ndarray:
     """JPEG or PNG bytes -> [H, W, 3] uint8 RGB.
 
-    Raises DecodingError when they are no image, or one of another size than `height` x `width` where given.
+    Raises DecodingError when the bytes are no image, or when the image has another size than a given
+    `height` x `width`.
     """
     buffer = np.frombuffer(data, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if len(buffer) else None  # BGR
-    except cv2.error as error:  # headers that promise more pixels than OpenCV takes
+    except cv2.error as error:  # the header says more pixels than OpenCV accepts
         raise DecodingError(f"the {len(data)} bytes stored cannot be decoded: {error.err}") from error
     if image is None:
         raise DecodingError(f"the {len(data)} bytes stored are not an image that can be decoded")
     if (height or image.shape[0], width or image.shape[1]) != image.shape[:2]:
-        found = f"{image.shape[0]} x {image.shape[1]}"
-        raise DecodingError(f"the image stored is {found}, not {height} x {width}")
+        size = f"{image.shape[0]} x {image.shape[1]}"
+        raise DecodingError(f"the image stored is {size}, not {height} x {width}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def header_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) as a JPEG's or PNG's header says; None for other bytes. Nothing is decoded."""
+    """The (height, width) in the header of a JPEG or PNG; None for other bytes. Decodes nothing."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             width, height = image.size
@@ -108,9 +110,10 @@ def header_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_own_size(data: bytes) -> np.ndarray:
-    """JPEG or PNG bytes of whatever origin -> uint8 [H, W, 3] RGB.
+    """JPEG or PNG bytes of any origin -> uint8 [H, W, 3] RGB.
 
-    Raises DecodingError for bytes that are no such image, or one of more than MOST_PIXELS by its header.
+    Raises DecodingError for bytes that are no JPEG or PNG, for more than MOST_BYTES, and for an image that
+    has more than MOST_PIXELS by its header.
     """
     size = header_size(data)
     if size is None or len(data) > MOST_BYTES or size[0] * size[1] > MOST_PIXELS:
@@ -127,8 +130,10 @@ def decode_scaled(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def decode_bicubic(data: bytes, height: int, width: int) -> np.ndarray:
-    """JPEG or PNG bytes -> uint8 [height, width, 3] RGB: bicubic where enlarged, as the re-ID protocol says, and
-    averaged over areas where shrunk, as points would alias. Errors as `decode_own_size`."""
+    """JPEG or PNG bytes -> uint8 [height, width, 3] RGB. Errors as `decode_own_size`.
+
+    Enlarging is bicubic, as the re-ID protocol says. Shrinking averages areas, as sampled points would alias.
+    """
     image = decode_own_size(data)
     smaller = (min(image.shape[0], height), min(image.shape[1], width))
     if image.shape[:2] != smaller:
@@ -141,7 +146,7 @@ def decode_bicubic(data: bytes, height: int, width: int) -> np.ndarray:
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [H, W, 3] -> [height, width, 3]; the same array where it has that size already.
 
-    Shrinking averages areas (INTER_AREA): anything that samples points would alias. Enlarging is bilinear.
+    Shrinking averages areas (INTER_AREA), as sampled points would alias. Enlarging is bilinear.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -149,17 +154,17 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-# ---- What a GAN is trained on: one size for all, and not stretched unless that is wanted.
+# ---- Images for training a GAN: all have one size, and none is stretched unless the user asks for it.
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The size that images must have [pixels], and what is done with those that do not.
+    """The size that images must have [pixels], and how images of other sizes are treated.
 
-    Images of the same aspect ratio (within one pixel of rounding) are shrunk by averaging areas. fit: of another
-    aspect ratio, "exact" refuses them, "crop" takes their middle, "pad" repeats their edge rows or columns, and
-    "stretch" changes their proportions, as is done for square networks. enlarge: smaller images are enlarged
-    (bilinear) instead of refused.
+    Images of the same aspect ratio (within one pixel of rounding) are shrunk by averaging areas. fit: for
+    images of another aspect ratio, "exact" refuses them, "crop" takes their middle, "pad" repeats their edge
+    rows or columns, and "stretch" changes their proportions, as is usual for square networks. enlarge:
+    smaller images are enlarged (bilinear) instead of refused.
     """
 
     height: int
@@ -170,7 +175,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Why one image cannot be used, and its size [pixels] where it is the size."""
+    """Why one image cannot be used. The size [pixels] is set where the size is the reason."""
 
     kind: Literal["unreadable", "aspect", "small"]
     height: int = 0
@@ -181,7 +186,7 @@ UNREADABLE = Problem("unreadable")
 
 
 def decode_bytes(data: bytes | None, target: Target) -> np.ndarray | Problem:
-    """One JPEG or PNG file as uint8 RGB [H, W, 3] of the target's size, or why it cannot be that."""
+    """One JPEG or PNG file as uint8 RGB [H, W, 3] of the target's size, or the problem that prevents it."""
     try:
         image = decode_own_size(data or b"")
     except DecodingError:
@@ -215,7 +220,7 @@ def _crop(image: np.ndarray, target: Target) -> np.ndarray:
 
 
 def _pad(image: np.ndarray, target: Target) -> np.ndarray | None:
-    """None where padding would make the image larger than `MOST_PIXELS`: it is a line rather than a picture."""
+    """The padded image; None where it would have more than `MOST_PIXELS`: such an image is a line, no picture."""
     height, width = image.shape[:2]
     wide = width * target.height > height * target.width
     new_height = round(width * target.height / target.width) if wide else height
@@ -229,7 +234,7 @@ def _pad(image: np.ndarray, target: Target) -> np.ndarray | None:
 
 # ---- All pictures of a listing.
 
-_PIECE = 256  # at most so many images are one task of a thread
+_PIECE = 256  # the most images of one task of a thread
 
 
 def decode_listing(
@@ -239,20 +244,21 @@ def decode_listing(
     threads: int = 4,
     decode_one: Callable[[bytes, int, int], np.ndarray] = decode_bicubic,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Pixels of a listing: (images [M, height, width, 3] uint8 RGB, places [M] int64, names of the unreadable).
+    """Decode a listing to (images [M, height, width, 3] uint8 RGB, indices [M] int64, names of the unreadable).
 
-    images[i] is of the listing's image places[i]; the unreadable - missing, damaged, neither JPEG nor PNG, of more
-    than MOST_PIXELS by its header - are left out. Raises InputError where not one of the images can be read.
+    images[i] is the listing's image indices[i]. Unreadable images are left out: they are missing, damaged,
+    neither JPEG nor PNG, or have more than MOST_PIXELS by their header. Raises InputError where none of the
+    images can be read.
     """
     images = np.empty((len(listing), height, width, 3), np.uint8)
     problems = decode_into(listing, images, lambda data: decode_one(data, height, width), threads)
-    places = np.flatnonzero([problem is None for problem in problems])
-    if not len(places):
+    indices = np.flatnonzero([problem is None for problem in problems])
+    if not len(indices):
         first = f", the first is {listing.names[0]!r}" if len(listing) else ""
         raise InputError(f"{listing.name}: none of {len(listing)} images can be read{first}: give JPEG or PNG files")
-    close_gaps(images, places)
+    close_gaps(images, indices)
     unreadable = tuple(name for name, problem in zip(listing.names, problems, strict=True) if problem is not None)
-    return images[: len(places)], places, unreadable
+    return images[: len(indices)], indices, unreadable
 
 
 def decode_into(
@@ -260,41 +266,44 @@ def decode_into(
 ) -> list[Problem | None]:
     """Decode image i into images[i] ([N, H, W, 3] uint8 RGB, may be shared memory): each image's problem or None.
 
-    decode_one: bytes -> [H, W, 3], a Problem or a DecodingError. What stands at the places of images with a problem is
-    undefined.
+    decode_one: takes bytes, returns [H, W, 3] or a Problem, or raises DecodingError. Where image i has a
+    problem, the content of images[i] is undefined.
     """
     read = Reader(listing.archive)
     size = max(1, min(_PIECE, len(listing) // (4 * threads)))
 
-    def one(place: int) -> Problem | None:
-        data = read(listing.contents[place])
+    def decode_index(index: int) -> Problem | None:
+        data = read(listing.contents[index])
         try:
             image = UNREADABLE if data is None else decode_one(data)
         except DecodingError:
             image = UNREADABLE
         if isinstance(image, Problem):
             return image
-        images[place] = image
+        images[index] = image
         return None
 
-    def piece(start: int) -> list[Problem | None]:
-        return [one(place) for place in range(start, min(start + size, len(listing)))]
+    def decode_piece(start: int) -> list[Problem | None]:
+        return [decode_index(index) for index in range(start, min(start + size, len(listing)))]
 
     with ThreadPoolExecutor(threads) as pool:  # OpenCV decodes without holding the interpreter's lock
-        return [problem for problems in pool.map(piece, range(0, len(listing), size)) for problem in problems]
+        return [problem for problems in pool.map(decode_piece, range(0, len(listing), size)) for problem in problems]
 
 
-def decode_at(listing: Listing, place: int) -> np.ndarray | None:
+def decode_at(listing: Listing, index: int) -> np.ndarray | None:
     """One image of a listing at its own size, [H, W, 3] uint8 RGB; None where it cannot be read."""
-    data = Reader(listing.archive)(listing.contents[place])
+    data = Reader(listing.archive)(listing.contents[index])
     try:
         return None if data is None else decode_own_size(data)
     except DecodingError:
         return None
 
 
-def close_gaps(images: np.ndarray, places: np.ndarray) -> None:
-    """Move images[places[i]] to images[i], in place: a copy of all would take the memory twice. places ascend."""
-    for target, place in enumerate(places.tolist()):
-        if target != place:
-            images[target] = images[place]
+def close_gaps(images: np.ndarray, indices: np.ndarray) -> None:
+    """Move images[indices[i]] to images[i] within the same array, as a copy would double the memory.
+
+    `indices` must ascend.
+    """
+    for target, index in enumerate(indices.tolist()):
+        if target != index:
+            images[target] = images[index]

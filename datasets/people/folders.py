@@ -1,8 +1,9 @@
 """Reader of re-ID data in a folder of people: one sub-folder each, with an optional camera in the file names (_c3).
 
 Sub-folders `train`, `query`, `gallery` and `multi-query`, each with one sub-folder a person, are the splits, as in
-layumi's Person_reID_baseline_pytorch (`train_all` goes before `train`). Where there are none of these, everything is
-for training and `splits.derived_split` makes query and gallery.
+layumi's Person_reID_baseline_pytorch. Where both exist, `train_all` is read and `train` is not. Where
+no such sub-folder exists, all images are for training, and `splits.derived_split` makes query and
+gallery from them.
 """
 
 import os
@@ -23,45 +24,46 @@ SPLIT_NAMES = {
     GALLERY: ("gallery",),
     MULTI_QUERY: ("multi-query", "multi_query", "gt_bbox"),
 }
-_OTHER_SPLITS = {"val", "test"}  # known by name, so that they are not taken for people
-# _c3, c3_ or Market's _c3s1; what follows must not go on as a word would ("_c4ab", a hash).
+_OTHER_SPLITS = {"val", "test"}  # names of splits that are not read, and no names of people
+# Matches _c3, c3_ and Market's _c3s1. No letter may follow the digits: "_c4ab" is part of a hash.
 _CAMERA = re.compile(r"(?:^|_)c(\d{1,9})(?:s\d+)?(?=[_.\-]|$)", re.IGNORECASE)
 _OTHER_IMAGES = (".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif")
 
 
 def holds(root: Path) -> bool:
-    """Whether it is a folder: every folder that is nothing else is one of people."""
+    """Whether `root` is a folder. `readers` asks this reader last, as any folder may hold people."""
     return root.is_dir()
 
 
 def splits(root: Path) -> set[str]:
-    """The splits that there are, or that are made."""
-    found = _split_folders(root)
-    if found is None:
+    """The splits that have sub-folders; without any, those that `derived_split` makes."""
+    split_folders = _split_folders(root)
+    if split_folders is None:
         return set(DERIVED)
-    return set(found) | ({TRAIN} if _beside(root) else set())
+    return set(split_folders) | ({TRAIN} if _beside(root) else set())
 
 
 def read(root: Path, split: str) -> Listing:
-    """One split. Links that leave the folder and links to folders are not followed; a note says how many.
+    """Return one split. Links out of the folder and links to folders are not followed; a note counts them.
 
-    identities: numbers of the sub-folders' names, the same in all splits. A sub-folder "-1" is junk, and "0000" with
-    files named as in Market-1501 are distractors. Raises InputError where there is no image of a person.
+    identities: numbers given to the sub-folders' names, the same in all splits. A sub-folder "-1"
+    holds junk. A sub-folder "0000" holds distractors where its files are named as in Market-1501.
+    Raises InputError where the split has no image of a person.
     """
-    found = _split_folders(root)
-    if found is None:
+    split_folders = _split_folders(root)
+    if split_folders is None:
         return derived_split(_listing(root, _folders(root), f"{root.name}", ""), split)
-    if split == TRAIN and TRAIN not in found:
+    if split == TRAIN and TRAIN not in split_folders:
         folders, prefix = _beside(root), ""
-    elif split in found:
-        prefix = found[split]
+    elif split in split_folders:
+        prefix = split_folders[split]
         folders = _folders(root / prefix)
     else:
         folders, prefix = [], ""
     if not folders:
         raise InputError(
-            f"{root} has no people for {split}: it has {', '.join(sorted(found.values()))}; make a folder {split}/ "
-            "with one sub-folder a person"
+            f"{root} has no people for {split}: it has {', '.join(sorted(split_folders.values()))}; make a "
+            f"folder {split}/ with one sub-folder a person"
         )
     return _listing(root, folders, f"{root.name} {split}", prefix)
 
@@ -85,8 +87,8 @@ def _listing(root: Path, folders: list[str], name: str, prefix: str) -> Listing:
     if not paths:
         where = f"{loose} images lie directly in it" if loose else "no images (jpg, png) in it"
         raise InputError(f"{base}: {where}: make one sub-folder a person, or give a table with path and identity")
-    order = sorted(range(len(paths)), key=lambda place: (label_numbers[labels[place]], str(paths[place])))
-    paths, labels = [paths[place] for place in order], [labels[place] for place in order]
+    order = sorted(range(len(paths)), key=lambda index: (label_numbers[labels[index]], str(paths[index])))
+    paths, labels = [paths[index] for index in order], [labels[index] for index in order]
     identities = [_special(path, label, label_numbers[label]) for path, label in zip(paths, labels, strict=True)]
     listing = Listing(
         name=name,
@@ -96,19 +98,19 @@ def _listing(root: Path, folders: list[str], name: str, prefix: str) -> Listing:
         names=tuple(path.relative_to(base).as_posix() for path in paths),
         people=names_of(identities, labels),
     )
-    counted = (
+    counts = (
         (empty, "sub-folders hold no images"),
         (loose, "images lie in no sub-folder, so nobody knows who they show: left out"),
         (others, "files are neither JPEG nor PNG: left out"),
         (outside, "links to folders, or out of the folder, are not followed"),
     )
-    odd = "; ".join(f"{count:,} {what}" for count, what in counted if count)
-    return listing.with_notes(f"{name}: {odd}" if odd else "", cameras_note(listing))
+    remarks = "; ".join(f"{count:,} {what}" for count, what in counts if count)
+    return listing.with_notes(f"{name}: {remarks}" if remarks else "", cameras_note(listing))
 
 
 def _special(path: Path, label: str, identity: int) -> int:
-    """Distractors as layumi's prepare.py copies them: 0000/0000_c1s1_000001_00.jpg. A "0000" of other data is a
-    person."""
+    """The identity of an image: DISTRACTOR_IDENTITY for a distractor as layumi's prepare.py copies it
+    (0000/0000_c1s1_000001_00.jpg). In other data a sub-folder "0000" is a person."""
     image = parse_name(path) if label == "0000" else None
     return DISTRACTOR_IDENTITY if image is not None and image.identity == DISTRACTOR_IDENTITY else identity
 
@@ -119,7 +121,7 @@ def _camera(name: str) -> int:
 
 
 def _files(folder: Path, root: Path) -> Iterator[tuple[os.DirEntry[str], bool]]:
-    """Files below a folder, and links: (entry, whether it is a link that is not followed)."""
+    """Files and links below a folder, as (entry, whether the entry is a link that is not followed)."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
@@ -137,23 +139,23 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _split_folders(root: Path) -> dict[str, str] | None:
-    """split -> sub-folder, None where the sub-folders are people."""
-    names = set(_folders(root))
-    found = {split: next((n for n in known if n in names), None) for split, known in SPLIT_NAMES.items()}
-    found = {split: name for split, name in found.items() if name is not None}
-    if {QUERY, GALLERY} <= set(found) or (TRAIN in found and not _beside(root)):
-        return found
+    """Map each split to its sub-folder. None where the sub-folders are people."""
+    folders = set(_folders(root))
+    choices = {split: next((n for n in names if n in folders), None) for split, names in SPLIT_NAMES.items()}
+    split_folders = {split: name for split, name in choices.items() if name is not None}
+    if {QUERY, GALLERY} <= set(split_folders) or (TRAIN in split_folders and not _beside(root)):
+        return split_folders
     return None
 
 
 def _beside(root: Path) -> list[str]:
-    """Sub-folders that are no split by their names: people, where query and gallery lie beside them."""
-    known = {name for names in SPLIT_NAMES.values() for name in names} | _OTHER_SPLITS
-    return [name for name in _folders(root) if name not in known]
+    """Sub-folders whose names are not names of splits. Beside query and gallery they are training people."""
+    split_names = {name for names in SPLIT_NAMES.values() for name in names} | _OTHER_SPLITS
+    return [name for name in _folders(root) if name not in split_names]
 
 
 def _all_people(root: Path) -> set[str]:
-    found = _split_folders(root)
-    if found is None:
+    split_folders = _split_folders(root)
+    if split_folders is None:
         return set(_folders(root))
-    return set(_beside(root)).union(*(_folders(root / name) for name in found.values()))
+    return set(_beside(root)).union(*(_folders(root / name) for name in split_folders.values()))

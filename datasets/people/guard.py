@@ -1,7 +1,7 @@
-"""The guard: what would bring people of a test to a network that makes people, told by names and places of images.
+"""The guard keeps test people away from networks that make people. It checks names and locations of images.
 
-Networks of this project make pictures for training re-identification, which is then measured on the query and gallery
-people of a Market-1501 tree: none of them may ever be seen by a generator. `Listing.training` calls it.
+Networks of this project make pictures for training re-identification, which is then measured on the query and
+gallery people of a Market-1501 tree. No generator may ever see any of them. `Listing.training` calls the guard.
 """
 
 import os
@@ -17,15 +17,15 @@ HELD_OUT_FOLDERS = (SPLIT_FOLDERS["query"], SPLIT_FOLDERS["gallery"], "gt_bbox")
 
 def is_tree(folder: Path) -> bool:
     """Whether a folder is the root of a Market-1501 tree."""
-    return os.path.isdir(folder / TRAIN_FOLDER)  # unlike Path.is_dir, False where it may not be looked at
+    return os.path.isdir(folder / TRAIN_FOLDER)  # unlike Path.is_dir, False where permission is missing
 
 
 def refuse_test_people(path: Path, names: Sequence[str]) -> None:
-    """Refuse a tree, folder or archive of these names (with /) that brings people of a test into a training.
+    """Refuse a tree, folder or archive with these names (with /) where it brings test people into a training.
 
-    Raises InputError where an identity of a tree's training images also stands in its query or gallery; where `path` is
-    no tree, but a held-out folder of one or lies in one; where such folders lie below it; and where a Market-1501 name
-    gives an identity that a tree around or beside `path` holds out.
+    Raises InputError where an identity of a tree's training images also stands in its query or gallery. Where
+    `path` is no tree, raises it in three cases: `path` is a tree's held-out folder or lies in one; folders of a
+    tree lie below `path`; a Market-1501 name gives an identity that a tree around or beside `path` holds out.
     """
     people = _people(names)
     if is_tree(path):
@@ -57,8 +57,8 @@ def refuse_held_out_place(path: Path) -> None:
     for folder in (path, *path.parents):
         if folder.name.lower() not in HELD_OUT_FOLDERS:
             continue
-        beside = any(os.path.isdir(folder.parent / other) for other in (TRAIN_FOLDER, SPLIT_FOLDERS["gallery"]))
-        if beside or folder.name.lower() != SPLIT_FOLDERS["query"]:
+        in_tree = any(os.path.isdir(folder.parent / other) for other in (TRAIN_FOLDER, SPLIT_FOLDERS["gallery"]))
+        if in_tree or folder.name.lower() != SPLIT_FOLDERS["query"]:
             raise InputError(
                 f"{path} holds people of a test ({folder.name} of a Market-1501 tree): give {folder.parent}, of "
                 "which only bounding_box_train is used"
@@ -66,7 +66,7 @@ def refuse_held_out_place(path: Path) -> None:
 
 
 def held_out_people(tree: Path) -> set[int]:
-    """Identities in the names of query and gallery, without junk and distractors; of folders that are there."""
+    """Identities in the names of query and gallery, without junk and distractors. A missing folder adds none."""
     people = set()
     for folder in HELD_OUT_FOLDERS[:2]:
         try:

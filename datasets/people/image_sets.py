@@ -1,6 +1,6 @@
-"""Image sets: images that are compared as a whole, as by FID, whoever they show; hashed, and cut into rows for stages.
+"""Image sets: images that a metric such as FID compares as a whole, whoever they show.
 
-A set comes from a tree, a folder, a run or a network.
+A set comes from a tree, a folder, a run or a network. It is hashed, and cut into rows for the stages.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from datasets.runs.verdicts import KEPT
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
-ROW_IMAGES = 64  # of one row, which is one unit of work
+ROW_IMAGES = 64  # images of one row; a row is one unit of work
 SPLITS = {"train": ("train",), "held-out": ("query", "gallery")}
 
 
@@ -34,9 +34,10 @@ SPLITS = {"train": ("train",), "held-out": ("query", "gallery")}
 class ImageSet:
     """Images and where they come from.
 
-    rows: of ROW_IMAGES images each, with `unit` and either `path` (files) or `image` (encoded bytes), or what makes
-    them. sizes: (height, width) of those whose header can be read, with their number. sha256: over the names and the
-    bytes of all, in the order of the names. people: how many, where that is known.
+    rows: ROW_IMAGES images each, with `unit` and either `path` (files), `image` (encoded bytes) or the
+    columns from which a network makes the images. sizes: each (height, width) and the number of images
+    that have it; an image whose header cannot be read is not counted. sha256: over the names and bytes of
+    all images, in the order of the names. people: the number of people, None where it is unknown.
     """
 
     kind: str  # "tree" | "folder" | "run" | "network"
@@ -49,16 +50,16 @@ class ImageSet:
 
     @property
     def paths(self) -> list[Path]:
-        """The files, of a set of files."""
+        """The paths of the images, for a set that consists of files."""
         return [Path(path) for row in self.rows for path in row["path"]]
 
     def size(self, option: str) -> tuple[int, int]:
-        """The (height, width) that all of them have. Raises InputError where they differ or none can be read."""
+        """The (height, width) that all images have. Raises InputError where sizes differ or no header can be read."""
         if len(self.sizes) == 1:
             return self.sizes[0][0]
-        found = ", ".join(f"{count} of {height}x{width}" for (height, width), count in self.sizes[:3])
+        sizes = ", ".join(f"{count} of {height}x{width}" for (height, width), count in self.sizes[:3])
         raise InputError(
-            f"{option}: {self.count} images have no one size ({found or 'none can be read'}): give --height and --width"
+            f"{option}: {self.count} images have no one size ({sizes or 'none can be read'}): give --height and --width"
         )
 
 
@@ -94,9 +95,9 @@ def folder_images(root: Path, limit: int, seed: int = 0) -> ImageSet:
 
 
 def run_images(output: Output, verdict: str, manifest: str | None, limit: int, seed: int = 0) -> ImageSet:
-    """Images of a run of jobs/generate.py: those that a manifest keeps, or (`verdict` "all") all that could be made.
+    """Images of a run of jobs/generate.py: those that a manifest keeps, or all with status ok (`verdict` "all").
 
-    Reads the shards of the chosen images. Raises InputError where there is no run, no manifest or no image.
+    Reads the shards of the chosen images. Raises InputError where the run, its manifest or images are missing.
     """
     run = open_run(output, "--run")
     units = {unit.unit: unit for unit in run.plan.units()}
@@ -104,25 +105,25 @@ def run_images(output: Output, verdict: str, manifest: str | None, limit: int, s
         candidates = _kept(run, units, manifest)
     else:
         candidates = [
-            (unit, place)
+            (unit, index)
             for unit in sorted(run.finished() & units.keys())
-            for place, status in enumerate(read_shard(run, units[unit], ["status"])["status"].to_pylist())
+            for index, status in enumerate(read_shard(run, units[unit], ["status"])["status"].to_pylist())
             if status == "ok"
         ]
     if not candidates:
         raise InputError(f"--run {output.root_address}: there is no image ({verdict}) to score")
-    wanted: dict[int, list[int]] = {}
-    for place in choose(len(candidates), limit, seed):
-        wanted.setdefault(candidates[place][0], []).append(candidates[place][1])
-    named = {}
-    for unit, places in wanted.items():
-        table = read_shard(run, units[unit], ["person", "variant", "image"]).take(places)
+    rows_of_unit: dict[int, list[int]] = {}
+    for index in choose(len(candidates), limit, seed):
+        rows_of_unit.setdefault(candidates[index][0], []).append(candidates[index][1])
+    images = {}
+    for unit, rows in rows_of_unit.items():
+        table = read_shard(run, units[unit], ["person", "variant", "image"]).take(rows)
         for row in table.to_pylist():
-            named[f"{row['person']}/{row['variant']}"] = row["image"]
-    people = len({name.partition("/")[0] for name in named})
+            images[f"{row['person']}/{row['variant']}"] = row["image"]
+    people = len({name.partition("/")[0] for name in images})
     which = f"kept by {manifest_name(manifest)}" if verdict == KEPT else "whatever their verdict"
-    description = f"{output.root_address.rpartition('/')[2]}: {len(named):,} images of {people:,} people, {which}"
-    listing = of_names(Path(output.root_address), tuple(named), tuple(named.values()))
+    description = f"{output.root_address.rpartition('/')[2]}: {len(images):,} images of {people:,} people, {which}"
+    listing = of_names(Path(output.root_address), tuple(images), tuple(images.values()))
     return _measured("run", description, listing, people)
 
 
@@ -141,7 +142,7 @@ def _kept(run: GenerationRun, units: dict[int, Unit], manifest: str | None) -> l
 
 
 def choose(count: int, limit: int, seed: int) -> np.ndarray:
-    """Ascending places of at most `limit` of `count` images: all, or a random part that the seed decides."""
+    """Ascending indices of at most `limit` of `count` images: all of them, or a random part that the seed decides."""
     if count <= limit:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))

@@ -1,7 +1,7 @@
-"""The images of one GAN training, from a tree, folder or archive, divided into those trained on and those set aside.
+"""The images of one GAN training, from a tree, folder or archive, divided into training and validation.
 
-Listing opens no image. What is listed is divided by people: those set aside are never trained on, so that a network's
-pictures can be compared with people that it has not seen.
+Listing opens no image. The images are divided by people. The network is never trained on the validation
+people, so its pictures can be compared with people that it has not seen.
 """
 
 import dataclasses
@@ -23,31 +23,31 @@ from datasets.people.market1501 import list_split, toy_crowd_record
 from passersby.errors import InputError
 from passersby.options import Json
 
-VALIDATION_SHARE = 20  # one in so many, where the number is not given
+VALIDATION_SHARE = 20  # one person in 20 is set aside where no number is given
 MOST_VALIDATION_PEOPLE, MOST_VALIDATION_IMAGES = 50, 500
-MOST_UNREADABLE = 0.1  # of all images
+MOST_UNREADABLE = 0.1  # the largest share of all images
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """The images of a training, undecoded: those trained on, and those of people set aside for validation.
+    """The undecoded images of a training: the training images, and those of people set aside for validation.
 
-    `root` is a folder or zip file that every worker sees; names lie below it. `fingerprint` is a hash over names,
-    sizes, labels and the split, as listed at first: it tells whether a training goes on with the data that it began
-    with.
+    `root` is a folder or zip file that every worker sees; the images' names are relative to it.
+    `fingerprint` is a hash over the names, sizes, labels and the split of the first listing. It shows
+    whether a continued training has the data that it began with.
     """
 
     root: Path
     kind: str  # "tree" | "folder" | "zip"
     training: Listing
     validation: Listing
-    left_out: Mapping[str, int]  # how many junk, distractors, unreadable
+    left_out: Mapping[str, int]  # counts of junk, distractors and unreadable images
     toy_crowd: dict[str, str | int | float] | None
     fingerprint: str
 
     @property
     def record(self) -> dict[str, Json]:
-        """What a network's file says of its data, as plain JSON values. `identities` is None where unknown."""
+        """The record of the data for the network's file, as plain JSON values. `identities` is None where unknown."""
         record: dict[str, Json] = {
             "name": self.root.name,
             "kind": self.kind,
@@ -63,7 +63,7 @@ class ImageSource:
         return f"{_say(self.training)}; set aside for validation: {_say(self.validation)}"
 
     def without(self, unreadable: Collection[str]) -> "ImageSource":
-        """The same source without the images of these names."""
+        """The same source without the images of the names in `unreadable`."""
         names = set(unreadable)
         return dataclasses.replace(
             self,
@@ -74,22 +74,23 @@ class ImageSource:
 
 
 def open_images(path: Path, validation_people: int | None = None) -> ImageSource:
-    """List what may be trained on. Opens no image.
+    """List the images that a network may be trained on. Opens no image.
 
     path: a Market-1501 tree, of which only bounding_box_train is ever listed; a zip file or folder with a
-    dataset.json; or a folder of images (`list_archive` and `any_folder.read` say how they are read).
-    validation_people: how many are set aside, the last in ascending order; an image whose identity is unknown counts
-    as a person. None: see `default_validation`. Raises InputError for paths that cannot be read or hold nothing to
-    train on, and for what would bring people of a test into the training.
+    dataset.json (`list_archive`); or a folder of images (`any_folder.read`). validation_people: the number
+    of people set aside; they are the last ones in ascending order of identity, and an image whose identity
+    is unknown counts as a person. None stands for `default_validation`. Raises InputError for a path that
+    cannot be read or holds no image to train on, and for data that would bring people of a test into the
+    training.
     """
-    given = Path(path).expanduser()
-    root = given.resolve()
+    path = Path(path).expanduser()
+    root = path.resolve()
     if root.name == TRAIN_FOLDER and is_tree(root.parent):
         root = root.parent
     if root.is_file():
         kind, listing = "zip", list_archive(root)
     elif not root.is_dir():
-        raise InputError(f"no folder or zip file {given}: give a Market-1501 tree, a folder of images or a zip file")
+        raise InputError(f"no folder or zip file {path}: give a Market-1501 tree, a folder of images or a zip file")
     elif is_tree(root):
         kind, listing = "tree", _list_tree(root)
     elif (root / LABELS_FILE).is_file():
@@ -98,7 +99,7 @@ def open_images(path: Path, validation_people: int | None = None) -> ImageSource
         kind, listing = "folder", any_folder.read(root)
     listing = listing.training(generator_data=root)
     if not len(listing):
-        raise InputError(f"{given} holds only junk (-1) and distractors (0000): there is nobody to train on")
+        raise InputError(f"{path} holds only junk (-1) and distractors (0000): there is nobody to train on")
     training, validation = _divided(listing, validation_people)
     toy_crowd = toy_crowd_record(root) if kind == "tree" else None
     return ImageSource(
@@ -112,8 +113,8 @@ def _list_tree(root: Path) -> Listing:
         listing = list_split(root, "train").below(root).with_sizes()
     except OSError as error:
         raise InputError(f"cannot read {root}: {error.strerror or error}: check the path") from error
-    for place in np.flatnonzero(listing.file_sizes() < 0):
-        path = listing.contents[place]
+    for index in np.flatnonzero(listing.file_sizes() < 0):
+        path = listing.contents[index]
         try:
             os.stat(path)
         except OSError as error:
@@ -122,9 +123,10 @@ def _list_tree(root: Path) -> Listing:
 
 
 def default_validation(listing: Listing) -> int:
-    """How many people are set aside where nobody says: one in twenty, of known people at most 50.
+    """The number of people set aside where the user gives none: one in twenty known people, at most 50.
 
-    Of fewer than twenty people, none. Where an identity is unknown: one in twenty images, at most 500.
+    Of fewer than twenty people, nobody is set aside. Where an identity is unknown, one in twenty images is
+    set aside, at most 500.
     """
     people = listing.known_people
     if people is None:
@@ -133,7 +135,7 @@ def default_validation(listing: Listing) -> int:
 
 
 def _divided(listing: Listing, count: int | None) -> tuple[Listing, Listing]:
-    """Training and validation images. A data set's numbers mean nothing, so the last are as good as any."""
+    """Training and validation images. Identities have no meaning, so the last people are as good a choice as any."""
     people = listing.known_people
     keys = np.arange(len(listing)) if people is None else listing.identities
     everybody = np.unique(keys)
@@ -143,20 +145,20 @@ def _divided(listing: Listing, count: int | None) -> tuple[Listing, Listing]:
             f"--validation-people {count}: the data hold {len(everybody)}; give 0 to {len(everybody) - 1}, so that "
             "somebody is left to train on"
         )
-    aside = np.isin(keys, everybody[len(everybody) - count :])
-    return listing.take(~aside), listing.take(aside)
+    is_validation = np.isin(keys, everybody[len(everybody) - count :])
+    return listing.take(~is_validation), listing.take(is_validation)
 
 
 def _counts(listing: Listing) -> dict[str, Json]:
     people = listing.known_people
-    known = None if people is None else {"count": len(people), "sha256": identities_sha256(people)}
-    return {"images": len(listing), "identities": known}
+    identities = None if people is None else {"count": len(people), "sha256": identities_sha256(people)}
+    return {"images": len(listing), "identities": identities}
 
 
 def _say(listing: Listing) -> str:
     people = listing.known_people
-    of = "" if people is None else f" of {len(people)} {'person' if len(people) == 1 else 'people'}"
-    return f"{len(listing)} image{'s' * (len(listing) != 1)}{of}" if len(listing) else "none"
+    people_text = "" if people is None else f" of {len(people)} {'person' if len(people) == 1 else 'people'}"
+    return f"{len(listing)} image{'s' * (len(listing) != 1)}{people_text}" if len(listing) else "none"
 
 
 def _fingerprint(training: Listing, validation: Listing) -> str:
@@ -167,12 +169,13 @@ def _fingerprint(training: Listing, validation: Listing) -> str:
     return digest.hexdigest()
 
 
-# ---- Decoded.
+# ---- The decoded images.
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedImages:
-    """A source without its unreadable images, and its pixels, uint8 [N, H, W, 3] RGB, in the listing's order."""
+    """A source without its unreadable images, and the pixels of its images, uint8 [N, H, W, 3] RGB, in the
+    listing's order."""
 
     source: ImageSource
     training: np.ndarray
@@ -183,8 +186,8 @@ class LoadedImages:
 def load_images(source: ImageSource, target: Target, threads: int = 2) -> LoadedImages:
     """Decode every image of a source, once. Needs N * H * W * 3 bytes.
 
-    Raises InputError where images do not have the target's size and may not be given it, and where more than one in
-    ten, or all for training, cannot be read.
+    Raises InputError where an image does not have the target's size and may not be brought to it. Raises it
+    too where more than one image in ten cannot be read, or none of the training images can.
     """
     everything = joined([source.training, source.validation])
     images, problems = decode_target(everything, target, threads)
@@ -202,31 +205,32 @@ def require_training(source: ImageSource) -> None:
 
 
 def decode_target(listing: Listing, target: Target, threads: int = 1) -> tuple[np.ndarray, list[Problem | None]]:
-    """The images without a problem, uint8 [n, H, W, 3] RGB in their order, and each image's problem or None."""
+    """Return the images without a problem, uint8 [n, H, W, 3] RGB in the listing's order, and each image's problem
+    or None."""
     images = np.empty((len(listing), target.height, target.width, 3), np.uint8)
     problems = decode_into(listing, images, functools.partial(decode_bytes, target=target), threads)
-    places = np.flatnonzero([problem is None for problem in problems])
-    close_gaps(images, places)
-    return images[: len(places)], problems
+    indices = np.flatnonzero([problem is None for problem in problems])
+    close_gaps(images, indices)
+    return images[: len(indices)], problems
 
 
 def check_problems(listing: Listing, problems: Iterable[Problem | None], target: Target) -> tuple[str, ...]:
     """Names of the unreadable images, which are left out. Raises InputError as `load_images` does."""
-    found = [(name, problem) for name, problem in zip(listing.names, problems, strict=True) if problem]
-    wanted = f"{target.height}x{target.width}"
+    faulty = [(name, problem) for name, problem in zip(listing.names, problems, strict=True) if problem]
+    target_size = f"{target.height}x{target.width}"
     for kind in ("aspect", "small"):
-        misfits = [(name, problem) for name, problem in found if problem.kind == kind]
+        misfits = [(name, problem) for name, problem in faulty if problem.kind == kind]
         if not misfits:
             continue
         name, problem = misfits[0]
         ways = {
-            "aspect": f"not of the aspect ratio of {wanted} (nothing is stretched): --fit crop takes their middle, "
-            "pad repeats their edges, stretch changes their proportions",
-            "small": f"smaller than {wanted}: give a smaller --height and --width, or --enlarge",
+            "aspect": f"not of the aspect ratio of {target_size} (nothing is stretched): --fit crop takes their "
+            "middle, pad repeats their edges, stretch changes their proportions",
+            "small": f"smaller than {target_size}: give a smaller --height and --width, or --enlarge",
         }
         size = f"{problem.height}x{problem.width}"
         raise InputError(f"{len(misfits)} of {len(listing)} images, the first is {name} ({size}), are {ways[kind]}")
-    unreadable = tuple(name for name, _ in found)
+    unreadable = tuple(name for name, _ in faulty)
     if len(unreadable) > MOST_UNREADABLE * len(listing):
         raise InputError(
             f"{len(unreadable)} of {len(listing)} images cannot be read, the first is {unreadable[0]}: more than "

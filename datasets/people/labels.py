@@ -1,4 +1,4 @@
-"""Labels that condition a GAN: one row of float32 for each training image, and what its columns mean."""
+"""Labels that condition a GAN: one row of float32 for each training image, and the meaning of the columns."""
 
 import dataclasses
 from typing import Literal
@@ -14,7 +14,7 @@ from passersby.options import Json
 
 STRIPES, BINS = 3, (8, 8, 8)  # head, trunk, legs; L, a, b
 FEATURES = STRIPES * sum(BINS)
-_STARTS, _ATTEMPTS = 4, 20  # of k-means: good ones wanted, and tried at most
+_STARTS, _ATTEMPTS = 4, 20  # k-means takes the best of 4 starts without an empty cluster, and tries at most 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,11 @@ def labels(
 ) -> Labels:
     """Labels of the training images.
 
-    "none": no columns. "camera": one column a camera, ascending. "dataset": those of dataset.json, class numbers as one
-    column a class up to the largest, vectors as they are. "cluster": people (images, where identities are unknown) of
-    alike colours get one of `clusters` columns; needs `features`, the `colour_features` of the training images.
-    Raises InputError where an image has no camera or label, and where there are fewer kinds of people than clusters.
+    "none": no columns. "camera": one column a camera, ascending. "dataset": the labels of dataset.json: class
+    numbers become one column for each class up to the largest, vectors stay as they are. "cluster": people
+    (images, where identities are unknown) of similar colours share one of `clusters` columns; this kind needs
+    `features`, the `colour_features` of the training images. Raises InputError where an image has no camera
+    or label, and where there are fewer people of distinct colours than clusters.
     """
     listing = source.training
     if kind == "none":
@@ -55,9 +56,9 @@ def labels(
 def colour_features(images: np.ndarray) -> np.ndarray:
     """Colour histograms of three stripes, top to bottom: uint8 [N, H, W, 3] RGB -> float32 [N, 72].
 
-    Only the middle half of the columns counts: the rest of a person's picture is mostly background. Each stripe has 8
-    bins for each of L, a, b; bins hold the square root of their share of the stripe's pixels, so the Euclidean
-    distance of two images is the Hellinger distance of their histograms (times the root of 2).
+    Only the middle half of the columns counts: the rest of a person's picture is mostly background. Each
+    stripe has 8 bins for each of L, a, b. A bin holds the square root of its share of the stripe's pixels.
+    So the Euclidean distance of two images is the Hellinger distance of their histograms times the root of 2.
     """
     features = np.empty((len(images), FEATURES), np.float32)
     for index, image in enumerate(images):
@@ -80,10 +81,10 @@ def _camera_labels(source: ImageSource) -> Labels:
             f'labels by "camera": {len(unknown)} of {len(listing)} images of {source.root} say no camera, the '
             f"first is {listing.names[unknown[0]]}: all names must read PPPP_cCsS_FFFFFF_BB.jpg; or choose other labels"
         )
-    cameras, places = np.unique(listing.cameras, return_inverse=True)
-    counts = np.bincount(places)
+    cameras, columns = np.unique(listing.cameras, return_inverse=True)
+    counts = np.bincount(columns)
     meaning = {"kind": "camera", "cameras": cameras.tolist(), "images": counts.tolist()}
-    return Labels(_one_hot(places, len(cameras)), meaning)
+    return Labels(_one_hot(columns, len(cameras)), meaning)
 
 
 def _dataset_labels(source: ImageSource) -> Labels:
@@ -97,7 +98,7 @@ def _dataset_labels(source: ImageSource) -> Labels:
     if isinstance(listing.labels[0], tuple):
         rows = np.array(listing.labels, np.float32)
         return Labels(rows, {"kind": "dataset", "vectors": rows.shape[1]})
-    # People set aside count as well: how many columns there are must not depend on who is set aside.
+    # People set aside count as well: the number of columns must not depend on who is set aside.
     everybody = [label for label in listing.labels + source.validation.labels if isinstance(label, int)]
     classes = np.array(listing.labels)
     count = max(everybody) + 1
@@ -106,51 +107,52 @@ def _dataset_labels(source: ImageSource) -> Labels:
 
 
 def _cluster_labels(listing: Listing, features: np.ndarray, clusters: int, seed: int) -> Labels:
-    known = listing.known_people is not None
-    people, person_of = np.unique(listing.identities if known else np.arange(len(listing)), return_inverse=True)
+    is_known = listing.known_people is not None
+    people, person_of = np.unique(listing.identities if is_known else np.arange(len(listing)), return_inverse=True)
     sums = np.zeros((len(people), features.shape[1]))
-    np.add.at(sums, person_of, features)  # in the listing's order, so equal bits come each time
+    np.add.at(sums, person_of, features)  # in the listing's order, so that the sums are the same bits each time
     means = sums / np.bincount(person_of)[:, None]
-    places = cluster(means, clusters, seed)
-    rows = _one_hot(places[person_of], clusters)
+    cluster_of = cluster(means, clusters, seed)
+    rows = _one_hot(cluster_of[person_of], clusters)
     meaning = {
         "kind": "cluster",
-        "of": "people" if known else "images",
+        "of": "people" if is_known else "images",
         "seed": seed,
-        "sizes": np.bincount(places, minlength=clusters).tolist(),
-        "images": np.bincount(places[person_of], minlength=clusters).tolist(),
+        "sizes": np.bincount(cluster_of, minlength=clusters).tolist(),
+        "images": np.bincount(cluster_of[person_of], minlength=clusters).tolist(),
     }
     return Labels(rows, meaning)
 
 
 def cluster(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """k-means (k-means++ start) of float [N, F]: int [N], numbered by first member; none of the clusters is empty.
+    """Cluster float [N, F] by k-means with k-means++ starts: int [N], each point's cluster.
 
-    The tightest of four starts; the same for the same points and seed. Raises InputError where there are fewer
-    distinct points than clusters.
+    Clusters are numbered in the order of their first points, and none is empty. The result is the tightest
+    of four starts, and the same for the same points and seed. Raises InputError where there are fewer
+    distinct points than clusters, and where every start leaves a cluster empty.
     """
     distinct = len(np.unique(points, axis=0))
     if not 1 <= clusters <= distinct:
         raise InputError(f"{clusters} clusters of {distinct} people of distinct colours: give 1 to {distinct}")
-    found = []
+    results = []
     for attempt in range(_ATTEMPTS):
         random = np.random.default_rng([seed, attempt])
         try:
-            centres, places = kmeans2(points, clusters, iter=50, minit="++", missing="raise", rng=random)
+            centres, cluster_of = kmeans2(points, clusters, iter=50, minit="++", missing="raise", rng=random)
         except ClusterError:
             continue
-        if len(np.unique(places)) == clusters:
-            found.append((float(((points - centres[places]) ** 2).sum()), attempt, places))
-        if len(found) == _STARTS:
+        if len(np.unique(cluster_of)) == clusters:
+            results.append((float(((points - centres[cluster_of]) ** 2).sum()), attempt, cluster_of))
+        if len(results) == _STARTS:
             break
-    if not found:
+    if not results:
         raise InputError(f"{clusters} clusters: {_ATTEMPTS} starts left one empty each time; give fewer")
-    _, _, places = min(found, key=lambda result: result[:2])
-    _, first, numbers = np.unique(places, return_index=True, return_inverse=True)
+    _, _, cluster_of = min(results, key=lambda result: result[:2])
+    _, first, numbers = np.unique(cluster_of, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[numbers]
 
 
-def _one_hot(places: np.ndarray, count: int) -> np.ndarray:
-    rows = np.zeros((len(places), count), np.float32)
-    rows[np.arange(len(places)), places] = 1
+def _one_hot(columns: np.ndarray, count: int) -> np.ndarray:
+    rows = np.zeros((len(columns), count), np.float32)
+    rows[np.arange(len(columns)), columns] = 1
     return rows

@@ -1,7 +1,7 @@
-"""The listing: pictures of people, none opened yet, wherever they come from and whatever they are for.
+"""The listing: pictures of people, none opened yet, of any origin and for any purpose.
 
-Every reader gives one, and trainings, evaluation, inversion, calibration and scores take theirs from it. Which pictures
-may be trained on is decided here alone, by `Listing.training`.
+Every reader returns a listing. Trainings, evaluation, inversion, calibration and scores take their pictures
+from one. `Listing.training` alone decides which pictures a network may be trained on.
 """
 
 import dataclasses
@@ -21,11 +21,13 @@ from passersby.errors import InputError
 TRAIN, QUERY, GALLERY, MULTI_QUERY = "train", "query", "gallery", "multi-query"
 SPLITS = (TRAIN, QUERY, GALLERY, MULTI_QUERY)
 UNKNOWN_CAMERA = -1
-UNKNOWN_PERSON = int(np.iinfo(np.int64).min)  # no reader's number: folders may be called -5
+UNKNOWN_PERSON = int(
+    np.iinfo(np.int64).min
+)  # no reader gives this number; -1 would not do, as folders may be called -5
 NOBODY = {JUNK_IDENTITY: "junk", DISTRACTOR_IDENTITY: "distractors"}
 _STAT_THREADS = 16  # sizes of files: network disks answer slowly and many at a time
 
-Content = Path | str | bytes  # a file; a member's name in the listing's archive; the encoded picture itself
+Content = Path | str | bytes  # a file; the name of a member of the listing's archive; an encoded picture
 Label = int | tuple[float, ...]  # a class number, or a vector
 
 
@@ -33,13 +35,15 @@ Label = int | tuple[float, ...]  # a class number, or a vector
 class Listing:
     """Images of people, none opened yet: entry i of every field is image i.
 
-    name: for messages ("market1501 query"). contents: a file, encoded bytes, or a member of the zip file `archive`.
-    identities: [N] int64, of a person (> 0 in re-ID data), 0 a distractor (in the gallery, and always wrong), -1 junk
-    (never counted), UNKNOWN_PERSON where nobody says. cameras: [N] int64, UNKNOWN_CAMERA where not known. names: of the
-    images, relative, unique. people: identity -> what the data set calls that person. notes: lines for the user about
-    what is missing or odd. splits: of each image, "" where nobody says. labels: of each image, by a dataset.json; None
-    without. sizes: [N] int64 bytes (in an archive unpacked) as they were listed, where that was done. left_out: how
-    many junk images and distractors were taken out.
+    name: for messages ("market1501 query"). contents: files, encoded bytes, or members of the zip file
+    `archive`. identities: [N] int64; a person's is > 0 in re-ID data, 0 is a distractor (in the gallery, and
+    always a wrong answer), -1 is junk (never counted), UNKNOWN_PERSON is an unknown identity. cameras: [N]
+    int64, UNKNOWN_CAMERA where a camera is unknown. names: the images' names, relative and unique. people:
+    maps an identity to the person's name in the data set. notes: lines for the user about missing or odd
+    data. splits: the split of each image, "" where it is unknown. labels: each image's label from a
+    dataset.json, None without one. sizes: [N] int64 bytes (of an archive's members unpacked) at the time of
+    listing; None where they were not read. left_out: the numbers of junk images and distractors that were
+    taken out.
     """
 
     name: str
@@ -78,38 +82,38 @@ class Listing:
 
     @property
     def known_people(self) -> list[int] | None:
-        """The identities, ascending; None where one is unknown."""
+        """The identities, ascending; None where the identity of any image is unknown."""
         identities = np.unique(self.identities).tolist()
         return None if UNKNOWN_PERSON in identities else identities
 
     @functools.cached_property
     def files(self) -> tuple[Path | bytes, ...]:
-        """The contents, files or encoded bytes. ValueError for members of an archive, which need a Reader."""
+        """The contents as files or encoded bytes. Raises ValueError for members of an archive, which need a Reader."""
         files = tuple(content for content in self.contents if not isinstance(content, str))
         if len(files) < len(self):
             raise ValueError(f"{self.name}: its images lie in {self.archive}, not in files")
         return files
 
-    # ---- Which images.
+    # ---- Selections of the images.
 
-    def take(self, places: Sequence[int] | np.ndarray) -> "Listing":
-        """The images at these places, in their order, or where a mask says so; `people` holds those that are left."""
-        places = np.asarray(places)
-        if places.dtype == bool:
-            places = np.flatnonzero(places)
-        places = places.astype(np.int64)
-        chosen = self.identities[places]
-        left = set(np.unique(chosen).tolist())
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Listing":
+        """The images at these indices, in this order, or where a mask is true; `people` holds only their people."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
+        indices = indices.astype(np.int64)
+        chosen = self.identities[indices]
+        remaining_people = set(np.unique(chosen).tolist())
         return dataclasses.replace(
             self,
-            contents=tuple(self.contents[place] for place in places),
+            contents=tuple(self.contents[index] for index in indices),
             identities=chosen,
-            cameras=self.cameras[places],
-            names=tuple(self.names[place] for place in places),
-            people={identity: name for identity, name in self.people.items() if identity in left},
-            splits=tuple(self.splits[place] for place in places),
-            labels=tuple(self.labels[place] for place in places),
-            sizes=None if self.sizes is None else self.sizes[places],
+            cameras=self.cameras[indices],
+            names=tuple(self.names[index] for index in indices),
+            people={identity: name for identity, name in self.people.items() if identity in remaining_people},
+            splits=tuple(self.splits[index] for index in indices),
+            labels=tuple(self.labels[index] for index in indices),
+            sizes=None if self.sizes is None else self.sizes[indices],
         )
 
     def of_people(self, identities: Iterable[int]) -> "Listing":
@@ -117,29 +121,30 @@ class Listing:
         return self.take(np.isin(self.identities, list(identities)))
 
     def without(self, names: Collection[str]) -> "Listing":
-        """The images of other names than these."""
+        """The images whose names are not in `names`."""
         return self.take(np.array([name not in names for name in self.names], bool))
 
     def people_only(self) -> "Listing":
-        """The images without junk and distractors, which are nobody to train on or to ask for.
+        """The images without junk and distractors, which show no person to train on or to search for.
 
-        `left_out` and a note say how many they were.
+        `left_out` and a note give their numbers.
         """
         nobody = np.isin(self.identities, list(NOBODY))
         if not nobody.any():
             return self
         counts = {kind: int((self.identities == identity).sum()) for identity, kind in NOBODY.items()}
         left_out = {kind: count + self.left_out.get(kind, 0) for kind, count in sorted(counts.items()) if count}
-        kept = dataclasses.replace(self.take(~nobody), left_out={**self.left_out, **left_out})
-        return kept.with_notes(f"{self.name}: {int(nobody.sum()):,} junk images and distractors are left out")
+        listing = dataclasses.replace(self.take(~nobody), left_out={**self.left_out, **left_out})
+        return listing.with_notes(f"{self.name}: {int(nobody.sum()):,} junk images and distractors are left out")
 
     def training(self, generator_data: Path | None = None) -> "Listing":
-        """The images that may be trained on. This is the one rule that keeps people of a test out of every training.
+        """The images that a network may be trained on. This rule alone keeps test people out of every training.
 
-        All images must be of the split "train"; junk and distractors are left out. generator_data: the folder or zip
-        file that the names lie below, where the network makes pictures of people. Re-ID networks are trained with such
-        pictures and measured on people of a test, so of these the names and the place are looked at as well, as
-        `datasets.people.guard.refuse_test_people` says. Raises InputError for images that may not be trained on.
+        All images must be of the split "train"; junk and distractors are left out. generator_data: given where
+        the trained network makes pictures of people; it is the folder or zip file that the names lie below.
+        Re-ID networks are trained with such pictures and measured on test people, so
+        `datasets.people.guard.refuse_test_people` checks the names and the location as well. Raises InputError
+        for images that may not be trained on.
         """
         others = sorted(set(self.splits) - {TRAIN})
         if others:
@@ -151,14 +156,14 @@ class Listing:
             refuse_test_people(generator_data, self.names)
         return self.people_only()
 
-    # ---- The same images, told otherwise.
+    # ---- The same images with other fields.
 
     def of_split(self, split: str) -> "Listing":
-        """The same images, all of this split."""
+        """The same images, all assigned to this split."""
         return dataclasses.replace(self, splits=(split,) * len(self))
 
     def with_notes(self, *notes: str) -> "Listing":
-        """The same listing with more notes; empty ones are left out."""
+        """The same listing with added notes; empty notes are left out."""
         return dataclasses.replace(self, notes=(*self.notes, *(note for note in notes if note)))
 
     def with_sizes(self) -> "Listing":
@@ -166,8 +171,8 @@ class Listing:
         return dataclasses.replace(self, sizes=self.file_sizes())
 
     def below(self, root: str | Path) -> "Listing":
-        """The same images, files by their absolute paths and under their names below `root`, which are unique over
-        splits. What does not lie there keeps its name."""
+        """The same images; files get absolute paths, and names relative to `root`, which are unique over
+        splits. A file that does not lie below `root` keeps its name."""
         base = os.path.abspath(root)
         contents = tuple(Path(os.path.abspath(c)) if isinstance(c, Path) else c for c in self.contents)
         names = tuple(
@@ -179,7 +184,8 @@ class Listing:
     def fingerprint(self) -> str:
         """sha256, in hex, over the names, identities, cameras and sizes in bytes of all images, in their order.
 
-        Opens no image: 100,000 files take some two seconds. So another picture of the same name and size goes unseen.
+        Opens no image, so 100,000 files take about two seconds. The hash does not change where a picture is
+        replaced by another one of the same name and size.
         """
         digest = hashlib.sha256()
         rows = zip(self.names, self.identities.tolist(), self.cameras.tolist(), self.file_sizes().tolist(), strict=True)
@@ -188,7 +194,7 @@ class Listing:
         return digest.hexdigest()
 
     def file_sizes(self) -> np.ndarray:
-        """Bytes of each image, [N] int64, as they were listed or are now."""
+        """Bytes of each image, [N] int64: `sizes` where they were listed, otherwise the sizes at this moment."""
         if self.sizes is not None:
             return self.sizes
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
@@ -196,7 +202,7 @@ class Listing:
 
 
 def joined(listings: Sequence[Listing]) -> Listing:
-    """The images of several listings, one after the other; of one archive, or of none."""
+    """The images of several listings, one after the other. All must have the same archive, or none (ValueError)."""
     if len({listing.archive for listing in listings}) > 1:
         raise ValueError("listings of different archives cannot be joined")
     sizes = [listing.sizes for listing in listings if listing.sizes is not None]

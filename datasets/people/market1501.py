@@ -24,17 +24,17 @@ _MARKET_FORM, _DUKE_FORM = "PPPP_cCsS_FFFFFF_BB.jpg", "PPPP_cC_fFFFFFFF.jpg"
 
 
 def holds(root: Path) -> bool:
-    """Whether a folder is such a tree."""
+    """Whether a folder is a tree of this layout."""
     return any((root / FOLDERS[split]).is_dir() for split in ("train", "gallery"))
 
 
 def splits(root: Path) -> set[str]:
-    """The splits of which there are images."""
+    """The splits that have images."""
     return {split for split, name in FOLDERS.items() if _first_image(root / name) is not None}
 
 
 def read(root: Path, split: str) -> Listing:
-    """One split. Raises InputError for a missing or empty folder, and for names that say no identity."""
+    """Return one split. Raises InputError for a missing or empty folder, and for names without an identity."""
     duke = _is_duke(root / FOLDERS[split])
     listing = _listed(root, split, parse_duke_name, _DUKE_FORM) if duke else list_split(root, split)
     data_set = "DukeMTMC-reID" if duke else "Market-1501"
@@ -46,16 +46,16 @@ def read(root: Path, split: str) -> Listing:
 def list_split(root: Path, split: str) -> Listing:
     """The images of one split of a tree with names as in Market-1501, in the order of the names. Opens no image.
 
-    Raises InputError where the folder is missing, holds no image, or holds images whose names say no identity:
-    guessing identities would be silently wrong.
+    Raises InputError where the folder is missing, holds no image, or holds an image whose name gives no
+    identity: guessed identities would be silently wrong.
     """
     return _listed(Path(root), split, _market_name, _MARKET_FORM)
 
 
 def toy_crowd_record(root: Path) -> dict[str, str | int | float] | None:
-    """The scalars of a toy crowd's toy_crowd.json (version, hashes), None where there is none.
+    """The scalars of a toy crowd's toy_crowd.json (version, hashes); None where the file does not exist.
 
-    Raises InputError for one that is no JSON object.
+    Raises InputError for a file that is no JSON object.
     """
     path = root / TOY_RECORD
     if not path.is_file():
@@ -79,20 +79,22 @@ def _listed(root: Path, split: str, parse: Callable[[str], tuple[int, int] | Non
     if not paths:
         raise InputError(f"no images (jpg, png) in {folder}")
     parsed = [parse(path.name) for path in paths]
-    strangers = [path.name for path, said in zip(paths, parsed, strict=True) if said is None]
+    strangers = [path.name for path, numbers in zip(paths, parsed, strict=True) if numbers is None]
     if strangers:
         raise InputError(
             f"{len(strangers)} of {len(paths)} images in {folder} are not named {form}, the first is "
             f"{strangers[0]!r}: rename or remove them"
         )
-    said = np.array([numbers for numbers in parsed if numbers is not None], np.int64)  # [N, 2]
+    identities_cameras = np.array([numbers for numbers in parsed if numbers is not None], np.int64)  # [N, 2]
     return Listing(
         name=f"{root.name} {split}",
         contents=tuple(paths),
-        identities=said[:, 0],
-        cameras=said[:, 1],
+        identities=identities_cameras[:, 0],
+        cameras=identities_cameras[:, 1],
         names=tuple(path.name for path in paths),
-        people={identity: f"{identity:04d}" for identity in np.unique(said[:, 0]).tolist() if identity > 0},
+        people={
+            identity: f"{identity:04d}" for identity in np.unique(identities_cameras[:, 0]).tolist() if identity > 0
+        },
         splits=(split,) * len(paths),
     )
 
@@ -110,7 +112,7 @@ def _is_duke(folder: Path) -> bool:
 
 
 def _first_image(folder: Path) -> str | None:
-    """The name of any image in a folder, None where there is none."""
+    """The name of any image in a folder; None where the folder is missing or holds no image."""
     if not folder.is_dir():
         return None
     return next((path.name for path in folder.iterdir() if is_image(path.name)), None)

@@ -1,9 +1,10 @@
-"""Reader of MSMT17, V1 (train, test) and V2 (mask_train_v2, mask_test_v2): images by lists.
+"""Reader of MSMT17, V1 (train, test) and V2 (mask_train_v2, mask_test_v2), whose lists name the images.
 
 list_train.txt, list_val.txt, list_query.txt and list_gallery.txt hold lines "0000/0000_000_01_0303morning_0008_0.jpg
 0": path and identity; the third part of the name is the camera (Wei et al., "Person Transfer GAN to Bridge Domain
-Gap for Person Re-Identification", CVPR 2018). Identities count from 0, which means a distractor elsewhere: here they
-count from 1, and `people` keeps the data set's own name. Those of train and test are different people.
+Gap for Person Re-Identification", CVPR 2018). The data set counts identities from 0, which means a distractor
+elsewhere in this program. So identities count from 1 here, and `people` keeps the data set's own name. The
+people of train and test are different, even where their numbers are the same.
 """
 
 import re
@@ -27,7 +28,7 @@ def holds(root: Path) -> bool:
 
 
 def splits(root: Path) -> set[str]:
-    """The splits whose lists and images are there."""
+    """The splits whose list and folder of images exist."""
     return {
         split for split in LISTS
         if (root / LISTS[split][0]).is_file() and any((root / name).is_dir() for name in FOLDERS[split])
@@ -35,29 +36,29 @@ def splits(root: Path) -> set[str]:
 
 
 def read(root: Path, split: str) -> Listing:
-    """One split; "train" is train and val together, as the published 32,621 images of 1,041 people are.
+    """Return one split. "train" is train and val together: the published 32,621 images of 1,041 people.
 
-    Raises InputError for a missing list or folder, and for a line that is not of that form.
+    Raises InputError for a missing list or folder, and for a line of another form.
     """
     if split not in LISTS:
         raise InputError(f"{root}: MSMT17 has no split {split}: it has {', '.join(LISTS)}")
     folder = next((root / name for name in FOLDERS[split] if (root / name).is_dir()), None)
     if folder is None:
         raise InputError(f"{root} has no folder {' or '.join(FOLDERS[split])}: unpack MSMT17 whole")
-    listed = [entry for name in LISTS[split] for entry in _entries(root / name, name != "list_val.txt")]
-    if not listed:
+    entries = [entry for name in LISTS[split] for entry in _entries(root / name, name != "list_val.txt")]
+    if not entries:
         raise InputError(f"{root / LISTS[split][0]} lists no image: unpack MSMT17 whole")
-    names = tuple(path for path, _, _ in listed)
+    names = tuple(path for path, _, _ in entries)
     if len(set(names)) < len(names):
         raise InputError(f"{root}: the lists for {split} name an image twice: unpack MSMT17 whole")
     paths = tuple(folder / name for name in names)
-    identities = [identity for _, identity, _ in listed]
+    identities = [identity for _, identity, _ in entries]
     name = f"{root.name} (MSMT17) {split}"
     listing = Listing(
         name=name,
         contents=paths,
         identities=np.array(identities, np.int64),
-        cameras=np.array([camera for _, _, camera in listed], np.int64),
+        cameras=np.array([camera for _, _, camera in entries], np.int64),
         names=names,
         people={identity: f"{identity - 1:04d}" for identity in sorted(set(identities))},
     )
@@ -65,7 +66,7 @@ def read(root: Path, split: str) -> Listing:
 
 
 def _entries(path: Path, needed: bool) -> list[tuple[str, int, int]]:
-    """(name, identity from 1, camera) of each line; a list that is not needed may be missing."""
+    """(name, identity from 1, camera) of each line. A missing list is an error only where it is needed."""
     if not path.is_file():
         if needed:
             raise InputError(f"no file {path}: MSMT17 lists its images there")

@@ -1,7 +1,7 @@
-"""What the names of files and folders say: whether a file is an image, and whom a Market-1501 name shows.
+"""Rules about the names of files and folders: which file is an image, and which person a Market-1501 name gives.
 
-Names lie below a data set's folder or in an archive, and are written with /. All rules about names stand here, so that
-listings, the guard against people of a test, and labels see the same name alike.
+Names are relative to a data set's folder or to an archive, and are written with /. All rules about names
+stand here, so that listings, the guard against test people, and labels read the same name in the same way.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _DUKE = re.compile(rf"{_PERSON}_c{_NUMBER}_f(\d+)\.(?:jpg|jpeg|png)", re.IGNOREC
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MarketName:
-    """What a Market-1501 name says: identity (-1 junk, 0 distractor), camera, sequence, frame, box."""
+    """The parts of a Market-1501 name: identity (-1 junk, 0 distractor), camera, sequence, frame, box."""
 
     identity: int
     camera: int
@@ -33,14 +33,14 @@ class MarketName:
 
 
 def slashed(name: str) -> str:
-    """A name with /, where Windows may have written it."""
+    """The name with / in place of the \\ that Windows writes."""
     return name.replace("\\", "/")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its name, and is hidden in no way (._x.jpg, __MACOSX/x.jpg).
+    """Whether a file's name is that of an image, and neither hidden nor in a hidden folder (._x.jpg, __MACOSX/x.jpg).
 
-    Readers that choose their folders themselves give the last part of a name alone.
+    Readers that choose their folders themselves pass only the last part of a name.
     """
     *folders, file = name.split("/")
     if file.startswith(".") or not file.lower().endswith(IMAGE_SUFFIXES):
@@ -49,7 +49,7 @@ def is_image(name: str) -> bool:
 
 
 def parse_name(name: str | PurePath) -> MarketName | None:
-    """What a name of the form PPPP_cCsS_FFFFFF_BB.jpg says, in whatever folder; None for another name."""
+    """The parts of a name of the form PPPP_cCsS_FFFFFF_BB.jpg, in any folder; None for another name."""
     match = _MARKET.fullmatch(_file(name))
     return None if match is None else MarketName(*map(int, match.groups()))
 

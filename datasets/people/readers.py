@@ -1,4 +1,4 @@
-"""Any re-ID data by its path: which reader takes it, and one split of it."""
+"""Reads a split of any re-ID data by its path, and chooses the reader for it."""
 
 import dataclasses
 import os
@@ -17,29 +17,29 @@ AnyRoot = TypeVar("AnyRoot", contravariant=True)
 
 
 class Reader(Protocol[AnyRoot]):
-    """What reads one kind of data, as its module does. root: a folder or table; of a run also a URI, as text."""
+    """A reader of one kind of data, which is a module. root: a folder or table; for a run also a URI, as text."""
 
     def holds(self, root: AnyRoot) -> bool:
         """Whether the data at `root` are of this kind."""
         ...
 
     def splits(self, root: AnyRoot) -> set[str]:
-        """The splits that they have."""
+        """The splits that the data have."""
         ...
 
     def read(self, root: AnyRoot, split: str) -> Listing:
-        """One of the splits."""
+        """The listing of one split."""
         ...
 
 
-# In this order, as every folder is one of people.
+# The order matters: `folders` is last, as it takes any folder.
 _KINDS: tuple[Reader[Path], ...] = (tables, market1501, msmt17, cuhk03, folders)
-_COLLAPSED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")  # what pathlib makes of s3://bucket/run
+_COLLAPSED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")  # pathlib turns s3://bucket/run into s3:/bucket/run
 
 
 @dataclasses.dataclass(frozen=True)
 class _Data(Generic[Root]):
-    """Where data lie, and what reads them."""
+    """The location of data, and their reader."""
 
     root: Root
     reader: Reader[Root]
@@ -56,8 +56,8 @@ def read_split(root: str | Path, split: str) -> Listing:
 
     A Market-1501 or toy crowd tree, DukeMTMC-reID, CUHK03 (new protocol), MSMT17, a CSV or Parquet table, a run of
     jobs/generate.py (also by URI) or a folder with one sub-folder a person. Opens no image but those of a run.
-    Train and query are without junk and distractors. Notes say what is missing or odd. Raises InputError where
-    there is no such split, or nobody in it.
+    Train and query hold no junk and no distractors. Notes name missing and odd data. Raises InputError where
+    the split does not exist or shows nobody.
     """
     if split not in SPLITS:
         raise InputError(f"no split {split!r}: it is one of {', '.join(SPLITS)}")
@@ -73,7 +73,7 @@ def read_split(root: str | Path, split: str) -> Listing:
 
 
 def address(root: str | Path) -> str | Path:
-    """A path as Path, a URI (also one that went through pathlib) as text."""
+    """Return a path as Path, and a URI as text, even if pathlib has collapsed its slashes."""
     text = _COLLAPSED.sub(r"\1://", os.fspath(root))
     return text if "://" in text else Path(text).expanduser()
 
@@ -96,10 +96,10 @@ def _data(root: str | Path) -> _Data[Path] | _Data[str | Path]:
 
 
 def _refuse_one_level_off(root: Path) -> None:
-    """A data set in a sub-folder, or the folder above, would be read as people called bounding_box_train."""
+    """Refuse a folder one level above or below a data set: its sub-folders would be read as people."""
     if root.name in market1501.FOLDERS.values() and market1501.holds(root.parent):
         raise InputError(f"{root} is one split of a data set: give {root.parent}")
     for folder in sorted(root.iterdir()):
-        known = (kind for kind in (runs, *_KINDS[1:-1]) if folder.is_dir() and kind.holds(folder))
-        if next(known, None) is not None:
+        readers_of_folder = (kind for kind in (runs, *_KINDS[1:-1]) if folder.is_dir() and kind.holds(folder))
+        if next(readers_of_folder, None) is not None:
             raise InputError(f"{root} holds the data set {folder.name}: give {folder}")

@@ -1,4 +1,7 @@
-"""Pictures of real people as features, and who of a run is who of them: what the identity stage compares with."""
+"""Features of real people's pictures, and the real person that each person of a run shows.
+
+The identity stage compares generated images with them.
+"""
 
 import collections
 import dataclasses
@@ -10,17 +13,17 @@ from datasets.people.listing import Listing
 from passersby.errors import InputError
 from passersby.metrics.features import normalised
 
-_SHOWN = 3  # names in a line
+_SHOWN = 3  # the most names in a line
 
 
 @dataclasses.dataclass(frozen=True)
 class RealPeople:
-    """Real pictures, M of them, as a network sees them.
+    """M real pictures, as a network's features.
 
-    features: [M, D] float32, rows of length 1. identities: [M] int64, above 0. persons: a run's person number -> the
-    identity of the real person that it shows, None where there is no picture of him; empty for runs of artificial
-    people. name: of the data set; pictures: [M] names of the pictures in it; people: identity -> what the data set
-    calls him. notes: lines for the user.
+    features: [M, D] float32, rows of length 1. identities: [M] int64, above 0. persons: maps a run's person
+    number to the identity of the real person that it shows, or to None where no picture shows that person;
+    empty for runs of artificial people. name: the data set's name. pictures: [M] names of the pictures in the
+    data set. people: maps an identity to the person's name in the data set. notes: lines for the user.
     """
 
     features: np.ndarray
@@ -35,7 +38,7 @@ class RealPeople:
         return len(self.identities)
 
     def check(self, width: int) -> None:
-        """InputError unless the features are of a network of so many values."""
+        """Raises InputError unless the features have `width` values, as the network's features have."""
         if self.features.shape[1] != width:
             raise InputError(
                 f"pictures of real people have {self.features.shape[1]} features, the network gives {width}: use one "
@@ -44,20 +47,21 @@ class RealPeople:
 
 
 def real_people(listing: Listing, features: np.ndarray, names: Sequence[str] | None) -> RealPeople:
-    """The people of a listing and the features [M, D] of its images, one each; unreadable ones taken out of both.
+    """Join a listing and the features [M, D] of its images; the listing must not hold unreadable images.
 
-    names: what the data set calls the run's people, in the order of their numbers (runs from latents), matched to those
-    of the listing as `matched_names` does; None for artificial people. Junk and distractors are nobody, and left out.
-    Raises InputError for features that are not finite or not one for each image, without any person, and where none of
-    the run's people is there.
+    names: for runs from latents, the names that the data set gives the run's people, in the order of their
+    numbers; `matched_names` matches them to the listing's people. None for artificial people. Junk and
+    distractors show no person and are left out. Raises InputError for features that are not finite, where
+    the number of features differs from that of the images, where the listing shows no person, and where it
+    shows none of the run's people.
     """
     if len(features) != len(listing):
         raise InputError(f"{listing.name}: {len(features)} features of {len(listing)} images: give one for each image")
-    kept = listing.identities > 0
-    if not kept.any():
+    is_person = listing.identities > 0
+    if not is_person.any():
         raise InputError(f"{listing.name}: none of its {len(listing)} images is of a person who is known by name")
-    features = normalised(np.asarray(features)[kept], listing.name)
-    listing = listing.take(kept)
+    features = normalised(np.asarray(features)[is_person], listing.name)
+    listing = listing.take(is_person)
     persons: dict[int, int | None] = {}
     notes = []
     if names is not None:
@@ -82,9 +86,10 @@ def real_people(listing: Listing, features: np.ndarray, names: Sequence[str] | N
 
 
 def matched_names(names: Iterable[str], real: Iterable[str]) -> dict[str, str]:
-    """name -> the real person's, for those of `names` who are one of `real`.
+    """Map each name of `names` that belongs to a person of `real` to that person's name in `real`.
 
-    Names are compared as they are, then, where both are numbers, by value: a run writes 2 where a tree writes 0002.
+    Names are compared as text first. Where both are numbers, they are then compared by value: a run writes 2
+    where a tree writes 0002.
     """
     real = set(real)
     by_value = collections.defaultdict(list)
@@ -95,7 +100,7 @@ def matched_names(names: Iterable[str], real: Iterable[str]) -> dict[str, str]:
     for name in dict.fromkeys(names):
         value = _value(name)
         same = [name] if name in real else by_value.get(value, []) if value is not None else []
-        if len(same) == 1:  # of two real people "7" and "007", nobody knows which
+        if len(same) == 1:  # where "7" and "007" are two real people, the match is unknown
             matches[name] = same[0]
     return matches
 

@@ -1,4 +1,4 @@
-"""What readers of re-ID data share: splits, numbers for names, queries where none are given, published counts."""
+"""Shared by the readers of re-ID data: splits, numbers for names, derived queries and published counts."""
 
 import collections
 import dataclasses
@@ -11,10 +11,10 @@ from datasets.people.listing import GALLERY, MULTI_QUERY, QUERY, TRAIN, UNKNOWN_
 from datasets.people.names import JUNK_IDENTITY
 from passersby.errors import InputError
 
-DERIVED = frozenset({TRAIN, QUERY, GALLERY})  # of data without a split: see `derived_split`
-_ALIKE = 0.1  # counts that differ by less are of the data set itself, with images missing; otherwise of another one
+DERIVED = frozenset({TRAIN, QUERY, GALLERY})  # the splits that `derived_split` makes from data without a split
+_ALIKE = 0.1  # a larger relative difference in counts means another data set; a smaller one, missing images
 
-# Images, and people without junk and distractors, as published; None where the papers say nothing.
+# Published numbers of images and of people (without junk and distractors); None where the papers give no number.
 PUBLISHED: Mapping[str, Mapping[str, tuple[int, int | None]]] = {
     "Market-1501": {
         TRAIN: (12_936, 751),
@@ -30,33 +30,34 @@ PUBLISHED: Mapping[str, Mapping[str, tuple[int, int | None]]] = {
 
 
 def count_people(identities: np.ndarray) -> int:
-    """How many people, without junk and distractors."""
+    """The number of people, without junk and distractors."""
     return int((np.unique(identities) > 0).sum())
 
 
 def published_note(listing: Listing, data_set: str, split: str) -> str:
-    """A line where a listing's counts are not the published ones; empty where they are, or nothing is published."""
+    """A line for the user where a listing's counts differ from the published ones; empty otherwise."""
     if split not in PUBLISHED[data_set]:
         return ""
     images, people = PUBLISHED[data_set][split]
-    found, persons = len(listing), count_people(listing.identities)
-    if found == images and people in (None, persons):
+    image_count, people_count = len(listing), count_people(listing.identities)
+    if image_count == images and people in (None, people_count):
         return ""
-    of = "" if people is None else f" of {people:,} people"
-    counts = f"{listing.name}: {found:,} images of {persons:,} people, {data_set} has {images:,}{of}"
-    if abs(found - images) > _ALIKE * images:
+    published = "" if people is None else f" of {people:,} people"
+    counts = f"{listing.name}: {image_count:,} images of {people_count:,} people, {data_set} has {images:,}{published}"
+    if abs(image_count - images) > _ALIKE * images:
         return f"{counts}: so this is another data set, or a part of it"
-    difference = images - found
+    difference = images - image_count
     return counts + (f": {abs(difference):,} {'missing' if difference > 0 else 'too many'}" if difference else "")
 
 
 def numbered(labels: Iterable[str]) -> dict[str, int]:
-    """label -> identity, 1 and up in the order of the labels (numbers by value, before the others).
+    """Map each label to an identity from 1 up, in the order of the labels.
 
-    The label "-1" is junk, as in Market-1501.
+    Numbers come first, ordered by value; other labels follow in alphabetical order. The label "-1" is junk,
+    as in Market-1501.
     """
     people = sorted(set(labels) - {str(JUNK_IDENTITY)}, key=_by_value)
-    return {label: place for place, label in enumerate(people, start=1)} | {str(JUNK_IDENTITY): JUNK_IDENTITY}
+    return {label: number for number, label in enumerate(people, start=1)} | {str(JUNK_IDENTITY): JUNK_IDENTITY}
 
 
 def _by_value(label: str) -> tuple[int, int, str]:
@@ -65,15 +66,16 @@ def _by_value(label: str) -> tuple[int, int, str]:
 
 
 def names_of(identities: Iterable[int], labels: Iterable[str]) -> dict[int, str]:
-    """`people` of a listing: identity -> label, without junk and distractors."""
+    """The `people` of a listing: identity -> label, without junk and distractors."""
     return {identity: label for identity, label in zip(identities, labels, strict=True) if identity > 0}
 
 
 def derived_split(everything: Listing, split: str) -> Listing:
-    """A split of data that has none. "train": everything. The first image of every person with two or more is a
-    query, all other images are the gallery; cameras are left out there, as no rule says that two must see a person.
+    """Return one split of data that come without splits.
 
-    Raises InputError where nobody has two images, and for "multi-query".
+    "train" holds all images. "query" holds the first image of every person who has two or more images, and
+    "gallery" holds all other images. Query and gallery get unknown cameras, as no rule says that two cameras
+    must see a person. Raises InputError where nobody has two images, and for "multi-query".
     """
     if split == TRAIN:
         return everything
@@ -81,16 +83,16 @@ def derived_split(everything: Listing, split: str) -> Listing:
         raise InputError(f"{everything.name}: it has no split {split}: only train, query and gallery are made")
     seen = collections.Counter(everything.identities[everything.identities > 0].tolist())
     first: dict[int, int] = {}
-    for place, identity in enumerate(everything.identities.tolist()):
-        first.setdefault(identity, place)
+    for index, identity in enumerate(everything.identities.tolist()):
+        first.setdefault(identity, index)
     queries = {first[identity] for identity, count in seen.items() if count > 1}
     if not queries:
         raise InputError(
             f"{everything.name}: nobody of {len(seen)} people has two images, so there is nothing to find: "
             "give images of the same person"
         )
-    chosen = [place for place in range(len(everything)) if (place in queries) == (split == QUERY)]
-    part = everything.take(chosen)
+    indices = [index for index in range(len(everything)) if (index in queries) == (split == QUERY)]
+    part = everything.take(indices)
     return dataclasses.replace(part, cameras=np.full(len(part), UNKNOWN_CAMERA)).with_notes(
         f"{everything.name}: no query and gallery are given, so the first image of each of {len(queries):,} people is "
         f"a query and the other {len(everything) - len(queries):,} images are the gallery; no camera rule"
@@ -98,7 +100,7 @@ def derived_split(everything: Listing, split: str) -> Listing:
 
 
 def missing_note(name: str, paths: Sequence[Path], names: Sequence[str], folder: Path) -> str:
-    """A line that says how many of the files listed are not there. Raises InputError where not one is."""
+    """A line with the number of listed files that are missing. Raises InputError where all are missing."""
     missing = [shown for path, shown in zip(paths, names, strict=True) if not path.is_file()]
     if paths and len(missing) == len(paths):
         raise InputError(f"{name}: none of the {len(paths):,} files listed is in {folder}, the first is {missing[0]!r}")
@@ -108,26 +110,29 @@ def missing_note(name: str, paths: Sequence[Path], names: Sequence[str], folder:
 
 
 def cameras_note(listing: Listing) -> str:
-    """A line where the cameras of some images are known, and not of all."""
-    known = int((listing.cameras != UNKNOWN_CAMERA).sum())
-    if known in (0, len(listing)):
+    """A line for the user where the cameras of some images are known and of others not."""
+    count = int((listing.cameras != UNKNOWN_CAMERA).sum())
+    if count in (0, len(listing)):
         return ""
-    return f"{listing.name}: the camera of {known:,} of {len(listing):,} images is known, so no camera rule is applied"
+    return f"{listing.name}: the camera of {count:,} of {len(listing):,} images is known, so no camera rule is applied"
 
 
 def unmatched_note(query: Listing, gallery: Listing) -> str:
-    """A line that names the people of the query whom no image of the gallery shows (seen by another camera)."""
+    """A line with the number of the query's people whom no gallery image shows.
+
+    Where cameras are known, only gallery images of another camera count.
+    """
     with_cameras = query.has_cameras and gallery.has_cameras
-    seen: dict[int, set[int]] = {}
+    cameras_of: dict[int, set[int]] = {}
     for identity, camera in zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True):
-        seen.setdefault(identity, set()).add(camera)
-    lost, people = set(), set()
+        cameras_of.setdefault(identity, set()).add(camera)
+    unmatched, people = set(), set()
     for identity, camera in zip(query.identities.tolist(), query.cameras.tolist(), strict=True):
         people.add(identity)
-        if not (seen.get(identity, set()) - ({camera} if with_cameras else set())):
-            lost.add(identity)
-    if not lost:
+        if not (cameras_of.get(identity, set()) - ({camera} if with_cameras else set())):
+            unmatched.add(identity)
+    if not unmatched:
         return ""
-    first = query.people.get(min(lost), str(min(lost)))
+    first = query.people.get(min(unmatched), str(min(unmatched)))
     where = "have a query that the gallery shows by no other camera" if with_cameras else "are not in the gallery"
-    return f"{query.name}: {len(lost):,} of {len(people):,} people {where}, the first is {first!r}"
+    return f"{query.name}: {len(unmatched):,} of {len(people):,} people {where}, the first is {first!r}"

@@ -1,4 +1,4 @@
-"""Reader of re-ID data in a CSV or Parquet table: columns path and identity, and where known camera and split."""
+"""Reader of re-ID data in a CSV or Parquet table with columns path and identity, and optionally camera and split."""
 
 import csv
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ _ALIASES = {"test": GALLERY, "multi_query": MULTI_QUERY, "gt_bbox": MULTI_QUERY}
 
 
 def holds(root: Path) -> bool:
-    """Whether it is a table by its name."""
+    """Whether the name of `root` is that of a table, and `root` is no folder."""
     return root.suffix.lower() in (*CSV_SUFFIXES, *PARQUET_SUFFIXES) and not root.is_dir()
 
 
 def splits(root: Path) -> set[str]:
-    """The splits that the column `split` names, or that are made where there is none."""
+    """The splits in the column `split`; without that column, those that `derived_split` makes."""
     columns = _columns(root)
     return set(DERIVED) if "split" not in columns else {_split(value) for value in columns["split"]} & set(SPLITS)
 
 
 def read(root: Path, split: str) -> Listing:
-    """One split: the rows whose column `split` says so; without that column see `splits.derived_split`.
+    """Return the rows whose column `split` has this value; without that column see `splits.derived_split`.
 
-    Paths are taken relative to the table's folder, or absolute. identities: numbers of what the column holds, the
-    same in all splits; "-1" is junk. camera: a whole number, empty or -1 where not known. Equal rows count once.
-    Raises InputError, which names the row, for a missing identity or path, a camera that is no number, and an image
-    that is said to show two people.
+    Paths are absolute, or relative to the table's folder. identities: numbers given to the values of the
+    column `identity`, the same in all splits; "-1" is junk. camera: a whole number; empty or -1 where it is
+    unknown. Equal rows count once. Raises InputError, which names the row, for a missing identity or path,
+    for a camera that is no number, and for two rows that give one image two identities or cameras.
     """
     columns = _columns(root)
     count = len(columns["path"])
@@ -47,14 +47,16 @@ def read(root: Path, split: str) -> Listing:
     numbers = numbered(all_labels)
     rows, notes = list(range(count)), []
     if "split" in columns:
-        said = [_split(value) for value in columns["split"]]
-        rows = [row for row in rows if said[row] == split]
+        row_splits = [_split(value) for value in columns["split"]]
+        rows = [row for row in rows if row_splits[row] == split]
         if not rows:
-            found = ", ".join(sorted(set(said))) or "nothing"
-            raise InputError(f"{root}: no row's split is {split!r}; the column split says {found}")
-        if unused := sorted(set(said) - set(SPLITS)):
-            odd = sum(value not in SPLITS for value in said)
-            notes.append(f"{root.name}: {odd:,} rows are not used, their split is {', '.join(map(repr, unused))}")
+            column_splits = ", ".join(sorted(set(row_splits))) or "nothing"
+            raise InputError(f"{root}: no row's split is {split!r}; the column split says {column_splits}")
+        if unused := sorted(set(row_splits) - set(SPLITS)):
+            unused_rows = sum(value not in SPLITS for value in row_splits)
+            notes.append(
+                f"{root.name}: {unused_rows:,} rows are not used, their split is {', '.join(map(repr, unused))}"
+            )
     rows, repeated = _once(root, all_names, all_labels, cameras, rows)
     if repeated:
         notes.append(f"{root.name}: {repeated:,} rows repeat an earlier one and are left out")
@@ -77,7 +79,7 @@ def read(root: Path, split: str) -> Listing:
 
 
 def _filled(root: Path, column: str, values: Sequence[str | None]) -> list[str]:
-    """The values of a column that is needed in every row."""
+    """The values of a required column. Raises InputError for the first row without a value."""
     filled = []
     for row, value in enumerate(values):
         if not value:
@@ -89,7 +91,7 @@ def _filled(root: Path, column: str, values: Sequence[str | None]) -> list[str]:
 def _once(
     root: Path, names: Sequence[str], labels: Sequence[str], cameras: Sequence[int], rows: list[int]
 ) -> tuple[list[int], int]:
-    """Rows without those that repeat an earlier one, and how many these are."""
+    """The rows that repeat no earlier row, and the number of rows that do."""
     first: dict[str, int] = {}
     for row in rows:
         path = names[row]
@@ -118,7 +120,7 @@ def _camera(root: Path, row: int, value: str | None) -> int:
 
 
 def _columns(root: Path) -> dict[str, list[str | None]]:
-    """The known columns by name, as text, None where empty."""
+    """Map the name of each known column to its values as text, None where a value is empty."""
     if not root.is_file():
         raise InputError(f"no file {root}: check the path")
     try:
@@ -135,16 +137,16 @@ def _text(value: str | None) -> str | None:
 
 
 def _known(root: Path, header: Sequence[str]) -> dict[str, str]:
-    """Column as the table writes it -> as it is called here. Raises InputError where one is missing or double."""
+    """Map a column's name in the table to its name here. Raises InputError where a column is missing or double."""
     names = [(name, name.strip().lower()) for name in header]
-    known = [(name, clean) for name, clean in names if clean in (*NEEDED, *OPTIONAL)]
-    found = [clean for _, clean in known]
+    known_columns = [(name, clean) for name, clean in names if clean in (*NEEDED, *OPTIONAL)]
+    columns = [clean for _, clean in known_columns]
     for column in NEEDED:
-        if column not in found:
+        if column not in columns:
             raise InputError(f"{root} has no column {column!r}, but {', '.join(header)}: rename one")
-    if len(found) > len(set(found)):
+    if len(columns) > len(set(columns)):
         raise InputError(f"{root} has two columns of one name among {', '.join(header)}: remove one")
-    return dict(known)
+    return dict(known_columns)
 
 
 def _read_csv(root: Path) -> pa.Table:
@@ -152,24 +154,24 @@ def _read_csv(root: Path) -> pa.Table:
         first = file.readline()
     delimiter = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
     header = next(csv.reader([first], delimiter=delimiter), [])
-    known = _known(root, header)
+    renames = _known(root, header)
     table = pyarrow.csv.read_csv(
         root,
         read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=1),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
-        # As text: "0002" would become 2, and "007" and "7" one person.
+        # Read as text: as numbers "0002" would become 2, and "007" and "7" the same person.
         convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=list(known), column_types=dict.fromkeys(known, pa.string()), strings_can_be_null=True,
+            include_columns=list(renames), column_types=dict.fromkeys(renames, pa.string()), strings_can_be_null=True,
             null_values=[""], quoted_strings_can_be_null=True,
         ),
     )  # fmt: skip
-    return table.rename_columns([known[name] for name in table.column_names])
+    return table.rename_columns([renames[name] for name in table.column_names])
 
 
 def _read_parquet(root: Path) -> pa.Table:
     file = pq.ParquetFile(root)
-    known = _known(root, file.schema_arrow.names)
-    table = file.read(columns=list(known))
+    renames = _known(root, file.schema_arrow.names)
+    table = file.read(columns=list(renames))
     columns = {}
     for name in table.column_names:
         column = table[name]
@@ -178,5 +180,5 @@ def _read_parquet(root: Path) -> pa.Table:
         if pa.types.is_floating(column.type):  # whole numbers with gaps, as pandas writes them
             filled = pc.call_function("if_else", [pc.call_function("is_nan", [column]), None, column])
             column = pc.cast(filled, pa.int64())
-        columns[known[name]] = column.cast(pa.string())
+        columns[renames[name]] = column.cast(pa.string())
     return pa.table(columns)
