@@ -1,4 +1,4 @@
-"""The frozen configuration of a run: all that changes the bytes of its shards."""
+"""The frozen configuration of a run: every setting that changes the bytes of its shards."""
 
 import dataclasses
 import functools
@@ -17,8 +17,11 @@ PERSON_PIXEL_BYTES = 1_000_000_000  # a person is never divided, so this much mu
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a real person's code comes from: what the data call the person, the picture nearest to the code, and of how
-    many pictures the code is the mean."""
+    """The origin of a real person's code.
+
+    name: the person's name in the data. path, camera: of the picture nearest to the code. pictures: the number
+    of pictures whose mean the code is.
+    """
 
     name: str
     path: str
@@ -30,14 +33,14 @@ class Origin:
 class Configuration:
     """Everything that changes the bytes of a shard, and nothing else.
 
-    The numbers of people and the verdict thresholds are absent: more people extend a run, other
-    thresholds are another manifest over the same shards. `reference_threshold` is the detector threshold
-    that a person's first passing variant had to reach to become its similarity reference: the run's
-    threshold when the folder was begun. Raises InputError for a value out of range.
+    The number of people and the verdict thresholds are absent: more people extend a run, and other
+    thresholds give another manifest over the same shards. `reference_threshold` is a detector score. The
+    first variant of a person that reaches it is the person's similarity reference. It is the run's detector
+    threshold at the time when the folder was begun. Raises InputError for a value out of range.
 
-    People are those of seeds, or, with `latents`, those of a latents table, in its order: `origins` has one entry for
-    each of them. `partners` says whose codes variants take styles from: random people's, pictures of other real
-    people, or other pictures of the same person.
+    People come from seeds. With `latents` they are the people of a latents table, in its order, and `origins`
+    has one entry for each of them. `partners` names the codes that variants take styles from: random people's,
+    pictures of other real people, or other pictures of the same person.
     """
 
     seed: int
@@ -126,25 +129,25 @@ class Configuration:
         return canonical_sha256(self.values())
 
     def values(self) -> dict[str, Json]:
-        """Every key and its value, keys that came later only where they are not at their default: runs of before stay
-        what they are (passersby/options.py)."""
+        """Every key and its value. A key that a later version added is left out at its default, so that older runs
+        keep their hash (passersby/options.py)."""
         return stored_values(self, always=("recipe",))
 
     def settings(self) -> dict[str, Json]:
-        """What people want to see of it, and scripts: `values` without the origins, which are as many as people."""
+        """The configuration for users and scripts: `values` without the origins, which are as many as the people."""
         return {name: value for name, value in self.values().items() if name != "origins"}
 
     def called(self, person: int) -> str:
-        """What people call a person: a real one by the data set's name, an artificial one by its number."""
+        """The name of a person for users: a real person's name in the data set, an artificial person's number."""
         return self.origins[person].name if self.origins else str(person)
 
     def person_seed(self, person: int) -> int:
-        """Seed of an artificial person's z: the same person as in the reference StyleGAN3 tools, `--seeds=` this
-        number."""
+        """Seed of an artificial person's z. The reference StyleGAN3 tools make the same person from `--seeds=` and
+        this number."""
         return self.seed + person
 
     def mix_seed(self, person: int, variant: int) -> int:
-        """Seed of the z that a variant is mixed with, below 2^32; of its choice where partners are not random.
+        """Seed, below 2^32, of the z that a variant is mixed with. Without random partners it chooses the picture.
 
         The first four bytes (little-endian) of the sha256 of (seed, person, variant), each as an unsigned
         64-bit little-endian integer.

@@ -25,7 +25,7 @@ MANIFEST_SCHEMA = (
     .append(pa.field("shard", pa.string()))
 )
 U = TypeVar("U")
-SHARDS_AT_ONCE = 64  # also the row group: small enough for any memory, large enough to be read quickly
+SHARDS_AT_ONCE = 64  # and in one row group: few enough for any memory, enough for fast reading
 READERS = 8  # object stores answer slowly and many at a time
 
 
@@ -34,7 +34,7 @@ def write_manifest(
 ) -> dict[str, int]:
     """Derive a manifest from the shards of `units`, and return the number of images with each verdict.
 
-    Rows stand in the order of the plan; `shard` is the path below the output. Shards are read some at a
+    Rows have the order of the plan; `shard` is the path below the output. Shards are read some at a
     time, so memory does not grow with their number. Raises InputError for a shard that is damaged or does
     not match the plan.
     """
@@ -58,7 +58,7 @@ def write_manifest(
 
 
 def thresholds_of(table: pa.Table) -> Thresholds:
-    """The thresholds that a manifest's verdicts follow from. Raises InputError where they are not written in it."""
+    """The thresholds of a manifest's verdicts. Raises InputError where its metadata do not hold them."""
     try:
         return Thresholds(**json.loads((table.schema.metadata or {})[b"thresholds"]))
     except (KeyError, ValueError, TypeError) as error:
@@ -66,13 +66,13 @@ def thresholds_of(table: pa.Table) -> Thresholds:
 
 
 def in_groups(units: Iterator[U], read: Callable[[U], pa.Table]) -> Iterator[pa.Table]:
-    """The rows of all units, those of SHARDS_AT_ONCE in one table; READERS shards are read at a time."""
+    """The rows of all units, one table for SHARDS_AT_ONCE units. READERS shards are read at a time."""
     with ThreadPoolExecutor(READERS) as readers:
         while group := list(itertools.islice(units, SHARDS_AT_ONCE)):
             yield pa.concat_tables(readers.map(read, group))
 
 
 def read_manifest(output: Output, name: str | None = None, columns: list[str] | None = None) -> pa.Table:
-    """A manifest's rows, all columns or the named ones. Raises InputError when it is missing or damaged."""
+    """A manifest's rows, all columns or the named ones. Raises InputError when the file is missing or damaged."""
     with output.open(manifest_name(name)) as file:
         return manifest_rows(file, output.address(manifest_name(name)), columns)

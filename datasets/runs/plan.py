@@ -1,7 +1,7 @@
-"""The plan of a run: its frozen configuration, and the fixed units that its people are cut into.
+"""The plan of a run: its frozen configuration, and the fixed units that its people are divided into.
 
-Nothing here is random and nothing depends on the cluster: a unit is the same slice of people wherever and
-whenever it is computed, so a file that exists never has to be made again.
+The plan has no randomness and does not depend on the cluster. A unit is the same slice of people on every
+machine and at any time, so a file that exists never has to be made again.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ PLAN_FILE = "plan.json"
 NUM_WS = 16  # style inputs of a StyleGAN3 generator
 LAYER_GROUPS = {"coarse": (0, 5), "middle": (5, 11), "fine": (12, 15), "all": (0, NUM_WS - 1)}
 MAX_UNITS = 1_000_000  # shards/NNN/unit-NNNNNN.parquet has three and six digits
-UNIT_PIXEL_BYTES = 16_000_000  # raw pixels of a unit, whatever --unit-images allows
-UNITS_OF_A_SMALL_RUN = 32  # small runs are cut finer, so that pools share them and progress is seen
+UNIT_PIXEL_BYTES = 16_000_000  # the most raw pixels of a unit, even where --unit-images allows more
+UNITS_OF_A_SMALL_RUN = 32  # small runs get smaller units, so that all workers get some and progress is visible
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """The w indices, ascending, of a group name (coarse, middle, fine, all) or a list such as "3,5-8".
 
-    The groups are the study's: coarse 0-5, middle 5-11, fine 12-15 (index 5 stands in two of them).
+    The groups are the study's: coarse 0-5, middle 5-11, fine 12-15 (index 5 belongs to two of them).
     Raises InputError for anything else than indices 0 to 15, and for an empty list.
     """
     layers = set()
@@ -52,7 +52,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """People added at one time, cut into equal units (the last may be smaller). Extents are never changed."""
+    """People added at one time, divided into equal units (the last may be smaller). Extents never change."""
 
     first_unit: int
     first_person: int
@@ -101,11 +101,11 @@ class Plan:
                 yield Unit(extent.first_unit + index, extent.first_person + first, people)
 
     def extended(self, people: int) -> "Plan":
-        """This plan with as many people in all; the same plan when it has that many or more.
+        """This plan with `people` people in all; the same plan when it has that many or more.
 
-        Units that are already there stay as they are: new people become a new extent. Raises InputError
-        for less than one person, for a seed beyond 2^32, for more real people than the latents table has and for
-        more units than file names can count.
+        Existing units do not change: the added people become a new extent. Raises InputError for less than
+        one person, for a seed of 2^32 or more, for more real people than the latents table has, and for more
+        units than file names can number.
         """
         configuration = self.configuration
         check("--people", people, people >= 1, "1 or more")
@@ -130,7 +130,7 @@ class Plan:
         return extended
 
     def describe(self, pending: int, asked: int) -> str:
-        """The plan in a line for people; `pending` units are to be made, `asked` people were asked for."""
+        """The plan in a line for the user. pending: units still to be made; asked: the number of people asked for."""
         variants = self.configuration.variants
         units = f"{self.unit_count:,} units, {pending:,} to make" if pending else "every unit is there"
         fewer = f" (the folder was begun with these people, more than --people {asked})" * (asked < self.people)
@@ -150,8 +150,8 @@ class Plan:
 
 
 def read_plan(output: Output) -> Plan | None:
-    """The plan that lies in `output`, or None. Raises InputError when plan.json is not a plan, has options that this
-    program does not have, or was edited."""
+    """The plan in `output`; None without a plan.json. Raises InputError when plan.json is not a plan, has
+    options that this program does not have, or was edited."""
     text = output.read(PLAN_FILE)
     if text is None:
         return None
@@ -183,7 +183,7 @@ def continue_plan(existing: Plan | None, configuration: Configuration, people: i
     old = dataclasses.asdict(existing.configuration)
     new = dataclasses.asdict(configuration)
     decided = {"reference_threshold"}
-    if old["latents"] != new["latents"]:  # then the origins differ as well
+    if old["latents"] != new["latents"]:  # with other latents the origins differ as well
         decided.add("origins")
     agree("a run of another configuration", differences(old, with_folder_values(new, old, decided)))
     return existing.extended(people)

@@ -1,9 +1,9 @@
 """A unit of work as one Ray Data row, and the columns of the row that the plan alone decides.
 
 One row is one unit: whole persons, so that no batch boundary of Ray's decides what is computed together. The columns
-of the images are therefore list columns with one entry an image; `images_of` and `with_columns` are the only place
-that knows that layout. The plan decides of every image, whoever makes it: its origin, its seeds, and how far it moves
-from its person.
+of the images are therefore list columns with one entry an image. Only `images_of` and `with_columns` know this
+layout. The plan decides three things about every image: its origin, its seeds, and how far it moves from its
+person. They do not depend on the worker.
 """
 
 import sys
@@ -63,35 +63,35 @@ def with_columns(batch: pa.Table, columns: dict[str, pa.Array | pa.ChunkedArray 
             raise TypeError(
                 f"column {name!r} is {type(value).__name__}: give an Arrow array, an Arrow scalar or a number"
             )
-        place = batch.schema.get_field_index(name)
-        batch = batch.append_column(name, column) if place < 0 else batch.set_column(place, name, column)
+        index = batch.schema.get_field_index(name)
+        batch = batch.append_column(name, column) if index < 0 else batch.set_column(index, name, column)
     return batch
 
 
 T = TypeVar("T")
-Reference: TypeAlias = Awaitable[T]  # a Ray reference (`ray.put`), as stages see it that do not import Ray
+Reference: TypeAlias = Awaitable[T]  # a Ray reference (`ray.put`), for stages that do not import Ray
 
 
 def resolved(value: T | Reference[T]) -> T:
-    """The value itself, or what a Ray reference stands for. Where Ray was never imported, nothing is a reference."""
+    """The value itself, or the value of a Ray reference. Without an imported Ray no value is a reference."""
     ray = sys.modules.get("ray")
     if ray is not None and isinstance(value, ray.ObjectRef):
         return ray.get(value)
-    return cast(T, value)  # no reference, which no type checker can tell where Ray is not imported
+    return cast(T, value)  # the value is no reference; a type checker cannot tell without importing Ray
 
 
-# ---- What the plan says of every image.
+# ---- The columns that the plan decides.
 
 SEED = "seed"  # the `source` of artificial people's images
 NO_PARTNER = "this person has no other picture to move towards"
 
 
 def planned_columns(configuration: Configuration, person: int) -> dict[str, list]:
-    """The columns of a shard that the plan alone decides, of a person's variants in their order."""
+    """The columns of a shard that the plan alone decides, for a person's variants in their order."""
     c, latent = configuration, configuration.latents is not None
     origin = c.origins[person] if latent else None
     varied = range(1, c.variants)
-    once = {
+    constants = {
         "source": LATENT if latent else SEED,
         "source_path": origin.path if origin else None,
         "camera": origin.camera if origin else None,
@@ -100,7 +100,7 @@ def planned_columns(configuration: Configuration, person: int) -> dict[str, list
         "height": c.height,
         "width": c.width,
     }
-    return {name: [value] * c.variants for name, value in once.items()} | {
+    return {name: [value] * c.variants for name, value in constants.items()} | {
         "mix_seed": [None, *(c.mix_seed(person, variant) for variant in varied)],
         "mix_layers": [[], *(list(c.layers) for _ in varied)],
         "amount": amounts_of(c, person),
@@ -109,20 +109,21 @@ def planned_columns(configuration: Configuration, person: int) -> dict[str, list
 
 
 def partner_count(configuration: Configuration, person: int) -> int:
-    """How many pictures a person's variants may take styles from; 0 where codes are drawn."""
-    own = configuration.origins[person].pictures if configuration.origins else 0
+    """The number of pictures that a person's variants may take styles from; 0 where codes are drawn."""
+    picture_count = configuration.origins[person].pictures if configuration.origins else 0
     if configuration.partners == PICTURES:
-        return own - 1
+        return picture_count - 1
     if configuration.partners == PEOPLE:
-        return configuration.pictures - own
+        return configuration.pictures - picture_count
     return 0
 
 
 def amounts_of(configuration: Configuration, person: int) -> list[float | None]:
-    """How far each variant moves towards its partner: None for the base, for mixing, and where there is no partner.
+    """How far each variant moves towards its partner: None for the base, for mixing, and without a partner.
 
-    The same for all, except where the variants are more than the pictures that they can move towards: they go around
-    those R times, and in round r = 0 .. R - 1 only (R - r) / R of the way, so that no two are equal.
+    All variants have the same amount where there are enough pictures to move towards. With fewer pictures the
+    variants go through the pictures in R rounds, and in round r = 0 .. R - 1 they move only (R - r) / R of the
+    way, so that no two variants are equal.
     """
     c = configuration
     if c.draws_codes or c.amount is None:
@@ -135,7 +136,7 @@ def amounts_of(configuration: Configuration, person: int) -> list[float | None]:
 
 
 def people_without_partners(configuration: Configuration, people: int) -> str:
-    """A line for people on who cannot be varied, or nothing."""
+    """A line for the user about the people who have no picture to move towards; empty without such people."""
     if configuration.partners != PICTURES or configuration.variants == 1:
         return ""
     alone = [configuration.origins[person].name for person in range(people) if not partner_count(configuration, person)]

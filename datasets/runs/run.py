@@ -1,6 +1,6 @@
-"""A run: a folder, its plan, the units that are to make, those that failed, and the lock of its one driver.
+"""A run: a folder, its plan, the units still to be made, the units that failed, and the lock of its one driver.
 
-Runs of generation and of inversion are the same here: they differ in their plans, and in what a unit becomes.
+Runs of generation and of inversion are the same here. They differ in their plans and in the content of a shard.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class AnyUnit(Protocol):
 
 
 class AnyPlan(Protocol):
-    """A frozen configuration, and the units that the work is cut into."""
+    """A frozen configuration, and the units that the work is divided into."""
 
     @property
     def hash(self) -> str:
@@ -69,7 +69,7 @@ def failure_name(unit: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why a unit could not be made: the stage (its class), the reason in a line, and a traceback where there is one."""
+    """Why a unit could not be made: the stage (its class), the reason in a line, and the traceback or an empty text."""
 
     unit: int
     stage: str
@@ -80,8 +80,9 @@ class Failure:
 class Run(Generic[P, U]):
     """A folder with a plan, whose units become one file each. P is the kind of the plan, U that of its units.
 
-    output: the folder. plan: what is made there. lease: inside of `held`, whether this driver still is the only one.
-    again: reads plan.json once more, and returns the plan that continues it; None for a run that is only read.
+    output: the folder. plan: the run's plan. lease: inside of `held`, it shows whether this driver is still the
+    only one. again: a function that reads plan.json once more and returns the plan that continues it; None for
+    a run that is only read.
     """
 
     def __init__(self, output: Output, plan: P, again: Callable[[], P] | None = None):
@@ -94,21 +95,21 @@ class Run(Generic[P, U]):
         return self.plan.hash
 
     def finished(self) -> set[int]:
-        """The units whose shards exist. One listing, and nothing is opened: the file's existence is the commit."""
+        """The units whose shards exist. Lists the files once and opens none: an existing file is complete."""
         matches = (SHARD_NAME.match(name) for name in self.output.list(SHARD_FOLDER))
         return {int(match[2]) for match in matches if match and int(match[1]) == int(match[2]) // 1000}
 
     @functools.cached_property
     def pending(self) -> list[U]:
-        """The plan's units without a shard, in order: as they were when they were first asked for."""
+        """The plan's units without a shard, in order, at the time of the first access to this property."""
         finished = self.finished()
         return [cast(U, unit) for unit in self.plan.units() if unit.unit not in finished]
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Work in the folder as its only driver. Raises InputError that names another one.
+        """Hold the folder as its only driver. Raises InputError that names another driver at work.
 
-        Plan and pending units are read again: another driver may just have ended.
+        Plan and pending units are read again, as another driver may just have ended.
         """
         with hold(self.output) as self.lease:
             if self._again is not None:
@@ -116,15 +117,15 @@ class Run(Generic[P, U]):
             self.__dict__.pop("pending", None)
             yield
 
-    # ---- Units that failed for good: one record each, for people and for the next driver.
+    # ---- Units that failed for good have one record each, for the user and for the next driver.
 
     def failed(self) -> set[int]:
-        """The units that have a record: one listing."""
+        """The units that have a record of failure. Lists the files once."""
         names = self.output.list(FAILED_FOLDER)
         return {int(match[1]) for name in names if (match := _FAILURE_NAME.match(name))}
 
     def failure(self, unit: int) -> Failure | None:
-        """A unit's record, or None. Raises InputError when it is not one."""
+        """A unit's record; None without one. Raises InputError when the file is no such record."""
         name = failure_name(unit)
         text = self.output.read(name)
         try:
@@ -133,12 +134,12 @@ class Run(Generic[P, U]):
             raise InputError(f"{self.output.address(name)} is not a record of a failed unit: remove it") from error
 
     def record(self, failure: Failure) -> None:
-        """Write a unit's record, in place of an older one."""
+        """Write a unit's record; it replaces an older one."""
         content = json.dumps(dataclasses.asdict(failure), indent=2) + "\n"
         self.output.write(failure_name(failure.unit), content.encode())
 
     def forget(self, units: Iterable[int]) -> None:
-        """Remove the records of units that have been made after all."""
+        """Remove the records of units that a later attempt has made."""
         for unit in units:
             self.output.remove(failure_name(unit))
 
@@ -147,9 +148,10 @@ GenerationRun: TypeAlias = Run[Plan, Unit]
 
 
 def open_run(output: Output, option: str = "") -> GenerationRun:
-    """The run of jobs/generate.py that lies in a folder, to read it.
+    """Open the run of jobs/generate.py in a folder for reading.
 
-    Raises InputError, which begins with the option that names the folder, where there is none, and as `read_plan`.
+    Raises InputError where the folder holds no run; the error begins with `option`, the option that names the
+    folder. Raises it as `read_plan` does.
     """
     plan = read_plan(output)
     if plan is None:
@@ -158,7 +160,7 @@ def open_run(output: Output, option: str = "") -> GenerationRun:
 
 
 def begin_run(output: Output, configuration: Configuration, people: int) -> GenerationRun:
-    """A run of so many people, new or on top of the one in the folder. Raises InputError as `continue_plan`."""
+    """Begin a run of `people` people, or continue the run in the folder. Raises InputError as `continue_plan`."""
 
     def plan_now() -> Plan:
         return continue_plan(read_plan(output), configuration, people)

@@ -1,4 +1,4 @@
-"""What a unit becomes: a shard, the Parquet file of its images with origins and scores, or of its pictures' codes."""
+"""Shards: the Parquet file of one unit, with its images, their origins and scores, or with its pictures' codes."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from passersby.errors import InputError
 SCHEMA_VERSION = "1"
 ADVICE = "remove it and run the same command again"
 
-# Null where a stage did not run: later stages fill columns, they never add any.
+# A value is null where its stage did not run. Later stages fill columns and never add any.
 SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -49,10 +49,10 @@ SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class ShardKind:
-    """The columns of a shard, one row an image, and which of them look random to a compressor: pictures and codes.
+    """The columns of a shard, with one row an image, and the column that cannot be compressed: pictures or codes.
 
-    random: such columns as Parquet names their values. Compression, a dictionary and statistics would only cost time
-    and room there.
+    random: that column, as Parquet names its values. Its values look random to a compressor, so compression, a
+    dictionary and statistics would only cost time and room.
     """
 
     schema: pa.Schema
@@ -60,11 +60,11 @@ class ShardKind:
 
     @functools.cached_property
     def leaves(self) -> list[str]:
-        """The columns as Parquet names their values."""
+        """The names that Parquet gives to the values of the columns."""
         return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in self.schema]
 
     def writer(self, target: str | pa.NativeFile, metadata: Mapping[str, str]) -> pq.ParquetWriter:
-        """Writes tables of this kind to a path or an open file. Every page carries a checksum."""
+        """A writer of tables of this kind to a path or an open file. Every page carries a checksum."""
         described = [name for name in self.leaves if name != self.random]
         compression = {name: "none" if name == self.random else "zstd" for name in self.leaves}
         return pq.ParquetWriter(
@@ -81,9 +81,9 @@ IMAGES = ShardKind(SCHEMA, random="image")
 
 
 def shard_table(unit: int, images: pa.Table, kind: ShardKind = IMAGES) -> pa.Table:
-    """The images of a unit (n rows, columns of the schema in any order, some absent) with every column of the schema.
+    """Return the images of a unit with every column of the schema; columns missing in `images` are null.
 
-    Raises ValueError for a column that the schema lacks.
+    images: n rows, with columns of the schema in any order. Raises ValueError for a column that the schema lacks.
     """
     unknown = set(images.column_names) - set(kind.schema.names)
     if unknown:
@@ -98,7 +98,7 @@ def shard_table(unit: int, images: pa.Table, kind: ShardKind = IMAGES) -> pa.Tab
 
 
 def write_shard(output: Output, plan_hash: str, unit: int, table: pa.Table, kind: ShardKind = IMAGES) -> None:
-    """Write the rows of a unit, as `shard_table` makes them.
+    """Write the rows of a unit, which `shard_table` has made.
 
     Equal rows give equal bytes: a unit made twice is the same file. Raises InputError when it cannot be written.
     """
@@ -107,15 +107,15 @@ def write_shard(output: Output, plan_hash: str, unit: int, table: pa.Table, kind
 
 
 def encode_shard(table: pa.Table, plan_hash: str, target: str | pa.NativeFile, kind: ShardKind = IMAGES) -> None:
-    """A shard's bytes, to a path or an open file."""
+    """Write a shard's bytes to a path or an open file."""
     with kind.writer(target, {"plan_hash": plan_hash}) as writer:
-        writer.write_table(table.cast(writer.schema))  # rows that were read name the items of lists otherwise
+        writer.write_table(table.cast(writer.schema))  # rows read from a file have other names for the items of lists
 
 
 def read_shard(run: GenerationRun, unit: Unit, columns: list[str] | None = None) -> pa.Table:
     """The rows of a unit's shard, all columns or the named ones, in the schema's order.
 
-    Raises InputError, which names the shard, when it is missing, and where `decode_shard` does.
+    Raises InputError, which names the shard, when the file is missing, and as `decode_shard` does.
     """
     name = shard_name(unit.unit)
     with run.output.open(name) as file:
@@ -130,13 +130,13 @@ def decode_shard(
     columns: list[str] | None = None,
     checksums: bool = False,
 ) -> pa.Table:
-    """The rows of a unit out of an open shard; see `read_shard`. `checksums`: compare those of the pages read.
+    """The rows of a unit from an open shard; see `read_shard`. checksums: whether to compare the pages' checksums.
 
     Raises InputError, which names `address`, when the shard is damaged, of another schema or plan, or does
     not hold exactly the images that the plan says.
     """
-    wanted = [c for c in SCHEMA.names if columns is None or c in {*columns, "person", "variant"}]
-    table = decode_rows(file, address, plan.configuration.hash, IMAGES, wanted, checksums)
+    columns_to_read = [c for c in SCHEMA.names if columns is None or c in {*columns, "person", "variant"}]
+    table = decode_rows(file, address, plan.configuration.hash, IMAGES, columns_to_read, checksums)
     people = range(unit.first_person, unit.first_person + unit.people)
     variants = range(plan.configuration.variants)
     expected = [(person, variant) for person in people for variant in variants]
@@ -157,16 +157,16 @@ def decode_rows(
 ) -> pa.Table:
     """The rows of an open shard of this kind, all columns or the named ones.
 
-    Raises InputError, which names `address`, when it is damaged, or of another schema or plan.
+    Raises InputError, which names `address`, when the shard is damaged, or of another schema or plan.
     """
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=checksums)
         schema = parquet.schema_arrow
         metadata = schema.metadata or {}
-        version, of_plan = (metadata.get(key, b"none").decode() for key in (b"schema_version", b"plan_hash"))
+        version, stored_hash = (metadata.get(key, b"none").decode() for key in (b"schema_version", b"plan_hash"))
         if version != SCHEMA_VERSION:
             raise InputError(f"{address} has schema version {version}, not {SCHEMA_VERSION}: {ADVICE}")
-        if of_plan != plan_hash:
+        if stored_hash != plan_hash:
             raise InputError(f"{address} belongs to another plan than plan.json beside it: {ADVICE}")
         if not schema.equals(kind.schema):
             raise InputError(f"{address} has other columns than schema version {SCHEMA_VERSION}: {ADVICE}")
@@ -176,20 +176,20 @@ def decode_rows(
         raise InputError(f"{address} is damaged ({reason}): {ADVICE}") from error
 
 
-# ---- What a worker writes below the run's folder, and what it tells the driver.
+# ---- A worker's access to the run's folder, and its reports to the driver.
 
 
 class WorkerFolder:
-    """The folder of a run as a worker sees it, which may be on another machine than the driver."""
+    """The folder of a run on a worker's machine, which may be another machine than the driver's."""
 
     def __init__(self, address: str, plan_hash: str):
         self.output, self.plan_hash = Output(address), plan_hash
         self._seen = False
 
     def problem(self, write: Callable[[], None]) -> str | None:
-        """Call `write`; returns the reason why nothing could be written, or None.
+        """Call `write`. Returns None, or the reason why the file could not be written.
 
-        That is data and no exception: it is the user's to mend (no space, no permission), and arrives as one line
+        The reason is data and no exception: the user can mend it (no space, no permission), and reads one line
         instead of a worker's traceback.
         """
         try:
@@ -200,7 +200,7 @@ class WorkerFolder:
         return None
 
     def _check(self) -> None:
-        # The driver writes the plan first: a node that does not see it writes to a disk of its own.
+        # The driver writes the plan first. A node that does not see the plan would write to a disk of its own.
         if self._seen:
             return
         try:
@@ -218,10 +218,10 @@ class WorkerFolder:
 def unit_report(
     batch: pa.Table, counts: Mapping[str, int], stages: Sequence[str], start: float, problem: str | None
 ) -> pa.Table:
-    """The small row that goes on to the driver once a unit is written.
+    """The small row that a worker sends to the driver after it has written a unit.
 
-    Its columns: counts as int64, seconds_* float64 of every stage (0.0 where it did not run), and problem, text or
-    null. start: when the last stage, which writes, began, by `time.perf_counter`.
+    Its columns: counts as int64; seconds_* of every stage as float64 (0.0 where the stage did not run);
+    problem as text or null. start: the `time.perf_counter` at which the last stage, the writer, began.
     """
     names = [f"seconds_{stage}" for stage in stages]
     seconds = {name: batch[name][0].as_py() for name in names if name in batch.column_names}

@@ -1,4 +1,4 @@
-"""Verdicts: a pure function of the scores in the shards and of thresholds, computed again whenever asked."""
+"""Verdicts: a pure function of the scores in the shards and of thresholds. They are computed whenever needed."""
 
 import dataclasses
 import math
@@ -27,20 +27,20 @@ FILTERS = {"detector_threshold": "detector"} | {
     name: name for name in ("ssim_floor", "ssim_ceiling", "identity_floor", "identity_margin", "identity_ceiling")
 }
 SCORES = ("status", "detector_score", "ssim", "variant", "reference_variant", "source", "identity_cosine")
-SCORES += ("identity_margin",)  # columns that verdicts follow from
+SCORES += ("identity_margin",)  # the columns that `verdicts` reads
 
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """What an image must reach to be kept; the defaults are the study's.
+    """The thresholds for the scores of a kept image. The defaults are the study's. None sets no limit.
 
-    detector: least person score, 0 to 1. ssim_floor: least SSIM to the person's reference, -1 to 1; None
-    has no floor. ssim_ceiling: greatest SSIM, against near-copies; None has no ceiling. The others need a
-    re-ID network's scores, and None sets no limit: identity_floor is the least `identity_cosine` (-1 to 1),
-    identity_margin the least `identity_margin` (-2 to 2; above 0 the nearest real person is the right one), and
-    identity_ceiling the greatest cosine to an existing real picture (-1 to 1). A floor above that ceiling makes
-    sense: artificial people are to be like their own reference and unlike everybody real. Records of runs from
-    before these three name only the first three, and mean None. Raises InputError out of range.
+    detector: the least person score, 0 to 1. ssim_floor: the least SSIM to the person's reference, -1 to 1.
+    ssim_ceiling: the greatest SSIM, which rejects near-copies. The other thresholds need a re-ID network's
+    scores. identity_floor: the least `identity_cosine`, -1 to 1. identity_margin: the least `identity_margin`,
+    -2 to 2; above 0 the nearest real person is the right one. identity_ceiling: the greatest cosine to an
+    existing real picture, -1 to 1. A floor above that ceiling makes sense: artificial people should resemble
+    their own reference and no real person. Records of older runs name only the first three thresholds; the
+    other three are None. Raises InputError for a value out of range.
     """
 
     detector: float = 0.6
@@ -71,9 +71,9 @@ class Thresholds:
 
 
 def with_filters(thresholds: Thresholds, filters: Sequence[str]) -> Thresholds:
-    """Thresholds with those changed that `filters` name: "ssim_floor=0.8", a key of FILTERS, or "ssim_floor=None".
+    """Return the thresholds with the changes of `filters`: "ssim_floor=0.8" or "ssim_floor=None", keys as in FILTERS.
 
-    Raises InputError for what is no threshold, or no value of one.
+    Raises InputError for a text that names no threshold or gives no valid value.
     """
     changed: dict[str, float | None] = {}
     for text in filters:
@@ -91,8 +91,9 @@ def with_filters(thresholds: Thresholds, filters: Sequence[str]) -> Thresholds:
 
 
 def without_scores(table: pa.Table, thresholds: Thresholds) -> dict[str, str]:
-    """Identity thresholds that are set and cannot reject anything -> the score that no image of `table` has, in words.
+    """Map each identity threshold that is set and cannot reject any image to the missing score, in words.
 
+    Such a threshold needs a score that no image of `table` has.
     Columns read: source, identity_cosine, identity_margin.
     """
     scores = {
@@ -108,14 +109,14 @@ def without_scores(table: pa.Table, thresholds: Thresholds) -> dict[str, str]:
 
 
 def verdicts(table: pa.Table, thresholds: Thresholds) -> pa.StringArray:
-    """One of VERDICTS for each row (an image): kept, or the first filter that it does not pass.
+    """One of VERDICTS for each row (an image): kept, or the first filter that the image does not pass.
 
-    Columns read: SCORES.
-    The order is error (not made or not scored), then that of VERDICTS. A person's reference is compared with itself
-    and therefore exempt from both SSIM thresholds; of an artificial person it passes any identity floor too, as its
-    cosine is 1, but not any ceiling. The ceiling judges the greatest cosine to a real picture: of the same person
-    where the source is "latent" (`identity_cosine`), of anybody otherwise (`identity_cosine` - `identity_margin`).
-    A score that is null because its stage did not run rejects nothing; NaN passes no filter.
+    Columns read: SCORES. The order of the filters is error (not made or not scored), then that of VERDICTS.
+    A person's reference is compared with itself, so both SSIM thresholds exempt it. An artificial person's
+    reference has a cosine of 1, so it passes any identity floor; it need not pass the ceiling. The ceiling
+    judges the greatest cosine to a real picture: of the same person where the source is "latent"
+    (`identity_cosine`), of anybody otherwise (`identity_cosine` - `identity_margin`). A score that is null
+    because its stage did not run rejects no image; NaN passes no filter.
     """
     failed = pc.call_function("not_equal", [table["status"], "ok"]).fill_null(True).to_numpy()
     person, person_null = _scores(table, "detector_score")
@@ -140,10 +141,11 @@ def verdicts(table: pa.Table, thresholds: Thresholds) -> pa.StringArray:
 
 
 def nearest_real_picture(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """What the identity ceiling judges: (cosines [N] float64, [N] bool where there is none, the cosine being NaN).
+    """The cosines that the identity ceiling judges: (cosines [N] float64, whether each is missing [N] bool).
 
-    Columns read: source, identity_cosine, identity_margin. For variants of real people the greatest cosine to a
-    picture of the same person, for artificial people to one of anybody.
+    Columns read: source, identity_cosine, identity_margin. For variants of real people it is the greatest
+    cosine to a picture of the same person, for artificial people to a picture of anybody. A missing cosine
+    is NaN.
     """
     cosine, cosine_null = _scores(table, "identity_cosine")
     margin, margin_null = _scores(table, "identity_margin")
@@ -152,9 +154,9 @@ def nearest_real_picture(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_real(table: pa.Table) -> np.ndarray:
-    """The greatest cosine of each image to a real picture of anybody, [N] float64, NaN where it is not known.
+    """The greatest cosine of each image to a real picture of anybody, [N] float64, NaN where it is unknown.
 
-    Columns as of `nearest_real_picture`.
+    Columns read: as in `nearest_real_picture`.
     """
     cosine, _ = _scores(table, "identity_cosine")
     margin, _ = _scores(table, "identity_margin")
@@ -169,14 +171,14 @@ def _or(threshold: float | None, otherwise: float) -> float:
 def _scores(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     column = table[name]
     null = column.is_null().to_numpy()
-    # float32 scores against float32 thresholds would disagree with a reader who computes in float64.
+    # Scores are compared in float64: in float32 a verdict could differ from that of a reader who uses float64.
     return column.cast(pa.float64()).fill_null(math.nan).to_numpy(), null
 
 
 def count_verdicts(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
-    """Number of images with each verdict, every one of VERDICTS named."""
-    found = {item["values"].as_py(): item["counts"].as_py() for item in column.value_counts()}
-    return {name: found.get(name, 0) for name in VERDICTS}
+    """The number of images with each verdict, for all of VERDICTS."""
+    counts = {item["values"].as_py(): item["counts"].as_py() for item in column.value_counts()}
+    return {name: counts.get(name, 0) for name in VERDICTS}
 
 
 def add_counts(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:

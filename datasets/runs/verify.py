@@ -1,6 +1,6 @@
-"""Is a run whole? Everything that can be told from its files and its plan alone, without a network or a filter.
+"""Checks whether a run is whole, from its files and its plan alone, without a network or a filter.
 
-The same rules as everywhere: the plan says which images there are, the shards hold them, all else is derived.
+The plan lists the run's images, the shards hold them, and all other files are derived from the shards.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from datasets.runs.shards import ADVICE, SCHEMA, decode_shard, encode_shard
 from passersby.errors import InputError
 
 READERS = 8  # object stores answer slowly and many at a time
-BYTES_AT_ONCE = 256_000_000  # raw pixels of the units in all readers' hands: their number falls with large units
+BYTES_AT_ONCE = 256_000_000  # raw pixels of the units that all readers hold; large units mean fewer readers
 WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+(-SNAPSHOT)?")
 MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
-LINES = 10  # of findings; the rest is counted
+LINES = 10  # the most findings that are printed; the rest is counted
 IDENTITY_SCORES = ("identity_cosine", "identity_margin", "nearest_identity")
-ROUNDING = 1e-5  # of cosines in float32
+ROUNDING = 1e-5  # tolerance for cosines in float32
 
 
 class Findings:
-    """What was found: missing units and the reasons for it, problems by kind, and notes, which leave a run whole."""
+    """The findings of a check: missing units with reasons, problems by kind, and notes. A run with notes is whole."""
 
     def __init__(self) -> None:
         self.missing: list[int] = []
@@ -44,21 +44,21 @@ class Findings:
         self._hidden = 0
 
     def add(self, kind: str, name: str, text: str) -> None:
-        """A problem of the file `name`; `kind` ends "3 ..." ("damaged"), `text` names the way out."""
+        """Add a problem of the file `name`. `kind` follows a count, as in "3 damaged"; `text` names the way out."""
         self._kinds[kind] += 1
         self._first.setdefault(kind, name)
-        if len(self._texts) < LINES:  # a run may have a million of them
+        if len(self._texts) < LINES:  # a run may have a million problems
             self._texts.append(text)
         else:
             self._hidden += 1
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is missing and nothing wrong."""
+        """Whether no unit is missing and no problem was added."""
         return not (self.missing or self._kinds)
 
     def lines(self) -> list[str]:
-        """At most LINES lines, problems before notes, and one that counts the rest."""
+        """At most LINES lines, problems before notes, and one more line that counts the rest."""
         missing = f"no shard of units {ranges(self.missing)}: the same command makes what is missing"
         texts = [missing] * bool(self.missing) + self.reasons + self._texts
         texts += [f"note: {note}" for note in self.notes]
@@ -66,14 +66,14 @@ class Findings:
         return texts[:LINES] + [f"... and {hidden:,} more"] * (hidden > 0)
 
     def verdict(self, plan: Plan) -> str:
-        """The one line that says what is missing and what is wrong."""
+        """One line that counts the missing units and the problems of each kind."""
         missing = f"{len(self.missing):,} of {plan.unit_count:,} units missing"
         kinds = [f"{count:,} {kind} ({self._first[kind]})" for kind, count in self._kinds.items()]
         return f"NOT whole: {', '.join([missing] * bool(self.missing) + kinds)}"
 
 
 def ranges(numbers: Iterable[int], most: int = 8) -> str:
-    """Ascending numbers as people write them: `0, 3-7, 12`; of more than `most` ranges the rest is counted."""
+    """Ascending numbers as people write them: `0, 3-7, 12`. Numbers beyond the first `most` ranges are counted."""
     groups = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
     runs = [[number for _, number in group] for _, group in groups]
     texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
@@ -82,10 +82,10 @@ def ranges(numbers: Iterable[int], most: int = 8) -> str:
 
 
 def check_names(names: Collection[str], plan: Plan, findings: Findings) -> set[int]:
-    """The units whose shards are among `names` (all files of a run); reports strangers.
+    """The units whose shards are among `names` (all files of a run). Reports files that are no shards.
 
-    A Parquet file below shards/ that the plan does not know is a problem: whoever reads the folder as one data set
-    would read it too. Whatever else lies there is a note.
+    A Parquet file below shards/ that is not in the plan is a problem: a program that reads the folder as one
+    data set would read it too. Any other file there is a note.
     """
     present, others = set(), []
     for name in sorted(names):
@@ -107,7 +107,7 @@ def check_names(names: Collection[str], plan: Plan, findings: Findings) -> set[i
 
 @dataclasses.dataclass(frozen=True)
 class ShardCheck:
-    """A unit, and of its shard the rows (None when they cannot be read) and what is wrong (kind, text)."""
+    """A unit, the rows of its shard (None where they cannot be read), and the shard's problem as (kind, text)."""
 
     unit: Unit
     table: pa.Table | None = None
@@ -117,17 +117,17 @@ class ShardCheck:
 def check_shards(
     run: GenerationRun, present: Collection[int], decoded: Callable[[int], bool], kept: Callable[[Unit], bool]
 ) -> Iterator[ShardCheck]:
-    """Check the shards of all units of a plan, some at a time, in order; absent ones come without rows.
+    """Check the shards of all units of a plan, some at a time, in order. A missing shard gives no rows.
 
-    decoded: whether a person's images are to be decoded. kept: whether the rows of a unit come with their images.
+    decoded: whether a person's images are decoded. kept: whether the rows of a unit keep the column of images.
     Memory does not grow with the number of units.
     """
 
     def check(unit: Unit) -> ShardCheck:
-        found = check_shard(run, unit, decoded)
-        if found.table is None or kept(unit):
-            return found
-        return dataclasses.replace(found, table=found.table.drop_columns("image"))
+        checked = check_shard(run, unit, decoded)
+        if checked.table is None or kept(unit):
+            return checked
+        return dataclasses.replace(checked, table=checked.table.drop_columns("image"))
 
     plan = run.plan
     unit_bytes = max((unit.people for unit in plan.units()), default=1) * plan.configuration.person_pixel_bytes
@@ -158,7 +158,7 @@ def check_shard(run: GenerationRun, unit: Unit, decoded: Callable[[int], bool]) 
         return ShardCheck(unit, problem=("gone since the start", f"{address}: the same command makes it"))
     try:
         table = decode_shard(pa.BufferReader(content), address, run.plan, unit, checksums=True)
-        table.validate(full=True)  # texts too: Parquet does not look whether they are UTF-8
+        table.validate(full=True)  # checks texts too: Parquet does not check that they are UTF-8
     except InputError as error:
         return ShardCheck(unit, problem=("damaged", str(error)))
     except pa.ArrowInvalid as error:
@@ -174,20 +174,22 @@ def check_shard(run: GenerationRun, unit: Unit, decoded: Callable[[int], bool]) 
 
 
 def _is_canonical(content: bytes, table: pa.Table, plan_hash: str) -> bool:
-    # Checksums cover a Parquet file's pages, neither their headers nor the footer. But equal rows give equal bytes:
-    # encoding them again and comparing covers everything.
-    again = pa.BufferOutputStream()
-    encode_shard(table, plan_hash, again)
-    again = again.getvalue()
-    if again.equals(pa.py_buffer(content)):
+    # Checksums cover a Parquet file's pages, but neither the pages' headers nor the footer. Equal rows give equal
+    # bytes, so encoding the rows again and comparing the bytes covers the whole file.
+    encoded = pa.BufferOutputStream()
+    encode_shard(table, plan_hash, encoded)
+    encoded = encoded.getvalue()
+    if encoded.equals(pa.py_buffer(content)):
         return True
-    stored, ours = (pq.ParquetFile(pa.BufferReader(data)).metadata.created_by for data in (content, again))
-    # Another release of pyarrow may lay out the same rows in other bytes: then the checksums must do.
-    return stored != ours and WRITER.fullmatch(stored) is not None
+    stored_writer, encoded_writer = (
+        pq.ParquetFile(pa.BufferReader(data)).metadata.created_by for data in (content, encoded)
+    )
+    # Another release of pyarrow may write other bytes for the same rows. Then the checksums have to suffice.
+    return stored_writer != encoded_writer and WRITER.fullmatch(stored_writer) is not None
 
 
 def wrong_columns(table: pa.Table, configuration: Configuration, unit: Unit) -> list[str]:
-    """Columns of a unit's rows that differ from what the plan says, the first difference of each."""
+    """The first difference of each column of a unit's rows that differs from the plan."""
     count = table.num_rows
     expected = {"unit": [unit.unit] * count}
     for person in range(unit.first_person, unit.first_person + unit.people):
@@ -195,20 +197,22 @@ def wrong_columns(table: pa.Table, configuration: Configuration, unit: Unit) -> 
             expected.setdefault(name, []).extend(values)
     wrong = []
     for name, values in expected.items():
-        wanted = pa.array(values, SCHEMA.field(name).type)
-        found = table[name].combine_chunks()
-        if not found.equals(wanted):
-            row = next(row for row in range(count) if found[row] != wanted[row])
-            wrong.append(f"{_place(table, row)}: {name} is {found[row].as_py()}, the plan says {wanted[row].as_py()}")
+        planned = pa.array(values, SCHEMA.field(name).type)
+        stored = table[name].combine_chunks()
+        if not stored.equals(planned):
+            row = next(row for row in range(count) if stored[row] != planned[row])
+            wrong.append(
+                f"{_image_name(table, row)}: {name} is {stored[row].as_py()}, the plan says {planned[row].as_py()}"
+            )
     return wrong
 
 
 def wrong_scores(table: pa.Table, configuration: Configuration) -> list[str]:
-    """Rules that the status, the scores and the references of a unit's rows break, the first row of each.
+    """Rules that the status, the scores and the references of a unit's rows break, with the first such row.
 
-    An image with status ok has bytes, both scores in range, and its person's reference: the first variant that
-    reaches the plan's reference threshold, else the first that is ok; the reference's SSIM is 1. One with status
-    error says why and has no scores. Scores of identity: see `_identity_rules`.
+    An image with status ok has bytes, both scores in range, and its person's reference. The reference is the
+    first variant that reaches the plan's reference threshold, or else the first variant that is ok; its SSIM
+    is 1. An image with status error has a message and no scores. For scores of identity see `_identity_rules`.
     """
     status = table["status"].combine_chunks()
     ok = pc.call_function("equal", [status, "ok"]).fill_null(False).to_numpy(zero_copy_only=False)
@@ -221,8 +225,8 @@ def wrong_scores(table: pa.Table, configuration: Configuration) -> list[str]:
         table[name].cast(pa.float64()).fill_null(np.nan).to_numpy() for name in ("detector_score", "ssim")
     )
     stored = table["reference_variant"].fill_null(-1).to_numpy()
-    shape = (-1, configuration.variants)  # [people, variants]: rows stand so, decode_shard has seen to it
-    # The identity stage comes after the reference was chosen: an image that it cannot judge keeps the scores of before.
+    shape = (-1, configuration.variants)  # [people, variants]: decode_shard has checked that the rows have this order
+    # The identity stage runs after the reference is chosen. An image that it cannot judge keeps its earlier scores.
     judged_before = error & has["image"] & has["reference_variant"] & (configuration.identity is not None)
     good = (ok | judged_before).reshape(shape)
     passing = good & (detector >= configuration.reference_threshold).reshape(shape)
@@ -240,20 +244,23 @@ def wrong_scores(table: pa.Table, configuration: Configuration) -> list[str]:
         "reference_variant is not what the scores say": ok & (stored != reference),
         "the reference's ssim is not 1": is_reference & (ssim != 1),
     } | _identity_rules(table, configuration, ok, reference)
-    return [f"{_place(table, int(bad.argmax()))}: {rule}" for rule, bad in rules.items() if bad.any()]
+    return [f"{_image_name(table, int(bad.argmax()))}: {rule}" for rule, bad in rules.items() if bad.any()]
 
 
 def _identity_rules(
     table: pa.Table, configuration: Configuration, ok: np.ndarray, reference: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Rules and the rows that break them. Scores of identity are there where the plan has that stage and the image is
-    ok, but for real people of whom no picture was given; the last two only where real pictures were."""
+    """Map each rule about scores of identity to the rows that break it.
+
+    An image has an identity_cosine where the plan has the identity stage and the image is ok. Real people
+    without a real picture are the exception. `identity_margin` and `nearest_identity` also need real pictures.
+    """
     has = {name: table[name].is_valid().to_numpy() for name in IDENTITY_SCORES}
     cosine, margin = (table[name].cast(pa.float64()).fill_null(np.nan).to_numpy() for name in IDENTITY_SCORES[:2])
     allowed = ok & (configuration.identity is not None)
     compared = allowed & (configuration.real is not None)
     is_reference = allowed & (table["variant"].to_numpy() == reference)
-    people = is_reference.reshape(-1, configuration.variants).any(axis=1)  # whose reference can be compared with
+    people = is_reference.reshape(-1, configuration.variants).any(axis=1)  # people whose reference can be compared with
     artificial = people.repeat(configuration.variants) & (configuration.latents is None)
     return {
         "scores of identity that nothing can have given": has["identity_cosine"] & ~allowed
@@ -267,7 +274,7 @@ def _identity_rules(
 
 
 def wrong_images(table: pa.Table, configuration: Configuration, decoded: Callable[[int], bool]) -> list[str]:
-    """Images that are not of the plan's format and size, or that can be decoded although their status is error."""
+    """Images of another format or size than the plan's, and images with status error that can be decoded."""
     wrong = []
     c = configuration
     people, column, status = table["person"].to_pylist(), table["image"], table["status"].to_pylist()
@@ -281,17 +288,17 @@ def wrong_images(table: pa.Table, configuration: Configuration, decoded: Callabl
         except DecodingError as error:
             fault = str(error)
         if c.identity is not None and status[row] == "error" and table["reference_variant"][row].is_valid:
-            continue  # the stage of identities could not judge it: see wrong_scores
+            continue  # the identity stage could not judge the image: see wrong_scores
         if (fault is None) != (status[row] == "ok"):
-            wrong.append(f"{_place(table, row)}: {fault or 'status error, but its image is good'}")
+            wrong.append(f"{_image_name(table, row)}: {fault or 'status error, but its image is good'}")
     return wrong
 
 
-def _place(table: pa.Table, row: int) -> str:
+def _image_name(table: pa.Table, row: int) -> str:
     return f"person {table['person'][row].as_py()} variant {table['variant'][row].as_py()}"
 
 
 def sampled_people(plan: Plan, images: int) -> list[int]:
-    """Persons who have about `images` images together, at least one person if any: spread evenly, always the same."""
+    """People with about `images` images in all, spread evenly over the plan; always the same people, at least one."""
     count = min(plan.people, -(-images // plan.configuration.variants))
     return [(2 * index + 1) * plan.people // (2 * count) for index in range(count)]

@@ -1,4 +1,4 @@
-"""Do the files that are derived from the shards, manifests and summary, still say what the shards say?"""
+"""Checks whether the files derived from the shards (manifests and summary) still agree with the shards."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,16 @@ from datasets.runs.verify import Findings
 from passersby.errors import InputError
 
 MANIFEST_NAME = re.compile(r"manifest(-[A-Za-z0-9_-]+)?\.parquet")
-BATCH_ROWS = 65_536  # about 10 MB: one batch and the rows of one unit are all that is held
-DAMAGED = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)  # whatever altered bytes can end in
+BATCH_ROWS = 65_536  # about 10 MB; memory holds one batch and the rows of one unit
+DAMAGED = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)  # the errors that altered bytes can cause
 
 
 class ManifestCheck:
     """Compares a manifest with the shards, unit by unit in the plan's order.
 
-    Its rows are the shards' without images, with verdicts at the thresholds in its own metadata. `fault` is what
-    is wrong, None so far; `thresholds` those of the metadata; `absent` counts units whose rows it lacks.
+    A manifest's rows are the shards' rows without images, with the verdicts of the thresholds in its own
+    metadata. `fault` is the first fault, None while there is none; `thresholds` are those of the metadata;
+    `absent` counts the units whose rows the manifest lacks.
     """
 
     def __init__(self, run: GenerationRun, name: str):
@@ -48,13 +49,13 @@ class ManifestCheck:
 
     @property
     def advice(self) -> str:
-        """How to get it anew."""
+        """How the user makes the manifest again."""
         if self.name == manifest_name():
             return ADVICE
         return "make it again with jobs/refilter.py"
 
     def take(self, unit: Unit, shard: pa.Table | None) -> None:
-        """Compare the next unit: its shard's rows (with or without images), or None to pass over it."""
+        """Compare the next unit with its shard's rows (with or without images). None: skip the unit's rows."""
         first = None if self.fault else self._first_unit(1)
         if first is None or first > unit.unit:
             self.absent += self.fault is None and shard is not None
@@ -64,25 +65,25 @@ class ManifestCheck:
             return
         count = unit.people * self._variants
         self._first_unit(count)
-        found, self._rows = self._rows.slice(0, count), self._rows.slice(count)
+        manifest_rows, self._rows = self._rows.slice(0, count), self._rows.slice(count)
         if shard is None or self.fault or self.thresholds is None:
             return
         shards = pa.array([shard_name(unit.unit)] * count, pa.string())
         columns = [*shard.select(COLUMNS).columns, verdicts(shard, self.thresholds), shards]
         expected = pa.table(columns, schema=MANIFEST_SCHEMA)
-        if found.num_rows < count:
+        if manifest_rows.num_rows < count:
             self.fault = f"ends within unit {unit.unit}"
-        elif not found.equals(expected):
-            different = [name for name in MANIFEST_SCHEMA.names if not found[name].equals(expected[name])]
+        elif not manifest_rows.equals(expected):
+            different = [name for name in MANIFEST_SCHEMA.names if not manifest_rows[name].equals(expected[name])]
             self.fault = f"differs from {shard_name(unit.unit)} in {', '.join(different)}"
 
     def finish(self) -> None:
-        """After the last unit: nothing may be left."""
+        """Called after the last unit: the manifest may have no more rows."""
         if not self.fault and (first := self._first_unit(1)) is not None:
             self.fault = f"holds rows of unit {first} after the last"
 
     def _first_unit(self, rows: int) -> int | None:
-        # The unit of the next row, after reading until `rows` rows are there, or all; None at the end.
+        # Reads until `rows` rows are in memory, or all. Returns the unit of the next row; None at the end.
         try:
             while self._rows.num_rows < rows and (batch := next(self._batches, None)) is not None:
                 self._rows = pa.concat_tables([self._rows, pa.table(batch.columns, schema=MANIFEST_SCHEMA)])
@@ -96,11 +97,11 @@ class ManifestCheck:
 
 
 def check_summary(summary: Mapping, plan: Plan, counts: Mapping[str, int] | None, manifest: Thresholds | None) -> str:
-    """What a summary says wrongly, or nothing.
+    """The names of the summary's wrong values, joined by commas; empty where all are right.
 
-    counts: of the verdicts at the summary's thresholds, None where not every shard could be read. manifest: the
-    thresholds of manifest.parquet, None when there is none. Counts and thresholds that an older summary does not name
-    are 0 and none.
+    counts: of the verdicts at the summary's thresholds, None where a shard could not be read. manifest: the
+    thresholds of manifest.parquet, None without that file. A count that an older summary does not name is 0,
+    and a threshold is not set.
     """
     summary = dict(summary)
     with contextlib.suppress(KeyError, TypeError):
@@ -123,7 +124,7 @@ def check_summary(summary: Mapping, plan: Plan, counts: Mapping[str, int] | None
 
 
 class DerivedChecks:
-    """All derived files of a run beside its shards: every manifest among `names`, and the summary `summary_name`."""
+    """Checks a run's derived files: every manifest among `names`, and the summary `summary_name`."""
 
     def __init__(self, run: GenerationRun, names: Collection[str], summary_name: str):
         self._run, self._summary_name = run, summary_name
@@ -139,7 +140,7 @@ class DerivedChecks:
         self._counts = dict.fromkeys(VERDICTS, 0)
 
     def take(self, unit: Unit, shard: pa.Table | None) -> int:
-        """The next unit of the plan and its shard's rows, None where there are none; returns how many are kept."""
+        """Check the next unit with its shard's rows (None where missing). Returns the number of kept images."""
         for manifest in self._manifests:
             manifest.take(unit, shard)
         if shard is None:
@@ -151,7 +152,7 @@ class DerivedChecks:
         return counts[KEPT]
 
     def finish(self, findings: Findings) -> None:
-        """After the last unit: report what does not say what the shards say."""
+        """Called after the last unit: report the files that disagree with the shards."""
         kind = "of the derived files wrong"
         for manifest in self._manifests:
             manifest.finish()
@@ -168,11 +169,11 @@ class DerivedChecks:
         elif self._summary is None:
             return
         else:
-            run = next((m for m in self._manifests if m.name == manifest_name() and not m.fault), None)
+            main = next((m for m in self._manifests if m.name == manifest_name() and not m.fault), None)
             counts = self._counts if self._complete else None
-            wrong = check_summary(self._summary, self._run.plan, counts, run and run.thresholds)
+            wrong = check_summary(self._summary, self._run.plan, counts, main and main.thresholds)
         if wrong and self._complete:
             text = f"{self._run.output.address(self._summary_name)} says other {wrong} than the run: {ADVICE}"
             findings.add(kind, self._summary_name, text)
-        elif wrong:  # as it may while a run is extended
+        elif wrong:  # a summary may be out of date while a run is extended
             findings.notes.append(f"{self._summary_name} says other {wrong} than the run: it is made again at its end")
