@@ -1,4 +1,4 @@
-"""The codes of real people for a run: what a worker needs of a latents table, and whose styles each variant takes."""
+"""The codes of real people for a run: the part of a latents table that workers need, and each variant's partner."""
 
 import dataclasses
 
@@ -14,11 +14,12 @@ from passersby.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RealCodes:
-    """The people of a latents table as a StyleMixer needs them; a worker's arrays may be read-only.
+    """The people of a latents table in the form that a StyleMixer needs; a worker's arrays may be read-only.
 
-    people: [P, num_ws, w_dim] float32, each person's own code. pictures: [N, num_ws, w_dim] float32, the codes of all
-    pictures; [0, ...] where partners are random. persons: [N] int64, who is in each picture, ascending. nearest: [P]
-    int64, the picture that a person's origin names. table: for the deltas; without the codes.
+    people: [P, num_ws, w_dim] float32, each person's own code. pictures: [N, num_ws, w_dim] float32, the codes
+    of all pictures; [0, ...] where partners are random. persons: [N] int64, the person in each picture,
+    ascending. nearest: [P] int64, the picture that a person's origin names. table: the table without its
+    codes, for reading the deltas.
     """
 
     people: np.ndarray
@@ -28,17 +29,17 @@ class RealCodes:
     table: Latents
 
     def delta(self, person: int) -> bytes | None:
-        """What changes in the network for this person, or None; InputError where the file is not the table's."""
+        """The person's change of the network, None without one. Raises InputError where the file is not the table's."""
         return self.table.delta(person)
 
 
 def check_generator(latents: Latents, sha256: str, network: str) -> None:
-    """InputError unless the codes are of the network with this sha256, which `network` names."""
-    made_for = latents.about["generator"]
-    if made_for["sha256"] != sha256:
+    """Raises InputError unless the codes belong to the network of this sha256. `network` is its name for messages."""
+    generator = latents.about["generator"]
+    if generator["sha256"] != sha256:
         raise InputError(
             f"--network {network}: its sha256 is {sha256[:12]}..., but the codes of --latents are of "
-            f"{made_for.get('file') or 'a network'} with {made_for['sha256'][:12]}...: give that one"
+            f"{generator.get('file') or 'a network'} with {generator['sha256'][:12]}...: give that one"
         )
 
 
@@ -59,16 +60,17 @@ def _origin(latents: Latents, person: int) -> Origin:
 
 
 def real_codes(latents: Latents, configuration: Configuration, people: int) -> RealCodes:
-    """The codes for a run of so many people of the table that `configuration` names.
+    """The codes for a run of `people` people of the table that `configuration` names.
 
-    Raises InputError where all variants could not be different pictures, and where a delta is missing.
+    Raises InputError where there are too few pictures to make all variants different, and where a delta is
+    missing.
     """
     _check_partners(configuration, people)
     _check_deltas(latents, people)
-    by_place = [latents.pictures_of(person).tolist() for person in range(latents.people)]
+    rows_of_person = [latents.pictures_of(person).tolist() for person in range(latents.people)]
     nearest = [
-        next(place for place in places if latents.paths[place] == origin.path)
-        for places, origin in zip(by_place, configuration.origins, strict=True)
+        next(row for row in rows if latents.paths[row] == origin.path)
+        for rows, origin in zip(rows_of_person, configuration.origins, strict=True)
     ]
     return RealCodes(
         people=latents.person_codes(),
@@ -80,15 +82,15 @@ def real_codes(latents: Latents, configuration: Configuration, people: int) -> R
 
 
 def _check_deltas(latents: Latents, people: int) -> None:
-    wanted = [latents.deltas[person][0] for person in range(people) if person in latents.deltas]
-    if not wanted:
+    delta_names = [latents.deltas[person][0] for person in range(people) if person in latents.deltas]
+    if not delta_names:
         return
     folder = Output(latents.folder)
-    there = set(folder.list("deltas"))
-    missing = [name for name in wanted if name not in there]
+    existing_names = set(folder.list("deltas"))
+    missing = [name for name in delta_names if name not in existing_names]
     if missing:
         raise InputError(
-            f"--latents: {len(missing):,} of {len(wanted):,} deltas that it names are not there, the first is "
+            f"--latents: {len(missing):,} of {len(delta_names):,} deltas that it names are not there, the first is "
             f"{folder.address(missing[0])}: copy the folder again, whole, or invert again"
         )
 
@@ -114,18 +116,18 @@ def _check_partners(configuration: Configuration, people: int) -> None:
 def partners_of(codes: RealCodes, configuration: Configuration, person: int) -> np.ndarray:
     """The pictures [V - 1] that a person's variants from 1 on take styles from, as rows of `codes.pictures`.
 
-    Variant v takes the (mix seed modulo their number)-th of those that no earlier variant has taken, of other people's
-    pictures or of the person's others than the nearest one to the code; when none is left, all are there again. Empty
-    where there is none.
+    The candidates are other people's pictures, or the person's own pictures without the one nearest to the
+    code. Of the n candidates that no earlier variant has taken, variant v takes the one with the index mix
+    seed modulo n. When all are taken, all become candidates again. The result is empty without candidates.
     """
     c = configuration
     if c.partners == PEOPLE:
-        places = np.flatnonzero(codes.persons != person)
+        rows = np.flatnonzero(codes.persons != person)
     else:
-        places = np.flatnonzero(codes.persons == person)
-        places = places[places != codes.nearest[person]]
-    left, chosen = [], []
-    for variant in range(1, c.variants) if len(places) else ():
-        left = left or places.tolist()
-        chosen.append(left.pop(c.mix_seed(person, variant) % len(left)))
+        rows = np.flatnonzero(codes.persons == person)
+        rows = rows[rows != codes.nearest[person]]
+    remaining_rows, chosen = [], []
+    for variant in range(1, c.variants) if len(rows) else ():
+        remaining_rows = remaining_rows or rows.tolist()
+        chosen.append(remaining_rows.pop(c.mix_seed(person, variant) % len(remaining_rows)))
     return np.array(chosen, np.int64)

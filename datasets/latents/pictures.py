@@ -1,4 +1,4 @@
-"""The pictures to invert: listed, ordered by person, and as the rows that workers get."""
+"""The pictures to invert: their listing in the order of people, and the rows for workers."""
 
 import dataclasses
 import os
@@ -15,11 +15,11 @@ from passersby.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """The pictures of people, person by person in the order of their identities: `listing` holds no junk and no
-    distractors.
+    """The pictures of people, person by person in the order of identities, without junk and distractors.
 
-    starts[p] is the place of person p's first picture (one more entry than people).
-    fingerprint: of all listed pictures, also of those that `most` left out. name: of the data set.
+    starts[p] is the index of person p's first picture in `listing`; the last of its P + 1 entries is the
+    number of pictures. fingerprint: of all listed pictures, including those that `most` has left out. name:
+    the data set's name.
     """
 
     name: str
@@ -29,15 +29,16 @@ class Pictures:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Number of pictures of each person."""
+        """The number of pictures of each person."""
         return tuple(np.diff(self.starts).tolist())
 
     def names(self, people: int) -> list[str]:
-        """What the data set calls the first so many people, in order."""
+        """The names of the first `people` people in the data set, in order."""
         return [self.listing.people[int(self.listing.identities[self.starts[p]])] for p in range(people)]
 
     def row(self, unit: InversionUnit) -> dict[str, int | list[int] | list[str] | list[str | bytes | Path]]:
-        """A unit as a Ray Data row: scalars, and lists with one entry a picture; `file` (absolute) or `content`."""
+        """A unit as a Ray Data row: scalars, and lists with one entry a picture. A picture is a `file` (absolute) or
+        its `content`."""
         first, end = self.starts[unit.first_person], self.starts[unit.first_person + unit.people]
         persons = np.repeat(np.arange(unit.people), np.diff(self.starts)[unit.first_person :][: unit.people])
         listing = self.listing
@@ -59,11 +60,12 @@ class Pictures:
 def list_pictures(
     root: str | Path, splits: Sequence[str], allow_test_people: bool = False, most: int | None = None
 ) -> Pictures:
-    """The pictures of people of some splits; opens none. most: of one person, evenly spread over all in the order of
-    their names (and so over cameras).
+    """List the pictures of people of some splits. Opens no picture.
 
-    Raises InputError for data that cannot be read, for other splits than "train" without `allow_test_people`, and for
-    training and test people together: some data sets number both from 1, and a record says one of both.
+    most: the most pictures of one person; they are spread evenly over all in the order of their names, and so
+    over cameras. Raises InputError for data that cannot be read and for other splits than "train" without
+    `allow_test_people`. Raises it for training and test people together too: some data sets number both from
+    1, and a record names only one of the two kinds.
     """
     check_splits(splits, allow_test_people)
     where = address(root)
@@ -76,7 +78,7 @@ def list_pictures(
     order = np.argsort(identities, kind="stable")
     _, starts = np.unique(identities[order], return_index=True)
     if most is not None:
-        order = np.concatenate([_spread(places, most) for places in np.split(order, starts[1:])])
+        order = np.concatenate([_spread(indices, most) for indices in np.split(order, starts[1:])])
         _, starts = np.unique(identities[order], return_index=True)
     listing = everything.take(order)
     name = os.path.basename(os.path.abspath(where)) if isinstance(where, Path) else where.rstrip("/").rpartition("/")[2]
@@ -85,7 +87,7 @@ def list_pictures(
 
 
 def check_splits(splits: Sequence[str], allow_test_people: bool) -> None:
-    """Raises InputError for splits that are none, are given twice, or are of people that may not be inverted."""
+    """Raises InputError for unknown splits, for a split given twice, and for people who may not be inverted."""
     if not splits or len(set(splits)) != len(splits) or set(splits) - set(SPLITS):
         raise InputError(f"--splits {' '.join(splits) or 'nothing'}: give some of {', '.join(SPLITS)}, each once")
     others = [split for split in splits if split != TRAIN]
@@ -100,10 +102,10 @@ def check_splits(splits: Sequence[str], allow_test_people: bool) -> None:
         )
 
 
-def _spread(places: np.ndarray, most: int) -> np.ndarray:
-    if len(places) <= most:
-        return places
-    return places[np.linspace(0, len(places) - 1, most).round().astype(np.int64)]
+def _spread(indices: np.ndarray, most: int) -> np.ndarray:
+    if len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
 def _check_names(root: str | Path, paths: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
-"""The plan of an inversion: its frozen configuration, and the fixed units that the people of a data set are cut into.
+"""The plan of an inversion: its frozen configuration, and the fixed units that its people are divided into.
 
-As of a run that makes people (datasets/runs/plan.py): a unit is the same pictures wherever and whenever it is computed,
-so a file that exists never has to be made again.
+As in a run that makes people (datasets/runs/plan.py), a unit is the same pictures on every machine and at any
+time. So a file that exists never has to be made again.
 """
 
 import dataclasses
@@ -18,19 +18,20 @@ from passersby import weights
 from passersby.errors import InputError
 from passersby.options import Json, agree, canonical_sha256, check, check_known, differences, flag, stored_values
 
-JOB = "invert"  # tells this plan.json from that of jobs/generate.py
+JOB = "invert"  # distinguishes this plan.json from that of jobs/generate.py
 REFINEMENTS = ("none", "w", "pivotal")
-# Option -> its usual steps, and the refinements that take them.
+# Option -> its default number of steps, and the refinements that use it.
 REFINEMENT_STEPS = {"refine_steps": (100, ("w", "pivotal")), "pivotal_steps": (200, ("pivotal",))}
-UNITS_OF_A_SMALL_RUN = 8  # small runs are cut finer, so that pools share them and progress is seen
+UNITS_OF_A_SMALL_RUN = 8  # small runs get smaller units, so that all workers get some and progress is visible
 MOST_STEPS = 100_000
 MOST_PICTURES = 4096  # of one person, who is never divided
 
 
 @dataclasses.dataclass(frozen=True)
 class InversionConfiguration:
-    """Everything that changes the bytes of a shard, and nothing else; how many people is absent, as more people extend
-    a run. Raises InputError for a value out of range.
+    """Everything that changes the bytes of a shard, and nothing else.
+
+    The number of people is absent, as more people extend a run. Raises InputError for a value out of range.
     """
 
     encoder: str  # sha256 of the file
@@ -39,7 +40,7 @@ class InversionConfiguration:
     perceptual: str  # sha256 of the perceptual network's file
     data: str  # fingerprint of the listed pictures (datasets/latents/pictures.py)
     splits: tuple[str, ...]
-    pictures: int | None  # most of one person
+    pictures: int | None  # the most pictures of one person
     steps: int
     refine: str
     refine_steps: int | None
@@ -59,7 +60,7 @@ class InversionConfiguration:
 
     @property
     def test_people(self) -> bool:
-        """Whether the people are those that re-ID networks are tested with."""
+        """Whether the people are test people of re-ID networks."""
         return self.splits != ("train",)
 
     @property
@@ -68,14 +69,15 @@ class InversionConfiguration:
         return canonical_sha256(self.values())
 
     def values(self) -> dict[str, Json]:
-        """Every key and its value, keys that came later only where they are not at their default: `stored_values`."""
+        """Every key and its value. A key that a later version added is left out at its default: `stored_values`."""
         return stored_values(self, always=("recipe",))
 
 
 def steps_of(option: str, refine: str, steps: int | None) -> int | None:
-    """The steps that a run takes for an option of REFINEMENT_STEPS, None where `refine` does not run them.
+    """The number of steps for an option of REFINEMENT_STEPS; None where the refinement `refine` has no such steps.
 
-    steps: as given, None for the usual number. Raises InputError for steps that are given in vain.
+    steps: the user's number, None for the default. Raises InputError where the user gives steps that `refine`
+    does not run.
     """
     usual, refinements = REFINEMENT_STEPS[option]
     if refine in refinements:
@@ -96,20 +98,20 @@ class NetworkFiles:
 
     @classmethod
     def of(cls, encoder: str, network: str | None, alexnet: str | None, identity: str | None) -> "NetworkFiles":
-        """The files that the options of these names give, by a path or URI.
+        """The local files of the options of these names; each option is a path or URI.
 
-        Raises InputError, which names the option, if a file is missing.
+        Raises InputError, which names the option, for a missing file.
         """
-        who = local_copy(identity, "--identity") if identity else None
+        identity_file = local_copy(identity, "--identity") if identity else None
         perceptual = local_copy(alexnet, "--alexnet") if alexnet else weights.get("st-lpips-alex")
         generator = local_copy(network, "--network") if network else weights.DEMO_NETWORK
-        return cls(local_copy(encoder, "--encoder"), generator, perceptual, who)
+        return cls(local_copy(encoder, "--encoder"), generator, perceptual, identity_file)
 
 
 @dataclasses.dataclass(frozen=True)
 class InversionUnit:
-    """A fixed slice of the work: all pictures of `people` whole persons from `first_person` on, which become one
-    shard; `pictures` of them."""
+    """A fixed slice of the work, which becomes one shard: all pictures of `people` whole persons from
+    `first_person` on. `pictures` is their number."""
 
     unit: int
     first_person: int
@@ -119,8 +121,10 @@ class InversionUnit:
 
 @dataclasses.dataclass(frozen=True)
 class InversionPlan:
-    """A configuration, the number of pictures of each person of the data set, and how many people each extent of the
-    run has: people added at one time, whose units are never changed."""
+    """A configuration, the number of pictures of each person of the data set, and the extents of the run.
+
+    An extent is the number of people that were added at one time. The units of an extent never change.
+    """
 
     configuration: InversionConfiguration
     counts: tuple[int, ...]
@@ -147,8 +151,11 @@ class InversionPlan:
         return sum(1 for _ in self.units())
 
     def units(self) -> Iterator[InversionUnit]:
-        """Every unit, in order: whole persons of at most `unit_images` pictures, or one with more; in a small extent
-        fewer, so that there are about UNITS_OF_A_SMALL_RUN."""
+        """Every unit, in order.
+
+        A unit is whole persons with at most `unit_images` pictures in all, or one person with more. In a small
+        extent units have fewer pictures, so that there are about UNITS_OF_A_SMALL_RUN units.
+        """
         unit = first = 0
         for extent in self.extents:
             end = first + extent
@@ -162,15 +169,15 @@ class InversionPlan:
                 unit, first = unit + 1, first + people
 
     def extended(self, people: int | None) -> "InversionPlan":
-        """This plan with as many people in all, None for everybody; the same plan when it has that many or more.
+        """This plan with `people` people in all, None for everybody; the same plan when it has that many or more.
 
-        Raises InputError for less than one person, more than the data set has, a person of more than MOST_PICTURES
-        pictures and more units than file names can count.
+        Raises InputError for less than one person, for more people than the data set has, for a person with
+        more than MOST_PICTURES pictures, and for more units than file names can number.
         """
-        there = len(self.counts)
-        if people is not None and not 1 <= people <= there:
-            raise InputError(f"--people {people}: must be 1 to {there:,}, as many as there are")
-        people = people or there
+        available = len(self.counts)
+        if people is not None and not 1 <= people <= available:
+            raise InputError(f"--people {people}: must be 1 to {available:,}, as many as there are")
+        people = people or available
         if people <= self.people:
             return self
         most = max(self.counts[:people])
@@ -185,7 +192,7 @@ class InversionPlan:
         return extended
 
     def describe(self, pending: int, asked: int | None) -> str:
-        """The plan in a line for people; `pending` units are to be made, `asked` people were asked for."""
+        """The plan in a line for the user. pending: units still to be made; asked: the number of people asked for."""
         units = f"{self.unit_count:,} units, {pending:,} to make" if pending else "every unit is there"
         fewer = f" (the folder was begun with these people, more than --people {asked})"
         fewer *= asked is not None and asked < self.people
@@ -208,15 +215,15 @@ class InversionPlan:
 
 @dataclasses.dataclass(frozen=True)
 class StoredPlan:
-    """What plan.json says; the pictures of each person stand in the data set, whose fingerprint is in it."""
+    """The content of plan.json. It holds the data set's fingerprint, but not the number of pictures of each person."""
 
     configuration: InversionConfiguration
     extents: tuple[int, ...]
 
 
 def read_inversion_plan(output: Output) -> StoredPlan | None:
-    """The plan that lies in `output`, or None. Raises InputError when plan.json is not one of this job, has options
-    that this program does not have, or was edited."""
+    """The plan in `output`; None without a plan.json. Raises InputError when plan.json is no plan of this job,
+    has options that this program does not have, or was edited."""
     text = output.read(PLAN_FILE)
     if text is None:
         return None
@@ -260,7 +267,7 @@ InversionRun: TypeAlias = Run[InversionPlan, InversionUnit]
 def begin_inversion(
     output: Output, configuration: InversionConfiguration, counts: Sequence[int], people: int | None
 ) -> InversionRun:
-    """An inversion of so many people, new or on top of the one in the folder. Raises InputError as
+    """Begin an inversion of `people` people, or continue the one in the folder. Raises InputError as
     `continue_inversion`."""
 
     def plan_now() -> InversionPlan:

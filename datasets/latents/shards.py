@@ -21,8 +21,8 @@ LATENTS = ShardKind(SCHEMA, random="w.list.element")
 def read_latents_shard(run: InversionRun, unit: InversionUnit) -> pa.Table:
     """The rows of a unit's shard.
 
-    Raises InputError, which names it, when it is missing, damaged, of another plan, or does not hold exactly the
-    pictures that the plan says.
+    Raises InputError, which names the shard, when it is missing, damaged, of another plan, or does not hold
+    exactly the pictures of the plan.
     """
     name = shard_name(unit.unit)
     address = run.output.address(name)
@@ -38,9 +38,9 @@ def read_latents_shard(run: InversionRun, unit: InversionUnit) -> pa.Table:
 
 
 def write_latents(run: InversionRun, about: Mapping[str, Json]) -> pa.Table:
-    """Derive OUT/latents.parquet from the shards; returns its rows without the codes.
+    """Derive OUT/latents.parquet from the shards. Returns its rows without the codes.
 
-    Rows stand in the order of the plan. Shards are read some at a time, so memory does not grow with their number.
+    Rows have the order of the plan. Shards are read some at a time, so memory does not grow with their number.
     Raises InputError for a shard that is damaged or does not match the plan.
     """
     metadata = {"plan_hash": run.hash, "about": json.dumps(about, sort_keys=True, allow_nan=False)}
@@ -53,18 +53,18 @@ def write_latents(run: InversionRun, about: Mapping[str, Json]) -> pa.Table:
 
 
 def is_complete(run: InversionRun) -> bool:
-    """Whether OUT/latents.parquet is there with all rows of this plan. Reads its last kilobytes."""
+    """Whether OUT/latents.parquet exists with all rows of this plan. Reads only its last kilobytes."""
     if not run.output.exists(LATENTS_FILE):
         return False
     with run.output.open(LATENTS_FILE) as file:
         try:
             parquet = pq.ParquetFile(file)
         except (pa.ArrowException, OSError):
-            return False  # it is derived, and can be derived again
-        found = (parquet.schema_arrow.metadata or {}).get(b"plan_hash", b"").decode()
-        return found == run.hash and parquet.metadata.num_rows == run.plan.pictures
+            return False  # the table is damaged; it can be derived again
+        stored_hash = (parquet.schema_arrow.metadata or {}).get(b"plan_hash", b"").decode()
+        return stored_hash == run.hash and parquet.metadata.num_rows == run.plan.pictures
 
 
 def count_errors(table: pa.Table) -> int:
-    """How many pictures could not be inverted."""
+    """The number of pictures that could not be inverted."""
     return pc.call_function("sum", [pc.call_function("not_equal", [table["status"], "ok"])]).as_py() or 0

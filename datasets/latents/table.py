@@ -1,6 +1,7 @@
-"""Latents: the codes of real people's pictures, as jobs/invert.py writes them and as other jobs read them.
+"""Latents: the codes of real people's pictures, which jobs/invert.py writes and other jobs read.
 
-One row a picture. The file's metadata say, as JSON below "about", which networks, options and data made it.
+The table has one row a picture. The file's metadata hold JSON under "about": the networks, options and data that
+made it.
 """
 
 import dataclasses
@@ -31,18 +32,18 @@ SCHEMA = pa.schema(
         ("unit", pa.int64()),
         ("person", pa.int64()),  # 0.. in the order of the identities
         ("identity", pa.int64()),
-        ("name", pa.string()),  # what the data set calls the person
+        ("name", pa.string()),  # the person's name in the data set
         ("path", pa.string()),  # relative to the data set
         ("camera", pa.int64()),  # null where not known
         ("split", pa.string()),
         ("w", pa.list_(pa.float32())),  # num_ws * w_dim values; null where the picture could not be inverted
-        ("encoder_lpips", pa.float32()),  # after the encoder's last step; the others as it is in the end
+        ("encoder_lpips", pa.float32()),  # after the encoder's last step; the values below are those of the final code
         ("l2", pa.float32()),
         ("lpips", pa.float32()),
         ("identity_cosine", pa.float32()),  # null where no identity network was given
         ("status", pa.string()),  # ok | error
         ("message", pa.string()),
-        ("delta", pa.string()),  # the person's change of the generator: a file below the folder, null where none
+        ("delta", pa.string()),  # file of the person's change of the generator, below the folder; null without one
         ("delta_sha256", pa.string()),
     ]
 )
@@ -57,7 +58,7 @@ def delta_name(person: int) -> str:
 
 
 class AboutGenerator(TypedDict):
-    """The generator that codes are of: its file's name and sha256, the shape of a code, the size of its images."""
+    """The codes' generator: the name and sha256 of its file, the shape of a code, the size of its images."""
 
     file: NotRequired[str]
     sha256: str
@@ -68,9 +69,9 @@ class AboutGenerator(TypedDict):
 
 
 class About(TypedDict):
-    """The metadata of a table of latents that other jobs read; only those of the generator are checked when it is read.
+    """The metadata of a table of latents that other jobs read. `read_latents` checks only those of the generator.
 
-    There are more, for people: the encoder, the metric, the options.
+    The file holds more metadata for users: the encoder, the metric, the options.
     """
 
     generator: AboutGenerator
@@ -82,14 +83,14 @@ class About(TypedDict):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Latents:
-    """The pictures that could be inverted, N of P people; row i of every field is picture i.
+    """The N pictures of P people that could be inverted; row i of every field is picture i.
 
-    codes: [N, num_ws, w_dim] float32. persons: [N] int64, 0 to P - 1 without gaps, ascending: people of whom no picture
-    could be inverted are left out, and the others numbered anew. identities: [N] int64, as in the data set. cameras:
-    [N] int64, UNKNOWN_CAMERA where not known. paths: relative to the data set. names: person -> what the data set calls
-    him or her. deltas: person -> (file below `folder`, its sha256), of those who have one. about: the file's metadata
-    (generator, encoder, metric, refine, splits, test_people, ...). folder: the address of what holds the file. sha256:
-    of the file.
+    codes: [N, num_ws, w_dim] float32. persons: [N] int64, 0 to P - 1 without gaps, ascending. People without an
+    inverted picture are left out, and the others are numbered again. identities: [N] int64, as in the data set.
+    cameras: [N] int64, UNKNOWN_CAMERA where a camera is unknown. paths: relative to the data set. names: person
+    -> the person's name in the data set. deltas: person -> (file below `folder`, its sha256), for the people
+    who have a delta. about: the file's metadata (generator, encoder, metric, refine, splits, test_people, ...).
+    folder: the address of the folder that holds the file. sha256: the file's.
     """
 
     codes: np.ndarray
@@ -108,7 +109,7 @@ class Latents:
 
     @property
     def people(self) -> int:
-        """How many people."""
+        """The number of people."""
         return len(self.names)
 
     def pictures_of(self, person: int) -> np.ndarray:
@@ -126,15 +127,15 @@ class Latents:
         return self._person_codes
 
     def medoid(self, person: int) -> int:
-        """The row of the person's picture whose code is nearest to the person's; of equals the first."""
+        """The row of the person's picture whose code is nearest to the person's code, or the first such row."""
         rows = self.pictures_of(person)
-        away = self.codes[rows].astype(np.float64) - self.person_codes()[person]
-        return int(rows[np.square(away).sum((1, 2)).argmin()])
+        differences = self.codes[rows].astype(np.float64) - self.person_codes()[person]
+        return int(rows[np.square(differences).sum((1, 2)).argmin()])
 
     def delta(self, person: int) -> bytes | None:
         """The content of a person's delta, checked by its sha256; None for a person without one.
 
-        Raises InputError where the file is missing or another one.
+        Raises InputError where the file is missing or has another sha256.
         """
         if person not in self.deltas:
             return None
@@ -149,10 +150,10 @@ class Latents:
 
 
 def read_latents(address: str | os.PathLike) -> Latents:
-    """The latents of a path or URI: of latents.parquet, or of the folder that holds it.
+    """Read the latents at a path or URI, of latents.parquet or of the folder that holds it.
 
-    Raises InputError, which names the address, for a file that is missing, damaged or of another kind, for codes of
-    another shape than its metadata say or that are not finite, and where nobody is in it.
+    Raises InputError, which names the address, for a file that is missing, damaged or of another kind, for codes
+    that are not finite or have another shape than the metadata say, and for a table without people.
     """
     folder, name = _locate(os.fspath(address))
     where, content = shown(folder, name), _read(folder, name)
@@ -185,11 +186,11 @@ def _assemble(table: pa.Table, codes: np.ndarray, about: About, folder: str, whe
     files = list(zip(table["delta"].to_pylist(), table["delta_sha256"].to_pylist(), strict=True))
     names: dict[int, str] = {}
     deltas: dict[int, tuple[str, str]] = {}
-    who: dict[int, tuple[int, str, str | None, str | None]] = {}
+    values_of_person: dict[int, tuple[int, str, str | None, str | None]] = {}
     for person, identity, label, (file, digest) in zip(
         persons.tolist(), identities.tolist(), labels, files, strict=True
     ):
-        if who.setdefault(person, (identity, label, file, digest)) != (identity, label, file, digest):
+        if values_of_person.setdefault(person, (identity, label, file, digest)) != (identity, label, file, digest):
             raise InputError(f"--latents {where}: the rows of person {label!r} contradict each other: {_ADVICE}")
         names[person] = label
         if file is not None:
@@ -245,15 +246,15 @@ def _locate(text: str) -> tuple[str, str]:
     if not text.strip():
         raise InputError(f"--latents is empty: {_ADVICE}")
     remote = "://" in text
-    place, sign, query = text.partition("?") if remote else (os.path.abspath(Path(text).expanduser()), "", "")
+    location, sign, query = text.partition("?") if remote else (os.path.abspath(Path(text).expanduser()), "", "")
     name = LATENTS_FILE
-    if place.endswith(".parquet"):
-        place, _, name = place.rpartition("/")
-    return f"{place}{sign}{query}", name
+    if location.endswith(".parquet"):
+        location, _, name = location.rpartition("/")
+    return f"{location}{sign}{query}", name
 
 
 def _read(folder: str, name: str) -> bytes | None:
-    """The content of a file below a folder, None where there is none."""
+    """The content of a file below a folder; None where the file does not exist."""
     files, root = open_store(folder or "/", "--latents")
     try:
         with files.open_input_stream(f"{root}/{name}") as stream:
