@@ -1,15 +1,16 @@
-"""Where files lie: paths and pyarrow filesystem URIs, how their stores are opened, named and explained.
+"""Addresses of files: opens the stores of paths and pyarrow filesystem URIs, prints addresses, explains errors.
 
 An S3 address is s3://bucket/path?option=value&..., or s3://KEY:SECRET@bucket/path with both percent-encoded.
 Its options: endpoint_override=http://host:port (MinIO and other stores; else AWS_ENDPOINT_URL_S3, then
-AWS_ENDPOINT_URL, then AWS itself), scheme, region (without it and on AWS one request finds it out) and
-tls_ca_file_path. Credentials come from the address, then from where the AWS SDK looks: environment, ~/.aws, web
-identity, the role of the node. Every other scheme is opened by pyarrow.
+AWS_ENDPOINT_URL, then AWS itself), scheme, region (without it, on AWS, one request asks for it) and
+tls_ca_file_path. Credentials come from the address, then from the sources of the AWS SDK: environment, ~/.aws,
+web identity, the role of the node. pyarrow opens every other scheme.
 
-One request to S3 is tried ATTEMPTS times. It ends within about 7 s where nobody listens, 27 s where nothing
-answers the connection; where the store takes it and falls silent, within 50 s for reading and listing, 80 s for a
-small file, 3 minutes for a large one (a silent store is noticed late while the network still takes bytes). Measured
-with pyarrow's own settings for URIs, reading: 6 s, 36 s, 99 s.
+A request to S3 is tried ATTEMPTS times. A failing request ends within about 7 s where no server listens, and
+within 27 s where the connection gets no answer. Where the store accepts the connection and then falls silent, it
+ends within 50 s for reading and listing, 80 s for writing a small file, and 3 minutes for a large one (a silent
+store is noticed late while the network still takes bytes). With pyarrow's own settings for URIs, reading took
+6 s, 36 s and 99 s in these three cases.
 """
 
 import functools
@@ -26,19 +27,19 @@ from passersby.errors import InputError
 
 ATTEMPTS = 4  # with the SDK's pauses between them, at most 1, 2 and 4 s
 CONNECT_SECONDS = 5
-REQUEST_SECONDS = 10  # without a single byte; a slow upload is not ended by it
+REQUEST_SECONDS = 10  # limit for a time without a single byte; a slow upload continues
 GCS_RETRY_SECONDS = 30  # Google's library would try for 15 minutes
 METADATA = "http://169.254.169.254"  # Amazon's nodes ask their role's credentials there
 METADATA_SECONDS = 1
 
 S3_OPTIONS = ("endpoint_override", "scheme", "region", "tls_ca_file_path")
-# Options that hold no secrets: shown, so that a printed command works when it is copied.
+# These options hold no secrets. They are printed, so that a copied command works.
 SHOWN_OPTIONS = {*S3_OPTIONS, "location", "project_id", "retry_limit_seconds"}
 CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (on a cluster: on every node), a profile in ~/.aws, or give "
     "the nodes a role"
 )
-STORES = ("s3", "gcs", "abfs")  # pyarrow's names of those that have buckets
+STORES = ("s3", "gcs", "abfs")  # pyarrow's names of the stores that have buckets
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 _AWS = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during (\w+) operation: ?(.*)", re.DOTALL)
@@ -55,8 +56,8 @@ _REFUSED = {
 def open_store(address: str, option: str) -> tuple[fs.FileSystem, str]:
     """The file system of an absolute path or URI, and the path of the address in it, without a slash at the end.
 
-    Raises InputError, which begins with `option` and the address, for an address that cannot be meant and for
-    a store whose bucket's region cannot be found out. No other request is made.
+    Raises InputError, which begins with `option` and the address, for an invalid address and for a bucket whose
+    region the store does not give. No other request is made.
     """
     try:
         if address.startswith("/"):
@@ -78,18 +79,18 @@ def open_store(address: str, option: str) -> tuple[fs.FileSystem, str]:
 
 
 def shown(address: str, name: str | None = None) -> str:
-    """An address as people may see it: without credentials; with `name` that of a file below it.
+    """The address for printing, without credentials; with `name` the address of a file below it.
 
-    That of a file goes without options; otherwise *** stands for the credentials, and the options that hold no
-    secrets stay.
+    The address of a file has no options. Otherwise *** stands for the credentials, and the options that hold
+    no secrets stay.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:
         return address if name is None else f"{address.rstrip('/')}/{name}"
-    place, _, query = rest.partition("?")
-    authority, _, path = place.partition("/")
+    location, _, query = rest.partition("?")
+    authority, _, path = location.partition("/")
     user, at, host = authority.rpartition("@")
-    if not at and ":" in authority and "@" in path:  # KEY:SECRET@ whose secret holds a slash that is not encoded
+    if not at and ":" in authority and "@" in path:  # KEY:SECRET@ where the secret has a slash that is not encoded
         user, at, (host, _, path) = "***", "@", path.rpartition("@")[2].partition("/")
     elif at and (":" in user or scheme == "s3"):  # abfs://container@account has no secret there
         user = "***"
@@ -98,12 +99,12 @@ def shown(address: str, name: str | None = None) -> str:
     if name is not None:
         base = base.replace("://***@", "://", 1)
         return f"{base}{'' if base.endswith('/') else '/'}{name}"
-    kept = "&".join(part for part in query.split("&") if part.partition("=")[0] in SHOWN_OPTIONS)
-    return f"{base}?{kept}" if kept else base
+    shown_options = "&".join(part for part in query.split("&") if part.partition("=")[0] in SHOWN_OPTIONS)
+    return f"{base}?{shown_options}" if shown_options else base
 
 
 def explain(error: Exception, found_credentials: bool = True) -> str:
-    """Why a store refused, in one short line with the way out: Arrow's texts have hundreds of characters."""
+    """A store's error in one short line with the way out, as Arrow's texts have hundreds of characters."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     text = " ".join(str(error).split())
@@ -116,7 +117,7 @@ def explain(error: Exception, found_credentials: bool = True) -> str:
 
 
 def finds_credentials(address: str) -> bool:
-    """Whether anything that may hold credentials for an S3 address is in sight; True for other schemes."""
+    """Whether any source that may hold credentials for an S3 address exists; True for other schemes."""
     if not address.startswith("s3://"):
         return True
     names = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -134,7 +135,7 @@ def finds_credentials(address: str) -> bool:
 
 
 def _open_s3(address: str) -> tuple[fs.S3FileSystem, str]:
-    # Not by pyarrow's from_uri: it takes neither time limits nor a retry strategy, and drops what stands after #.
+    # pyarrow's from_uri is not used: it takes neither time limits nor a retry strategy, and drops the text after #.
     parts = urllib.parse.urlsplit(address)
     user, _, bucket = parts.netloc.rpartition("@")
     key, _, secret = map(urllib.parse.unquote, user.partition(":"))
@@ -161,23 +162,24 @@ def _open_s3(address: str) -> tuple[fs.S3FileSystem, str]:
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        allow_delayed_open=True,  # a small file is one request instead of three, and leaves no begun upload
+        allow_delayed_open=True,  # a small file takes one request instead of three, and leaves no unfinished upload
     )
     return files, f"{bucket}{urllib.parse.unquote(parts.path)}"
 
 
 @functools.cache
 def _skip_absent_metadata() -> None:
-    # Where no key is given the SDK asks Amazon's metadata service again before every single request, 1 s twice each
-    # where nobody answers (14 s at the start): it is asked once here, and left alone when it is not there.
+    # Without a key the SDK asks Amazon's metadata service before every request. Where no service answers, that takes
+    # twice 1 s each time (14 s at the start). So this function asks once, and switches the SDK's queries off where no
+    # service answers.
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or METADATA
-    place = urllib.parse.urlsplit(endpoint)
-    if place.hostname is None:
+    parts = urllib.parse.urlsplit(endpoint)
+    if parts.hostname is None:
         raise InputError(f"AWS_EC2_METADATA_SERVICE_ENDPOINT {endpoint!r} names no host: write http://HOST")
     for _ in range(2):
-        connection = http.client.HTTPConnection(place.hostname, place.port or 80, timeout=METADATA_SECONDS)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=METADATA_SECONDS)
         try:
             connection.request("GET", "/latest/meta-data/")
             connection.getresponse()
@@ -217,8 +219,8 @@ def _explain_s3(code: str, status: str | None, operation: str, detail: str, foun
 
 
 def _explain_gcs(text: str) -> str:
-    found = re.search(r"google::cloud::Status\((\w+)", text)
-    code = found[1] if found else "UNKNOWN"
+    match = re.search(r"google::cloud::Status\((\w+)", text)
+    code = match[1] if match else "UNKNOWN"
     detail = re.search(r"CURL error \[\d+\]=([^\[]*?)(?: error_info| \[|$)", text)
     reason = f"{code}: {detail[1].strip(' .)')}" if detail else code
     if "OAuth2" in text or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):

@@ -1,7 +1,7 @@
-"""Features of images, computed once and kept in the cache folder under a hash of all they depend on.
+"""A cache of image features: they are computed once and stored under a hash of everything they depend on.
 
-Files are PASSERSBY_CACHE/features/KEY.npy: the sha256 of what follows, and a NumPy array. They are written whole, then
-renamed; a damaged one is computed again. The folder may be emptied at any time.
+A file is PASSERSBY_CACHE/features/KEY.npy. It holds a NumPy array, and before it the array's sha256. A file is
+written whole and then renamed; a damaged file is computed again. The folder may be emptied at any time.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ _RECIPE = b"1"  # raised whenever a change of this code changes features
 
 
 def feature_key(content: bytes, height: int, width: int, network_sha256: str) -> str:
-    """Name of the features of images. content: their hash; height, width: the size that they were brought to.
+    """Key of the features of images. content: the images' hash. height, width: the size they were brought to.
 
-    network_sha256: that of the network's file, with whatever else decides what the network computes.
+    network_sha256: the sha256 of the network's file, and anything else that changes the network's results.
     """
     digest = hashlib.sha256(_RECIPE + content)
     digest.update(f"{height}x{width} {network_sha256}".encode())
@@ -32,9 +32,9 @@ def feature_key(content: bytes, height: int, width: int, network_sha256: str) ->
 
 
 def real_features(images: np.ndarray, inception: Inception) -> np.ndarray:
-    """Features [N, 2048] float32 of images uint8 [N, H, W, 3] RGB that are in memory, from the cache where they are.
+    """Features [N, 2048] float32 of images in memory, uint8 [N, H, W, 3] RGB; from the cache where it has them.
 
-    The key is made of the pixels, their order and the network: no name has to be given, and none can be wrong.
+    The key comes from the pixels, their order and the network, so the caller needs no name that could be wrong.
     Raises InputError for images of another shape or type.
     """
     content = hashlib.sha256(f"{images.shape} {images.dtype}".encode())
@@ -46,9 +46,9 @@ def real_features(images: np.ndarray, inception: Inception) -> np.ndarray:
 
 
 def cached(key: str, compute: Callable[[], np.ndarray], dimensions: int = FEATURES) -> np.ndarray:
-    """What lies under `key`, or what `compute` returns, [N, dimensions] float32, which is then kept.
+    """The cached features of `key`, [N, dimensions] float32. Otherwise `compute` returns them, and they are stored.
 
-    Says on stderr where a file is damaged, and where none can be written (the features are returned all the same).
+    Prints to stderr where a file is damaged, and where it cannot be written (the features are returned anyway).
     """
     path = feature_path(key)
     features = read_features(path, dimensions)
@@ -57,18 +57,18 @@ def cached(key: str, compute: Callable[[], np.ndarray], dimensions: int = FEATUR
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, _encoded(features))
-        except (OSError, InputError) as error:  # the work is done: a full disk must not cost it
+        except (OSError, InputError) as error:  # the features are computed; a full disk must not lose them
             print(f"note: features are not kept ({error}): PASSERSBY_CACHE names another folder", file=sys.stderr)
     return features
 
 
 def feature_path(key: str) -> Path:
-    """The file of a key, whether it is there or not."""
+    """The path of a key's file, which need not exist."""
     return cache_folder() / FOLDER / f"{key}.npy"
 
 
 def read_features(path: Path, dimensions: int = FEATURES) -> np.ndarray | None:
-    """The features in a file, [N, dimensions] float32; None where there is none, and, said, where it is damaged."""
+    """The features in a file, [N, dimensions] float32; None without a file, and, with a printed note, if damaged."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
-"""Inputs that lie anywhere: a path is taken as it is, a file behind a URI is fetched once into the cache folder.
+"""Local copies of input files: a path is used as it is, and the file of a URI is fetched once into the cache.
 
-For the driver: it hands contents to the workers, which need neither the store nor its credentials.
+The driver uses this module. It sends the contents to the workers, which need neither the store nor its credentials.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ PIECE_BYTES = 16 << 20
 
 
 def local_copy(address: str | os.PathLike, option: str, beside: Sequence[str] = ()) -> Path:
-    """A local path of the file that `option` gives by a path or a pyarrow filesystem URI (s3://, gs://, file://).
+    """A local path of the file that `option` gives as a path or a pyarrow filesystem URI (s3://, gs://, file://).
 
-    beside: suffixes of files that lie beside it under the same stem (".cfg") and come along. A path is not
-    copied, and may be a folder. What a URI names is fetched into the cache folder under its own name, in a folder
-    named after address, size, time and, on S3, ETag: not fetched again until it changes, and there only when
-    whole. Older versions stay; the cache folder may be emptied at any time. Raises InputError that names the
-    option and the address when a file is missing or cannot be read.
+    beside: suffixes (".cfg") of files with the same stem that are fetched too. A path is not copied, and may be
+    a folder. The file of a URI is fetched under its own name into a cache folder, which is named by a hash of
+    address, size, time and, on S3, ETag. So it is fetched again only when it changes. It appears in the cache
+    only when it is whole. Older versions stay; the cache folder may be emptied at any time. Raises InputError
+    that names the option and the address when a file is missing or cannot be read.
     """
     text = os.fspath(address)
     if "://" not in text:
@@ -46,7 +46,7 @@ def local_copy(address: str | os.PathLike, option: str, beside: Sequence[str] = 
     key = "\n".join([shown(text), *(f"{path} {version}" for path, version in zip(paths, versions, strict=True))])
     folder = cache_folder() / "inputs" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not _whole(folder, paths):
-        shutil.rmtree(folder, ignore_errors=True)  # where somebody has removed one of its files
+        shutil.rmtree(folder, ignore_errors=True)  # a folder from which a file was removed
         _fetch(files, paths, folder, text, option)
     return folder / PurePosixPath(main).name
 
@@ -61,7 +61,7 @@ def _version(files: fs.FileSystem, path: str) -> str:
     info = files.get_file_info(path)
     if info.type != fs.FileType.File:
         raise FileNotFoundError(path)
-    with files.open_input_stream(path) as stream:  # nothing is read yet
+    with files.open_input_stream(path) as stream:  # opening reads no content
         etag = (stream.metadata() or {}).get("ETag", b"").decode()
     return f"{info.size} {info.mtime_ns} {etag}"
 
@@ -75,7 +75,7 @@ def _missing(files: fs.FileSystem, paths: Sequence[str]) -> str:
 
 
 def _fetch(files: fs.FileSystem, paths: Sequence[str], folder: Path, address: str, option: str) -> None:
-    """Fetches into a temporary folder that becomes `folder` in one step: two at once do no harm."""
+    """Fetch into a temporary folder that becomes `folder` in one step, so two processes may fetch at once."""
     print(f"fetching {shown(address)}", file=sys.stderr)
     temporary = None
     try:
@@ -93,7 +93,7 @@ def _fetch(files: fs.FileSystem, paths: Sequence[str], folder: Path, address: st
             if not _whole(folder, paths):
                 raise
     except OSError as error:
-        if error.errno:  # of this machine's disk: stores' errors have no number
+        if error.errno:  # an error of this machine's disk; errors of stores have no number
             raise InputError(
                 f"{option} {shown(address)}: cannot keep it in {folder.parent} ({error.strerror}): set PASSERSBY_CACHE "
                 "to a folder that can be written and has room"

@@ -1,4 +1,4 @@
-"""One driver a folder: two runs started on the same folder by mistake must not write over each other."""
+"""The lock that allows one driver a folder: two runs on the same folder would overwrite each other's files."""
 
 import contextlib
 import errno
@@ -19,12 +19,12 @@ from passersby.errors import InputError
 
 LEASE_FILE = ".driver.json"
 BEAT_SECONDS = 15.0
-LOCK_SECONDS = 0.2  # for the last holder to leave, who removes the file as it goes
+LOCK_SECONDS = 0.2  # time for an ending holder to remove its file
 UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 class Holder(TypedDict):
-    """What a lease's file says of the driver that holds it; beat: how often the driver has renewed it."""
+    """The content of a lease's file: the driver that holds the lease. beat: the number of its renewals."""
 
     driver: NotRequired[str]
     since: NotRequired[str]
@@ -33,24 +33,25 @@ class Holder(TypedDict):
 
 
 class Lease:
-    """Held while a driver writes below `output`; `check` raises InputError once somebody else has taken it over."""
+    """A driver holds it while it writes below `output`. `check` raises InputError after another driver took it over."""
 
     def __init__(self) -> None:
         self.taken_by: str | None = None
 
     def check(self) -> None:
-        """Raises InputError when another driver works here: after this one had been silent for too long."""
+        """Raises InputError where another driver has taken the folder over, as this one was silent for too long."""
         if self.taken_by:
             raise InputError(f"{self.taken_by} has taken this folder over while this driver was silent: leave it to it")
 
 
 @contextlib.contextmanager
 def hold(output: Output) -> Iterator[Lease]:
-    """Hold the only lease on a folder, or raise InputError that names who has it.
+    """Hold the only lease on a folder. Raises InputError that names the driver which already has it.
 
-    On a disk: a lock of the operating system, which ends with its process, however that ends. Elsewhere, and where the
-    file system knows no locks: a small object that its holder writes again every BEAT_SECONDS. One that is not renewed
-    for two beats is taken over; so the start after a killed driver waits that long. No clocks are compared.
+    On a disk the lease is a lock of the operating system, which is released when the process ends in any way.
+    Elsewhere, and where the file system has no locks, the lease is a small object that its holder writes again
+    every BEAT_SECONDS. A lease that is not renewed for two beats is taken over, so a start after a killed driver
+    waits that long. No clocks are compared.
     """
     with contextlib.ExitStack() as stack:
         if not (output.local and _lock(output, stack)):
@@ -71,7 +72,7 @@ def _refusal(output: Output, holder: Holder) -> InputError:
 
 
 def _lock(output: Output, stack: contextlib.ExitStack) -> bool:
-    """Take the operating system's lock; False where there is none to be had."""
+    """Take the operating system's lock. False where the file system has no locks."""
     path = Path(output.address(LEASE_FILE))
     folder_is_ours = not path.parent.exists()
     lock = FileLock(path, timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 10, mode=0o644, fallback_to_soft=False)
@@ -86,7 +87,7 @@ def _lock(output: Output, stack: contextlib.ExitStack) -> bool:
             return False
         raise InputError(f"cannot write {path}: {error.strerror}: choose another --out") from error
     if folder_is_ours:
-        stack.callback(_remove_if_empty, path.parent)  # a run refused after this leaves nothing behind
+        stack.callback(_remove_if_empty, path.parent)  # a run that is refused later leaves no folder behind
     stack.callback(path.unlink, missing_ok=True)
     return True
 
@@ -98,23 +99,23 @@ def _remove_if_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _beating(output: Output) -> Iterator[Lease]:
-    seen = _parse(output.read(LEASE_FILE))
-    if seen:
-        print(f"{seen.get('driver', 'another driver')} may be working here: waiting {2 * BEAT_SECONDS:.0f} s to see")
+    holder = _parse(output.read(LEASE_FILE))
+    if holder:
+        print(f"{holder.get('driver', 'another driver')} may be working here: waiting {2 * BEAT_SECONDS:.0f} s to see")
         time.sleep(2 * BEAT_SECONDS)
-        now = _parse(output.read(LEASE_FILE))
-        if now and now != seen:
-            raise _refusal(output, now)
+        latest = _parse(output.read(LEASE_FILE))
+        if latest and latest != holder:
+            raise _refusal(output, latest)
     token = uuid.uuid4().hex
-    mine: Holder = {**_me(), "token": token, "beat": 0}
-    output.write(LEASE_FILE, json.dumps(mine).encode())
-    # Two drivers that start together both find nothing and both write: after a moment all see the same last writer.
+    own_record: Holder = {**_me(), "token": token, "beat": 0}
+    output.write(LEASE_FILE, json.dumps(own_record).encode())
+    # Two drivers that start together both see no lease, and both write. After a moment both read the last writer.
     time.sleep(min(2.0, BEAT_SECONDS))
     winner = _parse(output.read(LEASE_FILE))
     if winner.get("token") != token:
         raise _refusal(output, winner)
     lease, ended = Lease(), threading.Event()
-    beats = threading.Thread(target=_beat, args=(output, lease, mine, ended), daemon=True)
+    beats = threading.Thread(target=_beat, args=(output, lease, own_record, ended), daemon=True)
     beats.start()
     try:
         yield lease
@@ -122,19 +123,19 @@ def _beating(output: Output) -> Iterator[Lease]:
         ended.set()
         beats.join()
         if not lease.taken_by:
-            with contextlib.suppress(InputError):  # the store is gone: the run's own error says so
+            with contextlib.suppress(InputError):  # the store does not answer: the run's own error reports it
                 output.remove(LEASE_FILE)
 
 
-def _beat(output: Output, lease: Lease, mine: Holder, ended: threading.Event) -> None:
+def _beat(output: Output, lease: Lease, own_record: Holder, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
-        with contextlib.suppress(InputError):  # a store that is away for a moment: writing shards reports it
-            found = _parse(output.read(LEASE_FILE))
-            if found and found.get("token") != mine.get("token"):
-                lease.taken_by = found.get("driver", "another driver")
+        with contextlib.suppress(InputError):  # the store does not answer for a moment: writing shards reports it
+            stored = _parse(output.read(LEASE_FILE))
+            if stored and stored.get("token") != own_record.get("token"):
+                lease.taken_by = stored.get("driver", "another driver")
                 return
-            mine["beat"] = mine.get("beat", 0) + 1
-            output.write(LEASE_FILE, json.dumps(mine).encode())
+            own_record["beat"] = own_record.get("beat", 0) + 1
+            output.write(LEASE_FILE, json.dumps(own_record).encode())
 
 
 def _parse(text: bytes | None) -> Holder:

@@ -1,10 +1,10 @@
-"""Where a run is written: a folder of this machine, or a pyarrow filesystem URI such as s3://bucket/run.
+"""The output folder of a run, on this machine or at a pyarrow filesystem URI such as s3://bucket/run.
 
-A file is visible only when it is complete. On a disk: a temporary file beside it, fsync, rename. On an object
-store: one upload, which stores show when it has ended. So "the file exists" can stand for "the work is done".
-An upload in parts (files above 5 MB) that was broken off shows nothing, but its parts are stored, and paid for,
-until the bucket's lifecycle rule removes them (AbortIncompleteMultipartUpload; set it to a day). How addresses and
-credentials are given, and how long a store is waited for: datasets/storage/addresses.py.
+A file is visible only when it is complete, so an existing file means that its work is done. On a disk a
+temporary file is written beside it, synced and renamed. On an object store it is one upload, which the store
+shows when the upload has ended. An interrupted upload in parts (files above 5 MB) shows no file. Its parts are
+stored, and paid for, until the bucket's lifecycle rule removes them (AbortIncompleteMultipartUpload; set it to
+a day). For the forms of addresses and credentials, and the time limits of stores: datasets/storage/addresses.py.
 """
 
 import contextlib
@@ -24,21 +24,21 @@ from datasets.storage.addresses import STORES, explain, finds_credentials, open_
 from passersby.errors import InputError
 from passersby.files import sync
 
-# .NAME.HOST.PID.tmp: who wrote a leftover can be told, so that a living writer's file is never removed.
+# .NAME.HOST.PID.tmp names the writer of a temporary file, so that the file of a running writer is never removed.
 TEMPORARY = re.compile(r"^\..+\.([^.]*)\.(\d+)\.tmp$")
-FOREIGN_LEFTOVER_SECONDS = 3600  # a temporary file of another machine that nobody has touched for so long
+FOREIGN_LEFTOVER_SECONDS = 3600  # age at which a temporary file of another machine is a leftover
 
 
 class Output:
     """A folder of files by relative name ("shards/000/unit-000012.parquet").
 
     `address` is a path or a pyarrow filesystem URI; a relative path is taken from the working directory.
-    Files are read as None when missing. Whatever the file system refuses (no space, no permission, a file
-    where a folder should be, a store that does not answer) is raised as an InputError that names the place and
-    the reason.
+    A missing file is read as None. Every refusal of the file system (no space, no permission, a file where a
+    folder should be, a store that does not answer) is raised as an InputError that names the address and the
+    reason.
 
-    `root_address` is for people and holds no credentials, no more than what `address` gives;
-    `secret_address` opens the same folder in another process, and is never printed. `local`: on a disk.
+    `root_address` and the results of `address` are for users and hold no credentials. `secret_address` opens
+    the same folder in another process, and is never printed. `local`: whether the folder is on a disk.
     """
 
     def __init__(self, address: str):
@@ -53,11 +53,11 @@ class Output:
             address = os.path.abspath(os.path.expanduser(address))
         self._files, self._root = open_store(address, "--out")
         self.local = isinstance(self._files, fs.LocalFileSystem)
-        self.secret_address = (self._root or "/") if self.local else address  # file:// as well becomes a path
+        self.secret_address = (self._root or "/") if self.local else address  # a file:// address becomes a path as well
         self.root_address = shown(self.secret_address)
 
     def address(self, name: str) -> str:
-        """Full path or URI of a file, for people."""
+        """Full path or URI of a file, for users."""
         return shown(self.secret_address, name)
 
     def _path(self, name: str) -> str:
@@ -74,7 +74,7 @@ class Output:
             ) from error
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, or None when there is none."""
+        """The content of a file; None where it does not exist."""
         with self._explained("read", name):
             try:
                 with self._files.open_input_stream(self._path(name)) as stream:
@@ -83,45 +83,47 @@ class Output:
                 return None
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file for random access, as Parquet readers want it. Raises InputError when it is missing."""
+        """Open a file for random access, which Parquet readers need. Raises InputError when the file is missing."""
         with self._explained("read", name):
             return self._files.open_input_file(self._path(name))
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there: one small request."""
+        """Whether a file exists. Costs one small request."""
         with self._explained("read", name):
             if self._files.type_name not in STORES:
                 return self._files.get_file_info(self._path(name)).type == fs.FileType.File
             try:
-                # get_file_info would also look, by a listing, whether a missing file is a folder.
+                # get_file_info would also list a missing file's name, to check whether it is a folder.
                 self._files.open_input_file(self._path(name)).close()
             except FileNotFoundError:
                 return False
             return True
 
     def list(self, folder: str) -> list[str]:
-        """Names, relative to the root, of all files that hold something in a folder and below: one
-        listing, of 1000 names a request on object stores. A store without the bucket is an InputError."""
+        """Names, relative to the root, of all files that are not empty, in a folder and its sub-folders.
+
+        Costs one listing; on object stores a request returns 1000 names. Raises InputError for a missing bucket.
+        """
         selector = fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
         with self._explained("list", folder):
-            found = self._files.get_file_info(selector)
-            if not found and self._files.type_name in STORES:
+            entries = self._files.get_file_info(selector)
+            if not entries and self._files.type_name in STORES:
                 self._check_bucket()
         start = len(self._root) + 1
-        return [info.path[start:] for info in found if info.type == fs.FileType.File and info.size]
+        return [info.path[start:] for info in entries if info.type == fs.FileType.File and info.size]
 
     def _check_bucket(self) -> None:
-        # Stores answer like an empty folder where the bucket itself is missing.
+        # Stores give the same answer for a missing bucket as for an empty folder.
         bucket = self._root.partition("/")[0]
         try:
             missing = self._files.get_file_info(bucket).type == fs.FileType.NotFound
-        except OSError:  # whoever may list a prefix need not be allowed to ask for the bucket
+        except OSError:  # permission to list a prefix does not include permission to query the bucket
             return
         if missing:
             raise InputError(f"--out {self.root_address}: there is no bucket {bucket}: create it, or correct its name")
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file as a whole, in place of an older one."""
+        """Write a whole file. It replaces an older one."""
         if self.local:
             with self.replacing(name) as path:
                 Path(path).write_bytes(content)
@@ -130,10 +132,10 @@ class Output:
             self._put(name, pa.py_buffer(content))
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there is fine. On S3 an empty object "folder/" may stay: Arrow keeps
+        """Remove a file. A missing file is no error. On S3 an empty object "folder/" may stay, as Arrow keeps
         the folder."""
         with self._explained("remove", name):
-            if self.local:  # a path through a plain file leads to no file either
+            if self.local:  # a path through a plain file is a missing file too
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     os.unlink(self._path(name))
             else:
@@ -142,9 +144,9 @@ class Output:
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[str]:
-        """A local path to write a file to; when the block ends without an error it becomes `name`, at once.
+        """Yields a local path to write to. When the block ends without an error, its file becomes `name` at once.
 
-        What was there before stays until then, and after an error.
+        An older file stays until then, and stays after an error.
         """
         with self._explained("write", name), self._local(name) if self.local else self._upload(name) as path:
             yield path
@@ -172,9 +174,9 @@ class Output:
                 self._put(name, source.read_buffer())
 
     def _put(self, name: str, content: pa.Buffer) -> None:
-        # Arrow commits whatever a stream holds when it is closed, be that by an exception or by the garbage
-        # collector, and nothing takes an upload back. So everything is handed over in one piece, and in a thread of
-        # its own, where no interrupt arrives between the opening and the writing.
+        # When a stream is closed, Arrow commits its content, even if an exception or the garbage collector closes
+        # it, and an upload cannot be undone. So the whole content is written in one call, and in a separate thread,
+        # where no interrupt can arrive between opening and writing.
         def send() -> None:
             with self._stream(self._path(name)) as stream:
                 stream.write(content)
@@ -183,7 +185,7 @@ class Output:
             uploader.submit(send).result()
 
     def _stream(self, path: str) -> pa.NativeFile:
-        # Object stores have no folders, and creating one would leave an empty object: only where one is missed.
+        # Object stores have no folders, and creating one would leave an empty object. So it is created only on failure.
         try:
             return self._files.open_output_stream(path)
         except FileNotFoundError:
@@ -191,8 +193,8 @@ class Output:
             return self._files.open_output_stream(path)
 
     def remove_leftovers(self) -> int:
-        """Remove temporary files that killed writers have left; returns how many. Those of living ones
-        stay. Object stores have none."""
+        """Remove the temporary files of killed writers and return their number. Files of running writers
+        stay. Object stores have no temporary files."""
         if not self.local or not os.path.isdir(self._root):
             return 0
         with self._explained("clean", "shards"):
