@@ -1,6 +1,6 @@
-"""Files of re-identification features: our own Parquet, layumi's pytorch_result.mat, torchreid's arrays.
+"""Files of re-identification features: this program's Parquet, layumi's pytorch_result.mat, torchreid's arrays.
 
-Nothing in a file is run: MAT-files are parsed by scipy, .npz without pickles, .pt with `weights_only`.
+No code in a file is run: scipy parses MAT-files, .npz is read without pickles, .pt with `weights_only`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from passersby.options import Json
 
 SPLITS = ("query", "gallery", "multi-query")
 METADATA_KEY = b"passersby_features"
-ROWS = 8192  # of a row group: so much is converted at a time
+ROWS = 8192  # rows of a row group, which are converted at a time
 LAYUMI = {"query": "query_{}", "gallery": "gallery_{}", "multi-query": "mquery_{}"}
 LAYUMI_PARTS, LAYUMI_MULTI = ("f", "label", "cam"), "multi_query.mat"
 TORCHREID = {"query": ("qf", "q_pids", "q_camids"), "gallery": ("gf", "g_pids", "g_camids")}
@@ -35,8 +35,8 @@ TORCHREID = {"query": ("qf", "q_pids", "q_camids"), "gallery": ("gf", "g_pids", 
 class FeatureSet:
     """Features of the images of one split; entry i of every field is image i.
 
-    features [N, D] float32; identities [N] int64 (> 0 a person, 0 distractor, -1 junk); cameras [N] int64,
-    UNKNOWN_CAMERA where not known; names: of the images, empty where the file has none.
+    features: [N, D] float32. identities: [N] int64 (> 0 a person, 0 a distractor, -1 junk). cameras: [N] int64,
+    UNKNOWN_CAMERA where a camera is unknown. names: the images' names, empty where the file has no names.
     """
 
     features: np.ndarray
@@ -53,18 +53,18 @@ class FeatureSet:
         return bool((self.cameras != UNKNOWN_CAMERA).all())
 
     def without_junk(self) -> "FeatureSet":
-        """The same without the images of identity -1, which are in no ranking."""
+        """The same set without the images of identity -1, which no ranking contains."""
         kept = np.flatnonzero(self.identities >= 0)
         return self if len(kept) == len(self) else self.take(kept)
 
-    def take(self, places: np.ndarray) -> "FeatureSet":
-        """The images at these places, in their order."""
-        names = tuple(self.names[place] for place in places) if self.names else ()
-        return FeatureSet(self.features[places], self.identities[places], self.cameras[places], names)
+    def take(self, indices: np.ndarray) -> "FeatureSet":
+        """The images at these indices, in this order."""
+        names = tuple(self.names[index] for index in indices) if self.names else ()
+        return FeatureSet(self.features[indices], self.identities[indices], self.cameras[indices], names)
 
 
 class Record(TypedDict, total=False):
-    """What a file says of its making: the network, and the images of each split."""
+    """The record of how a file was made: the network, and the images of each split."""
 
     network: Mapping[str, Json]
     data: Mapping[str, Json]
@@ -72,7 +72,7 @@ class Record(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureFile:
-    """What a file of features holds. kind: "passersby" | "layumi" | "torchreid"; record: what it says of its making."""
+    """The content of a file of features. kind: "passersby" | "layumi" | "torchreid". record: how it was made."""
 
     kind: str
     query: FeatureSet
@@ -82,7 +82,7 @@ class FeatureFile:
 
 
 def write_features(path: str | Path, sets: Mapping[str, FeatureSet], record: Record) -> None:
-    """Write sets by split ("query", "gallery", "multi-query") as one Parquet file; the caller renames it when whole.
+    """Write the set of each split ("query", "gallery", "multi-query") to one Parquet file. The caller renames it.
 
     Columns: split, name, identity int64, camera int64 (null: not known), feature list<float32>. The record is kept
     as JSON in the schema's metadata.
@@ -121,9 +121,9 @@ def write_features(path: str | Path, sets: Mapping[str, FeatureSet], record: Rec
 
 
 def read_features(path: Path) -> FeatureFile:
-    """Read a file of one of the three kinds, told by its first bytes and its keys.
+    """Read a file of one of the three kinds. Its first bytes and its keys show the kind.
 
-    layumi's multi-query features are read from multi_query.mat beside the file where it does not hold them itself.
+    layumi's multi-query features are read from multi_query.mat beside the file where the file does not hold them.
     Raises InputError for a file that is missing, damaged, of another kind, or without queries or gallery.
     """
     path = Path(path)
@@ -149,9 +149,9 @@ def read_features(path: Path) -> FeatureFile:
 
 def _parquet(path: Path) -> FeatureFile:
     try:
-        have = set(pq.read_schema(path).names)
-        _require(have, ("split", "name", "identity", "feature"))
-        columns = ["split", "name", "identity", "feature", *({"camera"} & have)]
+        column_names = set(pq.read_schema(path).names)
+        _require(column_names, ("split", "name", "identity", "feature"))
+        columns = ["split", "name", "identity", "feature", *({"camera"} & column_names)]
         table = pq.read_table(path, columns=columns, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot be read ({error}): fetch it again") from error
@@ -194,11 +194,11 @@ def _of_table(split: str, part: pa.Table) -> FeatureSet:
 def _layumi(path: Path) -> FeatureFile:
     from scipy.io import loadmat
 
-    wanted = [form.format(part) for form in LAYUMI.values() for part in LAYUMI_PARTS]
+    array_names = [form.format(part) for form in LAYUMI.values() for part in LAYUMI_PARTS]
 
     def load(file: Path) -> dict[str, np.ndarray]:
         try:
-            return loadmat(file, variable_names=wanted)
+            return loadmat(file, variable_names=array_names)
         except NotImplementedError as error:
             raise InputError("a MAT-file of version 7.3: save it with scipy.io.savemat, or as .npz") from error
         except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError) as error:
@@ -218,7 +218,7 @@ def _layumi(path: Path) -> FeatureFile:
 
 
 def _torchreid(path: Path) -> FeatureFile:
-    """An .npz, or a .pt as torch.save writes it: both are ZIP files."""
+    """Read an .npz, or a .pt that torch.save wrote: both are ZIP files."""
     arrays = _of_torch(path) if _is_torch(path) else _of_npz(path)
     _require(arrays, [keys[0] for keys in TORCHREID.values()])
     sets = {split: _of_arrays(split, arrays, keys) for split, keys in TORCHREID.items()}
@@ -234,10 +234,10 @@ def _is_torch(path: Path) -> bool:
 
 
 def _of_npz(path: Path) -> dict[str, np.ndarray]:
-    wanted = {key for keys in TORCHREID.values() for key in keys}
+    array_names = {key for keys in TORCHREID.values() for key in keys}
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files if key in wanted}
+            return {key: archive[key] for key in archive.files if key in array_names}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"the .npz cannot be read ({error}): save plain arrays of numbers") from error
 
@@ -258,7 +258,7 @@ def _of_torch(path: Path) -> dict[str, ArrayLike]:
 
 @contextlib.contextmanager
 def _numpy_arrays_allowed() -> Iterator[None]:
-    """Lets `weights_only` rebuild plain NumPy arrays, as q_pids usually are; that calls nothing else."""
+    """Lets `weights_only` rebuild plain NumPy arrays: q_pids usually is one. It may call nothing else."""
     import torch
     from numpy._core.multiarray import _reconstruct
 
@@ -267,15 +267,15 @@ def _numpy_arrays_allowed() -> Iterator[None]:
         yield
 
 
-def _require(found: Collection[str], keys: Sequence[str] = ("query", "gallery")) -> None:
-    missing = [key for key in keys if key not in found]
+def _require(names: Collection[str], keys: Sequence[str] = ("query", "gallery")) -> None:
+    missing = [key for key in keys if key not in names]
     if missing:
-        have = ", ".join(sorted(map(str, found)))[:80] or "nothing known"
-        raise InputError(f"there is no {' and no '.join(missing)} in it (found: {have}): add them")
+        names_text = ", ".join(sorted(map(str, names)))[:80] or "nothing known"
+        raise InputError(f"there is no {' and no '.join(missing)} in it (found: {names_text}): add them")
 
 
 def _of_arrays(split: str, arrays: Mapping[str, ArrayLike], keys: Sequence[str]) -> FeatureSet:
-    """From three arrays or tensors; without the third, cameras are not known."""
+    """A set from three arrays or tensors. Without the third one, cameras are unknown."""
     _require(arrays, keys[:2])
     features, identities = (np.asarray(arrays[key]) for key in keys[:2])
     if features.dtype.kind not in "fiu" or features.ndim != 2:
@@ -295,8 +295,8 @@ def _checked(
 
 
 def _whole_numbers(split: str, name: str, values: ArrayLike, count: int) -> np.ndarray:
-    """[count] int64. Raises InputError for other numbers, and for more or fewer of them."""
-    array = np.asarray(values).reshape(-1)  # MAT-files know no vectors, only [1, N]
+    """The values as [count] int64. Raises InputError for numbers that are not whole, and for another count."""
+    array = np.asarray(values).reshape(-1)  # MAT-files hold a vector as [1, N]
     if array.dtype.kind not in "iuf" or not np.array_equal(array, np.round(array)):
         raise InputError(f"the {split} {name} are not whole numbers ({array.dtype}): number them")
     if len(array) != count:

@@ -1,6 +1,6 @@
-"""Runs of jobs/generate.py as re-ID data: the images that a run's manifest keeps, by person.
+"""Reads runs of jobs/generate.py as re-ID data: the images that a run's manifest keeps, by person.
 
-Where only some people or images are wanted, they are the first ones, or those that a seed draws.
+A caller may limit the numbers of people and images. It gets the first ones, or those that a seed draws.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ from datasets.runs.verdicts import KEPT, LATENT, SCORES, verdicts, with_filters,
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
-# ---- Which of many are taken: the first, or the first in the order that a seed draws. Those taken of a smaller number
-# are always among those taken of a larger one.
+# ---- Selection of items: the first ones, or the first ones in the order that a seed draws. A larger selection always
+# includes a smaller one.
 
 Item = TypeVar("Item")
 
 
 def first(items: Iterable[Item], name: Callable[[Item], str], most: int | None, draw_seed: int | None) -> list[Item]:
-    """At most `most` of the items (None: all), by their own order, or by that of `drawn_key` of their names."""
+    """The first `most` items (None: all), in their own order, or in the order of their names' `drawn_key`."""
     ordered = list(items)
     if most is None:
         return ordered
@@ -43,19 +43,19 @@ def first(items: Iterable[Item], name: Callable[[Item], str], most: int | None, 
 
 
 def drawn_key(draw_seed: int, name: str) -> bytes:
-    """What puts names into the order that a seed draws: sha256 of both.
+    """The sort key that puts names into the order that a seed draws: the sha256 of seed and name.
 
-    An item's key depends on no other item, as a permutation of numbers would: where a filter takes somebody out, the
-    others keep their order.
+    An item's key does not depend on other items, so the others keep their order where a filter removes an item.
+    In a permutation of numbers it would depend on them.
     """
     return hashlib.sha256(f"{draw_seed}\n{name}".encode("utf-8", "surrogateescape")).digest()
 
 
-# ---- A run as a reader of re-ID data sees it.
+# ---- The reader of runs.
 
 
 class Row(TypedDict):
-    """What is needed of an image's row in the manifest."""
+    """The values of an image's row in the manifest that this module needs."""
 
     unit: int
     person: int
@@ -66,18 +66,18 @@ class Row(TypedDict):
 
 
 def holds(root: str | Path) -> bool:
-    """Whether a folder or URI is a run: plan.json lies in it."""
+    """Whether a folder or URI is a run: it holds a plan.json."""
     text = os.fspath(root)
     return Output(text).exists(PLAN_FILE) if "://" in text else (Path(text) / PLAN_FILE).is_file()
 
 
 def splits(root: str | Path) -> set[str]:
-    """The splits that are made of a run, which has none."""
+    """The splits that `derived_split` makes from a run, which has no splits."""
     return set(DERIVED)
 
 
 def read(root: str | Path, split: str) -> Listing:
-    """One split, made as `derived_split` says."""
+    """Return one split, which `derived_split` makes."""
     return derived_split(read_run(root), split)
 
 
@@ -91,12 +91,13 @@ def read_run(
 ) -> Listing:
     """The kept images of a run, as bytes, in the order of person and variant.
 
-    identities: the run's person + 1 (persons count from 0); people: the person as written in the run, or, in a run made
-    from latents, what the real data call that person. most_people: of those with a kept image the first so many;
-    most_variants: the first so many kept images of each. draw_seed: the first in the order that it draws
-    (datasets/reid/runs.py). latent_only: those whose `source` is "latent". filters: thresholds in place of the run's
-    own (`datasets.runs.verdicts.with_filters`). Reads the shards of the images chosen. Raises InputError where there is
-    no run, no manifest or no image, and for a threshold of a score that the run has not.
+    identities: the run's person + 1 (persons count from 0). people: the person's number in the run; in a run made
+    from latents, the person's name in the real data. most_people: take only the first this many people with a
+    kept image. most_variants: take only the first this many kept images of each person. draw_seed: "first" means
+    first in the order that this seed draws (see `drawn_key`). latent_only: take only images whose `source` is
+    "latent". filters: thresholds in place of the run's own (`datasets.runs.verdicts.with_filters`). Reads the
+    shards of the chosen images. Raises InputError where the run, its manifest or kept images are missing, and
+    for a threshold of a score that the run did not measure.
     """
     output = Output(os.fspath(root))
     run = open_run(output)
@@ -117,14 +118,14 @@ def read_run(
         raise InputError(f"{output.root_address}: {which} no image: jobs/refilter.py tries other thresholds in seconds")
     notes = []
     if latent_only:
-        kept, rows = len(rows), [row for row in rows if row["source"] == LATENT]
+        count, rows = len(rows), [row for row in rows if row["source"] == LATENT]
         if not rows:
             raise InputError(
-                f"{output.root_address}: its {kept:,} images are of new people, not made from the latents of real "
+                f"{output.root_address}: its {count:,} images are of new people, not made from the latents of real "
                 "ones: give the run with --people"
             )
-        if len(rows) < kept:
-            notes.append(f"{output.root_address}: {kept - len(rows):,} images of new people are left out")
+        if len(rows) < count:
+            notes.append(f"{output.root_address}: {count - len(rows):,} images of new people are left out")
     rows = _first(plan, sorted(rows, key=_order), most_people, most_variants, draw_seed)
     images = _images(run, units, rows)
     cameras = [UNKNOWN_CAMERA if row["camera"] is None else row["camera"] for row in rows]
@@ -140,7 +141,7 @@ def read_run(
 
 
 def _filtered(output: Output, table: pa.Table, filters: Sequence[str]) -> pa.Table:
-    """The manifest's rows with the verdicts of other thresholds."""
+    """The manifest's rows with the verdicts of the filters' thresholds."""
     thresholds = with_filters(thresholds_of(table), filters)
     for name, score in without_scores(table, thresholds).items():
         raise InputError(
@@ -162,7 +163,7 @@ def _order(row: Row) -> tuple[int, int]:
 def _first(
     plan: Plan, rows: list[Row], most_people: int | None, most_variants: int | None, draw_seed: int | None
 ) -> list[Row]:
-    """Of rows in their order the first, or the drawn, people and variants; in their order again."""
+    """The rows of the first, or the drawn, people and variants. `rows` and the result are in the order of `_order`."""
     groups = {person: list(group) for person, group in itertools.groupby(rows, key=lambda row: row["person"])}
     people = first(groups, lambda person: _name(plan, person), most_people, draw_seed)
     chosen = (first(groups[person], _image_name, most_variants, draw_seed) for person in people)
@@ -174,16 +175,16 @@ def _image_name(row: Row) -> str:
 
 
 def _images(run: GenerationRun, units: Mapping[int, Unit], rows: Sequence[Row]) -> dict[tuple[int, int], bytes]:
-    """(person, variant) -> encoded bytes; every shard is read once, of the columns needed."""
-    wanted = defaultdict(list)
+    """Map (person, variant) to encoded bytes. Every shard is read once, and only the needed columns."""
+    rows_of_unit = defaultdict(list)
     for row in rows:
-        place = (row["person"] - units[row["unit"]].first_person) * run.plan.configuration.variants + row["variant"]
-        wanted[row["unit"]].append(place)
+        index = (row["person"] - units[row["unit"]].first_person) * run.plan.configuration.variants + row["variant"]
+        rows_of_unit[row["unit"]].append(index)
 
     def of_unit(item: tuple[int, list[int]]) -> list[tuple[tuple[int, int], bytes]]:
         table = read_shard(run, units[item[0]], ["person", "variant", "image"]).take(item[1])
-        # Null where an image could not be made: such rows are not kept, and no picture is unreadable, not fatal.
+        # A null image could not be made, and its row is not kept. Empty bytes are an unreadable image, not fatal.
         return [((row["person"], row["variant"]), row["image"] or b"") for row in table.to_pylist()]
 
     with ThreadPoolExecutor(READERS) as readers:
-        return dict(itertools.chain.from_iterable(readers.map(of_unit, wanted.items())))
+        return dict(itertools.chain.from_iterable(readers.map(of_unit, rows_of_unit.items())))

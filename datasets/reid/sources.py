@@ -1,7 +1,7 @@
-"""What a re-ID training is made of, listed: real people, artificial people, and variants of the real ones.
+"""The sources of a re-ID training: listings of real people, artificial people, and variants of the real people.
 
-Here every person gets a name that no other has, and a generated picture either a new person or a real one. Nothing
-is decoded.
+Every person gets a unique name here. Every generated picture is assigned to a new person or to a real one. No
+image is decoded.
 """
 
 import collections
@@ -24,7 +24,7 @@ from passersby.options import Json
 
 SOURCES = ("real", "people", "variants")
 REAL, PEOPLE, VARIANTS = range(3)
-_SHOWN = 3  # names in a line
+_SHOWN = 3  # the most names in a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Source:
 
     @property
     def people(self) -> dict[str, None]:
-        """Class names of its people, each once, in order."""
+        """The class names of the source's people, each once, in order."""
         return dict.fromkeys(self.persons)
 
     def record(self, unreadable: Sequence[str]) -> dict[str, Json]:
-        """What a network's file says of it, as plain JSON values; `unreadable`: names of images left out."""
+        """The source's record for a network's file, as plain JSON values. unreadable: names of images left out."""
         people = self.listing.people
         toy = {} if self.toy_crowd is None else {"toy_crowd": dict(self.toy_crowd)}
         record: dict[str, Json] = {
@@ -60,8 +60,11 @@ class Source:
 
 
 def people_sha256(names: Iterable[str]) -> str:
-    """One hash for a set of people. Where all are called by numbers it is `identities_sha256`, as in the records of
-    generators, so that the same people are seen to be the same; otherwise sha256 of the names, sorted, one a line."""
+    """One hash for a set of people.
+
+    Where all names are numbers it is `identities_sha256`, as in the records of generators, so that the same
+    people have the same hash. Otherwise it is the sha256 of the names, sorted, one a line.
+    """
     names = set(names)
     if all(name.isascii() and name.isdecimal() for name in names):
         return identities_sha256(int(name) for name in names)
@@ -78,28 +81,29 @@ def list_sources(
     draw_seed: int | None = None,
     filters: Sequence[str] = (),
 ) -> list[Source]:
-    """The sources of a training: first the real one, then artificial people, then variants, each in the order given.
+    """List the sources of a training: the real data, then artificial people, then variants, in the order given.
 
-    most_people: the first so many artificial people in that order, so that 20 people hold the 10 of a smaller
-    training. most_variants: the first so many variants of each person. draw_seed: of each source not the first people
-    or variants, but the first in the order that this seed draws (datasets/reid/runs.py): 20 people hold the 10 of the
-    same seed. filters: thresholds for images of runs, in place of each run's own
-    (`datasets.runs.verdicts.with_filters`). Raises InputError for data that cannot be read, a source given twice,
-    filters of what is no run, and variants that show nobody of the real people.
+    most_people: take only this many artificial people, the first ones in that order. So the 20 people of one
+    training include the 10 people of a smaller one. most_variants: take only the first this many variants of
+    each person. draw_seed: take the people or variants of each source in the order that this seed draws, not
+    in their own order (datasets/reid/runs.py). With the same seed, 20 people include the 10 people too.
+    filters: thresholds for the images of runs, in place of each run's own (`datasets.runs.verdicts.with_filters`).
+    Raises InputError for data that cannot be read, for a source given twice, for filters of data that are no
+    run, and for variants that show none of the real people.
     """
     _check(people, variants, most_people, most_variants)
     listing = read_split(real, TRAIN)
     sources = [Source(REAL, listing, _persons(listing), _toy_crowd(real))]
     taken = set(sources[0].people)
-    left = most_people
+    remaining = most_people
     for root in people:
-        if left == 0:
+        if remaining == 0:
             break
-        listing = _first_people(_read(root, left, False, draw_seed, filters), left, draw_seed)
+        listing = _first_people(_read(root, remaining, False, draw_seed, filters), remaining, draw_seed)
         named = _named_apart(listing, address(root), taken)
         sources.append(Source(PEOPLE, listing, named, _toy_crowd(root)))
         taken.update(named)
-        left = None if left is None else left - len(sources[-1].people)
+        remaining = None if remaining is None else remaining - len(sources[-1].people)
     seen: collections.Counter[str] = collections.Counter()
     for root in variants:
         source = _matched(_read(root, None, True, None, filters), sources[REAL], _toy_crowd(root))
@@ -110,7 +114,7 @@ def list_sources(
 
 
 def bytes_needed(counts: Iterable[int], height: int, width: int) -> int:
-    """Bytes of the pixels of so many images, decoded, uint8 RGB: what `load_training_images` allocates."""
+    """The bytes of the decoded pixels, uint8 RGB, of all `counts` images, which `load_training_images` allocates."""
     return sum(counts) * height * width * 3
 
 
@@ -162,7 +166,7 @@ def _first_people(listing: Listing, most: int | None, draw_seed: int | None) -> 
 
 
 def _named_apart(listing: Listing, root: str | Path, taken: set[str]) -> tuple[str, ...]:
-    """NAME/PERSON for each image, where NAME is the folder's, with #2 and so on if that would name somebody else."""
+    """NAME/PERSON for each image. NAME is the folder's name, with #2 and so on where NAME/PERSON is taken."""
     name = os.path.basename(os.path.abspath(root)) if isinstance(root, Path) else root.rstrip("/").rpartition("/")[2]
     persons, label, number = _persons(listing), name, 2
     while any(f"{label}/{person}" in taken for person in set(persons)):
@@ -171,7 +175,7 @@ def _named_apart(listing: Listing, root: str | Path, taken: set[str]) -> tuple[s
 
 
 def _matched(listing: Listing, real: Source, toy: Mapping[str, str | int | float] | None) -> Source:
-    """The variants that show a real person, under that person's name (`datasets.people.real_people.matched_names`)."""
+    """The variants that show a real person, with that person's name (`datasets.people.real_people.matched_names`)."""
     matches = matched_names(_persons(listing), real.people)
     strangers = [person for person in dict.fromkeys(_persons(listing)) if person not in matches]
     shown = ", ".join(map(repr, strangers[:_SHOWN])) + ", ..." * (len(strangers) > _SHOWN)
@@ -181,26 +185,29 @@ def _matched(listing: Listing, real: Source, toy: Mapping[str, str | int | float
             "variants of the people trained on, or new people with --people"
         )
     if strangers:
-        known = np.array([person in matches for person in _persons(listing)])
-        listing = listing.take(known).with_notes(
-            f"{listing.name}: {int((~known).sum()):,} variants of {len(strangers):,} people who are not in "
+        is_matched = np.array([person in matches for person in _persons(listing)])
+        listing = listing.take(is_matched).with_notes(
+            f"{listing.name}: {int((~is_matched).sum()):,} variants of {len(strangers):,} people who are not in "
             f"{real.listing.name} are left out: {shown}"
         )
     return Source(VARIANTS, listing, tuple(matches[person] for person in _persons(listing)), toy)
 
 
 def _first_images(source: Source, most: int | None, seen: collections.Counter[str], draw_seed: int | None) -> Source:
-    """At most `most` images of each person, those of earlier sources (`seen`, which is kept up) counted."""
+    """At most `most` images of each person, including the images of earlier sources.
+
+    seen: the number of images of each person in earlier sources; this function adds those of `source`.
+    """
     if most is None:
         return source
-    places = collections.defaultdict(list)
-    for place, person in enumerate(source.persons):
-        places[person].append(place)
-    kept = []
-    for person, its in places.items():
-        kept += first(its, source.listing.names.__getitem__, max(most - seen[person], 0), draw_seed)
-        seen[person] += len(its)
-    kept.sort()
+    indices_of_person = collections.defaultdict(list)
+    for index, person in enumerate(source.persons):
+        indices_of_person[person].append(index)
+    chosen = []
+    for person, indices in indices_of_person.items():
+        chosen += first(indices, source.listing.names.__getitem__, max(most - seen[person], 0), draw_seed)
+        seen[person] += len(indices)
+    chosen.sort()
     return Source(
-        source.kind, source.listing.take(kept), tuple(source.persons[place] for place in kept), source.toy_crowd
+        source.kind, source.listing.take(chosen), tuple(source.persons[index] for index in chosen), source.toy_crowd
     )

@@ -17,18 +17,19 @@ from passersby.options import Json
 __all__ = ["PEOPLE", "REAL", "SOURCES", "VARIANTS", "TrainingImages", "bytes_needed", "load_training_images"]
 
 VALIDATION = ("none", "images")
-_SHOWN = 5  # names of unreadable images in a line; the record has all
+_SHOWN = 5  # the most names of unreadable images in a line; the record has all
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingImages:
-    """Images to train on, image i in every field, and those set aside.
+    """The N images to train on, image i in every field, and the V images set aside for validation.
 
     images: [N, H, W, 3] uint8 RGB, may be read-only shared memory. classes: [N] int64, 0..len(class_names)-1.
-    sources: [N] int64 of REAL, PEOPLE, VARIANTS. cameras: [N] int64, -1 where not known. class_names: of real people
-    as the data set calls them, `real_classes` of them, then of artificial ones, "RUN/PERSON". record: what it was made
-    of, plain JSON values. fingerprint: sha256 hex; the same one, the same images in the same order. notes: lines for
-    the user. validation_images: [V, H, W, 3] uint8, of real people, never among `images`; validation_classes: [V].
+    sources: [N] int64 of REAL, PEOPLE, VARIANTS. cameras: [N] int64, -1 where a camera is unknown. class_names:
+    first `real_classes` real people, under their names in the data set, then artificial people as "RUN/PERSON".
+    record: the sources of the images, as plain JSON values. fingerprint: sha256 in hex; equal fingerprints mean
+    the same images in the same order. notes: lines for the user. validation_images: [V, H, W, 3] uint8, of real
+    people, never among `images`. validation_classes: [V].
     """
 
     images: np.ndarray
@@ -64,10 +65,11 @@ def load_training_images(
 ) -> TrainingImages:
     """List the sources (`list_sources` says how) and decode them in parallel.
 
-    validation "images": the first readable image of every real person with two or more is set aside and never trained
-    on, as layumi's prepare.py does; "none": nothing is. check_memory: called with the bytes of the pixels before any
-    is decoded. Unreadable images are left out and listed in notes and record, and with them people who have no other.
-    Raises InputError where `list_sources` does, and where not one image of a source can be read.
+    validation: with "images", the first readable image of every real person with two or more is set aside and
+    never trained on, as in layumi's prepare.py; with "none", no image is set aside. check_memory: called with
+    the bytes of the pixels before any image is decoded. Unreadable images are left out and listed in notes and
+    record. People without a readable image are left out too. Raises InputError where `list_sources` does, and
+    where none of a source's images can be read.
     """
     if validation not in VALIDATION:
         raise InputError(f"--validation {validation}: give one of {', '.join(VALIDATION)}")
@@ -86,20 +88,20 @@ def load_training_images(
     numbers = {name: number for number, name in enumerate(class_names)}
     classes = np.array([numbers.get(name, -1) for name in names], np.int64)
 
-    aside = _first_of_each(classes, readable & (kinds == REAL)) if validation == "images" else []
-    validation_images, validation_classes = images[aside], classes[aside]  # copies
-    # A variant of somebody without one readable real image has no class.
-    kept = readable & (classes >= 0)
-    kept[aside] = False
-    places = np.flatnonzero(kept)
-    close_gaps(images, places)
+    validation_indices = _first_of_each(classes, readable & (kinds == REAL)) if validation == "images" else []
+    validation_images, validation_classes = images[validation_indices], classes[validation_indices]  # copies
+    # A variant of a real person without any readable real image has no class.
+    is_trained = readable & (classes >= 0)
+    is_trained[validation_indices] = False
+    indices = np.flatnonzero(is_trained)
+    close_gaps(images, indices)
     lost = _names_of_lost(sources, readable)
-    record = _record(sources, lost, kinds[places], validation, len(aside))
+    record = _record(sources, lost, kinds[indices], validation, len(validation_indices))
     return TrainingImages(
-        images=images[: len(places)],
-        classes=classes[places],
-        sources=kinds[places],
-        cameras=cameras[places],
+        images=images[: len(indices)],
+        classes=classes[indices],
+        sources=kinds[indices],
+        cameras=cameras[indices],
         class_names=class_names,
         real_classes=real_classes,
         record=record,
@@ -111,7 +113,7 @@ def load_training_images(
 
 
 def _decode(sources: Sequence[Source], images: np.ndarray, threads: int) -> list[np.ndarray]:
-    """[N] bool for each source, whether images could be read. Raises InputError where not one of a source can."""
+    """Whether each image could be read, [N] bool for each source. Raises InputError where none of a source could."""
     decode_one = functools.partial(decode_bicubic, height=images.shape[1], width=images.shape[2])
     results, start = [], 0
     for source in sources:
@@ -128,41 +130,45 @@ def _decode(sources: Sequence[Source], images: np.ndarray, threads: int) -> list
 
 
 def _class_names(names: Sequence[str], kinds: np.ndarray, readable: np.ndarray) -> tuple[tuple[str, ...], int]:
-    """Class names, the real people first, in the order of their images, and how many are real."""
+    """Class names in the order of the images, real people first, and the number of real people."""
     of_kind = [
-        dict.fromkeys(names[place] for place in np.flatnonzero(readable & (kinds == kind)).tolist())
+        dict.fromkeys(names[index] for index in np.flatnonzero(readable & (kinds == kind)).tolist())
         for kind in (REAL, PEOPLE)
     ]
     return (*of_kind[0], *of_kind[1]), len(of_kind[0])
 
 
 def _first_of_each(classes: np.ndarray, candidates: np.ndarray) -> list[int]:
-    """Places of the first candidate of every class that has two or more, ascending."""
-    places = np.flatnonzero(candidates)
-    _, first, counts = np.unique(classes[places], return_index=True, return_counts=True)
-    return np.sort(places[first[counts > 1]]).tolist()
+    """Ascending indices of the first candidate of every class that has two or more candidates."""
+    indices = np.flatnonzero(candidates)
+    _, first, counts = np.unique(classes[indices], return_index=True, return_counts=True)
+    return np.sort(indices[first[counts > 1]]).tolist()
 
 
 def _names_of_lost(sources: Sequence[Source], readable: np.ndarray) -> list[list[str]]:
-    lost, start = [], 0
+    unreadable, start = [], 0
     for source in sources:
-        good = readable[start : start + len(source)]
-        lost.append([source.listing.names[place] for place in np.flatnonzero(~good)])
+        is_readable = readable[start : start + len(source)]
+        unreadable.append([source.listing.names[index] for index in np.flatnonzero(~is_readable)])
         start += len(source)
-    return lost
+    return unreadable
 
 
 def _record(
-    sources: Sequence[Source], lost: Sequence[Sequence[str]], kinds: np.ndarray, validation: str, aside: int
+    sources: Sequence[Source],
+    unreadable: Sequence[Sequence[str]],
+    kinds: np.ndarray,
+    validation: str,
+    validation_images: int,
 ) -> dict[str, Json]:
-    records = [source.record(names) for source, names in zip(sources, lost, strict=True)]
+    records = [source.record(names) for source, names in zip(sources, unreadable, strict=True)]
     record: dict[str, Json] = {
         name: [entry for source, entry in zip(sources, records, strict=True) if source.kind == kind]
         for kind, name in enumerate(SOURCES)
     }
     toy: dict[str, Json] = {} if sources[0].toy_crowd is None else {"toy_crowd": dict(sources[0].toy_crowd)}
     trained = {name: int((kinds == kind).sum()) for kind, name in enumerate(SOURCES)}
-    return record | {"trained": trained, "validation": {"kind": validation, "images": aside}} | toy
+    return record | {"trained": trained, "validation": {"kind": validation, "images": validation_images}} | toy
 
 
 def _fingerprint(record: Mapping[str, Json], height: int, width: int, class_names: Sequence[str]) -> str:
@@ -185,12 +191,12 @@ def _notes(
                 f"{source.listing.name}: {len(unreadable):,} of {len(source):,} images cannot be read and are left "
                 f"out: {shown}"
             )
-    gone = dict.fromkeys(names[place] for place in np.flatnonzero(classes < 0).tolist())
-    if gone:
+    people_left_out = dict.fromkeys(names[index] for index in np.flatnonzero(classes < 0).tolist())
+    if people_left_out:
         variants = int((readable & (classes < 0)).sum())
         also = f", and {variants:,} variants of them" if variants else ""
         notes.append(
-            f"{len(gone):,} people have no image that can be read and are left out{also}, the first is "
-            f"{next(iter(gone))!r}"
+            f"{len(people_left_out):,} people have no image that can be read and are left out{also}, the first is "
+            f"{next(iter(people_left_out))!r}"
         )
     return tuple(dict.fromkeys(notes))
