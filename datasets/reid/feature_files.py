@@ -54,8 +54,8 @@ class FeatureSet:
 
     def without_junk(self) -> "FeatureSet":
         """The same set without the images of identity -1, which no ranking contains."""
-        kept = np.flatnonzero(self.identities >= 0)
-        return self if len(kept) == len(self) else self.take(kept)
+        indices = np.flatnonzero(self.identities >= 0)
+        return self if len(indices) == len(self) else self.take(indices)
 
     def take(self, indices: np.ndarray) -> "FeatureSet":
         """The images at these indices, in this order."""
