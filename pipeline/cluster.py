@@ -1,4 +1,4 @@
-"""What the connected cluster has, and waiting for more of it."""
+"""The resources of the connected cluster, and waiting for more GPUs."""
 
 import dataclasses
 import math
@@ -24,18 +24,18 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What the connected cluster has, the nodes with most GPUs first, then those with most CPUs."""
+    """The resources of the connected cluster: nodes with most GPUs first, then nodes with most CPUs."""
 
     nodes: tuple[Node, ...]
 
     @property
     def cpus(self) -> float:
-        """Logical CPUs in all."""
+        """Number of logical CPUs on all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> int:
-        """GPUs in all."""
+        """Number of GPUs on all nodes."""
         return sum(node.gpus for node in self.nodes)
 
     def __str__(self) -> str:
@@ -49,15 +49,15 @@ def resources() -> Resources:
     hosts = Counter(node["NodeManagerHostname"] for node in living)
     nodes = []
     for node in living:
-        host, has = node["NodeManagerHostname"], node["Resources"]
+        host, amounts = node["NodeManagerHostname"], node["Resources"]
         name = host if hosts[host] == 1 else f"{host}/{node['NodeID'][:6]}"
-        name += " (head)" if "node:__internal_head__" in has else ""
-        nodes.append(Node(node["NodeID"], name, has.get("CPU", 0.0), int(has.get("GPU", 0))))
+        name += " (head)" if "node:__internal_head__" in amounts else ""
+        nodes.append(Node(node["NodeID"], name, amounts.get("CPU", 0.0), int(amounts.get("GPU", 0))))
     return Resources(tuple(sorted(nodes, key=lambda node: (-node.gpus, -node.cpus, node.name))))
 
 
 def choose_device(device: str) -> str:
-    """--device on the connected cluster: "auto" made "cuda" where there are GPUs, and printed."""
+    """The device of --device on the connected cluster. "auto" takes CUDA where there are GPUs, and prints this."""
     gpus = resources().gpus
     if device == "auto":
         print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")
@@ -72,24 +72,24 @@ def smallest_object_store() -> int:
 def wait_for_gpus(count: int, minutes: float) -> None:
     """Ask the autoscaler for `count` GPUs and wait until they are there, with a line every 10 s on stderr.
 
-    The request ends with this call: nodes that then stay idle go again. Raises InputError when `minutes` are over,
-    naming what is there.
+    The request ends with this call: the autoscaler removes nodes that stay idle after it. Raises InputError when
+    `minutes` are over; the message names the resources that are there.
     """
     from ray.autoscaler.sdk import request_resources
 
-    start, said = time.monotonic(), -math.inf
+    start, printed = time.monotonic(), -math.inf
     request_resources(bundles=[{"GPU": 1}] * count)
     try:
-        while (there := resources()).gpus < count:
+        while (available := resources()).gpus < count:
             waited = time.monotonic() - start
             if waited > 60 * minutes:
                 raise InputError(
-                    f"--gpus {count}: after {minutes:g} minutes there are {there}; ask for fewer, wait longer, or look "
-                    "at `ray status` for what the cloud refuses"
+                    f"--gpus {count}: after {minutes:g} minutes there are {available}; ask for fewer, wait longer, "
+                    "or look at `ray status` for what the cloud refuses"
                 )
-            if waited - said >= 10:
-                print(f"waiting for GPUs: {there.gpus} of {count}, {waited:.0f} s", file=sys.stderr, flush=True)
-                said = waited
+            if waited - printed >= 10:
+                print(f"waiting for GPUs: {available.gpus} of {count}, {waited:.0f} s", file=sys.stderr, flush=True)
+                printed = waited
             time.sleep(min(1.0, 15 * minutes))
     finally:
         request_resources(bundles=[])

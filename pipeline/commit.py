@@ -1,4 +1,4 @@
-"""Units that come out of the last stage: counted for people and for Prometheus, recorded where they failed, timed."""
+"""What happens to units after the last stage: they are counted and timed, and failures are recorded."""
 
 import dataclasses
 import functools
@@ -17,16 +17,17 @@ from pipeline.run import run_units
 from reporting.progress import ProgressLine
 from reporting.run.results import RunTimes
 
-SECONDS = "seconds_"  # the writer's columns seconds_generate, seconds_detect, ... : the rest is the stage's name
-HOPELESS = 32  # units that fail before the first is made: the reason is not in them
+SECONDS = "seconds_"  # the writer's columns are seconds_generate, seconds_detect, ...: a stage's name follows
+HOPELESS = 32  # so many units failed and none was made: the reason lies outside the units
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a run has to do, whatever it makes.
+    """The work that a run has to do: images or latents.
 
-    rows: the pending units, one Ray Data row each. images: of the whole plan; pending_images: of the rows. unit_bytes:
-    raw pixels of the largest. seconds: what the last stage's columns seconds_* are called, without that.
+    rows: the pending units, one Ray Data row each. images: number of images in the whole plan. pending_images: number
+    of images in the rows. unit_bytes: raw pixels of the largest unit. seconds: names of the last stage's columns
+    seconds_*, without this prefix.
     """
 
     rows: Sequence[dict]
@@ -37,13 +38,13 @@ class Work:
 
 
 class RunMetrics:
-    """What one run has done, for Prometheus through Ray's own endpoint; deploy/grafana/passersby.json draws it.
+    """Counts the work of one run for Prometheus, through Ray's own endpoint; deploy/grafana/passersby.json draws it.
 
-    Kept by the driver alone: a unit that was tried twice counts once.
+    Only the driver counts, so a unit that was tried twice counts once.
 
-    run: the run's name, the label `run` of every line, so no place for credentials. planned_units: units of
-    the whole plan; finished_units: those that earlier runs left. Needs a connected Ray. Prometheus
-    reads, with Ray's prefix:
+    run: the run's name. It becomes the label `run` of every line, so it must hold no credentials. planned_units: units
+    of the whole plan. finished_units: units that earlier runs finished. Needs a connected Ray. Prometheus reads these
+    lines, with Ray's prefix:
 
     ray_passersby_images_total{run, verdict}  images of units finished by this driver; verdict is one of VERDICTS
     ray_passersby_seconds_total{run, stage}   seconds that the stages' actors worked on those units, summed
@@ -63,7 +64,7 @@ class RunMetrics:
             self._units.set(units, {"state": state})
 
     def update(self, row: Mapping[str, int | float]) -> None:
-        """One more unit is finished. row: the writer's; images by each of VERDICTS, seconds by `seconds_*`."""
+        """Count one more finished unit. row: the writer's row; images by each of VERDICTS, seconds by `seconds_*`."""
         for verdict in VERDICTS:
             _add(self._images, row[verdict], {"verdict": verdict})
         for name, seconds in row.items():
@@ -72,7 +73,7 @@ class RunMetrics:
         self._count("finished")
 
     def failed(self, unit: int) -> None:
-        """The unit `unit` was given up; the next run of the same command tries it again."""
+        """Count the unit `unit` as given up; the next run of the same command tries it again."""
         self._count("failed")
 
     def _count(self, state: str) -> None:
@@ -86,11 +87,12 @@ def _add(counter: Counter, amount: float, tags: dict[str, str]) -> None:
 
 
 def committed(rows: Iterable[dict], run: Run, line: ProgressLine, metrics: RunMetrics) -> Iterator[dict]:
-    """The rows of units that were written, counted; units that failed for good are recorded in the run.
+    """Count the units that were written, and yield their rows; record the units that failed for good in the run.
 
-    rows: of `run_units`, whose last stage writes shards and returns unit, images, problem, seconds_* and either a
-    number for each of VERDICTS, or that of images with an `error` where nothing filters the others. Ends early when
-    HOPELESS units failed and none was made. Raises InputError when nothing can be written, or when the lease is lost.
+    rows: the rows of `run_units`, whose last stage writes shards. Its columns are unit, images, problem, seconds_*, and
+    either a number for each of VERDICTS or, where nothing filters images, the number of images with an `error`. The
+    rows end early when HOPELESS units failed and none was made. Raises InputError when nothing can be written, or when
+    the lease is lost.
     """
     failed_before = run.failed()
     run.forget(failed_before & run.finished())
@@ -114,8 +116,8 @@ def committed(rows: Iterable[dict], run: Run, line: ProgressLine, metrics: RunMe
 
 
 def failure_advice(run: Run, failed: int, others: str = "") -> str:
-    """What happened to the units that failed for good, and what to do, in a line; `others`: what can be done
-    without them (a job that makes people: a manifest of the others)."""
+    """One line: what happened to the units that failed for good, and what to do. `others`: what can be done without
+    the failed units; by default a manifest of the other units, for a job that makes people."""
     number, units = min(run.failed()), "units" if failed > 1 else "unit"
     first = run.failure(number)
     if first is None:
@@ -128,7 +130,7 @@ def failure_advice(run: Run, failed: int, others: str = "") -> str:
 
 
 def make_units(run: GenerationRun, stages: Sequence[Stage], machines: Machines) -> tuple[RunTimes, int]:
-    """`make_work` for units of people that are made: the last stage is a ShardWriter."""
+    """`make_work` for units of generated people: the last stage is a ShardWriter."""
     people = [unit.people for unit in run.pending]
     work = Work(
         rows=[dataclasses.asdict(unit) for unit in run.pending],
@@ -141,10 +143,10 @@ def make_units(run: GenerationRun, stages: Sequence[Stage], machines: Machines) 
 
 
 def make_work(run: Run, work: Work, stages: Sequence[Stage], machines: Machines) -> tuple[RunTimes, int]:
-    """Put pending units through stages, the last of which writes them; returns what it took and how many units failed.
+    """Put the pending units through the stages, the last of which writes them.
 
-    What does not fit on the cluster is refused before anything is written. Then the plan is written first, and what
-    killed writers left is removed before and after.
+    Returns the times, and how many units failed. Stages that do not fit on the cluster are refused before anything is
+    written. Then the plan is written first. Leftovers of killed writers are removed before and after the work.
     """
     pools = machines.pools(stages, len(work.rows))
     run.output.write(PLAN_FILE, run.plan.to_json())
@@ -160,5 +162,5 @@ def make_work(run: Run, work: Work, stages: Sequence[Stage], machines: Machines)
         for row in committed(rows, run, line, metrics):
             for stage in work.seconds:
                 seconds[stage] += row[f"seconds_{stage}"]
-    run.output.remove_leftovers()  # of writers that were killed, while others went on
+    run.output.remove_leftovers()  # of writers that were killed while other writers continued
     return RunTimes(time.monotonic() - start, line.images, seconds), line.failed

@@ -1,4 +1,4 @@
-"""Are generated people real ones, or each other? Near-copies and doubles of a finished run, from what is stored."""
+"""Near-copies of real pictures, and people who look like one another (doubles), in the shards of a finished run."""
 
 import heapq
 import itertools
@@ -42,9 +42,9 @@ from reporting.run.identity import (
     privacy_sheet,
 )
 
-FIRST_PAIRS = 100  # of doubles, that are named
-# Where no real pictures say what is alike: a guess for networks trained with a metric loss or a classifier, whose
-# pairs of different people seldom come there.
+FIRST_PAIRS = 100  # pairs of doubles that the record names
+# Thresholds where no real pictures can set them. They are a guess for networks trained with a metric loss or a
+# classifier: pairs of different people seldom reach these cosines.
 DOUBLE_COSINE, NEAR_COPY_COSINE = 0.9, 0.95
 _COLUMNS = ["person", "variant", "source", "image", "status", "reference_variant", "identity_cosine", "identity_margin"]
 
@@ -60,18 +60,19 @@ def privacy(
 ) -> Privacy:
     """Find near-copies and doubles in the shards of a whole run; writes OUT/privacy.json and OUT/privacy.png.
 
-    Near-copies: images whose stored cosine to the nearest real picture reaches `near_copy_cosine`, by default what
-    `passersby.metrics.identity.near_copy_threshold` says (of real people's variants: of the same person). Doubles:
-    pairs of artificial people whose reference images, seen by `network` on `device`, reach `double_cosine`, by default
-    the network's threshold at 1% false accepts among the real pictures. Without real pictures there are no near-copies,
-    and DOUBLE_COSINE stands in; variants of real people have no doubles. listing: the real pictures, for the picture.
+    Near-copies: images whose stored cosine to the nearest real picture reaches `near_copy_cosine`, by default
+    `passersby.metrics.identity.near_copy_threshold` (for variants of real people the threshold of the same person).
+    Doubles: pairs of artificial people whose reference images, seen by `network` on `device`, reach `double_cosine`, by
+    default the network's threshold at 1% false accepts among the real pictures. Without real pictures there are no
+    near-copies, and DOUBLE_COSINE is the threshold of doubles. Variants of real people have no doubles. listing: the
+    real pictures, which the contact sheet shows.
 
-    One read of all shards, some at a time; features of references go to a temporary file, so memory does not grow with
-    the number of people, and time for doubles does with its square. Returns what the file holds, plain JSON values:
-    plan_hash, images, network (sha256), real {name, pictures, people}, near_copies {count, scored, share, threshold,
-    chosen}, nearest [{person, variant, cosine, name, picture}], doubles {count, pairs, share, people, threshold,
-    chosen, first [{people, cosine}]}; null where not applicable. Raises InputError for a shard that is damaged or
-    missing, and real pictures of another network.
+    All shards are read once, some at a time. Features of references go to a temporary file, so memory does not grow
+    with the number of people; the time for doubles grows with its square. Returns the content of OUT/privacy.json,
+    plain JSON values: plan_hash, images, network (sha256), real {name, pictures, people}, near_copies {count, scored,
+    share, threshold, chosen}, nearest [{person, variant, cosine, name, picture}], doubles {count, pairs, share, people,
+    threshold, chosen, first [{people, cosine}]}; null where not applicable. Raises InputError for a damaged or missing
+    shard, and for real pictures of another network.
     """
     if real is not None:
         real.check(network.width)
@@ -80,16 +81,16 @@ def privacy(
     with tempfile.TemporaryFile() as file:
         people: list[int] = []
         for persons, features in features_in_chunks(network, scan.references()):
-            good = np.all(np.isfinite(features[: len(persons)]), axis=1)
-            file.write(features[: len(persons)][good].tobytes())
-            people += [person for person, finite in zip(persons, good.tolist(), strict=True) if finite]
+            finite_rows = np.all(np.isfinite(features[: len(persons)]), axis=1)
+            file.write(features[: len(persons)][finite_rows].tobytes())
+            people += [person for person, finite in zip(persons, finite_rows.tolist(), strict=True) if finite]
         file.flush()
-        found = None
+        double_pairs = None
         if scan.artificial:
             threshold, chosen = _double_threshold(real, double_cosine)
             shape = (len(people), network.width)
             features = np.memmap(file, np.float32, "r", shape=shape) if people else np.empty(shape, np.float32)
-            found = doubles(features, threshold, FIRST_PAIRS, device)
+            double_pairs = doubles(features, threshold, FIRST_PAIRS, device)
     nearest, copies = _nearest(scan.most_alike(), network, real, listing)
     content: Privacy = {
         "plan_hash": run.hash,
@@ -100,7 +101,7 @@ def privacy(
         else {"name": real.name, "pictures": len(real), "people": len(np.unique(real.identities))},
         "near_copies": scan.near_copies(),
         "nearest": nearest,
-        "doubles": found and _doubles_record(found, people, threshold, chosen),
+        "doubles": double_pairs and _doubles_record(double_pairs, people, threshold, chosen),
     }
     pairs = _double_pairs(run, content["doubles"]) if content["doubles"] else []
     sheet = privacy_sheet(copies, pairs)
@@ -112,9 +113,9 @@ def privacy(
     return content
 
 
-def _double_threshold(real: RealPeople | None, given: float | None) -> tuple[float, str]:
-    if given is not None:
-        return given, "as given"
+def _double_threshold(real: RealPeople | None, requested: float | None) -> tuple[float, str]:
+    if requested is not None:
+        return requested, "as given"
     threshold = None if real is None else same_person_threshold(real.features, real.identities)
     if threshold is None:
         return DOUBLE_COSINE, "a fixed one, as there are no pictures of two real people to measure it on"
@@ -122,10 +123,12 @@ def _double_threshold(real: RealPeople | None, given: float | None) -> tuple[flo
 
 
 class _Scan:
-    """One pass over all shards: counts near-copies, keeps the most alike, and hands on the artificial references."""
+    """One pass over all shards: counts near-copies, keeps the nearest images, and yields the artificial references."""
 
-    def __init__(self, run: GenerationRun, network: FeatureNetwork, real: RealPeople | None, given: float | None):
-        self.run, self.network, self.real, self.given = run, network, real, given
+    def __init__(
+        self, run: GenerationRun, network: FeatureNetwork, real: RealPeople | None, requested_cosine: float | None
+    ):
+        self.run, self.network, self.real, self.requested_cosine = run, network, real, requested_cosine
         self.artificial = False
         self._threshold: tuple[float, str] | None = None
         self._count = self._scored = 0
@@ -161,16 +164,16 @@ class _Scan:
         self._scored += int(np.isfinite(cosines).sum())
         self._count += int((cosines >= self._threshold[0]).sum())
         persons, variants = table["person"].to_numpy(), table["variant"].to_numpy()
-        order = np.lexsort((variants, -np.nan_to_num(cosines, nan=-2), persons))  # a person's nearest first
-        for place in order[np.r_[True, np.diff(persons[order]) > 0]]:
-            content = table["image"][int(place)].as_py()
-            if np.isfinite(cosines[place]) and content is not None:
-                item = (float(cosines[place]), -int(persons[place]), int(variants[place]), content)
+        order = np.lexsort((variants, -np.nan_to_num(cosines, nan=-2), persons))  # each person's nearest image first
+        for row in order[np.r_[True, np.diff(persons[order]) > 0]]:
+            content = table["image"][int(row)].as_py()
+            if np.isfinite(cosines[row]) and content is not None:
+                item = (float(cosines[row]), -int(persons[row]), int(variants[row]), content)
                 (heapq.heappush if len(self._best) < SHEET_PAIRS else heapq.heappushpop)(self._best, item)
 
     def _chosen(self, real: RealPeople, latent: bool) -> tuple[float, str]:
-        if self.given is not None:
-            return self.given, "as given"
+        if self.requested_cosine is not None:
+            return self.requested_cosine, "as given"
         threshold = near_copy_threshold(real.features, real.identities, of_same_person=latent)
         whom = "another picture of the same person" if latent else "a picture of somebody else"
         if threshold is None:
@@ -178,7 +181,7 @@ class _Scan:
         return threshold, f"{100 * SHARE:g}% of real pictures are as like {whom}"
 
     def near_copies(self) -> NearCopies | None:
-        """The record of what was counted."""
+        """The record of the counted near-copies; None without real pictures or without images."""
         if self._threshold is None:
             return None
         share = self._count / self._scored if self._scored else None
@@ -211,42 +214,42 @@ def _nearest(
     """Records and pairs of generated images and their nearest real pictures, which shards do not name."""
     records: list[NearestImage] = []
     pairs: list[Pair] = []
-    if real is None:  # then nothing was found near to any
+    if real is None:  # then no image has a nearest picture
         return records, pairs
-    places = {} if listing is None else {name: place for place, name in enumerate(listing.names)}
+    index_of = {} if listing is None else {name: index for index, name in enumerate(listing.names)}
     size = network.height, network.width_pixels
-    pixels = ((place, decode_bicubic(image[3], *size)) for place, image in enumerate(images))
+    pixels = ((index, decode_bicubic(image[3], *size)) for index, image in enumerate(images))
     for chunk, features in features_in_chunks(network, pixels):
-        found = nearest_pictures(features, real.features, real.identities, np.full(len(features), NOBODY))
-        for place, picture in zip(chunk, found.picture[: len(chunk)].tolist(), strict=True):
-            cosine, person, variant, content = images[place]
+        nearest = nearest_pictures(features, real.features, real.identities, np.full(len(features), NOBODY))
+        for index, picture in zip(chunk, nearest.picture[: len(chunk)].tolist(), strict=True):
+            cosine, person, variant, content = images[index]
             identity = int(real.identities[picture])
             name = real.people.get(identity, str(identity))
             file = real.pictures[picture] if real.pictures else None
             records.append(
                 {"person": person, "variant": variant, "cosine": round(cosine, 6), "name": name, "picture": file}
             )
-            shown = _real_picture(listing, None if file is None else places.get(file))
+            shown = _real_picture(listing, None if file is None else index_of.get(file))
             pairs.append(Pair(decode(content), f"{person}/{variant}", shown, f"{cosine:.3f} {_printable(name)}"))
     return records, pairs
 
 
-def _real_picture(listing: Listing | None, place: int | None) -> np.ndarray | None:
-    # None also where it is gone since its features were taken: its name is shown.
-    return None if listing is None or place is None else decode_at(listing, place)
+def _real_picture(listing: Listing | None, index: int | None) -> np.ndarray | None:
+    # None also where the file is gone since its features were computed: then only its name is shown.
+    return None if listing is None or index is None else decode_at(listing, index)
 
 
 def _printable(name: str) -> str:
-    # File names may hold bytes that are no text, which no font can draw.
+    # File names may hold bytes that are no text; no font can draw them.
     return name.encode("utf-8", "replace").decode()
 
 
-def _doubles_record(found: Doubles, people: Sequence[int], threshold: float, chosen: str) -> DoublesFound:
-    named = zip(found.first.tolist(), found.cosines.tolist(), strict=True)
+def _doubles_record(result: Doubles, people: Sequence[int], threshold: float, chosen: str) -> DoublesFound:
+    named = zip(result.first.tolist(), result.cosines.tolist(), strict=True)
     return {
-        "count": found.count,
-        "pairs": found.pairs,
-        "share": found.count / found.pairs if found.pairs else None,
+        "count": result.count,
+        "pairs": result.pairs,
+        "share": result.count / result.pairs if result.pairs else None,
         "people": len(people),
         "threshold": threshold,
         "chosen": chosen,
@@ -256,10 +259,10 @@ def _doubles_record(found: Doubles, people: Sequence[int], threshold: float, cho
 
 def _double_pairs(run: GenerationRun, record: DoublesFound) -> list[Pair]:
     shown = record["first"][:SHEET_PAIRS]
-    wanted = {person for pair in shown for person in pair["people"]}
+    shown_people = {person for pair in shown for person in pair["people"]}
     images: dict[int, np.ndarray] = {}
     for unit in run.plan.units():
-        people = wanted & set(range(unit.first_person, unit.first_person + unit.people))
+        people = shown_people & set(range(unit.first_person, unit.first_person + unit.people))
         if people:
             table = read_shard(run, unit, ["person", "variant", "image", "status", "reference_variant"])
             for row in table.filter(_is_reference(table)).to_pylist():

@@ -1,6 +1,6 @@
-"""An evaluation of re-ID: features of query and gallery, by a network or out of a file, made comparable and ranked.
+"""An evaluation of re-ID: features of query and gallery come from a network or a file, are made comparable, and ranked.
 
-Also the queries that a sweep made better and worse, as a picture.
+Also draws the queries that a sweep made better and worse.
 """
 
 import dataclasses
@@ -35,10 +35,11 @@ RECORDED = {SINGLE: "single_query", MULTI: "multi_query", RERANKED: "reranked"} 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """Images and their features by split: "query", "gallery", and "multi-query" where that is asked for.
+    """Images and their features by split: "query", "gallery", and "multi-query" where it is asked for.
 
-    sets: without junk, every image with a name of its own, cameras only where they are known of all. listings: images
-    by split, for pictures; may be empty. network, data: for the record, plain JSON values. notes: for the user.
+    sets: features without junk; each image has a different name, and cameras count only where all are known. listings:
+    images by split, from which pictures are drawn; may be empty. network, data: the record's plain JSON values. notes:
+    lines for the user.
     """
 
     sets: Mapping[str, FeatureSet]
@@ -49,25 +50,26 @@ class Evaluated:
 
     @property
     def cameras(self) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-        """Of query and gallery, or None and None where not known."""
+        """The cameras of query and gallery; None and None where either set has images without a camera."""
         query, gallery = self.sets[QUERY], self.sets[GALLERY]
         known = query.has_cameras and gallery.has_cameras
         return (query.cameras, gallery.cameras) if known else (None, None)
 
     def picture(self, split: str, name: str) -> np.ndarray | None:
         """[H, W, 3] uint8 RGB of an image of `listings`, at its own size; None where it cannot be read."""
-        place = self._places[split].get(name)
-        return None if place is None else decode_at(self.listings[split], place)
+        index = self._index_of[split].get(name)
+        return None if index is None else decode_at(self.listings[split], index)
 
     @functools.cached_property
-    def _places(self) -> dict[str, dict[str, int]]:
+    def _index_of(self) -> dict[str, dict[str, int]]:
         return {split: {name: i for i, name in enumerate(images.names)} for split, images in self.listings.items()}
 
 
 def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: bool) -> Evaluated:
-    """Features of the images of a data set by a network. Junk is not looked at: it is in no ranking.
+    """Features of the images of a data set by a network. Junk gets no features, because no ranking contains it.
 
-    Unreadable images are left out, and said. Raises InputError where a split is missing or not one can be read.
+    Unreadable images are left out and named in a note. Raises InputError where a split is missing, or where no image
+    can be read.
     """
     splits = [QUERY, GALLERY] + [MULTI_QUERY] * multi_query
     everything = {split: read_split(root, split) for split in splits}
@@ -76,24 +78,26 @@ def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: 
     network = FeatureNetwork(loaded.network, loaded.sha256)
     contents = [content for listing in listings.values() for content in listing.files]
     # One pipeline for all splits: a Ray pool starts once.
-    found = embeddings_of(contents, network, workers, str(root))
+    embeddings = embeddings_of(contents, network, workers, str(root))
     sets: dict[str, FeatureSet] = {}
     data: dict[str, Json] = {"folder": str(root)}
     first = 0
     for split, listing in listings.items():
-        part = (found.places >= first) & (found.places < first + len(listing))
-        places = found.places[part] - first
+        part = (embeddings.places >= first) & (embeddings.places < first + len(listing))
+        readable = embeddings.places[part] - first
         first += len(listing)
-        lost = sorted(set(range(len(listing))) - set(places.tolist()))
-        if lost:
+        unreadable = sorted(set(range(len(listing))) - set(readable.tolist()))
+        if unreadable:
             what = "images of the gallery are" if split == GALLERY else f"images of the {split} are"
-            notes.append(f"{len(lost)} {what} unreadable and left out, the first is {listing.names[lost[0]]}")
+            notes.append(
+                f"{len(unreadable)} {what} unreadable and left out, the first is {listing.names[unreadable[0]]}"
+            )
         data[split] = _counts(everything[split]) | {
-            "unreadable": [listing.names[place] for place in lost],
+            "unreadable": [listing.names[index] for index in unreadable],
             "fingerprint": everything[split].fingerprint(),
         }
-        kept = listings[split] = listing.take(places)
-        sets[split] = FeatureSet(found.features[part], kept.identities, kept.cameras, kept.names)
+        usable = listings[split] = listing.take(readable)
+        sets[split] = FeatureSet(embeddings.features[part], usable.identities, usable.cameras, usable.names)
     config = loaded.network.config
     about = {"sha256": loaded.sha256, "kind": loaded.kind, "backbone": config.backbone, "neck": config.neck}
     about |= {"height": config.height, "width": config.width, "features": network.width, "record": loaded.record}
@@ -101,7 +105,7 @@ def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: 
 
 
 def evaluated_file(path: Path, root: Path | None, multi_query: bool) -> Evaluated:
-    """Features that lie in a file; `root`: the images, for pictures, found by their names, or by their order.
+    """Features from a file. `root`: the data set whose images are drawn; names, or else their order, identify them.
 
     Raises InputError for a file that cannot be read, or has no multi-query features where these are asked for.
     """
@@ -116,16 +120,16 @@ def evaluated_file(path: Path, root: Path | None, multi_query: bool) -> Evaluate
         if root is None:
             break
         listing = read_split(root, split)
-        places = _places(sets[split], listing)
-        if places is None:
+        indices = _indices(sets[split], listing)
+        if indices is None:
             notes.append(f"no pictures: the {split} images of {root} are not those of {path.name}")
             continue
-        listings[split] = listing.take(places)
+        listings[split] = listing.take(indices)
         if not sets[split].names:
             sets[split] = dataclasses.replace(sets[split], names=listings[split].names)
     named = {}
     for split, images in sets.items():
-        names = images.names or tuple(f"{split} {place}" for place in range(len(images)))
+        names = images.names or tuple(f"{split} {number}" for number in range(len(images)))
         named[split] = dataclasses.replace(images, names=names).without_junk()
     data = {split: _counts(images) for split, images in sets.items()} | dict(content.record.get("data", {}))
     about = {"file": path.name, "kind": content.kind, **content.record.get("network", {})}
@@ -133,12 +137,12 @@ def evaluated_file(path: Path, root: Path | None, multi_query: bool) -> Evaluate
     return _comparable(Evaluated(named, listings, about, data, tuple(notes)))
 
 
-def _places(images: FeatureSet, listing: Listing) -> np.ndarray | None:
-    """Where the images stand in the listing, by names or, without them, by an equal order; None where neither fits."""
+def _indices(images: FeatureSet, listing: Listing) -> np.ndarray | None:
+    """Index in the listing of each image: by its name, or without names by an equal order; None where neither fits."""
     if images.names:
-        place_of = {name: place for place, name in enumerate(listing.names)}
-        known = [place_of.get(name) for name in images.names]
-        return None if None in known else np.array(known, np.int64)
+        index_of = {name: index for index, name in enumerate(listing.names)}
+        indices = [index_of.get(name) for name in images.names]
+        return None if None in indices else np.array(indices, np.int64)
     same = np.array_equal(images.identities, listing.identities)
     return np.arange(len(listing)) if same else None
 
@@ -154,9 +158,9 @@ def _counts(images: Listing | FeatureSet) -> dict[str, int]:
     }
 
 
-def _comparable(found: Evaluated) -> Evaluated:
-    """Checked: queries that show a person, features that are finite and of one length, cameras of all or of none."""
-    sets, notes = dict(found.sets), list(found.notes)
+def _comparable(evaluated: Evaluated) -> Evaluated:
+    """Check that features are finite and of one length, take out queries of distractors, and note missing cameras."""
+    sets, notes = dict(evaluated.sets), list(evaluated.notes)
     people = np.flatnonzero(sets[QUERY].identities > 0)
     if len(people) < len(sets[QUERY]):
         notes.append(f"{len(sets[QUERY]) - len(people)} queries are distractors, who match nobody: left out")
@@ -173,51 +177,53 @@ def _comparable(found: Evaluated) -> Evaluated:
             notes.append(f"{unknown} of {len(images)} {split} images have no camera: ranked as if none had")
     if not sets[QUERY].has_cameras or not sets[GALLERY].has_cameras:
         notes.append("without cameras: images of the query's own camera count, and make every score look better")
-    return dataclasses.replace(found, sets=sets, notes=tuple(notes))
+    return dataclasses.replace(evaluated, sets=sets, notes=tuple(notes))
 
 
-def rank_all(found: Evaluated, metric: str, rerank: bool, top: int) -> tuple[dict[str, Ranking], tuple[str, ...]]:
-    """Rankings by name: single query, and what is asked for of multi-query and re-ranked; and notes for the user."""
-    query, gallery = found.sets[QUERY], found.sets[GALLERY]
-    who = (query.identities, gallery.identities, *found.cameras)
-    rankings = {SINGLE: evaluate_ranking(query.features, gallery.features, *who, metric=metric, top=top)}
+def rank_all(evaluated: Evaluated, metric: str, rerank: bool, top: int) -> tuple[dict[str, Ranking], tuple[str, ...]]:
+    """Rankings by name: single query, and where asked for multi-query and re-ranked; and notes for the user."""
+    query, gallery = evaluated.sets[QUERY], evaluated.sets[GALLERY]
+    identities_and_cameras = (query.identities, gallery.identities, *evaluated.cameras)
+    rankings = {
+        SINGLE: evaluate_ranking(query.features, gallery.features, *identities_and_cameras, metric=metric, top=top)
+    }
     notes = []
-    if MULTI_QUERY in found.sets:
-        multi = found.sets[MULTI_QUERY]
+    if MULTI_QUERY in evaluated.sets:
+        multi = evaluated.sets[MULTI_QUERY]
         features, alone = multi_query_features(
             query.features, query.identities, query.cameras, multi.features, multi.identities, multi.cameras
         )
         if alone:
             notes.append(f"{alone} of {len(query)} queries have no multi-query images: they ask by themselves")
-        rankings[MULTI] = evaluate_ranking(features, gallery.features, *who, metric=metric, top=top)
+        rankings[MULTI] = evaluate_ranking(features, gallery.features, *identities_and_cameras, metric=metric, top=top)
     if rerank:
         distances = k_reciprocal_distances(query.features, gallery.features, metric=metric)
-        rankings[RERANKED] = rank_distances(distances, *who, top=top)
+        rankings[RERANKED] = rank_distances(distances, *identities_and_cameras, top=top)
     return rankings, tuple(notes)
 
 
-def top_similarities(found: Evaluated, ranking: Ranking) -> np.ndarray:
-    """Cosine similarities [Q, top] float32 of the queries with their top places, whatever ranked them; nan at -1."""
-    query, gallery = (normalised(found.sets[split].features, split) for split in (QUERY, GALLERY))
+def top_similarities(evaluated: Evaluated, ranking: Ranking) -> np.ndarray:
+    """Cosine similarities [Q, top] float32 of each query and its top images, whichever ranking; nan where it has -1."""
+    query, gallery = (normalised(evaluated.sets[split].features, split) for split in (QUERY, GALLERY))
     similarities = np.full(ranking.top_places.shape, np.nan, np.float32)
-    for row, places in enumerate(ranking.top_places):
-        similarities[row, places >= 0] = gallery[places[places >= 0]] @ query[row]
+    for row, indices in enumerate(ranking.top_places):
+        similarities[row, indices >= 0] = gallery[indices[indices >= 0]] @ query[row]
     return similarities
 
 
-def write_queries(path: str | Path, found: Evaluated, rankings: Mapping[str, Ranking]) -> None:
-    """Write a Parquet file of a row for each ranking and query; the caller renames it when whole.
+def write_queries(path: str | Path, evaluated: Evaluated, rankings: Mapping[str, Ranking]) -> None:
+    """Write a Parquet file with one row for each ranking and query; the caller renames the file when it is whole.
 
     Columns: ranking, name, identity, camera (null: not known), average_precision, average_precision_trapezoid,
-    inverse_negative_penalty (null without a match), first_hit (from 0; null), matches, and of the first places
-    top_names, top_identities and top_similarities (cosine).
+    inverse_negative_penalty, first_hit (from 0), matches; and for the first images of the ranking top_names,
+    top_identities and top_similarities (cosine). Without a match the scores and first_hit are null.
     """
-    query, gallery = found.sets[QUERY], found.sets[GALLERY]
+    query, gallery = evaluated.sets[QUERY], evaluated.sets[GALLERY]
     names = np.array(gallery.names, object)
     tables = []
     for name, ranking in rankings.items():
-        places = [row[row >= 0] for row in ranking.top_places]
-        similarities = top_similarities(found, ranking)
+        top_images = [row[row >= 0] for row in ranking.top_places]
+        similarities = top_similarities(evaluated, ranking)
         without = ranking.first_hit < 0
         columns = {
             "ranking": pa.array([RECORDED[name]] * len(query)),
@@ -226,10 +232,10 @@ def write_queries(path: str | Path, found: Evaluated, rankings: Mapping[str, Ran
             "camera": pa.array(query.cameras, pa.int64(), mask=query.cameras == UNKNOWN_CAMERA),
             "first_hit": pa.array(ranking.first_hit, pa.int64(), mask=without),
             "matches": pa.array(ranking.matches, pa.int64()),
-            "top_names": pa.array([names[row].tolist() for row in places], pa.list_(pa.string())),
-            "top_identities": pa.array([gallery.identities[row].tolist() for row in places], pa.list_(pa.int64())),
+            "top_names": pa.array([names[row].tolist() for row in top_images], pa.list_(pa.string())),
+            "top_identities": pa.array([gallery.identities[row].tolist() for row in top_images], pa.list_(pa.int64())),
             "top_similarities": pa.array(
-                [values[: len(row)].tolist() for values, row in zip(similarities, places, strict=True)],
+                [values[: len(row)].tolist() for values, row in zip(similarities, top_images, strict=True)],
                 pa.list_(pa.float32()),
             ),
         }
@@ -239,33 +245,33 @@ def write_queries(path: str | Path, found: Evaluated, rankings: Mapping[str, Ran
     pq.write_table(pa.concat_tables(tables), path)
 
 
-# ---- Queries that a sweep made better and worse: a picture of what its networks found for them.
+# ---- A picture of the queries that a sweep made better and worse, each with the ranked images of two networks.
 
 
 def changed_queries_sheet(
     data: Path, networks: Mapping[int, Path], table: pa.Table, changed: QueryChanges, top: int
 ) -> tuple[bytes | None, list[str]]:
-    """A PNG of the changed queries, each as one network of level 0 and one of the other level rank the gallery.
+    """A PNG of the changed queries: for each the gallery as ranked by a network of level 0 and one of the other level.
 
-    Computed in this process, on a GPU where there is one. networks: level -> file. table: the trials. Where data or
-    networks are not those of the trials any more there is no picture, but a note.
+    This process computes it, on a GPU where there is one. networks: level -> file. table: the trials. Where data or
+    networks are no longer those of the trials, the result is None and a note.
     """
     workers = Workers.chosen("auto", here=True)
     try:
-        found = {level: evaluated_by(load_reid(path), data, workers, False) for level, path in networks.items()}
+        evaluated = {level: evaluated_by(load_reid(path), data, workers, False) for level, path in networks.items()}
     except InputError as error:
         return None, [f"No pictures of queries: {error}."]
-    identities = found[0].sets[QUERY].identities
+    identities = evaluated[0].sets[QUERY].identities
     if identities.tolist() != table["query_identity"][0].as_py():
         return None, ["No pictures of queries: the test set is not the one that the sweep ranked."]
-    ranked = {level: _Lists(one, top) for level, one in found.items()}
+    ranked = {level: _Lists(images, top) for level, images in evaluated.items()}
     groups = []
-    for heading, places in (("Got better", changed.better), ("Got worse", changed.worse)):
+    for heading, queries in (("Got better", changed.better), ("Got worse", changed.worse)):
         lists = []
-        for place in places.tolist():
-            for level, precision in ((0, changed.before[place]), (changed.level, changed.after[place])):
-                label = (f"level {level}", f"person {identities[place]}", f"average precision {100 * precision:.1f}")
-                lists.append(ranked[level].of(place, label))
+        for query in queries.tolist():
+            for level, precision in ((0, changed.before[query]), (changed.level, changed.after[query])):
+                label = (f"level {level}", f"person {identities[query]}", f"average precision {100 * precision:.1f}")
+                lists.append(ranked[level].of(query, label))
         if lists:
             groups.append(Group(heading, lists))
     if not groups:
@@ -276,21 +282,21 @@ def changed_queries_sheet(
 
 
 class _Lists:
-    """What one network finds."""
+    """The ranked lists of one network."""
 
-    def __init__(self, found: Evaluated, top: int):
-        self.found = found
-        self.ranking = rank_all(found, "cosine", False, top)[0][SINGLE]
-        self.similarities = top_similarities(found, self.ranking)
+    def __init__(self, evaluated: Evaluated, top: int):
+        self.evaluated = evaluated
+        self.ranking = rank_all(evaluated, "cosine", False, top)[0][SINGLE]
+        self.similarities = top_similarities(evaluated, self.ranking)
 
-    def of(self, place: int, label: tuple[str, ...]) -> RankedList:
+    def of(self, number: int, label: tuple[str, ...]) -> RankedList:
         """The ranked list of one query."""
-        query, gallery = self.found.sets[QUERY], self.found.sets[GALLERY]
-        places = self.ranking.top_places[place]
-        same = gallery.identities[np.maximum(places, 0)] == query.identities[place]
+        query, gallery = self.evaluated.sets[QUERY], self.evaluated.sets[GALLERY]
+        ranked = self.ranking.top_places[number]
+        same = gallery.identities[np.maximum(ranked, 0)] == query.identities[number]
         pictures = [
-            RankedImage(self.found.picture(GALLERY, gallery.names[other]), float(similarity), bool(right))
-            for other, similarity, right in zip(places, self.similarities[place], same, strict=True)
-            if other >= 0
+            RankedImage(self.evaluated.picture(GALLERY, gallery.names[image]), float(similarity), bool(right))
+            for image, similarity, right in zip(ranked, self.similarities[number], same, strict=True)
+            if image >= 0
         ]
-        return RankedList(label, self.found.picture(QUERY, query.names[place]), pictures)
+        return RankedList(label, self.evaluated.picture(QUERY, query.names[number]), pictures)

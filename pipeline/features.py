@@ -1,4 +1,4 @@
-"""Features of images, on Ray or in this process: of Inception for a set, of a re-ID network for a list of files."""
+"""Features of images, on Ray or in this process: Inception's for a set, a re-ID network's for a list of files."""
 
 import dataclasses
 import hashlib
@@ -33,9 +33,9 @@ THREADS = 1  # of an actor
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """Who computes: the device "cpu" or "cuda", and how many actors, None for as many as there are GPUs or CPUs.
+    """Where features are computed: the device "cpu" or "cuda", and the number of actors; None: one a GPU or a CPU.
 
-    here: in this process, one stage after the other, without Ray and with PyTorch's own number of threads.
+    here: compute in this process, one stage after the other, without Ray and with PyTorch's default number of threads.
     """
 
     device: str
@@ -45,9 +45,9 @@ class Workers:
 
     @classmethod
     def chosen(cls, device: str, here: bool, extractors: int | None = None, generators: int | None = None) -> "Workers":
-        """With "auto" made "cuda" where there are GPUs: this process's, or those of the cluster it is connected to.
+        """Workers on the chosen device. "auto" is "cuda" where this process, or without `here` the cluster, has GPUs.
 
-        Raises InputError where a GPU is asked for in vain.
+        Raises InputError where a GPU is asked for and there is none.
         """
         gpus = int(torch.cuda.is_available()) if here else resources().gpus
         device = chosen_device(device, gpus)
@@ -56,7 +56,7 @@ class Workers:
         return cls(device, here, extractors, generators)
 
     def pools(self, stages: Sequence[tuple[type, dict]], units: int) -> list[Pool]:
-        """A pool for each stage on the connected cluster as it is, printed."""
+        """A pool for each stage on the connected cluster as it is now; also prints them."""
         requests = [Pool("generators", self.generators)] * (len(stages) > 1) + [Pool("extractors", self.extractors)]
         cluster = resources()
         pools = fit_pools(requests, cluster, self.device == "cuda", units)
@@ -69,7 +69,7 @@ def network_images(
 ) -> tuple[ImageSet, Configuration]:
     """The images of seeds `seed` ... `seed` + count - 1, to be made by a StyleMixer of this configuration.
 
-    They are those of the reference StyleGAN3 tools, at the network's own size. Raises InputError for a network with
+    The reference StyleGAN3 tools make the same images, at the network's size. Raises InputError for a network with
     labels, or values out of range.
     """
     config = loaded.generator.config
@@ -101,14 +101,15 @@ def features_of(
 ) -> np.ndarray:
     """Features [N, 2048] float32 of a set at `size` (height, width), in its order; unreadable images are left out.
 
-    made_by: generator and configuration, where the set's rows say what is to be made. keep: take them from the cache
-    folder, or leave them there. Raises InputError where a unit failed for good, and where no image can be read.
+    made_by: generator and configuration, where a StyleMixer makes the set's images from its rows. keep: take the
+    features from the cache folder, or store them there. Raises InputError where a unit failed for good, and where no
+    image can be read.
     """
     if keep:
         key = feature_key(bytes.fromhex(images.sha256), *size, inception.sha256)
         features = cached(key, lambda: features_of(images, size, inception, workers, made_by))
     else:
-        wrap = (lambda thing: thing) if workers.here else ray.put
+        wrap = (lambda network: network) if workers.here else ray.put
         arguments = {"device": workers.device, "threads": torch.get_num_threads() if workers.here else THREADS}
         stages: list[tuple[type, dict]] = []
         if made_by is not None:
@@ -117,10 +118,10 @@ def features_of(
         height, width = size
         stages += [(FeatureExtractor, {"network": wrap(inception), "height": height, "width": width, **arguments})]
         rows = rows_through(images.rows, stages, workers, images.count, height * width * 3, images.description)
-        bad = [row for row in rows if row["unreadable"]]
-        if bad:
-            count = sum(row["unreadable"] for row in bad)
-            print(f"note: {count:,} images are left out, the first: {bad[0]['message']}", file=sys.stderr)
+        incomplete = [row for row in rows if row["unreadable"]]
+        if incomplete:
+            count = sum(row["unreadable"] for row in incomplete)
+            print(f"note: {count:,} images are left out, the first: {incomplete[0]['message']}", file=sys.stderr)
         features = np.concatenate([np.frombuffer(row["features"], np.float32).reshape(-1, FEATURES) for row in rows])
     if not len(features):
         raise InputError(f"{images.description}: not one can be read")
@@ -135,12 +136,12 @@ def rows_through(
     image_bytes: int,
     description: str,
 ) -> list[dict]:
-    """Rows of images through stages that end with a FeatureExtractor: its rows, in the order of their units.
+    """Put rows of images through stages that end with a FeatureExtractor; returns its rows, in the order of units.
 
-    images: in all rows, for the progress line; image_bytes: raw pixels of one. description: whose they are, for the
-    InputError where a unit failed for good.
+    images: number of images in all rows, for the progress line. image_bytes: raw pixels of one image. description: name
+    of the images in the InputError, which is raised where a unit failed for good.
     """
-    rows, found = list(rows), {}
+    rows, row_of = list(rows), {}
 
     def plan(units: int) -> list[Pool]:
         return workers.pools(stages, units)
@@ -153,18 +154,18 @@ def rows_through(
         for row in results:
             if "failure" in row:
                 raise InputError(f"{description}: {row['failed_stage']} failed: {row['failure']}")
-            found[row["unit"]] = row
+            row_of[row["unit"]] = row
             line.update(row["images"] + row["unreadable"])
-    return [found[unit] for unit in sorted(found)]  # they come as they are finished
+    return [row_of[unit] for unit in sorted(row_of)]  # rows come in the order in which units finish
 
 
 def run_here(rows: Sequence[dict], stages: Sequence[tuple[type, dict]]) -> Iterator[dict]:
-    """The rows through the stages one after the other, in this process."""
-    made: list[Callable[[pa.Table], pa.Table]] = [stage(**arguments) for stage, arguments in stages]
+    """Put the rows through the stages one after the other, in this process."""
+    actors: list[Callable[[pa.Table], pa.Table]] = [stage(**arguments) for stage, arguments in stages]
     for row in rows:
         batch = pa.table({name: [value] for name, value in row.items()})
-        for stage in made:
-            batch = stage(batch)
+        for actor in actors:
+            batch = actor(batch)
         yield {name: batch[name][0].as_py() for name in batch.column_names}
 
 
@@ -175,8 +176,8 @@ def run_here(rows: Sequence[dict], stages: Sequence[tuple[type, dict]]) -> Itera
 class Embeddings:
     """Features of the readable images of a list.
 
-    features [M, D] float32; places [M] int64, ascending: which images of the list these are; problem: what is wrong
-    with the first of the others, None where all can be read.
+    features [M, D] float32. places [M] int64, ascending: the indices of these images in the list. problem: the reason
+    why the first unreadable image cannot be read; None where all images can be read.
     """
 
     features: np.ndarray
@@ -189,7 +190,7 @@ def embeddings_of(
 ) -> Embeddings:
     """Flip-averaged features of images, files or encoded bytes, at the network's size.
 
-    Raises InputError where not one can be read, and where a unit of work failed for good.
+    Raises InputError where no image can be read, and where a unit of work failed for good.
     """
     size = {"height": network.height, "width": network.width_pixels}
     arguments = {
@@ -211,8 +212,8 @@ def embeddings_of(
 
 def _rows(contents: Sequence[Path | bytes]) -> Iterator[dict]:
     unit = itertools.count()
-    for encoded, alike in itertools.groupby(contents, lambda content: isinstance(content, bytes)):
+    for encoded, group in itertools.groupby(contents, lambda content: isinstance(content, bytes)):
         # Paths are absolute, as the workers' folder differs.
-        items = [content if isinstance(content, bytes) else str(Path(content).absolute()) for content in alike]
+        items = [content if isinstance(content, bytes) else str(Path(content).absolute()) for content in group]
         for start in range(0, len(items), ROW_IMAGES):
             yield {"unit": next(unit), "image" if encoded else "path": items[start : start + ROW_IMAGES]}

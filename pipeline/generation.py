@@ -1,4 +1,4 @@
-"""What jobs/generate.py makes people from: options, the files that they name, what is frozen of both, stages."""
+"""Options of jobs/generate.py, the files that they name, the configuration that both freeze, and the stages."""
 
 import dataclasses
 from pathlib import Path
@@ -30,8 +30,8 @@ THREADS = 1  # of every actor, whatever the machine: their number can change the
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The files that people are made from, looked at: the network's, and what was given besides: real people's latents,
-    a re-ID network with real pictures, weights of the pedestrian filter."""
+    """The checked files that people are made from: the network, and where given the latents of real people, a re-ID
+    network with real pictures, and weights of the pedestrian filter."""
 
     network: Path
     latents: Latents | None = None
@@ -138,7 +138,7 @@ class Config:
 
     @property
     def thresholds(self) -> Thresholds:
-        """What an image must reach to be kept. Raises InputError."""
+        """The thresholds that an image must reach to be kept. Raises InputError."""
         return Thresholds(
             detector=self.detector_threshold,
             ssim_floor=self.ssim_floor,
@@ -150,11 +150,11 @@ class Config:
 
     @property
     def machines(self) -> Machines:
-        """What the stages may run on."""
+        """The machines that the stages may run on."""
         return Machines(self.device, self.gpus, self.gpu_minutes)
 
     def inputs(self) -> Inputs:
-        """The files that people are made from, looked at. Raises InputError."""
+        """The checked files that people are made from. Raises InputError."""
         network = local_copy(self.network, "--network") if self.network else weights.DEMO_NETWORK
         latents = read_latents(self.latents) if self.latents is not None else None
         needing = {
@@ -168,10 +168,10 @@ class Config:
         return Inputs(network, latents, identity, self.yolo_weights)
 
     def frozen(self, inputs: Inputs, existing: Plan | None = None) -> Configuration:
-        """The part of the options and inputs that changes bytes, checked.
+        """The checked part of the options and inputs that changes the bytes of images.
 
-        Origins are taken from an `existing` plan of the same latents: which of two pictures is nearer to a code may
-        depend on the last bits of a machine. Raises InputError.
+        Origins come from an `existing` plan of the same latents, because the last bits of a machine may decide which of
+        two pictures is nearer to a code. Raises InputError.
         """
         mix, latents = self.method == "mix", inputs.latents
         if mix and self.amount is not None:
@@ -210,7 +210,7 @@ class Config:
 
 
 def options_begun(plan: Plan) -> dict[str, Json | Path]:
-    """The options that a run was begun with, but for those that every start decides anew."""
+    """The options that a run was begun with, without the options that every start decides anew."""
     c = plan.configuration
     names = ["variants", "seed", "partners", "method", "height", "width", "format", "ssim_data_range", "unit_images"]
     names += [name for name in ("amount", "truncation_psi", "jpeg_quality") if getattr(c, name) is not None]
@@ -222,8 +222,8 @@ def options_begun(plan: Plan) -> dict[str, Json | Path]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Materials:
-    """What the stages need of the inputs, in this process: the generator, the pedestrian filter's weights, the codes of
-    real people, None for artificial ones."""
+    """The inputs as the stages need them, in this process: the generator, the weights of the pedestrian filter, and the
+    codes of real people. For artificial people `codes` is None."""
 
     generator: "Generator"
     detector: dict[str, bytes]
@@ -231,7 +231,7 @@ class Materials:
 
     @classmethod
     def load(cls, run: GenerationRun, inputs: Inputs, generator: "Generator") -> "Materials":
-        """Raises InputError where the inputs do not belong together: before Ray starts, which takes seconds."""
+        """Raises InputError where the inputs do not belong together. This is before Ray starts, which takes seconds."""
         from actors.style_mixer import check_network
 
         c = run.plan.configuration
@@ -241,14 +241,14 @@ class Materials:
         path = local_copy(path, "--yolo-weights", beside=(".cfg",)) if path else None
         detector = weights.contents(weights.get("yolov4-tiny", path))
         if inputs.identity:
-            _ = inputs.identity.network  # a file that is none is refused
+            _ = inputs.identity.network  # refuses a file that is no re-ID network
         return cls(generator, detector, codes)
 
 
 def generation_stages(
     config: Config, run: GenerationRun, inputs: Inputs, materials: Materials, device: str
 ) -> list[Stage]:
-    """The pipeline: every stage with its arguments and the actors asked for, on the connected cluster."""
+    """The pipeline: every stage with its arguments and its requested actors, on the connected cluster."""
     from actors.identity_scorer import IdentityScorer
     from actors.pedestrian_detector import PedestrianDetector
     from actors.shard_writer import ShardWriter
@@ -256,10 +256,10 @@ def generation_stages(
     from actors.style_mixer import StyleMixer
 
     c = run.plan.configuration
-    where = {"device": device, "threads": THREADS}
+    execution = {"device": device, "threads": THREADS}
     codes = {"codes": ray.put(materials.codes)} if materials.codes else {}
-    mixing = {"generator": ray.put(materials.generator), "configuration": c, **codes, **where}
-    detecting = {"weights": ray.put(materials.detector), "height": c.height, "width": c.width, **where}
+    mixing = {"generator": ray.put(materials.generator), "configuration": c, **codes, **execution}
+    detecting = {"weights": ray.put(materials.detector), "height": c.height, "width": c.width, **execution}
     comparing = {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS}
     writing = {"address": run.output.secret_address, "plan_hash": run.hash, "thresholds": config.thresholds}
     stages = [
@@ -269,7 +269,7 @@ def generation_stages(
     ]
     if inputs.identity:
         network, real = inputs.identity.compared_with(c, device, config.dry_run)
-        scoring = {"network": ray.put(network), "real": None if real is None else ray.put(real), **where}
+        scoring = {"network": ray.put(network), "real": None if real is None else ray.put(real), **execution}
         pool = Pool("identifiers", config.identifiers, gpus=config.gpus_per_identifier)
         stages.append(Stage(IdentityScorer, scoring, pool))
     return [*stages, Stage(ShardWriter, writing, Pool("writers", cpus=0.25))]

@@ -1,4 +1,4 @@
-"""Whom a run's people are compared with: a re-ID network, and pictures of real people as it sees them."""
+"""The re-ID network that compares a run's people, and the real people's pictures that it compares them with."""
 
 import dataclasses
 import functools
@@ -27,20 +27,21 @@ DRY_PICTURES = 16  # real pictures of a dry run: enough to see that they can be 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Identity:
-    """A re-ID network's file with its sha256, and the listed real pictures with their fingerprint, None for none.
+    """A re-ID network's file with its sha256, and the listing of the real pictures with its fingerprint.
 
-    The network is loaded, and the pictures become features, where first asked for.
+    Without real pictures `listing` and `fingerprint` are None. The network is loaded on its first use; the features of
+    the pictures are computed on their first use.
     """
 
     path: Path
     sha256: str
     listing: Listing | None = None
     fingerprint: str | None = None
-    _found: dict[str, "RealPeople"] = dataclasses.field(default_factory=dict, repr=False)
+    _real_people: dict[str, "RealPeople"] = dataclasses.field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def network(self) -> "FeatureNetwork":
-        """On the CPU. Raises InputError for a file that is none."""
+        """The network, on the CPU. Raises InputError for a file that is no re-ID network."""
         from passersby.reid.checkpoint import load_reid
         from passersby.reid.network import FeatureNetwork
 
@@ -52,42 +53,44 @@ class Identity:
     def compared_with(
         self, configuration: Configuration, device: str, dry_run: bool
     ) -> "tuple[FeatureNetwork, RealPeople | None]":
-        """What an IdentityScorer compares with; the real pictures become features first, on the connected cluster.
+        """The network and the real people that an IdentityScorer takes.
 
-        dry_run: some pictures only, in this process.
+        The features of the real pictures are computed first, on the connected cluster. dry_run: takes DRY_PICTURES of
+        the pictures, and computes their features in this process.
         """
         if dry_run and self.listing is not None:
-            some = self.listing.take(range(min(DRY_PICTURES, len(self.listing))))
-            real = _features(some, self.network, None, _device_here(device), True)
+            sample = self.listing.take(range(min(DRY_PICTURES, len(self.listing))))
+            real = _features(sample, self.network, None, _device_here(device), True)
         else:
             real = self.real(configuration, device, False)
         return self.network.to("cpu"), real
 
     def real(self, configuration: Configuration, device: str, in_this_process: bool) -> "RealPeople | None":
-        """The real pictures as features, and who of them the run's people are; None where there are none."""
-        if self.listing is not None and "real" not in self._found:
+        """The real pictures' features, and which real people the run's people are; None without pictures."""
+        if self.listing is not None and "real" not in self._real_people:
             names = [origin.name for origin in configuration.origins] or None
-            self._found["real"] = _features(self.listing, self.network, names, device, in_this_process)
-        return self._found.get("real")
+            self._real_people["real"] = _features(self.listing, self.network, names, device, in_this_process)
+        return self._real_people.get("real")
 
     def look_for_copies(self, run: GenerationRun, device: str) -> None:
-        """Find near-copies of real pictures and doubles in a whole run, for its report, unless that was done.
+        """Find near-copies of real pictures, and doubles, in a whole run for its report.
 
-        In this process, on its GPU where `device` allows that and there is one. The figures are printed.
+        Nothing is done when the run's `privacy.json` is already that of this plan and its images. Otherwise this
+        process searches, on its GPU where there is one and `device` allows it, and prints the figures.
         """
-        these = {"plan_hash": run.hash, "images": run.plan.images}
+        current = {"plan_hash": run.hash, "images": run.plan.images}
         try:
-            known = json.loads(run.output.read(PRIVACY) or b"{}")
+            record = json.loads(run.output.read(PRIVACY) or b"{}")
         except ValueError:
-            known = {}
-        if isinstance(known, dict) and {name: known.get(name) for name in these} == these:
+            record = {}
+        if isinstance(record, dict) and {name: record.get(name) for name in current} == current:
             return
         from pipeline.copies import privacy
 
         device = _device_here(device)
         real = self.real(run.plan.configuration, device, True)
-        found = privacy(run, self.network, real, device, self.listing)
-        print(*privacy_lines(found), sep="\n")
+        figures = privacy(run, self.network, real, device, self.listing)
+        print(*privacy_lines(figures), sep="\n")
 
 
 def _features(
@@ -97,11 +100,11 @@ def _features(
     from pipeline.features import Workers, embeddings_of
 
     network = network.to(device if in_this_process else "cpu")
-    found = embeddings_of(listing.files, network, Workers(device, in_this_process), "--real")
-    if found.problem is not None:
-        lost = len(listing) - len(found.places)
-        print(f"note: --real: {lost:,} pictures are left out, the first: {found.problem}", file=sys.stderr)
-    real = real_people(listing.take(found.places), found.features, names)
+    embeddings = embeddings_of(listing.files, network, Workers(device, in_this_process), "--real")
+    if embeddings.problem is not None:
+        unreadable = len(listing) - len(embeddings.places)
+        print(f"note: --real: {unreadable:,} pictures are left out, the first: {embeddings.problem}", file=sys.stderr)
+    real = real_people(listing.take(embeddings.places), embeddings.features, names)
     for note in real.notes:
         print(f"note: --real: {note}", file=sys.stderr)
     return real
@@ -116,15 +119,15 @@ def _device_here(device: str) -> str:
 def identity_of(
     network: str | None, real: str | None, latents: Latents | None, needing: Mapping[str, float | None]
 ) -> Identity | None:
-    """What --identity and --real give, looked at but not loaded; None without --identity.
+    """The network of --identity and the pictures of --real, listed but not loaded; None without --identity.
 
-    real: a data set, of which the splits that the latents were made of are taken, and "train" for artificial people.
-    needing: values of other options that mean nothing without --identity. Raises InputError.
+    real: a data set. With latents the splits are taken that the latents were made of, for artificial people "train".
+    needing: values of other options, which mean nothing without --identity. Raises InputError.
     """
-    given = [f"{option} {value}" for option, value in {"--real": real, **needing}.items() if value is not None]
+    options = [f"{option} {value}" for option, value in {"--real": real, **needing}.items() if value is not None]
     if network is None:
-        if given:
-            raise InputError(f"{given[0]}: it belongs to --identity NETWORK, a re-ID network that compares people")
+        if options:
+            raise InputError(f"{options[0]}: it belongs to --identity NETWORK, a re-ID network that compares people")
         return None
     if real is None and latents is not None:
         data = latents.about.get("data")
@@ -132,9 +135,9 @@ def identity_of(
             "--identity: people of --latents are compared with their real pictures: give with --real the data set they "
             f"were made of{f' ({data})' if isinstance(data, str) else ''}"
         )
-    judging = [text for text in given if text.startswith(("--identity-margin", "--identity-ceiling"))]
-    if real is None and judging:
-        raise InputError(f"{judging[0]}: it judges by pictures of real people: give them with --real")
+    thresholds = [text for text in options if text.startswith(("--identity-margin", "--identity-ceiling"))]
+    if real is None and thresholds:
+        raise InputError(f"{thresholds[0]}: it judges by pictures of real people: give them with --real")
     path = local_copy(network, "--identity")
     sha256 = file_sha256(path, "--identity")
     if real is None:

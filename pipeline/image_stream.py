@@ -1,10 +1,10 @@
 """Real images that do not fit in memory, decoded by Ray Data while the networks train.
 
-The order is the in-memory one: which images a batch holds is a function of the images seen (`Batches.indices`), and
-pipelines decode that sequence, one stretch after the other. So it makes no difference to a training where its images
-lie. Every worker runs pipelines of its own, over its share of each batch; their tasks run on any node, and all nodes
-must see the source under the same path. The tasks claim none of Ray's CPUs, which the training's workers may hold all
-of: how many run at once is bounded instead.
+The order is the same as in memory: the images of a batch are a function of the images seen (`Batches.indices`), and
+pipelines decode that sequence, one stretch after the other. So a training is the same from memory and from a stream.
+Every worker runs pipelines for its share of each batch. The tasks of a pipeline run on any node, and all nodes must see
+the source under the same path. The tasks claim none of Ray's CPUs, because the training's workers may hold all of them.
+Instead the number of tasks at a time is bounded.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ from pipeline.cluster import smallest_object_store
 from training.gan.config import GanTraining
 from training.gan.images import TrainingData, assemble, decode, image_target, in_memory
 
-STRETCH_IMAGES = 8192  # over all workers; fewer where they are large, because ...
-STRETCH_BYTES = 256 << 20  # ... all of a stretch can lie in the object store at once, and all of the next one
-TASKS = 2  # at once, for one worker
-_SAMPLE = 10_000  # images decoded for FID and pictures where the training's own are streamed
+STRETCH_IMAGES = 8192  # over all workers; fewer where images are large, because ...
+STRETCH_BYTES = 256 << 20  # ... a whole stretch and the whole next stretch can lie in the object store at once
+TASKS = 2  # tasks of one worker that run at a time
+_SAMPLE = 10_000  # images decoded for FID and pictures where the training images are streamed
 Row = dict[str, str]  # an image of a listing: its name, and its content as text
-_PIECE_IMAGES, _PIECE_BYTES = 128, 16 << 20  # of one task, at most: some 30 ms of work
+_PIECE_IMAGES, _PIECE_BYTES = 128, 16 << 20  # at most so much for one task, about 30 ms of work
 
 
 @dataclasses.dataclass(frozen=True)
 class SurveyedImages:
-    """A source without its unreadable images, as `LoadedImages`, but the training images are still undecoded.
+    """A source without its unreadable images, as `LoadedImages`, but with undecoded training images.
 
-    features: `colour_features` of the training images, where asked for.
+    features: `colour_features` of the training images; None where they are not asked for.
     """
 
     source: ImageSource
@@ -49,30 +49,30 @@ class SurveyedImages:
 
 
 def survey_images(source: ImageSource, target: Target, *, features: bool = False, tasks: int = 2) -> SurveyedImages:
-    """Decode every image once on the cluster, `tasks` pieces at a time, and keep only what cannot be used.
+    """Decode every image once on the cluster, `tasks` pieces at a time, and keep only the problems of bad images.
 
-    Unreadable images must be known before the first batch, or the order would change when one is met. Needs a
-    connected Ray. Raises InputError as `load_images` does.
+    Unreadable images must be known before the first batch: otherwise each would change the order of the images after
+    it. Needs a connected Ray. Raises InputError as `load_images` does.
     """
     examine = functools.partial(_examine, archive=source.training.archive, target=target, features=features)
     data = _pipeline(_rows(source.training, range(len(source.training))), examine, tasks, _piece(target))
     parts = list(data.iter_batches(batch_size=None, batch_format="numpy"))
-    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    sizes = zip(found["kind"], found["height"], found["width"], strict=True)
-    problems = [_found(str(kind), int(height), int(width)) for kind, height, width in sizes]
+    columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    sizes = zip(columns["kind"], columns["height"], columns["width"], strict=True)
+    problems = [_problem(str(kind), int(height), int(width)) for kind, height, width in sizes]
     validation, more_problems = decode_target(source.validation, target)
     unreadable = check_problems(joined([source.training, source.validation]), problems + more_problems, target)
     usable = source.without(unreadable)
     require_training(usable)
     readable = np.array([problem is None for problem in problems])
-    return SurveyedImages(usable, validation, unreadable, found["features"][readable] if features else None)
+    return SurveyedImages(usable, validation, unreadable, columns["features"][readable] if features else None)
 
 
 class ImageStream:
-    """This worker's real images, batch after batch, as an array in memory would give them.
+    """This worker's real images, batch after batch, the same as from an array in memory.
 
-    indices: the whole batch's places in `source.training` after a number of images seen, as `Batches.indices`;
-    worker `rank` of `world_size` takes places rank, rank + world_size, ... of each.
+    indices: takes the number of images seen and returns the whole batch's indices in `source.training`, as
+    `Batches.indices`. Of each batch worker `rank` of `world_size` takes the images rank, rank + world_size, ...
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class ImageStream:
         self._stretch = max(1, most // batch)  # batches
 
     def batches(self, images_seen: int) -> Iterator[np.ndarray]:
-        """uint8 [n, H, W, 3] RGB of every batch from `images_seen` on, without end; each array is the caller's own.
+        """uint8 [n, H, W, 3] RGB of every batch from `images_seen` on, without end; the caller may change each array.
 
         Close the iterator to stop the pipelines. Raises InputError where an image can no longer be read.
         """
-        # A pipeline takes a moment until its first batch: the next one is begun while this one is used up.
+        # A pipeline takes a moment until its first batch. So the next pipeline starts while the current one is used up.
         with ThreadPoolExecutor(1) as starter:
             upcoming = self._begin(starter, images_seen)
             try:
@@ -115,14 +115,14 @@ class ImageStream:
                 upcoming.result().close()
 
     def _begin(self, starter: ThreadPoolExecutor, images_seen: int) -> "Future[_Stretch]":
-        # Called by the consumer's thread: `indices` may keep an epoch's order, and is nobody else's to call.
+        # Only the consumer's thread may call `indices`, because `indices` may keep an epoch's order.
         seen = range(images_seen, images_seen + self._stretch * self._batch, self._batch)
         batches = [_rows(self._listing, self._indices(start)[self._share]) for start in seen]
         return starter.submit(_Stretch, batches, self._pipeline, self._root)
 
 
 class _Stretch:
-    """The batches of one pipeline, the first of them already there."""
+    """The batches of one pipeline; the constructor waits for the first batch."""
 
     def __init__(self, rows: Sequence[list[Row]], pipeline: Callable, root: Path):
         self._names, self._root = [[row["name"] for row in batch] for batch in rows], root
@@ -150,7 +150,7 @@ class _Stretch:
 
 
 class Streamed:
-    """A stream as a reader of one batch after the other (a `StreamFactory`); a jump begins a new stream."""
+    """A reader of one batch after the other from a stream (a `StreamFactory`); a jump starts a new stream."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class Streamed:
 
 
 def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
-    """Decode and label what `list_data` listed, for Ray Train's workers; what does not fit in memory is streamed.
+    """Decode and label the images of `list_data` for Ray Train's workers; stream images that do not fit in memory.
 
     Needs a connected Ray. Raises InputError for data that cannot be used.
     """
@@ -191,8 +191,8 @@ def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
     return assemble(config, survey.source, sample, survey.validation, features, survey.unreadable, Streamed)
 
 
-def _found(kind: str, height: int, width: int) -> Problem | None:
-    """What `_examine` says of one image."""
+def _problem(kind: str, height: int, width: int) -> Problem | None:
+    """The problem that `_examine` wrote for one image; None for a good image."""
     if not kind:
         return None
     if kind not in ("unreadable", "aspect", "small"):
@@ -204,12 +204,12 @@ def _piece(target: Target) -> int:
     return max(1, min(_PIECE_IMAGES, _PIECE_BYTES // (target.height * target.width * 3)))
 
 
-def _rows(listing: Listing, places: Iterable[int]) -> list[Row]:
-    return [{"name": listing.names[place], "content": str(listing.contents[place])} for place in places]
+def _rows(listing: Listing, indices: Iterable[int]) -> list[Row]:
+    return [{"name": listing.names[index], "content": str(listing.contents[index])} for index in indices]
 
 
 def _pipeline(rows: list[Row], work: Callable[[dict], dict], tasks: int, piece: int) -> "ray.data.Dataset":
-    """`work` on pieces of these rows, in order, not yet begun."""
+    """A pipeline, not yet started, that applies `work` to pieces of these rows in order."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     pieces = -(-len(rows) // piece)
     data = ray.data.from_items(rows, override_num_blocks=pieces)
@@ -222,7 +222,7 @@ def _pipeline(rows: list[Row], work: Callable[[dict], dict], tasks: int, piece: 
 
 @functools.lru_cache(maxsize=2)
 def _reader(archive: Path | None) -> Reader:
-    # An archive's list of members takes seconds where it is long: once a process, not once a task.
+    # A long archive's list of members takes seconds to read: each process reads it once, not once a task.
     return Reader(archive)
 
 
@@ -243,7 +243,7 @@ def _examine(
     read = _reader(archive)
     results = [decode_bytes(read(str(content)), target) for content in rows["content"]]
     problems = [result if isinstance(result, Problem) else None for result in results]
-    found = {
+    columns = {
         "kind": np.array([problem.kind if problem else "" for problem in problems]),
         "height": np.array([problem.height if problem else 0 for problem in problems]),
         "width": np.array([problem.width if problem else 0 for problem in problems]),
@@ -251,5 +251,5 @@ def _examine(
     if features:
         blank = np.zeros((target.height, target.width, 3), np.uint8)
         images = [blank if isinstance(result, Problem) else result for result in results]
-        found["features"] = colour_features(np.stack(images))
-    return found
+        columns["features"] = colour_features(np.stack(images))
+    return columns

@@ -1,4 +1,4 @@
-"""What an inversion runs on: its networks, checked together, and its stages."""
+"""The networks of an inversion, which are checked together, and its stages."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ THREADS = 1  # of every actor, whatever the machine: their number can change the
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The networks of a run, on the CPU, and what is known about them."""
+    """The networks of a run, on the CPU, with the record of each."""
 
     encoder: LoadedEncoder
     generator: Generator
@@ -37,19 +37,19 @@ class Networks:
 
     @classmethod
     def load(cls, files: NetworkFiles) -> "Networks":
-        """Raises InputError for files that are none, and for an encoder of another generator."""
+        """Raises InputError for files that hold no such network, and for an encoder of another generator."""
         network, loaded = load_network(files.generator), load_encoder(files.encoder)
         config = network.generator.config
         check_pair(loaded, config, network.sha256, network.generator)
         if config.img_channels != 3:
             raise InputError(f"--network {files.generator}: its images have {config.img_channels} channels, not 3")
-        who = None if files.identity is None else load_identity(files.identity)
-        weights = LossWeights() if who else LossWeights(identity=0.0)
-        loss = InversionLoss(weights, load_perceptual(files.perceptual), who)
+        identity = None if files.identity is None else load_identity(files.identity)
+        weights = LossWeights() if identity else LossWeights(identity=0.0)
+        loss = InversionLoss(weights, load_perceptual(files.perceptual), identity)
         return cls(loaded, network.generator, loss, files, network.sha256, network.record)
 
     def about(self) -> AboutNetworks:
-        """What the metadata of latents.parquet say of them; a training that nobody recorded is "unknown"."""
+        """The networks as the metadata of latents.parquet describe them; a training without a record is "unknown"."""
         config = self.generator.config
         records = {"generator": self.generator_record, "encoder": self.encoder.record}
         perceptual = self.loss.perceptual
@@ -88,8 +88,8 @@ class Networks:
 
 
 def inversion_stages(run: InversionRun, networks: Networks, inverters: Pool, device: str) -> list[Stage]:
-    """The pipeline: both stages with their arguments, on the connected cluster. inverters: the pool asked for."""
-    # What a published encoder carries beside itself stays here.
+    """The pipeline: both stages with their arguments, on the connected cluster. inverters: the requested pool."""
+    # A published encoder carries a decoder beside itself, which no worker needs.
     encoder = ray.put(dataclasses.replace(networks.encoder, decoder=None))
     parts = {"encoder": encoder, "generator": ray.put(networks.generator), "loss": ray.put(networks.loss)}
     inverting = {**parts, "configuration": run.plan.configuration, "device": device, "threads": THREADS}
@@ -100,7 +100,7 @@ def inversion_stages(run: InversionRun, networks: Networks, inverters: Pool, dev
 
 
 def inversion_work(run: InversionRun, pictures: Pictures, generator: Generator) -> Work:
-    """What is to be done, as `pipeline.commit.make_work` takes it."""
+    """The work that is to be done, as `pipeline.commit.make_work` takes it."""
     config, plan, pending = generator.config, run.plan, run.pending
     code = 4 * config.num_ws * config.w_dim
     delta = 4 * sum(p.numel() for p in generator.synthesis.parameters()) if plan.configuration.pivotal_steps else 0
@@ -109,6 +109,6 @@ def inversion_work(run: InversionRun, pictures: Pictures, generator: Generator) 
         rows=[pictures.row(unit) for unit in pending],
         images=plan.pictures,
         pending_images=sum(unit.pictures for unit in pending),
-        unit_bytes=8 * largest,  # what lies between the stages is not compressed, as `run_units` expects of pictures
+        unit_bytes=8 * largest,  # rows between the stages are not compressed; `run_units` expects an eighth
         seconds=STAGES,
     )

@@ -15,23 +15,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from passersby.errors import InputError
 from pipeline.cluster import Node, Resources, choose_device, resources, wait_for_gpus
 
-# The share that each of several heavy stages has of what those before it left of a card; the last has the rest: 0.6 and
-# 0.4 for two stages, 0.6, 0.24 and 0.16 for three. More than half, so that Ray, which puts a fraction on the fullest
-# card with room, gives every generator a card of its own and every detector a place beside one. With halves, two
-# generators would share a card, and two detectors the next.
+# Each of several heavy stages takes this share of what the stages before it left of a card; the last stage takes the
+# rest: 0.6 and 0.4 for two stages, 0.6, 0.24 and 0.16 for three. The share is above a half, because Ray puts a fraction
+# on the fullest card with room: so every generator gets a different card, and every detector fits beside a generator.
+# With halves, two generators would share a card, and two detectors the next card.
 FIRST_SHARE = 0.6
-FREE_SECONDS = 60  # for actors of an ended pipeline, or of a killed run, to leave their cards
+FREE_SECONDS = 60  # time in which actors of an ended pipeline or a killed run leave their cards
 _WHOLE = 10_000  # one card, in the unit in which Ray itself counts
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The actors of one stage, each with a share of CPUs and GPUs; as a request, None lets `fit_pools`
-    choose.
+    """The actors of one stage, each with a share of CPUs and GPUs. In a request, None lets `fit_pools` choose.
 
-    A request with `cpus` is a light stage that goes along with the work; one without is where the time goes.
-    nodes: each actor's node id, in the order of creation; empty on one machine without GPUs. cards: those of its node
-    that Ray will give it. gpus_before, gpus_in_all: what the pools before this one, and all of them, hold.
+    A request with `cpus` is a light stage, which needs little time. A request without `cpus` is a heavy stage.
+    nodes: each actor's node id, in the order of creation; empty on one machine without GPUs. cards: for each actor the
+    cards of its node that Ray will give it. gpus_before: GPUs that the pools before this pool hold; gpus_in_all: GPUs
+    that all pools hold.
     """
 
     stage: str
@@ -45,12 +45,12 @@ class Pool:
 
     @property
     def actors(self) -> int:
-        """How many there are; 0 for a request that leaves it open."""
+        """Number of actors; 0 for a request that leaves it open."""
         return self.size or 0
 
     @property
     def gpu_share(self) -> float:
-        """What each actor has of GPUs; 0 for a request that leaves it open."""
+        """GPUs of each actor; 0 for a request that leaves them open."""
         return self.gpus or 0.0
 
     def __str__(self) -> str:
@@ -60,28 +60,28 @@ class Pool:
     def placement(self) -> Callable[[], dict] | None:
         """A `ray_remote_args_fn` for one `map_batches`: each call gives the options of the next actor.
 
-        The affinity is soft: Ray starts an actor of a lost node on another. An actor beyond `size` replaces one that
-        ended in its constructor, and goes where that one left room.
+        The affinity is soft: Ray starts an actor of a lost node on another node. An actor beyond `size` replaces an
+        actor that ended in its constructor, and goes where that actor left room.
         """
         if not self.nodes:
             return None
         homes = iter(enumerate(self.nodes))
 
         def options() -> dict:
-            number, home = next(homes, (0, None))
-            if home is None:
+            number, node = next(homes, (0, None))
+            if node is None:
                 return {}
             if number == 0 and self.gpus:
                 self._await_turn()
-            return {"scheduling_strategy": NodeAffinitySchedulingStrategy(home, soft=True)}
+            return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
 
         return options
 
     def _await_turn(self) -> None:
-        # Who comes first to a card decides what else fits on it: all cards must be free before the first pool, and
-        # those of the pools before this one taken.
+        # The first actor on a card decides what else fits on it. So the first pool waits until all cards are free, and
+        # a later pool waits until the actors of the pools before it are on their cards.
         for _ in range(FREE_SECONDS * 5):
-            free, total = (found.get("GPU", 0.0) for found in (ray.available_resources(), ray.cluster_resources()))
+            free, total = (amounts.get("GPU", 0.0) for amounts in (ray.available_resources(), ray.cluster_resources()))
             if free <= total - self.gpus_before + 1e-3 if self.gpus_before else free >= self.gpus_in_all - 1e-3:
                 return
             time.sleep(0.2)
@@ -93,13 +93,13 @@ def fit_pools(
 ) -> list[Pool]:
     """Pools that fit the cluster together, each actor on its node, never more actors than units.
 
-    On GPUs each heavy stage gets one actor a GPU, and the heavy stages share each card. On CPUs each heavy
-    stage gets one actor a CPU, of one thread: together they want more than there is, so whichever stage lags has
-    processes enough to use every CPU, and no ratio of costs has to be guessed. (Fewer actors with two threads
-    each: on a busy machine their threads wait for each other, at 2 to 100 times the CPU time.) Light stages go where
-    fewest actors are for each CPU; what they leave of the logical CPUs is divided among the heavy ones. Raises
-    InputError when more is asked for than the cluster has, or than Ray's way of filling cards can place; `fewer`: of a
-    cluster that has lost nodes since it was asked, take fewer actors than asked for instead.
+    On GPUs each heavy stage gets one actor a GPU, and the heavy stages share each card. On CPUs each heavy stage gets
+    one actor a CPU, with one thread. These actors together want more CPUs than there are, so the slowest stage has
+    enough processes to use every CPU, and no ratio of costs has to be guessed. (Fewer actors with two threads each were
+    tried: on a busy machine their threads wait for each other, at 2 to 100 times the CPU time.) Light stages go to the
+    nodes with fewest actors for each CPU; the heavy stages divide the remaining logical CPUs. Raises InputError when
+    the requests need more than the cluster has, or more than Ray can place on the cards. `fewer`: take fewer actors
+    than requested instead, for a cluster that has lost nodes since the first request.
     """
     while True:
         try:
@@ -115,19 +115,21 @@ def _fit(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: in
     usable = [node for node in available.nodes if node.cpus > 0]  # every actor needs a bit of a CPU
     if not usable or available.cpus < 1 or (on_gpu and not any(node.gpus for node in usable)):
         raise InputError(f"the cluster has {available.cpus:g} CPUs and {available.gpus} GPUs: nothing can run on it")
-    wanted = _sized(requests, Resources(tuple(usable)), on_gpu, units)
+    sized = _sized(requests, Resources(tuple(usable)), on_gpu, units)
     actors: Counter[str] = Counter()  # of all stages, by node id
     cards = {node.id: [_WHOLE] * node.gpus for node in usable}
-    in_all, before, pools = sum(pool.actors * pool.gpu_share for pool in wanted), 0.0, []
-    for pool in wanted:
-        places = _place(pool, usable, actors, cards)
-        if len(places) < pool.actors:
-            raise InputError(_no_room(pool, len(places), wanted, available))
-        nodes, taken = zip(*places, strict=True)
-        pools.append(dataclasses.replace(pool, nodes=nodes, cards=taken, gpus_before=before, gpus_in_all=in_all))
-        before += pool.actors * pool.gpu_share
+    gpus_in_all, gpus_before, pools = sum(pool.actors * pool.gpu_share for pool in sized), 0.0, []
+    for pool in sized:
+        placed = _place(pool, usable, actors, cards)
+        if len(placed) < pool.actors:
+            raise InputError(_no_room(pool, len(placed), sized, available))
+        nodes, cards_taken = zip(*placed, strict=True)
+        pools.append(
+            dataclasses.replace(pool, nodes=nodes, cards=cards_taken, gpus_before=gpus_before, gpus_in_all=gpus_in_all)
+        )
+        gpus_before += pool.actors * pool.gpu_share
     pools = _share_cpus(pools, usable)
-    if len(available.nodes) == 1 and not in_all:
+    if len(available.nodes) == 1 and not gpus_in_all:
         return [dataclasses.replace(pool, nodes=(), cards=()) for pool in pools]
     return pools
 
@@ -157,11 +159,11 @@ def _sized(requests: Sequence[Pool], available: Resources, on_gpu: bool, units: 
 
 
 def _shares(heavy: Sequence[Pool]) -> list[float]:
-    """The share of a card of each heavy stage that asks for none; less where what the others ask for leaves less."""
-    shares, left = [], 1.0
+    """Each heavy stage's share of a card where it requests none; smaller where requests of other stages leave less."""
+    shares, free = [], 1.0
     for pool in heavy:
-        shares.append(left if pool is heavy[-1] and len(heavy) > 1 else FIRST_SHARE * left)
-        left -= shares[-1]
+        shares.append(free if pool is heavy[-1] and len(heavy) > 1 else FIRST_SHARE * free)
+        free -= shares[-1]
     spare = 1 - sum(pool.gpus for pool in heavy if pool.gpus and pool.gpus < 1)
     open_shares = sum(share for share, pool in zip(shares, heavy, strict=True) if pool.gpus is None)
     fitting = min(1.0, spare / open_shares) if open_shares and spare > 1e-4 else 1.0
@@ -171,31 +173,31 @@ def _shares(heavy: Sequence[Pool]) -> list[float]:
 def _place(
     pool: Pool, nodes: Sequence[Node], actors: Counter[str], cards: dict[str, list[int]]
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """The node and the cards of each actor, evenly for what each node has; fewer than asked for where room ends."""
+    """The node and the cards of each actor, spread evenly over the nodes' resources; fewer actors where room ends."""
     load = [
         ((1 if pool.gpus else 1 + actors[n.id]) / (n.gpus if pool.gpus else n.cpus), i)
         for i, n in enumerate(nodes)
         if n.gpus or not pool.gpus
     ]
     heapq.heapify(load)
-    places = []
-    while load and len(places) < pool.actors:
+    placed = []
+    while load and len(placed) < pool.actors:
         rank, index = load[0]
         node = nodes[index]
-        taken = take_cards(cards[node.id], pool.gpu_share)
-        if taken is None:
+        cards_taken = take_cards(cards[node.id], pool.gpu_share)
+        if cards_taken is None:
             heapq.heappop(load)  # it only gets fuller
             continue
-        places.append((node.id, taken))
+        placed.append((node.id, cards_taken))
         actors[node.id] += 1
         heapq.heapreplace(load, (rank + 1 / (node.gpus if pool.gpus else node.cpus), index))
-    return places
+    return placed
 
 
 def take_cards(cards: list[int], gpus: float) -> tuple[int, ...] | None:
-    """Take cards of a node as Ray does, and lower what is left of them; None where `gpus` find no room.
+    """Choose cards of a node as Ray does, and lower their free shares; None where `gpus` find no room.
 
-    cards: what is free of each, in 1/10000. A fraction goes to the fullest card that has room for it, whole GPUs
+    cards: the free share of each card, in 1/10000. A fraction goes to the fullest card that has room for it. Whole GPUs
     take empty cards, the lowest number first (Ray 2.60, tests/crash/test_pools_on_a_cluster.py).
     """
     share = round(gpus * _WHOLE)
@@ -222,7 +224,7 @@ def _no_room(pool: Pool, placed: int, pools: Sequence[Pool], available: Resource
 
 
 def _share_cpus(pools: list[Pool], nodes: Sequence[Node]) -> list[Pool]:
-    """Logical CPUs for each actor, the same within a pool, that fit on every node."""
+    """Give each actor logical CPUs, equally many within a pool, so that all actors fit on every node."""
     light: defaultdict[str, float] = defaultdict(float)  # CPUs, by node id
     heavy: Counter[str] = Counter()  # actors, by node id
     for pool in pools:
@@ -231,8 +233,8 @@ def _share_cpus(pools: list[Pool], nodes: Sequence[Node]) -> list[Pool]:
             heavy[node] += pool.cpus is None
     # At least half of each node is for the heavy stages.
     squeeze = min([1.0] + [node.cpus / 2 / light[node.id] for node in nodes if light[node.id]])
-    # A light stage that has lost its only actor's node stops all others until the actor finds room on another node:
-    # each of several keeps room for one of each.
+    # A light stage that has lost the node of its only actor stops all other stages, until the actor finds room on a
+    # remaining node. So each of several nodes keeps room for one actor of each light stage.
     one_of_each = squeeze * sum(pool.cpus or 0.0 for pool in pools) if len(nodes) > 1 else 0.0
     room = [
         (node.cpus - squeeze * light[node.id] - min(one_of_each, node.cpus / 4)) / heavy[node.id]
@@ -246,7 +248,7 @@ def _share_cpus(pools: list[Pool], nodes: Sequence[Node]) -> list[Pool]:
 
 
 def describe(pools: Sequence[Pool], available: Resources) -> str:
-    """The plan for people: one line; on several nodes also a line a node, and what shares a card."""
+    """The plan as text: one line; on several nodes also a line for each node, and the stages that share a card."""
     lines = [f"pools: {', '.join(map(str, pools))} of {available}"]
     if len(available.nodes) > 1:
         width = max(len(node.name) for node in available.nodes)
@@ -266,7 +268,7 @@ def describe(pools: Sequence[Pool], available: Resources) -> str:
 
 
 class Stage(NamedTuple):
-    """A stage of a pipeline: the class of its actors, the keywords of their constructor, and the pool asked for."""
+    """A stage of a pipeline: the class of its actors, the keywords of their constructor, and the requested pool."""
 
     actor: type
     arguments: dict
@@ -275,10 +277,10 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """What a job's stages run on.
+    """The machines that a job's stages run on.
 
-    device: "cpu" or "cuda"; "auto", until `ready` has chosen. gpus: how many the autoscaler is asked for, None to take
-    what is there. gpu_minutes: how long to wait for them.
+    device: "cpu" or "cuda"; "auto" until `ready` has chosen. gpus: number of GPUs to request from the autoscaler; None
+    takes the GPUs of the cluster. gpu_minutes: how long to wait for the requested GPUs.
     """
 
     device: str
@@ -286,18 +288,18 @@ class Machines:
     gpu_minutes: float
 
     def ready(self, waiting: bool) -> "Machines":
-        """The same with the device chosen, once the GPUs are there that were asked for; waiting: whether to wait.
+        """The same machines of the connected cluster with the device chosen. waiting: first wait for requested GPUs.
 
-        On the connected cluster. Raises InputError where they do not come.
+        Raises InputError where the GPUs do not come.
         """
         if self.gpus and waiting:
             wait_for_gpus(self.gpus, self.gpu_minutes)
         return dataclasses.replace(self, device=choose_device(self.device))
 
     def pools(self, stages: Sequence[Stage], units: int, fewer: bool = False) -> list[Pool]:
-        """The resources of every stage on the cluster as it is, printed; `fewer` as for `fit_pools`."""
+        """The pool of every stage on the cluster as it is now; also prints them. `fewer` as for `fit_pools`."""
         if self.gpus and self.device == "cuda" and not resources().gpus:
-            wait_for_gpus(1, self.gpu_minutes)  # the last one was lost on the way
+            wait_for_gpus(1, self.gpu_minutes)  # the last GPU was lost during the run
         cluster = resources()
         pools = fit_pools([stage.pool for stage in stages], cluster, self.device == "cuda", units, fewer)
         print(describe(pools, cluster), flush=True)

@@ -1,4 +1,4 @@
-"""Training on Ray Train workers: what they ask of the cluster, starting them again, showing the first one's log."""
+"""Training on Ray Train workers: their resources, restarts, and the log of the first worker."""
 
 import os
 import sys
@@ -26,10 +26,10 @@ Train = Callable[..., Path | None]
 
 
 class WorkerValues(TypedDict):
-    """What the driver hands to every worker.
+    """The values that the driver hands to every worker.
 
-    command: the driver's. shared: further keyword arguments of `train`, as references to what all workers of a node
-    share: "data", the images; "inception", the bytes of its network file, or None where FID is not wanted.
+    command: the driver's command line. shared: further keyword arguments of `train`, as references to objects that all
+    workers of a node share: "data", the images; "inception", the bytes of its network file, or None without FID.
     """
 
     train: Train
@@ -39,10 +39,10 @@ class WorkerValues(TypedDict):
 
 
 def enter_training(values: WorkerValues) -> None:
-    """Ray Train's entry: train in this worker, unless one before it refused.
+    """Ray Train's entry: train in this worker, unless an earlier worker refused its input.
 
-    Ray Train starts workers again whatever they died of. Bad input does not get better by that: it is written down,
-    and workers that find it there end at once.
+    Ray Train starts workers again after any error. A restart does not improve bad input: so a worker writes the reason
+    into a file, and workers that find this file end at once.
     """
     config = values["config"]
     refusal = config.out / REFUSAL
@@ -68,7 +68,7 @@ _CPUS_PER_WORKER = 2
 
 
 def restart_with(variables: dict[str, str]) -> None:
-    """Start this program anew where variables are missing that the C libraries read once, at their start."""
+    """Start this program anew where variables are missing that C libraries read only at the program's start."""
     missing = {name: value for name, value in variables.items() if name not in os.environ}
     if missing:
         sys.stdout.flush()
@@ -76,9 +76,10 @@ def restart_with(variables: dict[str, str]) -> None:
 
 
 def plan_resources(config: TrainingConfig) -> ScalingConfig:
-    """What a training's workers ask of the cluster, printed. Without --gpus: one a worker where there are that many.
+    """The resources that a training's workers request from the cluster; also prints them.
 
-    Raises InputError where the cluster has less.
+    Without --gpus each worker requests one GPU if the cluster has so many, else none. Raises InputError where the
+    cluster has less than requested.
     """
     cluster, workers, gpus = resources(), config.workers, config.gpus
     if gpus is None:
@@ -104,11 +105,11 @@ def train_on_workers(
     variables: dict[str, str],
     shared: Mapping[str, ray.ObjectRef],
 ) -> None:
-    """Train on Ray Train's workers, each with these environment variables, and print what the first one logs.
+    """Train on Ray Train's workers, each with these environment variables, and print the log of the first worker.
 
-    command, shared: as of `WorkerValues`. Workers that die are started again `config.restarts` times. A worker refuses
-    bad input by writing why into `refused.txt`: that is raised here as InputError, as is what killed the workers too
-    often.
+    command, shared: as in `WorkerValues`. Workers that die are started again `config.restarts` times. A worker that
+    refuses bad input writes the reason into `refused.txt`. Raises this reason as InputError. Also raises InputError
+    where workers died more often than they may be started again.
     """
     out, restarts = config.out, config.restarts
     values: WorkerValues = {"train": train, "config": config, "command": command, "shared": shared}
@@ -142,7 +143,7 @@ def train_on_workers(
 
 
 def raise_refusal(out: Path) -> None:
-    """Raise as InputError what a worker refused to go on with, if one did."""
+    """Raise InputError with the reason in `refused.txt`, if a worker has refused its input."""
     if (out / REFUSAL).exists():
         raise InputError((out / REFUSAL).read_text())
 
@@ -154,7 +155,7 @@ def _first_line(error: TrainingFailedError) -> str:
 
 
 def follow(path: Path, finished: threading.Event) -> None:
-    """Print what is added to a log, until `finished` is set and the log is read to its end."""
+    """Print new lines of a log, until `finished` is set and the log is read to its end."""
     position = path.stat().st_size if path.exists() else 0
     while True:
         last_look = finished.wait(0.5)

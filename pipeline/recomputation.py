@@ -1,4 +1,4 @@
-"""Scores and images of finished shards, computed again from what is stored, and compared."""
+"""Scores and images of finished shards are computed again from the stored bytes, and compared."""
 
 from pathlib import Path
 
@@ -20,22 +20,24 @@ from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network
 from pipeline.identity import Identity
 
-# On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16 (3e-3 seen
-# over 64 images), another CPU sums in another order (1e-6). SSIM is made of exact integers everywhere. Cosines are of
-# float32 features, on a GPU with TF32 inside convolutions.
+# On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16: over 64 images
+# its scores differed by up to 3e-3. Another CPU sums in another order, which changes scores by 1e-6. SSIM is computed
+# from exact integers on every machine. Cosines are computed from float32 features; on a GPU the convolutions use TF32.
 IDENTITY_SCORES = ("identity_cosine", "identity_margin")
 TOLERANCE = {"detector_score": 1e-2, "ssim": 1e-6} | dict.fromkeys(IDENTITY_SCORES, 1e-2)
-# Other hardware: isolated pixels by 1 of 255 before the JPEG. Another picture differs by tens everywhere.
+# On other hardware isolated pixels differ by 1 of 255 before the JPEG. Another picture differs by tens everywhere.
 MEAN_PIXEL_DIFFERENCE = 0.5
 
 
 class Recomputation:
-    """The scores, and with a network the images, of single persons again: by the stages that made them, without Ray.
+    """Computes the scores of single persons again, and with a network their images, and compares both with the shard.
 
-    `yolo_weights` and `network` are files or None, `device` is "cpu" or "cuda". `latents`: what the run's people come
-    from, needed with a network where they are no seeds'. `identity`: the re-ID network and real pictures of a run that
-    compared people with them; without it those scores are left alone. As text it says how much it has compared and the
-    greatest differences. Raises InputError when the files are not those that the run was made with.
+    The same stages compute them as in the run, but without Ray. `yolo_weights` and `network` are files or None,
+    `device` is "cpu" or "cuda". `latents`: the codes that the run's people come from; a network needs them unless the
+    people come from seeds. `identity`: the re-ID network and real pictures of a run that compared people with them;
+    without `identity` those scores are not computed again. As text, a Recomputation says how many images it has
+    compared and how great the differences are. Raises InputError when the files are not those that the run was made
+    with.
     """
 
     def __init__(
@@ -59,14 +61,13 @@ class Recomputation:
 
     def __str__(self) -> str:
         pixels = f"; made again, pixels differ by {self.greatest_pixel} at most" if self.mixer else ""
-        left = "; not those of identity, for which give --identity" * (bool(self.configuration.identity))
-        left = left if self.identifier is None else ""
-        return (
-            f", scores of {self.images:,} images computed again (greatest difference {self.greatest:.2g}{pixels}{left})"
-        )
+        skipped = "; not those of identity, for which give --identity" * (bool(self.configuration.identity))
+        skipped = skipped if self.identifier is None else ""
+        greatest = f"greatest difference {self.greatest:.2g}{pixels}{skipped}"
+        return f", scores of {self.images:,} images computed again ({greatest})"
 
     def __call__(self, unit: Unit, table: pa.Table, person: int) -> list[str]:
-        """What differs in one person of a unit, whose shard's rows are `table`."""
+        """The differences of one person, each as text. `table`: the rows of the shard of the person's unit."""
         count = self.configuration.variants
         first = (person - unit.first_person) * count
         stored = table.slice(first, count)
@@ -82,7 +83,7 @@ class Recomputation:
         return [f"person {person} {text}" for text in wrong + self._pixels(stored, person)]
 
     def _detector_scores(self, table: pa.Table, first: int) -> pa.ChunkedArray:
-        # The size of a batch can change a score's last bits: whole batches, cut as the run has cut its unit.
+        # The size of a batch can change a score's last bits. So whole batches are scored, cut as the run cut the unit.
         size, count = self.detector.batch_images, self.configuration.variants
         good = np.flatnonzero(np.array(table["status"].to_pylist()) == "ok")
         low, high = np.searchsorted(good, [first, first + count])
@@ -108,8 +109,8 @@ class Recomputation:
             return []
         unit = pa.table({"unit": [0], "first_person": [person], "people": [1]})
         wrong = []
-        made = images_of(self.mixer(unit))["image"].to_pylist()
-        for variant, (old, new) in enumerate(zip(stored["image"].to_pylist(), made, strict=True)):
+        generated = images_of(self.mixer(unit))["image"].to_pylist()
+        for variant, (old, new) in enumerate(zip(stored["image"].to_pylist(), generated, strict=True)):
             if old == new:
                 continue
             if old is None or new is None:
@@ -129,10 +130,11 @@ def _row(images: pa.Table) -> pa.Table:
 
 def _mixer(network: Path, plan: Plan, device: str, latents: Latents | None) -> StyleMixer:
     configuration, codes = plan.configuration, None
-    found = file_sha256(network, "--network")
-    if found != configuration.network:
+    sha256 = file_sha256(network, "--network")
+    if sha256 != configuration.network:
         raise InputError(
-            f"--network {network}: its sha256 is {found[:12]}..., the run's network has {configuration.network[:12]}..."
+            f"--network {network}: its sha256 is {sha256[:12]}..., "
+            f"the run's network has {configuration.network[:12]}..."
         )
     if configuration.latents != (latents and latents.sha256):
         raise InputError(_wrong_latents(configuration, latents))
@@ -145,13 +147,13 @@ def _mixer(network: Path, plan: Plan, device: str, latents: Latents | None) -> S
 
 def _identifier(identity: Identity, plan: Plan, device: str) -> IdentityScorer:
     c = plan.configuration
-    for option, found, wanted in (
+    for option, sha256, expected in (
         ("--identity", identity.sha256, c.identity),
         ("--real", identity.fingerprint, c.real),
     ):
-        if found != wanted:
-            found, wanted = (text and f"{text[:12]}..." for text in (found, wanted))
-            raise InputError(f"{option}: its sha256 is {found}, the run has compared people by {wanted}")
+        if sha256 != expected:
+            sha256, expected = (text and f"{text[:12]}..." for text in (sha256, expected))
+            raise InputError(f"{option}: its sha256 is {sha256}, the run has compared people by {expected}")
     return IdentityScorer(identity.network, identity.real(c, device, True), device)
 
 

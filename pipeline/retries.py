@@ -1,4 +1,4 @@
-"""A stage under guard: what a unit becomes that raises, or that ends its worker."""
+"""Retries of a stage: a unit that keeps raising, or keeps ending its worker, becomes a row that says why."""
 
 import os
 import traceback
@@ -9,35 +9,35 @@ import ray
 from ray.actor import ActorProxy
 
 TRIES = 3  # of one stage with one unit, in a worker that lives on
-ENDED_WORKERS = 4  # workers that may end over one unit; more than TRIES, as spot nodes end for reasons of their own
+ENDED_WORKERS = 4  # workers that may end over one unit; more than TRIES, because spot nodes also end for other reasons
 
 
 class Attempts:
     """A Ray actor beside the driver that counts how often a stage has begun a unit without ending it.
 
-    Ray starts a worker that ended, and its unit, again and for ever; only somebody outside of the worker can tell
-    that it was always the same unit.
+    Ray starts an ended worker and its unit again without limit. Only an actor outside of the worker can tell that every
+    worker ended over the same unit.
     """
 
     def __init__(self) -> None:
         self.begun: Counter[tuple[str, int]] = Counter()
 
     def begin(self, stage: str, unit: int) -> int:
-        """Count a start; returns how many there were, this one included."""
+        """Count a start of the unit; returns the number of starts, including this start."""
         self.begun[stage, unit] += 1
         return self.begun[stage, unit]
 
     def end(self, stage: str, unit: int) -> None:
-        """The stage came through, one way or the other: only units in flight are remembered."""
+        """Forget the unit, which the stage has finished or given up: only units in flight are remembered."""
         self.begun.pop((stage, unit), None)
 
 
 class Guarded:
-    """A stage in which what goes wrong with one unit is data, and never the end of the run.
+    """A stage in which an error of one unit becomes data and does not end the run.
 
-    A unit whose stage raises is tried TRIES times; one that ends its worker (out of memory, a crash in native code) on
-    ENDED_WORKERS workers. Then the unit goes on as a row (unit int64, failed_stage, failure, details string) that later
-    stages let pass. An error in a stage's constructor is everybody's and still ends the run.
+    A unit whose stage raises is tried TRIES times. A unit that ends its worker (out of memory, a crash in native code)
+    is tried on ENDED_WORKERS workers. Then the unit becomes a row (unit int64, failed_stage, failure, details string),
+    which later stages pass on unchanged. An error in a stage's constructor concerns every unit and still ends the run.
     """
 
     stage: type
@@ -52,8 +52,8 @@ class Guarded:
             return batch
         unit = batch["unit"][0].as_py()
         started: ray.ObjectRef[int] = self.attempts.begin.remote(self.name, unit)
-        begun = ray.get(started)
-        result = self._ended(unit, begun - 1) if begun > ENDED_WORKERS else self._tried(unit, batch)
+        starts = ray.get(started)
+        result = self._ended(unit, starts - 1) if starts > ENDED_WORKERS else self._tried(unit, batch)
         self.attempts.end.remote(self.name, unit)
         return result
 
@@ -61,7 +61,7 @@ class Guarded:
         for last in [False] * (TRIES - 1) + [True]:
             try:
                 return self.called(batch)
-            # Whatever it is, the other units shall not suffer: the reason is kept whole in the record.
+            # No error of one unit may stop the other units; the record of the unit holds the whole error.
             except Exception as error:  # noqa: BLE001
                 if _spoils_the_process(error):
                     os._exit(1)  # Ray starts a fresh worker, and this unit again
@@ -83,7 +83,7 @@ def failed_row(unit: int, stage: str, failure: str, details: str) -> pa.Table:
 
 
 def _spoils_the_process(error: Exception) -> bool:
-    # After such an error every further CUDA call of the process fails; running out of memory is not among them.
+    # After such an error every further CUDA call of the process fails. Running out of memory is no such error.
     import torch
 
     return isinstance(error, torch.AcceleratorError)

@@ -29,15 +29,15 @@ def run_units(
     plan_again: Callable[[int], Sequence[Pool]],
     unit_bytes: int,
 ) -> Iterator[dict]:
-    """Put units, one Ray Data row each, through one actor class after the other; yields the last one's rows.
+    """Put units, one Ray Data row each, through one actor class after the other; yields the rows of the last class.
 
-    actors: classes with their constructor's keywords, in the order of `pools`. plan_again: from a number of units to
-    pools on the cluster as it is then, asked for the next UNITS_OF_A_PIPELINE and where the loss of nodes has left
-    units behind. unit_bytes: raw pixels of a unit. Rows come as they are finished, each unit once; a unit that failed
-    for good comes as `failed_row`. Raises the actor's InputError where its constructor failed.
+    actors: classes with their constructor's keywords, in the order of `pools`. plan_again: takes a number of units and
+    returns pools on the cluster as it is then; it is called for the next UNITS_OF_A_PIPELINE, and where the loss of
+    nodes has left units unfinished. unit_bytes: raw pixels of a unit. Rows come as units finish, each unit once; a unit
+    that failed for good comes as `failed_row`. Raises the actor's InputError where its constructor failed.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    attempts = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    attempts = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=on_this_node).remote()
     try:
         for first in range(0, len(units), UNITS_OF_A_PIPELINE):
             missing = {unit["unit"]: unit for unit in units[first : first + UNITS_OF_A_PIPELINE]}
@@ -50,8 +50,8 @@ def run_units(
                 pools = ()
     except ray.exceptions.RayError as error:
         # Ray carries the exception of an actor's constructor as text only.
-        found = re.search(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", str(error))
-        raise InputError(found[1]) if found else error from error
+        message = re.search(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", str(error))
+        raise InputError(message[1]) if message else error from error
 
 
 def pipeline_of(
@@ -66,9 +66,8 @@ def pipeline_of(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # jobs print their own line
-    # Without a limit a fast stage runs ahead until the object store is full, and all of that is lost with
-    # a crash. Encoded images are about an eighth of their pixels; four units for each actor keep
-    # everybody busy.
+    # Without a limit a fast stage runs ahead until the object store is full, and a crash loses all of this work.
+    # Encoded images take about an eighth of the bytes of their pixels. Four units for each actor keep all actors busy.
     room = 64e6 + 4 * sum(pool.actors for pool in pools) * unit_bytes / 8
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=room)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -88,10 +87,10 @@ def pipeline_of(
 
 
 def rows_until_stuck(data: "ray.data.Dataset", pools: Sequence[Pool]) -> Iterator[dict]:
-    """The rows of a pipeline, which end early where a node of its pools is lost and STUCK_SECONDS brought none.
+    """The rows of a pipeline. They end early where a node of its pools is lost and STUCK_SECONDS brought no row.
 
-    Actors of a lost node wait for room on the others. Where waiting detectors take what generators left, and the last
-    generators wait for just that, nothing moves again.
+    Actors of a lost node wait for room on the other nodes. Detectors may then take the room that generators need, so
+    that nothing moves again.
     """
     homes, last, ended = {node for pool in pools for node in pool.nodes}, time.monotonic(), threading.Event()
 
