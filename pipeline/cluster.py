@@ -57,7 +57,7 @@ def resources() -> Resources:
 
 
 def choose_device(device: str) -> str:
-    """The device of --device on the connected cluster. "auto" takes CUDA where there are GPUs, and prints this."""
+    """The device of --device on the connected cluster. "auto" takes and prints CUDA or the CPU."""
     gpus = resources().gpus
     if device == "auto":
         print(f"{gpus} GPUs: running on CUDA" if gpus else "no GPU here: running on the CPU")

@@ -1,1 +1,1 @@
-"""Trainings of generators, encoders and re-ID networks: steps, and loops around them. Ray Train stands in pipeline/."""
+"""Trainings of generators, encoders and re-ID networks: steps and loops. Ray Train is used in pipeline/."""

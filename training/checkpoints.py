@@ -1,9 +1,9 @@
-"""Folders of a training's output: each is complete or not there at all, and named by a number that grows.
+"""Folders of a training's output: each folder is complete or absent, and its name is a number that grows.
 
-    OUT/config.json                                the training's options: whose folder this is
+    OUT/config.json                                the training's options, which identify the folder's training
     OUT/checkpoints/000004000/training_state.pt    optimisers and counters, beside the networks' file; two are kept
 
-A folder is written under another name and renamed: that commits it.
+A folder is written under another name and then renamed; the rename commits it.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ def claim(
 ) -> None:
     """Write a training's options as `config.json` into its output folder; refuse the folder of another training.
 
-    values: options as `as_json` gives them. default: option -> what it is in the folder of a training that was begun
-    before the option existed (`passersby.options.defaults`). free: those that may change when a training goes on.
-    in_use: whether there is anything that could be lost; without, the folder is nobody's: what was wrong with a first
-    command may be mended. Raises InputError naming the first key that differs, or where the folder cannot be written.
+    values: options as `as_json` gives them. default: option -> its value in the folder of a training that started
+    before the option existed (`passersby.options.defaults`). free: options that may change when a training continues.
+    in_use: whether the folder holds anything that could be lost. If not, any options are accepted, so that a user can
+    correct a first command. Raises InputError naming the first key that differs, or where the folder cannot be written.
     """
     path = Path(out) / "config.json"
     try:
@@ -53,21 +53,21 @@ def claim(
 
 
 def newest(out: Path, pattern: str) -> Path | None:
-    """The folder with the highest number among those that hold a file of this pattern; None where there is none."""
+    """The folder with the highest number that holds a file of this pattern; None where no folder does."""
     return max((path.parent for path in Path(out).glob(pattern)), key=lambda folder: int(folder.name), default=None)
 
 
 def commit(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Make `folder`, which `write` fills, appear at once and whole; one that is there already stays as it is.
+    """Let `write` fill `folder`, which then appears at once and whole; an existing folder stays unchanged.
 
-    Raises InputError where it cannot be written.
+    Raises InputError where the folder cannot be written.
     """
     if folder.exists():
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for remnant in folder.parent.glob(".*.tmp"):  # of a process that was killed: there is one writer
+        for remnant in folder.parent.glob(".*.tmp"):  # of a killed process: only one process writes
             shutil.rmtree(remnant, ignore_errors=True)
         temporary.mkdir()
         write(temporary)
@@ -86,22 +86,22 @@ def keep_newest(parent: Path, count: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-# ---- Checkpoints: what a training goes on from.
+# ---- Checkpoints, from which a training continues.
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest folder that training can go on from, None at the start."""
+    """The newest folder from which training can continue; None at the start."""
     return newest(out, f"checkpoints/[0-9]*/{STATE}")
 
 
 def commit_checkpoint(
     out: Path, number: int, write_networks: Callable[[Path], None], values: Mapping[str, Any]
 ) -> Path:
-    """Write everything that training needs to go on; returns the folder, whose name is the number.
+    """Write everything that training needs to continue; returns the folder, whose name is the number.
 
-    write_networks: writes the networks' file into the folder that it is given. values: optimisers and counters, as
-    `read_state` gives them back. Of the checkpoints before, one is kept. Raises InputError where it cannot be written;
-    earlier ones stay.
+    write_networks: writes the networks' file into its argument, a folder. values: optimisers and counters, which
+    `read_state` returns. The checkpoint before the new one is kept, older ones are removed. Raises InputError where the
+    new checkpoint cannot be written; then all earlier checkpoints stay.
     """
 
     def write(folder: Path) -> None:
@@ -130,7 +130,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def damage_named(folder: Path) -> Iterator[None]:
-    """While a checkpoint is read: turn what its damage raises into an InputError that names its folder."""
+    """While a checkpoint is read: turn an error that its damage raises into an InputError that names its folder."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""What the configurations of all trainings share: their JSON, what a record says of them, checks of their numbers."""
+"""Common parts of all training configurations: their JSON, their values in a record, checks of their numbers."""
 
 import dataclasses
 import typing
@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Self
 
 from passersby.options import require
 
-# What may change when any training goes on: how often, where, on what; never what is learned from what.
+# Options that may change when any training continues: how often it writes, its folders and its machines. An option
+# that changes the learning is never among them.
 ALWAYS_FREE = frozenset(
     ["preset", "data", "out", "max_minutes", "checkpoint_minutes", "status_seconds", "workers", "gpus", "threads"]
     + ["restarts"]
@@ -15,12 +16,12 @@ ALWAYS_FREE = frozenset(
 
 
 class TrainingConfig:
-    """Base of the frozen dataclasses that configure a training; it has no options itself, so that each of them can put
-    its own in an order that reads well."""
+    """Base of the frozen dataclasses that configure a training. The base has no options, so that each dataclass can
+    put its options in a readable order."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
-    # What every one of them has.
+    # Options that each of these dataclasses has.
     if typing.TYPE_CHECKING:
         data: Path
         out: Path
@@ -44,11 +45,11 @@ class TrainingConfig:
         return cls(**{name: _typed(value, hints.get(name)) for name, value in values.items()})
 
     def as_record(self) -> dict[str, Any]:
-        """As JSON, of paths the last part alone: folders of this machine are nobody's business."""
+        """Plain values for JSON, with only the last part of each path: records must not name this machine's folders."""
         return {field.name: _plain(getattr(self, field.name), names=True) for field in dataclasses.fields(self)}
 
     def check_workers(self) -> int:
-        """Images of a step for each worker. Raises InputError where the batch, or the GPUs, cannot be shared out."""
+        """Each worker's images of a step. Raises InputError where workers cannot share batch or GPUs equally."""
         share, rest = divmod(self.batch, max(self.workers, 1))
         require(rest == 0, f"--batch {self.batch} cannot be split over --workers {self.workers}: take a multiple")
         require(

@@ -1,7 +1,7 @@
-"""What every training writes while it runs: status lines, TensorBoard's values, the history and its curves.
+"""Output of every training while it runs: status lines, TensorBoard's values, the history and its curves.
 
-A full disk costs lines of the log and values of TensorBoard, never the training. The history is complete again as
-soon as there is room.
+A full disk loses lines of the log and values of TensorBoard, but does not stop the training. The history is complete
+again as soon as there is room.
 """
 
 import contextlib
@@ -19,24 +19,24 @@ from training.memory import memory_gb
 from training.workers import Scalars
 
 LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
-REFUSAL = "refused.txt"  # why a worker would not go on: bad input does not get better by starting it again
+REFUSAL = "refused.txt"  # the reason why a worker refused its input, which a restart would not improve
 
 
 class Means:
-    """Means of per-image scalars; the sums stay on the device, so that a GPU need not be waited for."""
+    """Means of per-image scalars; the sums stay on the device, so that the host does not wait for a GPU."""
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, scalars: Scalars) -> None:
-        """Take in one iteration's scalars."""
+        """Add one iteration's scalars to the sums."""
         for name, values in scalars.items():
             self.sums[name] = self.sums.get(name, 0) + values.float().sum()
             self.counts[name] = self.counts.get(name, 0) + values.numel()
 
     def take(self) -> dict[str, float]:
-        """The means so far, of what had any value; starts new ones."""
+        """The means of all scalars that had a value since the last call; starts new sums."""
         means = {name: (self.sums[name] / self.counts[name]).item() for name in self.sums if self.counts[name]}
         self.sums, self.counts = {}, {}
         return means
@@ -46,7 +46,7 @@ class Means:
         return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
 
     def load_state_dict(self, values: dict, device: torch.device) -> None:
-        """Go on from the sums of a checkpoint."""
+        """Continue from the sums of a checkpoint."""
         self.sums = {name: value.to(device) for name, value in values["sums"].items()}
         self.counts = dict(values["counts"])
 
@@ -55,8 +55,8 @@ class Means:
 class Interval:
     """The training since the last status line.
 
-    means: this worker's losses and other scalars. images: seen meanwhile, over all workers. seconds: of training,
-    without validations, snapshots and checkpoints.
+    means: this worker's losses and other scalars. images: number of images seen in the interval, over all workers.
+    seconds: duration of the training steps, without validations, snapshots and checkpoints.
     """
 
     means: dict[str, float]
@@ -65,15 +65,15 @@ class Interval:
 
     @property
     def images_per_second(self) -> float:
-        """nan where there is nothing to say it from."""
+        """nan where the interval has no images or no time."""
         return self.images / self.seconds if self.images and self.seconds > 0 else float("nan")
 
 
 class TrainingLog:
-    """The files of one training in its output folder; goes on in those that are there, from `images_seen` on.
+    """The files of one training in its output folder; continues existing files from `images_seen` on.
 
-    It collects the scalars of steps, this worker's: their means go into a status line every `status_seconds`, and into
-    every record of the history. For one worker: the first.
+    The log collects this worker's scalars of every step. Their means go into a status line every `status_seconds`, and
+    into every record of the history. Only the first worker has a log.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class TrainingLog:
         self.log = open(self.out / LOG, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self.board: SummaryWriter | None = None
         self.history = rewind_history(self.out / HISTORY, images_seen / 1000)
-        self.unwritten: list[dict] = []  # records that the disk had no room for
+        self.unwritten: list[dict] = []  # records for which the disk had no room
         self.since_status, self.since_record = Means(), Means()
         self.skip(images_seen)
 
     def skip(self, images_seen: int) -> None:
-        """Leave the time and the images since the last status line out of the next one's rate."""
+        """Leave the time and the images since the last status line out of the next line's rate."""
         self.clock, self.clock_images = time.monotonic(), images_seen
 
     def add(self, scalars: Scalars) -> None:
-        """Take in one step's scalars."""
+        """Add one step's scalars to the means."""
         self.since_status.add(scalars)
         self.since_record.add(scalars)
 
@@ -106,11 +106,11 @@ class TrainingLog:
         return time.monotonic() - self.clock >= self.status_seconds
 
     def interval(self, images_seen: int) -> Interval:
-        """What to say in a status line; starts new means."""
+        """The interval for a status line; starts new means."""
         return Interval(self.since_status.take(), images_seen - self.clock_images, time.monotonic() - self.clock)
 
     def status(self, images_seen: int, interval: Interval, words: str, values: dict[str, float]) -> dict[str, float]:
-        """Write a status line; its means, these other values and the memory go to TensorBoard, and are returned."""
+        """Write a status line. Its means, `values` and the memory go to TensorBoard, and are returned."""
         memory = memory_gb(self.device)
         self.say(f"{words}  {'GPU ' * (self.device.type == 'cuda')}memory {memory:.1f} GB")
         values = interval.means | values | {"memory/gb": memory}
@@ -119,14 +119,15 @@ class TrainingLog:
         return values
 
     def say(self, line: str) -> None:
-        """One line to the terminal and to the log."""
+        """Write one line to the terminal and to the log."""
         print(line, flush=True)
         with contextlib.suppress(OSError):
             self.log.write(line + "\n")
 
     def record(self, images_seen: int, measured: dict[str, float]) -> dict[str, float]:
-        """Add the means since the last record and `measured` to the history, which is drawn and written; returns the
-        record with its "kimg"."""
+        """Add a record of the means since the last record and of `measured` to the history; draw and write the history.
+
+        Returns the record, with its "kimg"."""
         self.show(measured, images_seen)
         record = {"kimg": images_seen / 1000} | self.since_record.take() | measured
         self.history.append(record)
@@ -140,19 +141,19 @@ class TrainingLog:
         return record
 
     def write_history(self) -> None:
-        """Put the records that are still in memory into the file. Raises InputError where it cannot be written."""
+        """Write the records that are not yet in the file. Raises InputError where the file cannot be written."""
         while self.unwritten:
             append_history(self.out / HISTORY, self.unwritten[0])
             del self.unwritten[0]
 
     def show(self, values: dict[str, float], images_seen: int) -> None:
-        """Values for TensorBoard."""
+        """Write values to TensorBoard."""
         try:
             if self.board is None:
                 self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
             for name, value in values.items():
                 self.board.add_scalar(name, value, images_seen)
-        except OSError:  # its thread has died of a full disk: the next values try a new file
+        except OSError:  # a full disk has ended TensorBoard's thread: the next values try a new file
             self.board = None
 
     def close(self) -> None:
@@ -165,7 +166,7 @@ class TrainingLog:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as hours and minutes; "?" while not known (nan)."""
+    """Seconds as hours and minutes; "?" while they are unknown (nan)."""
     if seconds != seconds:
         return "?"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Memory of a training: whether its decoded images fit, what this machine has free, what was used."""
+"""Memory of a training: whether its decoded images fit, the free memory of this machine, and the memory in use."""
 
 import os
 import resource
@@ -9,38 +9,38 @@ import torch
 
 from passersby.errors import InputError
 
-# Whether the decoded images of a training stay in memory, and what memory a node has for them.
+# The decoded images of a training stay in memory where they fit.
 #
-# Where they fit, they are decoded once, by the driver, and every worker of a node sees the same memory: without Ray a
-# plain array; with Ray Train the driver puts the array into the object store, hands the reference to the workers
-# (`train_loop_config`), and `ray.get` there is a read-only view of the node's shared memory, not a copy. The driver
-# keeps the reference as long as it trains, so a worker that is started anew gets the same view. Where they do not fit,
-# `pipeline/image_stream.py` decodes every batch when it is needed.
+# Then the driver decodes them once, and every worker of a node sees the same memory. Without Ray this memory is a plain
+# array. With Ray Train the driver puts the array into the object store and hands the reference to the workers
+# (`train_loop_config`). Their `ray.get` returns a read-only view of the node's shared memory, not a copy. The driver
+# keeps the reference as long as it trains, so a restarted worker gets the same view. Images that do not fit are decoded
+# by `pipeline/image_stream.py` when a batch needs them.
 
-SHARE = 0.5  # of a node's memory; the networks, the second copy while the array is put, and others need the rest
+SHARE = 0.5  # of a node's memory; networks, the array's second copy during the put, and other processes need the rest
 
 
 def fits(images: int, height: int, width: int, available: int, object_store: int | None = None) -> bool:
-    """Whether so many images stay in memory: 3 bytes a pixel, in at most half of what there is [bytes].
+    """Whether so many images stay in memory: with 3 bytes a pixel they may fill half of the available memory [bytes].
 
-    available: memory that is free on the node that decodes. object_store: the smallest object store among the nodes,
-    where workers share the images through Ray; None where they do not.
+    available: free memory of the node that decodes. object_store: the smallest object store among the nodes, where
+    workers share the images through Ray; None without Ray.
     """
     limit = SHARE * min(available, available if object_store is None else object_store)
     return images * height * width * 3 <= limit
 
 
 def available_memory() -> int:
-    """Bytes that this machine, or the container that this process runs in, has free for new data."""
-    free = [_meminfo_available(), _container_free()]
-    known = [number for number in free if number is not None]
-    return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Free bytes for new data in this machine, or in the container of this process."""
+    amounts = [_meminfo_available(), _container_free()]
+    available = [number for number in amounts if number is not None]
+    return min(available) if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_memory(needed: int, way_out: str = "a smaller") -> None:
-    """Raises InputError where so many bytes of decoded images leave too little for everything else.
+    """Raises InputError where so many bytes of decoded images leave too little memory for everything else.
 
-    way_out: options of this training that make it less, before "--height and --width".
+    way_out: options of this training that reduce the bytes; the message names them before "--height and --width".
     """
     free = SHARE * available_memory()
     if needed > free:
@@ -61,18 +61,18 @@ def _meminfo_available() -> int | None:
 
 
 def _container_free() -> int | None:
-    """What the limit of a version-2 control group leaves; files in its page cache can be dropped, so count as free."""
+    """Free bytes below the limit of a version-2 control group. Its page cache counts as free, as it can be dropped."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = (folder / "memory.max").read_text().strip(), int((folder / "memory.current").read_text())
         cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except OSError:  # no such group
+    except OSError:  # no control group of version 2
         return None
     return None if limit == "max" else max(0, int(limit) - used + int(cached.get("inactive_file", 0)))
 
 
 def memory_gb(device: torch.device) -> float:
-    """The most memory in use so far, GB: of the GPU, or of this process on a CPU."""
+    """The greatest memory in use so far, in GB: memory of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,7 +1,7 @@
-"""One loop for all trainings: steps, status lines, validations, checkpoints, the clock, going on, the end.
+"""One loop for all trainings: steps, status lines, validations, checkpoints, the clock, resuming, the end.
 
-A training is a `Trainer`: it says what a step is, how it validates and what a checkpoint holds. It knows no Ray: its
-`Worker` says who it is, on which device, and who gets its figures.
+A training is a `Trainer`, which defines a step, a validation and the content of a checkpoint. A trainer knows no Ray:
+its `Worker` holds the rank, the device, and the function that takes the figures.
 """
 
 import abc
@@ -20,11 +20,11 @@ from training.config import TrainingConfig
 from training.log import Interval, TrainingLog
 from training.workers import Scalars, Worker, decided_by_first, workers
 
-ASK_EVERY = 16  # steps between two looks at the clock that all workers share
+ASK_EVERY = 16  # steps after which all workers ask the first worker's clock again
 
 
 class TrainingState(Protocol):
-    """What every step changes; images are counted over all workers."""
+    """The counters that every step changes; images are counted over all workers."""
 
     step: int
     images_seen: int
@@ -36,10 +36,10 @@ Written = TypeVar("Written")
 
 
 class Trainer(abc.ABC, Generic[Config, State]):
-    """One worker's part of a training; the first one (`log` is not None) also tells and writes.
+    """One worker's part of a training; the first worker (`log` is not None) also prints and writes.
 
-    A training sets `state` and `about` (what the records say it was trained on), and calls `open_log`. figures: the
-    newest value of everything that was measured. snapshot: the last one's folder, of a training that keeps snapshots.
+    A training sets `state` and `about` (the training data as the records name them), and calls `open_log`. figures: the
+    newest value of every measured figure. snapshot: the folder of the last snapshot, in a training that keeps them.
     """
 
     state: State
@@ -54,10 +54,10 @@ class Trainer(abc.ABC, Generic[Config, State]):
         self.figures: dict[str, float] = {}
 
     def resume(self, read: Callable[[Path], dict[str, Any]], fingerprint: str) -> dict[str, Any] | None:
-        """Go on from the last checkpoint: returns what it holds beside the state; None where there is none.
+        """Continue from the last checkpoint; returns its values beside the state, or None without a checkpoint.
 
-        read: puts the checkpoint of a folder into the state. fingerprint: of the images. Raises InputError for a
-        checkpoint that is damaged, or of other images.
+        read: puts the checkpoint of a folder into the state and returns its other values. fingerprint: fingerprint of
+        the images. Raises InputError for a checkpoint that is damaged, or of other images.
         """
         folder = last_checkpoint(self.config.out)
         if folder is None:
@@ -69,9 +69,9 @@ class Trainer(abc.ABC, Generic[Config, State]):
     def open_log(
         self, checkpoint: dict[str, Any] | None, lines: Sequence[str], panels: Sequence[Panel] = PANELS
     ) -> None:
-        """In the first worker: open the log, go on with the means of a checkpoint, and say these lines.
+        """In the first worker: open the log, continue with the means of a checkpoint, and print these lines.
 
-        checkpoint: what it holds beside the state, None at the beginning.
+        checkpoint: its values beside the state; None at the beginning.
         """
         if self.worker.rank:
             return
@@ -84,10 +84,10 @@ class Trainer(abc.ABC, Generic[Config, State]):
             self.log.say(line)
 
     def to_the_end(self, images: float) -> Path | None:
-        """Step until so many images are seen, or no time is left.
+        """Do steps until so many images are seen, or until the time is over.
 
-        Returns the finished network's file, or the last snapshot's folder; None in all workers but the first, and
-        where there is neither.
+        Returns the finished network's file, or else the last snapshot's folder, or else None. Workers after the first
+        always return None.
         """
         try:
             return self._loop(images)
@@ -98,7 +98,7 @@ class Trainer(abc.ABC, Generic[Config, State]):
         state = self.state
         first = state.images_seen
         if self.log:
-            self.log.skip(first)  # the time before the first step is no training
+            self.log.skip(first)  # the time before the first step is no training time
         while state.images_seen < images and not self._out_of_time():
             scalars = self._step()
             last = state.images_seen >= images
@@ -123,7 +123,7 @@ class Trainer(abc.ABC, Generic[Config, State]):
         if self.log:
             self.log.close()
 
-    # ---- what a training says of itself
+    # ---- methods that each training defines
 
     @abc.abstractmethod
     def _step(self) -> Scalars:
@@ -131,79 +131,79 @@ class Trainer(abc.ABC, Generic[Config, State]):
 
     @abc.abstractmethod
     def _status_words(self, interval: Interval) -> tuple[str, dict[str, float]]:
-        """The status line but for the memory, and its values that are no means of scalars."""
+        """The status line without the memory, and those of its values that are no means of scalars."""
 
     @abc.abstractmethod
     def _stop_if_diverged(self) -> None:
-        """Raises InputError where the figures say that nothing good comes any more."""
+        """Raises InputError where the figures show that the training has diverged."""
 
     @abc.abstractmethod
     def _validation_is_due(self) -> bool:
-        """Whether to validate after the step just done."""
+        """Whether to validate after the last step."""
 
     @abc.abstractmethod
     def _validate(self) -> None:
-        """Measure and tell in the first worker."""
+        """Measure the network, and print the figures in the first worker."""
 
     @abc.abstractmethod
     def _write_checkpoint(self, means: dict[str, Any]) -> Path:
-        """Write everything that training needs to go on, these means of scalars too; returns the folder."""
+        """Write everything that training needs to continue, including these means of scalars; returns the folder."""
 
     def _snapshot_is_due(self) -> bool:
-        """Whether to keep a snapshot after the step just done."""
+        """Whether to keep a snapshot after the last step."""
         return False
 
     def _snapshot(self, must: bool) -> None:
-        """Keep a snapshot. must: one that cannot be written ends the training."""
+        """Keep a snapshot. must: a snapshot that cannot be written ends the training."""
 
     def _finish(self, log: TrainingLog) -> Path | None:
-        """Write what only a finished training leaves; returns the result."""
+        """Write the files that only a finished training has; returns the result."""
         return self.snapshot
 
     def _status_is_due(self, log: TrainingLog, last: bool) -> bool:
-        """Whether to write a status line after the step just done. last: the training is finished."""
+        """Whether to write a status line after the last step. last: the training is finished."""
         return last or log.status_is_due()
 
     def _progress(self) -> dict[str, float]:
-        """How far the training is, for the records."""
+        """The progress of the training, for the records."""
         return {"steps": self.state.step, "minutes": self.seconds() / 60}
 
-    # ---- what is the same in all of them
+    # ---- methods that are the same in all trainings
 
     def seconds(self) -> float:
-        """Of training so far, earlier starts included."""
+        """Seconds of training so far, earlier starts included."""
         return self.seconds_before + time.monotonic() - self.started
 
     def record(self) -> dict[str, Any]:
-        """What a network's file says of its training."""
+        """The record of the training in a network's file."""
         about = self.about | {"command": self.worker.command} | self._progress()
         return about | {"figures": self.figures, "configuration": self.config.as_record()}
 
     def add_record(self, log: TrainingLog, measured: dict[str, float]) -> dict[str, float]:
-        """Add what was measured to the history and to the figures; returns the record."""
+        """Add measured values to the history and to the figures; returns the record."""
         record = log.record(self.state.images_seen, measured)
         self.figures |= {name: value for name, value in record.items() if name != "kimg"}
         return record
 
     def send_figures(self, **progress: int) -> None:
-        """Hand the figures to who asked for them; to be called equally often in all workers."""
+        """Hand the figures to `worker.report`, if there is one. All workers must call `send_figures` equally often."""
         if self.worker.report:
             self.worker.report(self.figures | progress)
 
     def attempt(self, log: TrainingLog, must: bool, write: Callable[[], Written]) -> Written | None:
-        """What `write` returns. Where it cannot write, the log says so and training goes on, unless it must."""
+        """The result of `write`. If it fails, the log warns and training continues; with `must` the error is raised."""
         try:
             return write()
         except InputError as error:
             if must:
                 raise
-            # A full disk in the middle of a training is no reason to lose what is in memory: there is a next time.
+            # A full disk must not end a training, whose networks are in memory: the next attempt may succeed.
             folder = last_checkpoint(self.config.out)
             log.say(f"warning: {error}; training goes on, the last checkpoint is {folder and folder.name}")
             return None
 
     def status_before_saving(self) -> None:
-        """Look at the losses since the last status line: what has diverged must not replace the last good networks."""
+        """Check the losses since the last status line: diverged networks must not replace the last good networks."""
         if self.log and self.state.images_seen > self.log.clock_images:
             self._status(self.log)
 
@@ -227,21 +227,21 @@ class Trainer(abc.ABC, Generic[Config, State]):
         log = self.log
 
         def write() -> Path:
-            log.write_history()  # a checkpoint whose history is missing could not be gone on from exactly
+            log.write_history()  # without the history a training could not continue exactly
             return self._write_checkpoint(log.since_record.state_dict())
 
         self.attempt(log, must, write)
         log.clock += time.monotonic() - self.checkpoint_clock
 
     def _out_of_time(self) -> bool:
-        # Workers must leave the loop together, so the first one's clock decides for all.
+        # Workers must leave the loop together, so the first worker's clock decides for all workers.
         if self.config.max_minutes is None or (workers() > 1 and self.state.step % ASK_EVERY):
             return False
         return decided_by_first(time.monotonic() - self.started > self.config.max_minutes * 60, self.device)
 
 
 def crosses(before: float, after: float, interval: float) -> bool:
-    """Whether a multiple of the interval lies above `before` and not above `after`."""
+    """Whether a multiple of the interval lies above `before` and at or below `after`."""
     return after // interval > before // interval
 
 
@@ -251,7 +251,7 @@ def millions(network: nn.Module) -> float:
 
 
 def check_loss(loss: float, step: int, lr: float) -> None:
-    """Raises InputError where the loss is infinite or undefined: nothing good comes after that."""
+    """Raises InputError where the loss is infinite or undefined: such a training does not recover."""
     if not math.isfinite(loss):
         raise InputError(
             f"the loss is {loss} at step {step:,}: the training has diverged; take a lower --lr than {lr:g}, in "

@@ -1,4 +1,4 @@
-"""Who trains: what a worker is given beside configuration and data, and what workers that train together exchange."""
+"""Workers of a training: the values that describe a worker, and the messages between workers that train together."""
 
 import dataclasses
 import shlex
@@ -14,16 +14,17 @@ Report = Callable[[dict[str, float]], None]  # takes a training's figures
 
 
 def command_line() -> str:
-    """The command that runs, with folders of this machine cut down to their last part."""
+    """The running command; of each absolute path it keeps only the last part, so that no folder is named."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
     return shlex.join(words)
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """One process of a training. rank: 0 is the first, who also tells and writes. command: goes into the records.
+    """One process of a training.
 
-    report: gets the training's figures, equally often in all workers.
+    rank: 0 is the first worker, which also prints and writes. command: command line for the records. report: takes the
+    training's figures; all workers call it equally often.
     """
 
     device: torch.device
@@ -37,11 +38,11 @@ class Worker:
         return f"{workers()} worker{'s' * (workers() > 1)} on {where}"
 
 
-# ---- What workers that train together exchange. Every function does nothing outside a `torch.distributed` group.
+# ---- Messages between workers that train together. Outside a `torch.distributed` group they do nothing.
 
 
 def workers() -> int:
-    """How many workers train together: 1 outside a `torch.distributed` group."""
+    """Number of workers that train together: 1 outside a `torch.distributed` group."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
@@ -58,7 +59,7 @@ def average_over_workers(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows [n, ...] of every worker, equally many each, interleaved: row i of worker r becomes row i * W + r."""
+    """Interleave the rows [n, ...] of all W workers, n of each: row i of worker r becomes row i * W + r."""
     if workers() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(workers())]
@@ -67,7 +68,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def decided_by_first(decision: bool, device: torch.device) -> bool:
-    """The first worker's decision, the same in all."""
+    """The first worker's decision, in all workers."""
     if workers() == 1:
         return decision
     flag = torch.tensor([float(decision)], device=device)

@@ -61,11 +61,11 @@ def train(
     command: str | None = None,
     report: Report | None = None,
 ) -> Path | None:
-    """Train to the end, or for `config.max_minutes`; goes on from the last checkpoint in `config.out`.
+    """Train to the end, or for `config.max_minutes`; continues from the last checkpoint in `config.out`.
 
-    Inside a `torch.distributed` group every worker calls it with its rank; the first one writes. Returns the finished
-    encoder's file, None where it is not finished and in other workers. Raises InputError for data or folders that
-    cannot be used, and where the loss is no number any more.
+    Inside a `torch.distributed` group every worker calls `train` with its rank; the first worker writes. Returns the
+    finished encoder's file; None where the training is not finished, and in other workers. Raises InputError for data
+    or folders that cannot be used, and where the loss becomes infinite or undefined.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -176,7 +176,7 @@ class EncoderTrainer(Trainer[EncoderTraining, EncoderState]):
             + ("" if identity is None else f", identity {identity:.3f}")
         )
 
-    # ---- what is kept
+    # ---- checkpoints and the finished encoder
 
     def _hashes(self) -> dict[str, str | None]:
         record = self.networks.record

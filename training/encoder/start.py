@@ -1,4 +1,4 @@
-"""What an encoder training starts from: its generator, losses, encoder and optimiser, and the pictures."""
+"""The start of an encoder training: generator, losses, encoder, optimiser and pictures; and its checkpoints."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ from training.encoder.config import FREE_TO_CHANGE, EncoderTraining
 from training.encoder.step import EncoderState, Frozen, Ranger
 from training.memory import check_memory
 
-# ---- What an encoder training keeps: the best encoder, and checkpoints named by their step.
+# ---- Files of an encoder training: the best encoder, and checkpoints named by their step.
 #
 # OUT/encoder.safetensors                        at the end: the encoder with the least LPIPS on validation pictures
 # OUT/best.safetensors                           the same so far
@@ -38,16 +38,17 @@ def is_begun(out: Path) -> bool:
 
 
 def claim_folder(config: EncoderTraining) -> None:
-    """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
+    """Write `config.json` into the output folder; refuse to continue in the folder of another training (`claim`)."""
     claim(config.out, config.as_json(), defaults(EncoderTraining), FREE_TO_CHANGE, is_begun(config.out))
 
 
 def save_checkpoint(
     out: Path, state: EncoderState, average: torch.Tensor, generator: dict, record: dict, extra: dict
 ) -> Path:
-    """Write everything that training needs to go on; `extra`: values and tensors that `resume` gives back.
+    """Write everything that training needs to continue; `extra`: values and tensors that `resume` returns.
 
-    Of the checkpoints before, one is kept. Raises InputError where it cannot be written; earlier ones stay.
+    The checkpoint before the new one is kept. Raises InputError where the new checkpoint cannot be written; then all
+    earlier checkpoints stay.
     """
 
     def write(folder: Path) -> None:
@@ -66,7 +67,7 @@ def save_checkpoint(
 def resume(state: EncoderState, folder: Path) -> dict:
     """Put a checkpoint's weights, optimiser and counters into `state`; returns its `extra`.
 
-    Raises InputError for a damaged one.
+    Raises InputError for a damaged checkpoint.
     """
     loaded = load_encoder(folder / ENCODER)
     with damage_named(folder):
@@ -80,7 +81,7 @@ def resume(state: EncoderState, folder: Path) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The frozen networks, and what the record says of them."""
+    """The frozen networks, and their record."""
 
     frozen: Frozen
     generator: dict  # file, sha256
@@ -93,7 +94,7 @@ def generator_file(config: EncoderTraining) -> Path:
 
 
 def load_generator(config: EncoderTraining) -> LoadedNetwork:
-    """The generator. Raises InputError for one that has labels or other than three channels."""
+    """The generator. Raises InputError for a generator with labels, or without exactly three channels."""
     loaded = load_network(generator_file(config))
     about = loaded.generator.config
     if about.c_dim or about.img_channels != 3:
@@ -108,11 +109,13 @@ def load_networks(config: EncoderTraining, device: torch.device) -> Networks:
     """Generator and losses on the device. Raises InputError for files that cannot be used."""
     loaded = load_generator(config)
     generator = loaded.generator.eval().requires_grad_(False).to(device)
-    used = config.loss_weights
+    loss_weights = config.loss_weights
     perceptual = load_perceptual(config.alexnet)  # validation needs it, whatever its weight
     identity = load_identity(config.identity_network) if config.identity_network else None
-    measured = InversionLoss(used, perceptual, identity).to(device)
-    loss = InversionLoss(used, perceptual if used.lpips else None, identity if used.identity else None)
+    measured = InversionLoss(loss_weights, perceptual, identity).to(device)
+    loss = InversionLoss(
+        loss_weights, perceptual if loss_weights.lpips else None, identity if loss_weights.identity else None
+    )
     about = {"file": generator_file(config).name, "sha256": loaded.sha256}
     record = {
         "generator": about | {"trained_on": loaded.record.get("trained_on", "unknown")},
@@ -142,7 +145,7 @@ def load_data(config: EncoderTraining, generator: GeneratorConfig) -> TrainingIm
 def start(
     config: EncoderTraining, generator: GeneratorConfig, device: torch.device
 ) -> tuple[EncoderState, tuple[str, ...]]:
-    """(state, notes): encoder and optimiser at step 0, and what there is to say about its weights."""
+    """(state, notes): encoder and optimiser at step 0, and notes on the encoder's weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = RestyleEncoder(config.encoder(generator))

@@ -1,4 +1,4 @@
-"""One step of encoder training (ReStyle, Alaluf et al. 2021): a few refinements of a batch, one move of the weights."""
+"""One step of encoder training (ReStyle, Alaluf et al. 2021): a few refinements of a batch, one optimiser step."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ _ALPHA, _EVERY = 0.5, 6
 
 
 class Ranger(torch.optim.RAdam):
-    """RAdam (Liu et al. 2020), beta1 0.95, epsilon 1e-5, in which two things are added.
+    """RAdam (Liu et al. 2020), beta1 0.95, epsilon 1e-5, with two additions.
 
-    Gradients of matrices and kernels have their mean over all but the first axis removed (Yong et al. 2020). Every
-    sixth step the weights go half of the way from where they were six steps ago (lookahead, Zhang et al. 2019); those
-    earlier weights are part of the state dict, so that a restart goes on exactly.
+    The mean over all but the first axis is subtracted from gradients of matrices and kernels (Yong et al. 2020). After
+    every sixth step the weights become the midpoint between them and the weights of six steps ago (lookahead, Zhang et
+    al. 2019). Those earlier weights are part of the state dict, so a restart continues exactly.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float = 1e-4):
@@ -30,11 +30,11 @@ class Ranger(torch.optim.RAdam):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step, as any optimiser of PyTorch."""
+        """Do one step, as any optimiser of PyTorch."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         for parameter in parameters:
             state = self.state[parameter]
-            if "slow" not in state:  # before the first step, so that RAdam finds its own values missing as always
+            if "slow" not in state:  # before the first step
                 self._start(parameter)
             if parameter.ndim > 1:
                 parameter.grad -= parameter.grad.mean(tuple(range(1, parameter.ndim)), keepdim=True)
@@ -47,7 +47,7 @@ class Ranger(torch.optim.RAdam):
         return loss
 
     def _start(self, parameter: nn.Parameter) -> None:
-        # RAdam makes its own values where a parameter's state is empty: they are made here, beside the slow weights.
+        # RAdam fills a parameter's state only where it is empty. So RAdam's values are made here with the slow weights.
         self.state[parameter] |= {
             "step": torch.tensor(0.0),
             "exp_avg": torch.zeros_like(parameter),
@@ -58,7 +58,7 @@ class Ranger(torch.optim.RAdam):
 
 @dataclasses.dataclass
 class EncoderState:
-    """All that a step changes. best: the least LPIPS of a validation so far."""
+    """Everything that a step changes. best: the least LPIPS of all validations so far."""
 
     encoder: RestyleEncoder
     optimizer: Ranger
@@ -69,10 +69,10 @@ class EncoderState:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """What a step uses and never changes, on the device.
+    """The networks and constants that a step uses and never changes, on the device.
 
-    average: [num_ws, w_dim]; spread: of a coordinate of w (`w_statistics`); average_image: [3, h, w]; loss: at the size
-    of the pictures, with the networks that have a weight; measured: with all there are.
+    average: [num_ws, w_dim]; spread: spread of a coordinate of w (`w_statistics`); average_image: [3, h, w]; loss: at
+    the size of the pictures, with each network that has a weight; measured: the same with all networks.
     """
 
     generator: Generator
@@ -85,8 +85,9 @@ class Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """This worker's part of a step's images: float32 [n, 3, h, w], -1..1; codes [n, num_ws, w_dim] of those from
-    `generated` on, which the generator made."""
+    """This worker's part of a step's images: float32 [n, 3, h, w], -1..1. From index `generated` on the generator made
+    the images; codes [n - generated, num_ws, w_dim] are the codes of these images, None without
+    such images."""
 
     images: torch.Tensor
     codes: torch.Tensor | None
@@ -96,10 +97,10 @@ class Batch:
 def train_step(
     state: EncoderState, frozen: Frozen, batch: Batch, refinements: int, codes_weight: float, rate: float
 ) -> Scalars:
-    """One step; returns this worker's scalars [n] or fewer values each: of the last refinement.
+    """Do one step; returns this worker's scalars of the last refinement, [n] or fewer values each.
 
-    The gradients are the sum over the refinements of those of the mean loss over the images; codes and reconstructions
-    are constants for the next refinement, as published. Where w is known, its mean squared error in spreads is added.
+    Each refinement adds the gradients of its mean loss over the images. Codes and reconstructions are constants for the
+    next refinement, as published. For generated images w is known, and its mean squared error in spreads is added.
     """
     state.encoder.train()
     state.optimizer.zero_grad(set_to_none=True)

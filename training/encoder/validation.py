@@ -1,4 +1,4 @@
-"""How well an encoder inverts pictures that it was not trained on: figures after every refinement, and a picture."""
+"""Validation of an encoder on pictures that it was not trained on: figures after every refinement, and a picture."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from training.encoder.config import EncoderTraining
 from training.encoder.step import Batch, Frozen
 from training.gan.data import Order
 
-# ---- The images of every step of an encoder training: pictures out of memory, and some that the generator makes.
+# ---- The images of every step of an encoder training: pictures from memory, and images that the generator makes.
 
-_MIRROR, _CODES = 3, 4  # streams of random numbers; Order has its own
+_MIRROR, _CODES = 3, 4  # streams of random numbers; Order has another stream
 
 
 class Feeder:
-    """This worker's part of every step's batch, on the device; what step s gets is a function of the seed and s.
+    """This worker's part of every step's batch, on the device. The batch of step s is a function of the seed and s.
 
-    A batch is gathered where it is needed: a thousandth of the time that its step takes.
+    A batch is gathered when its step needs it, which takes a thousandth of the step's time.
     """
 
     def __init__(self, data: TrainingImages, config: EncoderTraining, generator: Generator, device, rank=0, workers=1):
@@ -37,22 +37,24 @@ class Feeder:
         """The images of a step: pictures first, generated ones last in the whole batch."""
         config = self.config
         real = config.batch - config.generated
-        places = self.order.indices(step * real, real) if real else np.empty(0, np.int64)
+        indices = self.order.indices(step * real, real) if real else np.empty(0, np.int64)
         flips = np.random.default_rng([config.seed, _MIRROR, step]).random(real) < 0.5
-        here = self.mine[self.mine < real]
-        pixels = self.images[places[here]]  # a copy
+        mine_real = self.mine[self.mine < real]
+        pixels = self.images[indices[mine_real]]  # a copy
         if config.mirror:
-            mirrored = flips[here]
+            mirrored = flips[mine_real]
             pixels[mirrored] = pixels[mirrored, :, ::-1]
         images = to_float(torch.from_numpy(pixels), self.device)
-        made = self.mine[self.mine >= real] - real
-        if not len(made):
+        mine_generated = self.mine[self.mine >= real] - real
+        if not len(mine_generated):
             return Batch(images, None, len(images))
         stream = np.random.default_rng([config.seed, _CODES, step])
-        z = torch.from_numpy(stream.standard_normal((config.generated, self.generator.z_dim), np.float32)[made])
+        z = torch.from_numpy(
+            stream.standard_normal((config.generated, self.generator.z_dim), np.float32)[mine_generated]
+        )
         codes = self.generator.mapping(z.to(self.device), truncation_psi=config.generated_psi)
-        drawn = pooled(self.generator.synthesis(codes).clamp(-1, 1), *self.images.shape[1:3])
-        return Batch(torch.cat((images, drawn)), codes, len(images))
+        generated = pooled(self.generator.synthesis(codes).clamp(-1, 1), *self.images.shape[1:3])
+        return Batch(torch.cat((images, generated)), codes, len(images))
 
 
 def to_float(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -64,23 +66,23 @@ _AT_ONCE, _SHOWN = 32, 8
 
 
 class Validation:
-    """Pictures uint8 [V, h, w, 3] of training people; of more than `most` so many, spread evenly."""
+    """Pictures uint8 [V, h, w, 3] of training people; at most `most` pictures are taken, spread evenly."""
 
     def __init__(self, images: np.ndarray, frozen: Frozen, refinements: int, most: int):
-        places = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
-        self.images, self.frozen, self.refinements = images[places], frozen, refinements
+        indices = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
+        self.images, self.frozen, self.refinements = images[indices], frozen, refinements
 
     @torch.no_grad()
     def measure(self, encoder: RestyleEncoder) -> dict[str, float]:
-        """Means over the pictures: `validation/l2`, `/lpips`, `/identity` after the last refinement, `/lpips_1` and so
-        on after each."""
+        """Means over the pictures: `validation/l2`, `/lpips` and `/identity` after the last refinement; `/lpips_1` and
+        so on after each refinement."""
         encoder.eval()
         sums: dict[str, float] = {}
         for first in range(0, len(self.images), _AT_ONCE):
             images = self._float(self.images[first : first + _AT_ONCE])
             target = self.frozen.measured.target(images)
-            for step, (_, made) in enumerate(self._steps(encoder, images), 1):
-                losses = self.frozen.measured.measure(pooled(made, *images.shape[2:]), target)
+            for step, (_, reconstructions) in enumerate(self._steps(encoder, images), 1):
+                losses = self.frozen.measured.measure(pooled(reconstructions, *images.shape[2:]), target)
                 named = {"lpips": losses.lpips, "l2": losses.l2, "identity": losses.identity_cosine}
                 for name, values in named.items():
                     for key in [f"{name}_{step}"] + [name] * (step == self.refinements):
@@ -89,14 +91,14 @@ class Validation:
         return {name: value for name, value in means.items() if value == value}
 
     def draw(self, path: Path, encoder: RestyleEncoder, title: str, refine_steps: int) -> None:
-        """Write a picture: a row a person with the picture, each refinement, and the code refined by optimisation."""
+        """Write a sheet: for each person a row with picture, refinements, and the image of the optimised code."""
         encoder.eval()
         pixels = self.images[:: max(1, len(self.images) // _SHOWN)][:_SHOWN]
         images = self._float(pixels)
         target = self.frozen.measured.target(images)
         with torch.no_grad():
             steps = list(self._steps(encoder, images))
-        columns, codes = [made for _, made in steps], steps[-1][0]
+        columns, codes = [images_of_step for _, images_of_step in steps], steps[-1][0]
         if refine_steps:
             codes = refine(
                 self.frozen.generator.synthesis, self.frozen.measured, target, codes, refine_steps,
@@ -106,16 +108,17 @@ class Validation:
                 columns.append(self.frozen.generator.synthesis(codes))
         with torch.no_grad():
             distances = [
-                self.frozen.measured.measure(pooled(made, *images.shape[2:]), target).lpips for made in columns
+                self.frozen.measured.measure(pooled(images_of_step, *images.shape[2:]), target).lpips
+                for images_of_step in columns
             ]
-        drawn = [to_uint8(made).cpu().numpy() for made in columns]
+        columns_uint8 = [to_uint8(images_of_step).cpu().numpy() for images_of_step in columns]
         rows = [
             SheetRow(
                 str(row + 1),
                 [SheetCell(pixels[row], "picture")]
                 + [
-                    SheetCell(made[row], f"{distance[row].item():.2f}")
-                    for made, distance in zip(drawn, distances, strict=True)
+                    SheetCell(images_of_step[row], f"{distance[row].item():.2f}")
+                    for images_of_step, distance in zip(columns_uint8, distances, strict=True)
                 ],
             )
             for row in range(len(pixels))

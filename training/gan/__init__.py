@@ -1,1 +1,1 @@
-"""GAN training: configuration, data, step, validation, run. The networks stand in passersby/stylegan3."""
+"""GAN training: configuration, data, step, validation, run. The networks are in passersby/stylegan3."""

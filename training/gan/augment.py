@@ -1,11 +1,11 @@
-"""Augmentation of what a GAN's discriminator sees, differentiable twice (adaptive discriminator augmentation).
+"""Augmentation of the images before a GAN's discriminator (adaptive discriminator augmentation), twice differentiable.
 
     draws = draw("upright", p, batch, height, width, np.random.default_rng([seed, stream, images_seen]))
     logits = discriminator(apply(images, draws.share(slice(rank, None, workers)).to(device)))
 
 Follows Karras et al. 2020 ("Training Generative Adversarial Networks with Limited Data"): geometry, colour, frequency
-bands, noise, cutout. Everything is linear in the image, so R1 goes through it. After the first batch of a
-size no call waits for the device.
+bands, noise, cutout. Every transform is linear in the image, so the gradients of R1 pass through the augmentation.
+After the first batch of a size no call waits for the device.
 """
 
 from typing import Literal
@@ -19,18 +19,20 @@ from training.gan.augment_draws import AUGMENTATIONS, GEOMETRY_PAD, Draws, band_
 # ---- The probability of augmentation: fixed, or adapted to how far the discriminator overfits (Karras et al. 2020,
 # ADA).
 #
-# The measure is r = E[sign(D(real))]: 0 while the discriminator cannot tell, towards 1 as it learns its training images
-# by heart. p grows while r is above its target and shrinks while it is below.
+# The measure of overfitting is r = E[sign(D(real))]. r is 0 while the discriminator cannot tell real from generated
+# images, and goes towards 1 as it memorises its training images. p grows while r is above its target and shrinks while
+# r is below.
 
 Mode = Literal["none", "fixed", "ada"]
 
 
 class AdaController:
-    """Holds p and moves it every `interval` iterations. Plain numbers: no tensors, no device, no workers.
+    """Holds p and moves it every `interval` iterations. It holds plain numbers: no tensors, no device, no workers.
 
-    An iteration in which p may move costs one look at the device: keep the signs' sum and number there, add them up
-    over the workers every `interval` iterations, and hand them over with `add` and `update`. Before a snapshot in
-    between, `add` what has come together and start counting at 0 again: nothing else is to be stored.
+    The caller waits for the device only in an iteration in which p may move. It keeps the sum and the number of the
+    signs on the device, adds them up over the workers every `interval` iterations, and calls `add` and `update`. Before
+    a snapshot between two updates the caller calls `add` with its sums and starts new sums at 0; then the state dict is
+    everything that must be stored.
     """
 
     def __init__(
@@ -43,10 +45,10 @@ class AdaController:
         interval: int = 4,
         p_max: float = 1.0,
     ):
-        """`p`: where it starts ("ada") or stays ("fixed"). `kimg`: thousands of images in which p could go from 0 to 1;
-        the reference takes 500, and 100 when it starts from a trained network.
+        """`p`: its start value ("ada") or constant value ("fixed"). `kimg`: thousands of images in which p could go
+        from 0 to 1; the reference takes 500, and 100 when it starts from a trained network.
 
-        Raises InputError for values that make no sense.
+        Raises InputError for values out of range.
         """
         if mode not in ("none", "fixed", "ada"):
             raise InputError(f"no adaptation {mode!r}: choose one of none, fixed, ada")
@@ -64,7 +66,7 @@ class AdaController:
 
     @property
     def adapts(self) -> bool:
-        """Whether signs are wanted at all."""
+        """Whether p adapts, and so whether the controller needs signs."""
         return self.mode == "ada"
 
     def add(self, sign_sum: float, count: int) -> None:
@@ -86,11 +88,11 @@ class AdaController:
         return self.p
 
     def state_dict(self) -> dict[str, float | int]:
-        """What changes while training: plain numbers that JSON keeps exactly."""
+        """The values that change during training: plain numbers that JSON keeps exactly."""
         return {"p": self.p, "sign_sum": self._sign_sum, "count": self._count}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Go on from `state_dict()`; a fixed p stays what it was asked to be. Raises InputError for other content."""
+        """Continue from `state_dict()`; a fixed p keeps its value. Raises InputError for other content."""
         try:
             p, sign_sum, count = float(state["p"]), float(state["sign_sum"]), int(state["count"])
         except (KeyError, TypeError, ValueError) as error:
@@ -108,17 +110,17 @@ __all__ = ["AUGMENTATIONS", "Draws", "apply", "draw"]
 def apply(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Augment images [N, 3, H, W], -1..1 (colours may leave that range). The result has the same shape and dtype.
 
-    Worked out in float32, float16 and bfloat16 images too; in float64 for float64. Images that nothing happens to are
-    returned as they are; beside ones that something happens to they differ by rounding. Raises InputError for draws
-    of another size or number.
+    float16 and bfloat16 images are computed in float32, float64 images in float64. A batch without any transform is
+    returned unchanged. An image without a transform differs by rounding where other images of the batch have one.
+    Raises InputError for draws of another size or number.
     """
     parts = [part for part in vars(draws).values() if isinstance(part, torch.Tensor)]
     if not parts:
         return images
     if images.shape != (len(parts[0]), 3, draws.height, draws.width):
-        wanted = [len(parts[0]), 3, draws.height, draws.width]
+        expected = [len(parts[0]), 3, draws.height, draws.width]
         raise InputError(
-            f"images of shape {list(images.shape)} cannot be augmented with draws for {wanted}: draw again"
+            f"images of shape {list(images.shape)} cannot be augmented with draws for {expected}: draw again"
         )
     dtype = images.dtype
     images = images.to(torch.promote_types(dtype, torch.float32))
@@ -145,8 +147,8 @@ def _resample(images: torch.Tensor, draws: Draws, theta: torch.Tensor) -> torch.
     double_x, double_y = doubling(width, left, right, *kind), doubling(height, top, bottom, *kind)
     halve_x, halve_y = halving(width, *kind), halving(height, *kind)
     if draws.separable:
-        # All of it is then one matrix for the rows and one for the columns of each sample: far less work than the
-        # padded image in double resolution, up to 36 times the image's pixels.
+        # Without a turn, one matrix for the rows and one for the columns of each sample do all of this. The padded
+        # image in double resolution would be far more work: it has up to 36 times the image's pixels.
         across = halve_x @ _sampled(double_x, theta[:, 0, 0], theta[:, 0, 2], halve_x.shape[1])  # [N, W, W]
         down = halve_y @ _sampled(double_y, theta[:, 1, 1], theta[:, 1, 2], halve_y.shape[1])  # [N, H, H]
         return _both_axes(down, images, across)
@@ -162,7 +164,7 @@ def _sampled(doubled: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, co
     length = len(doubled)
     target = (2 * torch.arange(count, device=doubled.device, dtype=doubled.dtype) + 1) / count - 1
     position = ((scale[:, None] * target + shift[:, None] + 1) * length - 1) / 2  # [N, count], pixels
-    position = position.clamp(-1, length)  # where it is black already
+    position = position.clamp(-1, length)  # pixels at -1 and at length are black
     first = position.floor()
     weight = (position - first)[:, :, None]
     black = doubled.new_zeros(1, doubled.shape[1])

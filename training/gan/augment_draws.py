@@ -1,9 +1,9 @@
-"""What an augmentation does to the images of a batch: all its random numbers, drawn on the CPU for the whole batch.
+"""The random numbers of an augmentation, drawn on the CPU for the whole batch.
 
 The transforms, their order and their distributions are those of StyleGAN2-ADA and StyleGAN3 (Karras et al. 2020,
 "Training Generative Adversarial Networks with Limited Data", appendix B). Every transform happens to a sample with
-probability p. The numbers behind a transform depend neither on p nor on the set, so that a larger p makes
-more of the same.
+probability p. The random numbers of a transform depend neither on p nor on the set of transforms, so a larger p applies
+the same transforms to more samples.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from passersby.errors import InputError
 
 # ---- Orthogonal wavelet filters as matrices that act on one axis of an image.
 #
-# Images are resampled at twice their resolution, between a sym6 low-pass filter and its mirror image: as the filter is
-# orthogonal, an image that nothing happens to comes out as it was (Karras et al. 2020, ADA, appendix B). Products with
-# banded matrices are exact, differentiable as often as one likes, and quicker than convolutions at the sizes of
+# Images are resampled at twice their resolution, between a sym6 low-pass filter and its mirror image. The filter is
+# orthogonal, so an image without a transform comes out unchanged (Karras et al. 2020, ADA, appendix B). Products with
+# banded matrices are exact, differentiable any number of times, and quicker than convolutions at the sizes of
 # pedestrian images.
 
 # Daubechies' least asymmetric wavelets ("symlets"), low-pass decomposition filters with sum sqrt(2).
@@ -47,18 +47,18 @@ def reflected(start: int, stop: int, length: int, device: torch.device) -> torch
 def doubling(length: int, before: int, after: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """[2 (before + length + after), length]: reflect at both ends, then double the resolution.
 
-    `before` and `after` are pixels, at most length - 1. Made on the device from these few numbers: nothing is copied.
+    `before` and `after` are pixels, at most length - 1. The matrix is made on the device, without a copy from the host.
     """
     source = reflected(-before, length + after, length, device)
     pixels = (source[:, None] == torch.arange(length, device=device)).to(dtype)
-    beyond = pixels.new_zeros(_REACH, length)  # beyond the margin is black
-    windows = torch.cat([beyond, pixels, beyond]).unfold(0, 2 * _REACH + 1, 1)  # [padded, length, 7]
+    black = pixels.new_zeros(_REACH, length)  # outside the margin
+    windows = torch.cat([black, pixels, black]).unfold(0, 2 * _REACH + 1, 1)  # [padded, length, 7]
     phases = windows @ _doubling_taps(device, dtype)  # [padded, length, 2]
     return phases.transpose(1, 2).reshape(-1, length)
 
 
 def _constant(values: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    with torch.inference_mode(False):  # kept for later calls, which may need gradients
+    with torch.inference_mode(False):  # the cache keeps the tensor for later calls, which may need gradients
         return torch.from_numpy(values).to(device, dtype)
 
 
@@ -79,7 +79,7 @@ def halving(length: int, device: torch.device, dtype: torch.dtype) -> torch.Tens
 
 
 def filter_bank() -> np.ndarray:
-    """[4, 43]: symmetric band-pass filters, one an octave and the lowest band first, that add up to the identity."""
+    """[4, 43]: symmetric band-pass filters that add up to the identity, one an octave, the lowest band first."""
     signs = (-1.0) ** np.arange(len(_SYM2))
     low = np.convolve(_SYM2, _SYM2[::-1]) / 2
     high = np.convolve(_SYM2 * signs, (_SYM2 * signs)[::-1]) / 2
@@ -95,7 +95,7 @@ def filter_bank() -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def band_matrices(length: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """[4, length, length]: the filter bank along an axis that is reflected at its ends (as often as it takes)."""
+    """[4, length, length]: the filter bank along an axis that is reflected at its ends, as often as needed."""
     bank = filter_bank()
     taps = bank.shape[1]
     source = np.pad(np.arange(length), taps // 2, mode="reflect")
@@ -109,8 +109,8 @@ _BLIT = ("xflip", "rotate90", "xint")
 _GEOM = ("scale", "rotate", "aniso", "xfrac")
 _COLOR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
 
-# The names of the ADA paper. `upright` is for people who stand: 'bgc' without what the generator would learn to
-# imitate, as no photograph shows it: turned people, and hues and negatives that skin and sky do not have.
+# Names of the ADA paper, and `upright` for people who stand. `upright` is 'bgc' without transforms that no photograph
+# shows and that the generator would learn to imitate: turned people, and unnatural hues and negatives of skin and sky.
 AUGMENTATIONS: dict[str, tuple[str, ...]] = {
     "upright": ("xflip", "xint", "scale", "aniso", "xfrac", "brightness", "contrast", "saturation"),
     "blit": _BLIT,
@@ -131,21 +131,21 @@ _BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural images (1 / f), lowest 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """How each sample of a batch is augmented. None = nothing of the kind happens to any sample of the batch.
+    """The augmentation of each sample of a batch. None: no sample of the batch has this transform.
 
-    `margins`, `separable` and what is None belong to the whole batch, also in a share of it: so a sample comes out
-    the same whoever augments it.
+    `margins`, `separable` and each None describe the whole batch, also in a share of it: so a sample comes out the same
+    in every worker.
     """
 
     height: int
     width: int
     margins: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, top, right, bottom: pixels of reflection needed
-    separable: bool = True  # no sample is turned: rows and columns can be worked on one after the other
+    separable: bool = True  # no sample is turned: rows and columns can be resampled one after the other
     theta: torch.Tensor | None = None  # [N, 2, 3] float32: from the output to the input as `affine_grid` takes it
     colour: torch.Tensor | None = None  # [N, 3, 4] float32: (r, g, b, 1) -> (r, g, b)
     gains: torch.Tensor | None = None  # [N, 4] float32: of the frequency bands, lowest first
     noise: torch.Tensor | None = None  # [N, 3, H, W] float32, to be added
-    cut_rows: torch.Tensor | None = None  # [N, H] bool; blackened is where row and column are both cut
+    cut_rows: torch.Tensor | None = None  # [N, H] bool; a pixel is black where its row and its column are both cut
     cut_columns: torch.Tensor | None = None  # [N, W] bool
 
     def share(self, index: slice) -> "Draws":
@@ -153,11 +153,11 @@ class Draws:
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> "Draws":
-        """The same draws on the device. The device is not waited for."""
+        """The same draws on the device. The call does not wait for the device."""
         device = torch.device(device)
         if device.type != "cuda":
             return self._map(lambda tensor: tensor.to(device))
-        # A copy from memory that is not pinned may wait for all work before it.
+        # A copy from memory that is not pinned may wait for all earlier work of the device.
         return self._map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
     def _map(self, change) -> "Draws":
@@ -166,10 +166,11 @@ class Draws:
 
 
 class _Dice:
-    """Random values [..., N] of a batch and whether they are used.
+    """Random values [..., N] of a batch, and gates that say which samples use them.
 
-    With a percentile every value is that percentile of its distribution and every gate is open: the reference's
-    way to compare implementations. Its normal percentiles lack a factor of sqrt(2), here as well.
+    With a percentile every value is that percentile of its distribution and every gate is open, which is the
+    reference's way to compare implementations. The reference's normal percentiles lack a factor of sqrt(2), and so do
+    these.
     """
 
     def __init__(self, names: tuple[str, ...], p: float, count: int, random: np.random.Generator, percentile):
@@ -186,7 +187,7 @@ class _Dice:
         return values if self.percentile is None else np.full_like(values, _erfinv(2 * self.percentile - 1))
 
     def gated(self, name: str, values: np.ndarray, identity: float, p: float | None = None) -> np.ndarray:
-        """The values of samples to which the transform happens, `identity` for the others."""
+        """The value of each sample to which the transform happens, `identity` for all other samples."""
         happens = self.random.random(self.count) < (self.p if p is None else p)
         if name not in self.names:
             happens = np.zeros_like(happens)
@@ -204,7 +205,7 @@ def draw(
     random: np.random.Generator,
     percentile: float | None = None,
 ) -> Draws:
-    """Draw how `count` images are augmented: one of AUGMENTATIONS, each of its transforms with probability p.
+    """Draw the augmentation of `count` images: one set of AUGMENTATIONS, each of its transforms with probability p.
 
     `percentile` replaces every draw by that percentile of its distribution, for comparisons. Raises InputError for an
     unknown set and for p outside 0..1.
@@ -217,7 +218,7 @@ def draw(
         return Draws(height, width)
     names = AUGMENTATIONS[augmentation]
     dice = _Dice(names, p, count, random, percentile)
-    # All are drawn whatever the set is; the noise, which takes long, comes last.
+    # Every set draws all of these numbers. The noise takes long, so it is drawn last and only for sets that have it.
     inverse = _inverse_affine(dice, height, width)
     colour = _colour(dice)
     gains = _band_gains(dice)
@@ -230,8 +231,8 @@ def draw(
         noise=_noise(dice, height, width) if "noise" in names else None,
     )
     if cut_rows.any():
-        cut = torch.from_numpy(cut_rows), torch.from_numpy(cut_columns)
-        draws = dataclasses.replace(draws, cut_rows=cut[0], cut_columns=cut[1])
+        tensors = torch.from_numpy(cut_rows), torch.from_numpy(cut_columns)
+        draws = dataclasses.replace(draws, cut_rows=tensors[0], cut_columns=tensors[1])
     if (inverse != np.eye(3)).any():
         margins = _margins(inverse, height, width)
         separable = not (inverse[:, [0, 1], [1, 0]] != 0).any()
@@ -331,7 +332,7 @@ def _colour(dice: _Dice) -> np.ndarray:
     hue, saturation = hue[:, None, None], saturation[:, None, None]
     linear = contrast[:, None, None] * (eye - 2 * grey * luma_flip[:, None, None])
     turn = np.cos(hue) * (eye - grey) + grey + np.sin(hue) * cross
-    turn = np.where(hue == 0, eye, turn)  # exactly, so that it shows when nothing happens
+    turn = np.where(hue == 0, eye, turn)  # exactly the identity, so that `draw` can see that nothing happens
     linear = np.where(saturation == 1, eye, grey + (eye - grey) * saturation) @ turn @ linear
     return np.concatenate([linear, linear @ np.tile(brightness[:, None, None], (1, 3, 1))], axis=2)
 

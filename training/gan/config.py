@@ -17,8 +17,8 @@ FREE_TO_CHANGE = ALWAYS_FREE | {
     "kimg", "snapshot_kimg", "batch_gpu", "validation_kimg", "fid_images", "fid_reference", "inception",
 }  # fmt: skip
 
-# What folders of before an option did, where that is not its default. Those of before augmentation hold no checkpoint
-# to go on from: null is no value of --augment, so that they are refused.
+# Values of options in folders that are older than the option, where its default is another value. Folders older than
+# augmentation hold no usable checkpoint: null is no value of --augment, so these folders are refused.
 BEFORE = {"augment": None}
 
 
@@ -149,9 +149,9 @@ class GanTraining(TrainingConfig):
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
         check_bounds(self)
-        known = ", ".join(AUGMENTATIONS)
+        choices = ", ".join(AUGMENTATIONS)
         require(
-            self.augment_set in AUGMENTATIONS, f"--augment-set {self.augment_set} is not known: give one of {known}"
+            self.augment_set in AUGMENTATIONS, f"--augment-set {self.augment_set} is not known: give one of {choices}"
         )
         self._check_sizes()
         self._check_batch()
@@ -195,7 +195,7 @@ class GanTraining(TrainingConfig):
         )
 
     def discriminator(self, label_size: int = 0) -> DiscriminatorConfig:
-        """The discriminator's configuration: the channels as given, for T and R alike."""
+        """The discriminator's configuration: the same channels for T and R."""
         return DiscriminatorConfig(
             self.height,
             self.width,
@@ -206,9 +206,9 @@ class GanTraining(TrainingConfig):
         )
 
     def step_settings(self) -> StepSettings:
-        """The iteration's numbers: those that the reference derives from the batch are derived here.
+        """The settings of an iteration, which depend on the batch as in the reference.
 
-        After a transfer there is neither the blur nor the average's quick start (as the reference resumes).
+        After a transfer there is no blur, and no quick start of the averaged generator, as when the reference resumes.
         """
         share = self.batch // max(self.workers, 1)
         return StepSettings(
@@ -232,7 +232,7 @@ def _is_power_of_two(number: int) -> bool:
 
 # ---- Named settings of GAN training: for people, for the study, for a laptop.
 
-# Values that differ from GanTraining's own defaults, which are those of person-128x64-t.
+# Values that differ from GanTraining's defaults. The defaults are the preset person-128x64-t.
 PRESETS: dict[str, dict[str, Any]] = {
     "person-128x64-t": {},
     "person-128x64-r": {"config": "r"},

@@ -1,9 +1,9 @@
-"""What goes into a GAN training: real images, codes, augmentation, as functions of the seed and the images seen.
+"""Inputs of a GAN training: real images, codes and augmentation are functions of the seed and the images seen.
 
-Every draw is made for the whole batch and then shared out: worker r of W takes samples r, r + W, r + 2W, ...
-With that stride the groups of the minibatch deviation hold the same samples whatever W is (where a worker's
-share is a multiple of the group), so a training does not depend on the number of its workers beyond rounding,
-and going on from a checkpoint needs no stored random state.
+Every draw is made for the whole batch; then worker r of W takes samples r, r + W, r + 2W, ... With this stride the
+groups of the minibatch deviation hold the same samples for every W (where a worker's share is a multiple of the group).
+So a training does not depend on the number of its workers, except for rounding. It continues from a checkpoint without
+a stored random state.
 """
 
 import dataclasses
@@ -16,21 +16,21 @@ from training.gan.augment import Draws, draw
 from training.gan.config import GanTraining
 from training.gan.step import AUGMENTED, Inputs, Latents
 
-# One independent stream for each use: no use sees the numbers of another.
-_ORDER, _MIRROR, _LATENTS, _AUGMENT = 0, 1, 2, 3  # _AUGMENT + k: the k-th name of AUGMENTED
+# Each use has an independent stream of random numbers.
+_ORDER, _MIRROR, _LATENTS, _AUGMENT = 0, 1, 2, 3  # _AUGMENT + k: stream of the k-th name of AUGMENTED
 
 
 class Order:
-    """Which images follow each other: every epoch is another permutation, decided by the seed and its number."""
+    """The order of the images: every epoch is another permutation, a function of the seed and the epoch's number."""
 
     def __init__(self, images: int, seed: int):
         self.images, self.seed = images, seed
         self._epoch = (-1, np.empty(0, np.int64))
 
     def indices(self, start: int, count: int) -> np.ndarray:
-        """The images that come after `start` images, [count] int64."""
-        epochs, places = np.divmod(np.arange(start, start + count), self.images)
-        return np.concatenate([self._permutation(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+        """Indices of the `count` images that come after `start` images, [count] int64."""
+        epochs, positions = np.divmod(np.arange(start, start + count), self.images)
+        return np.concatenate([self._permutation(epoch)[positions[epochs == epoch]] for epoch in np.unique(epochs)])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._epoch[0] != epoch:
@@ -40,7 +40,7 @@ class Order:
 
 
 class Reader(Protocol):
-    """Where real images come from: an array in memory, or a stream."""
+    """The source of real images: an array in memory, or a stream."""
 
     def read(self, images_seen: int, indices: np.ndarray) -> np.ndarray:
         """This worker's images `indices` of the batch after `images_seen` images, uint8 [n, H, W, 3]."""
@@ -59,7 +59,7 @@ class InMemory:
 
 
 class Batches:
-    """The inputs of every iteration, this worker's share of them. `labels`: [N, c_dim] float32 of all images."""
+    """This worker's share of every iteration's inputs. `labels`: [N, c_dim] float32 of all images."""
 
     def __init__(
         self,
@@ -74,33 +74,33 @@ class Batches:
         self.share = slice(rank, None, world_size)
 
     def inputs(self, images_seen: int, p: float, z_dim: int, num_ws: int, device: torch.device) -> Inputs:
-        """Everything random of the iteration after `images_seen` images, augmented with probability `p`."""
-        mine = self.order.indices(images_seen, self.config.batch)[self.share]
-        reals = to_float(self.reals(images_seen, mine), device)
+        """All random inputs of the iteration after `images_seen` images, augmented with probability `p`."""
+        indices = self.order.indices(images_seen, self.config.batch)[self.share]
+        reals = to_float(self.reals(images_seen, indices), device)
         first, second = self.latents(images_seen, z_dim, num_ws)
         return Inputs(
             reals,
             (first.to(device), second.to(device)),
-            None if self.labels is None else torch.from_numpy(self.labels[mine]).to(device),
+            None if self.labels is None else torch.from_numpy(self.labels[indices]).to(device),
             {name: draws.to(device) for name, draws in self.draws(images_seen, p).items()},
         )
 
     def reals(self, images_seen: int, indices: np.ndarray) -> torch.Tensor:
-        """This worker's real images, uint8 [n, 3, H, W], channels last; `to_float` makes floats of them."""
+        """This worker's real images, uint8 [n, 3, H, W], channels last; `to_float` converts them."""
         flips = np.random.default_rng([self.config.seed, _MIRROR, images_seen]).random(self.config.batch) < 0.5
         batch = self.reader.read(images_seen, indices)
         if self.config.mirror:
-            mine = flips[self.share]
-            batch[mine] = batch[mine, :, ::-1]
+            mirrored = flips[self.share]
+            batch[mirrored] = batch[mirrored, :, ::-1]
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
     def latents(self, images_seen: int, z_dim: int, num_ws: int) -> tuple[Latents, Latents]:
-        """This worker's codes of the generator's and the discriminator's phase."""
+        """This worker's codes for the generator's phase and for the discriminator's phase."""
         stream = np.random.default_rng([self.config.seed, _LATENTS, images_seen])
         return self._phase(stream, z_dim, num_ws), self._phase(stream, z_dim, num_ws)
 
     def draws(self, images_seen: int, p: float) -> dict[str, Draws]:
-        """What is done to this worker's images in each place where the discriminator sees some."""
+        """The augmentation of this worker's images, by name of AUGMENTED; without entries where `p` is 0."""
         if p == 0:
             return {}
         config = self.config
@@ -123,8 +123,8 @@ class Batches:
             mix_from = np.where(mixed, stream.integers(1, num_ws, batch), num_ws)
         if self.labels is not None:  # labels of fakes are as frequent as those of real images
             labels = self.labels[stream.integers(len(self.labels), size=batch)]
-        others = (None if part is None else torch.from_numpy(part) for part in (mix_z, mix_from, labels))
-        return Latents(torch.from_numpy(z), *others).share(self.share)
+        parts = (None if part is None else torch.from_numpy(part) for part in (mix_z, mix_from, labels))
+        return Latents(torch.from_numpy(z), *parts).share(self.share)
 
 
 def to_float(reals: torch.Tensor, device: torch.device) -> torch.Tensor:

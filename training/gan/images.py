@@ -29,15 +29,15 @@ class StreamFactory(Protocol):
         rank: int = 0,
         world_size: int = 1,
     ) -> Reader:
-        """This worker's share of each batch, whose places in `source.training` are indices(images seen)."""
+        """A reader of this worker's share of each batch; indices(images seen) are its images in `source.training`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What a training is made of. Arrays are uint8 [N, H, W, 3] RGB, and read-only where workers share them.
+    """The data of a training. Image arrays are uint8 [N, H, W, 3] RGB, and read-only where workers share them.
 
-    `sample` is all training images where they fit in memory (`streamed` is False), else some of them.
+    `sample` holds all training images where they fit in memory (`streamed` is False), else some of them.
     """
 
     source: ImageSource
@@ -48,7 +48,7 @@ class TrainingData:
     labels: np.ndarray | None  # [N, c_dim] float32 of the training images
     validation_labels: np.ndarray | None
     label_record: dict
-    notes: tuple[str, ...]  # for people: what was left out, and where the images are
+    notes: tuple[str, ...]  # lines for the user: images that are left out, and whether images are streamed
 
     @property
     def streamed(self) -> bool:
@@ -61,11 +61,11 @@ class TrainingData:
         return 0 if self.labels is None else self.labels.shape[1]
 
     def order(self, config: GanTraining) -> Order:
-        """Which images follow each other."""
+        """The order of the training images."""
         return Order(len(self.source.training), config.seed)
 
     def reader(self, config: GanTraining, rank: int, world_size: int) -> Reader:
-        """Where this worker's images come from."""
+        """The source of this worker's images."""
         if self.stream is None:
             return InMemory(self.sample)
         order, batch = self.order(config), config.batch
@@ -80,10 +80,10 @@ class TrainingData:
 
 
 def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
-    """Decode and label what `list_data` listed.
+    """Decode and label the images of `list_data`.
 
-    Raises InputError for data that cannot be used, and for more than fits in memory (`pipeline.image_stream.load_data`
-    streams that).
+    Raises InputError for data that cannot be used, and for images that do not fit in memory, which
+    `pipeline.image_stream.load_data` can stream.
     """
     if not in_memory(config, source):
         images = len(source.training) + len(source.validation)
@@ -95,7 +95,7 @@ def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
 
 
 def in_memory(config: GanTraining, source: ImageSource, object_store: int | None = None) -> bool:
-    """Whether the images stay in memory; object_store: as of `training.memory.fits`."""
+    """Whether the images stay in memory; object_store: as for `training.memory.fits`."""
     images = len(source.training) + len(source.validation)
     return fits(images, config.height, config.width, available_memory(), object_store)
 
@@ -110,12 +110,12 @@ def decode(config: GanTraining, source: ImageSource) -> TrainingData:
 
 
 def image_target(config: GanTraining) -> Target:
-    """What every image is made into."""
+    """The size of every training image, and how an image of another size or shape is changed."""
     return Target(config.height, config.width, config.fit, config.enlarge)
 
 
 def list_data(config: GanTraining) -> ImageSource:
-    """The listing of `config.data`, split, not decoded. Raises InputError where there is too little of it."""
+    """The listing of `config.data`, split, not decoded. Raises InputError for too few images."""
     source = open_images(config.data, config.validation_people)
     _require_enough(config, source)
     return source
@@ -130,7 +130,7 @@ def assemble(
     unreadable: Sequence[str],
     stream: StreamFactory | None = None,
 ) -> TrainingData:
-    """Label what was decoded. features: `colour_features` of training and validation images, for clusters."""
+    """Label the decoded images. features: `colour_features` of training and validation images, for clusters."""
     _require_enough(config, source)
     notes = []
     if unreadable:
@@ -161,6 +161,6 @@ def _require_enough(config: GanTraining, source: ImageSource) -> None:
 
 
 def _labels(config: GanTraining, source: ImageSource, features: np.ndarray | None) -> Labels:
-    # Validation images get labels of the same meaning: losses on them would say nothing otherwise.
-    everybody = dataclasses.replace(source, training=joined([source.training, source.validation]))
-    return labels(everybody, config.condition, features=features, clusters=config.clusters, seed=config.seed)
+    # Labels of validation images must have the same meaning: otherwise the losses on them would mean nothing.
+    all_images = dataclasses.replace(source, training=joined([source.training, source.validation]))
+    return labels(all_images, config.condition, features=features, clusters=config.clusters, seed=config.seed)

@@ -28,12 +28,12 @@ def train(
     report: Report | None = None,
     inception: bytes | None = None,
 ) -> Path | None:
-    """Train until `config.kimg` or `config.max_minutes`; goes on from the last checkpoint in `config.out`.
+    """Train until `config.kimg` or `config.max_minutes`; continues from the last checkpoint in `config.out`.
 
-    Inside a `torch.distributed` group every worker calls it with its rank; the first one writes. `report`
-    gets the figures after every snapshot, equally often in all workers. Returns the last snapshot's folder
-    (None in other workers, and where there was nothing to do). Raises InputError for data or folders that cannot be
-    used, and when the training diverges. `inception`: the bytes of its network file, needed for FID.
+    Inside a `torch.distributed` group every worker calls `train` with its rank; the first worker writes. `report` gets
+    the figures after every snapshot, equally often in all workers. Returns the last snapshot's folder; None in other
+    workers, and where there was nothing to do. Raises InputError for data or folders that cannot be used, and when the
+    training diverges. `inception`: the bytes of its network file, needed for FID.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -46,7 +46,7 @@ def train(
 
 
 class GanTrainer(Trainer[GanTraining, TrainingState]):
-    """One worker's part of a GAN training. It keeps snapshots; losses of status lines may be older than the line."""
+    """One worker's part of a GAN training. It keeps snapshots. Losses in a status line may be older than the line."""
 
     def __init__(
         self, config: GanTraining, worker: Worker, data: TrainingData, beginning: Start, inception: bytes | None
@@ -84,7 +84,7 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
     # ---- status lines
 
     def _status_is_due(self, log: TrainingLog, last: bool) -> bool:
-        return log.status_is_due()  # the last snapshot has one before it
+        return log.status_is_due()  # the last snapshot writes a status line before itself
 
     def _status_words(self, interval: Interval) -> tuple[str, dict[str, float]]:
         kimg, p = self.state.images_seen / 1000, self.state.ada.p
@@ -122,18 +122,18 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
         if self.validation:
             measured |= self.validation.measure(state)
         record = self.add_record(log, measured)
-        log.clock += time.monotonic() - clock  # measuring and drawing are no training
+        log.clock += time.monotonic() - clock  # measuring and drawing are no training time
         stop_if_diverged(record, state.images_seen / 1000)
         for line in warnings(self.figures):
             log.say(f"warning: {line}")
 
-    # ---- what is kept
+    # ---- snapshots and checkpoints
 
     def _progress(self) -> dict[str, float]:
         return {"kimg": self.state.images_seen / 1000, "iterations": self.state.step}
 
     def record(self) -> dict[str, Any]:
-        """What a network's file says of its training."""
+        """The record of the training in a network's file."""
         return super().record() | self.origin
 
     def _snapshot_is_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a GAN training keeps: folders that are complete or not there at all, named by the real images seen.
+"""Files of a GAN training. Its folders are complete or absent, and named by the number of real images seen.
 
 OUT/snapshots/000100000/network.safetensors     averaged and training generator, discriminator, record; all kept
 OUT/checkpoints/000104000/network.safetensors   the same, and ...
@@ -38,12 +38,12 @@ def is_begun(out: Path) -> bool:
 
 
 def claim_folder(config: GanTraining) -> None:
-    """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
+    """Write `config.json` into the output folder; refuse to continue in the folder of another training (`claim`)."""
     claim(config.out, config.as_json(), defaults(GanTraining) | BEFORE, FREE_TO_CHANGE, is_begun(config.out))
 
 
 def last_snapshot(out: Path) -> Path | None:
-    """The newest snapshot's folder, None at the start."""
+    """The newest snapshot's folder; None at the start."""
     return newest(out, f"snapshots/[0-9]*/{NETWORK}")
 
 
@@ -55,10 +55,10 @@ def save_snapshot(out: Path, state: TrainingState, record: dict) -> Path:
 
 
 def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) -> Path:
-    """Write everything that training needs to go on; `extra`: values and tensors that `resume` gives back.
+    """Write everything that training needs to continue; `extra`: values and tensors that `resume` returns.
 
-    A snapshot of the same moment lends its network file. Of the checkpoints before, one is kept. Errors as for
-    `save_snapshot`.
+    A snapshot with the same images seen shares its network file. The checkpoint before the new one is kept. Raises
+    InputError where the checkpoint cannot be written; earlier checkpoints stay.
     """
     snapshot = _snapshot_folder(out, state) / NETWORK
 
@@ -95,9 +95,9 @@ def keep_best(out: Path, snapshot: Path) -> None:
 
 
 def is_best(history: Sequence[Record], fid: float) -> bool:
-    """Whether a snapshot of this FID is better than all that the history knows."""
-    known = [score for record in history if (score := record.get("fid")) is not None]
-    return math.isfinite(fid) and all(fid < other for other in known)
+    """Whether this FID is lower than every FID in the history."""
+    earlier = [score for record in history if (score := record.get("fid")) is not None]
+    return math.isfinite(fid) and all(fid < score for score in earlier)
 
 
 def _snapshot_folder(out: Path, state: TrainingState) -> Path:
@@ -117,7 +117,7 @@ def _write_networks(path: Path, state: TrainingState, record: dict) -> None:
 def resume(state: TrainingState, folder: Path) -> dict:
     """Put a checkpoint's weights, optimisers and counters into `state`; returns its `extra`.
 
-    Raises InputError for a damaged one, and for one of networks of another shape.
+    Raises InputError for a damaged checkpoint, and for a checkpoint of networks of another shape.
     """
     loaded = load_network(folder / NETWORK)
     if loaded.generator.config != state.generator.config:
@@ -149,8 +149,10 @@ _PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": t
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A training at its beginning or where it stopped. `origin` goes into the record of every network made from it;
-    `extra` is what the checkpoint held beside the state, None at the beginning; `lines` are to be said.
+    """A training at its beginning, or at its last checkpoint.
+
+    `origin` goes into the record of every network of the training. `extra` holds the checkpoint's values beside the
+    state, None at the beginning. `lines` are lines for the log.
     """
 
     state: TrainingState
@@ -160,9 +162,10 @@ class Start:
 
 
 def start(config: GanTraining, device: torch.device, label_size: int = 0, images: np.ndarray | None = None) -> Start:
-    """New networks, their weights fixed by the seed; with `config.transfer` another network's as far as they fit;
-    or, where there is a checkpoint, everything as it was then. `images` [N, H, W, 3] uint8 are some of those to be
-    learned: a discriminator that is cut to size keeps what matters for them.
+    """New networks whose weights the seed fixes, or the last checkpoint where there is one.
+
+    With `config.transfer` new networks take another network's weights as far as they fit. `images` [N, H, W, 3] uint8
+    are some of the training images: a discriminator that is cut to size keeps the channels that matter for them.
 
     Raises InputError for files that cannot be read, and where the checkpoint is of other data or networks.
     """
@@ -203,8 +206,8 @@ def _transfer(
 ) -> tuple[Generator | None, dict, list[str]]:
     loaded = load_network(path)
     same = loaded.generator.config == generator.config
-    # A network of another shape is cut to size by the importance of its channels. The average and the network that
-    # trains must be cut alike, so both start as the average then.
+    # A network of another shape is cut to size by the importance of its channels. The averaged generator and the
+    # training generator must be cut alike, so both start from the averaged generator.
     source = loaded.training_generator if same and loaded.training_generator else loaded.generator
     reports = {"generator": transfer(source, generator)}
     if loaded.discriminator is None:
@@ -212,11 +215,11 @@ def _transfer(
             f"--transfer {path} holds no discriminator: a generator alone cannot go on learning; give the "
             "training's own network file"
         )
-    some = None
+    sample = None
     if images is not None:
         index = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).astype(int)
-        some = to_float(torch.from_numpy(images[index]).permute(0, 3, 1, 2), torch.device("cpu"))
-    reports["discriminator"] = transfer(loaded.discriminator, discriminator, some)
+        sample = to_float(torch.from_numpy(images[index]).permute(0, 3, 1, 2), torch.device("cpu"))
+    reports["discriminator"] = transfer(loaded.discriminator, discriminator, sample)
     origin = {
         "transferred_from": {
             "file": path.name,

@@ -1,9 +1,9 @@
 """One training iteration of StyleGAN3: losses, phases, optimisers, the averaged generator. No Ray, no files.
 
-The loss is the non-saturating one (Goodfellow et al. 2014) with R1 (Mescheder et al. 2018) applied lazily
-(Karras et al. 2020, StyleGAN2); StyleGAN3-R blurs what the discriminator sees at the start (Karras et al.
-2021, appendix F); what it sees is augmented with a probability that adapts (Karras et al. 2020, ADA). Several
-workers call the same functions inside a `torch.distributed` group.
+The loss is the non-saturating loss (Goodfellow et al. 2014) with R1 (Mescheder et al. 2018), which is applied lazily
+(Karras et al. 2020, StyleGAN2). At the start StyleGAN3-R blurs the discriminator's images (Karras et al. 2021, appendix
+F). The discriminator's images are augmented with a probability that adapts (Karras et al. 2020, ADA). Several workers
+call the same functions inside a `torch.distributed` group.
 """
 
 import copy
@@ -44,8 +44,8 @@ def r1_penalty(real_logits: torch.Tensor, reals: torch.Tensor, gamma: float) -> 
 def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Separable blur of [N, 3, H, W]: kernel 2^-(x/sigma)^2 (base 2), radius floor(3 sigma), zeros outside.
 
-    Written as two banded matrix products: the kernel is longer than the image at the start of training, where
-    a convolution would mostly multiply padding.
+    The blur is two products with banded matrices. At the start of training the kernel is longer than the image, so a
+    convolution would mostly multiply padding.
     """
     radius = int(sigma * 3)
     if radius == 0:
@@ -63,7 +63,7 @@ def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     return matrix(height) @ images @ matrix(width)
 
 
-# ---- What one iteration of a GAN training takes in: real images, latent codes, draws of the augmentation.
+# ---- Inputs of one iteration of a GAN training: real images, latent codes, draws of the augmentation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,25 +84,25 @@ class Latents:
         return self._map(lambda part: part.to(device))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Latents":
-        others = (None if part is None else change(part) for part in (self.mix_z, self.mix_from, self.labels))
-        return Latents(change(self.z), *others)
+        optional_parts = (None if part is None else change(part) for part in (self.mix_z, self.mix_from, self.labels))
+        return Latents(change(self.z), *optional_parts)
 
 
-# What is augmented in an iteration, each with draws of its own: fakes that train G, fakes and reals that train D, R1.
+# Images augmented in an iteration, each with separate draws: fakes that train G, fakes and reals that train D, R1.
 AUGMENTED = ("generator", "fakes", "reals", "r1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Everything random that one worker needs for an iteration."""
+    """All random inputs that one worker needs for an iteration."""
 
     reals: torch.Tensor  # [N, 3, H, W] float32, -1..1
     latents: tuple[Latents, Latents]  # of the generator's and of the discriminator's phase
     labels: torch.Tensor | None = None  # [N, c_dim] of the reals
-    draws: dict[str, Draws] = dataclasses.field(default_factory=dict)  # keys: AUGMENTED; missing = as they are
+    draws: dict[str, Draws] = dataclasses.field(default_factory=dict)  # by AUGMENTED; a missing name: no augmentation
 
     def part(self, index: int, count: int) -> "Inputs":
-        """Samples index, index + count, ...: with this stride the groups of the minibatch deviation are the same."""
+        """Samples index, index + count, ... This stride keeps the groups of the minibatch deviation."""
         share = slice(index, None, count)
         return Inputs(
             self.reals[share],
@@ -114,7 +114,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What an iteration needs to know besides networks and data. Counts are images, over all workers."""
+    """The settings of an iteration. Counts are images, over all workers."""
 
     gamma: float
     r1_interval: int = 16
@@ -122,7 +122,7 @@ class StepSettings:
     blur_fade_images: float = 1.0
     ema_half_life_images: float = 5000.0
     ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen so far
-    rounds: int = 1  # parts that a worker's share is worked on in, their gradients added up
+    rounds: int = 1  # parts of a worker's share, computed one after the other; their gradients are added up
 
 
 @dataclasses.dataclass
@@ -136,12 +136,12 @@ class TrainingState:
     discriminator_optimizer: torch.optim.Optimizer
     ada: AdaController
     real_signs: torch.Tensor  # [2]: sum of sign(D(real)) and count since p was last adapted, of this worker
-    frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay as they are (Freeze-D)
+    frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay unchanged (Freeze-D)
     step: int = 0
     images_seen: int = 0
 
     def train(self, network: str, train: bool) -> None:
-        """Let gradients into one network's parameters, those of Freeze-D excepted; or into none."""
+        """Switch gradients of one network's parameters on or off; parameters of Freeze-D never have gradients."""
         for name, parameter in getattr(self, network).named_parameters():
             parameter.requires_grad_(train and not (network == "discriminator" and name in self.frozen))
 
@@ -158,7 +158,7 @@ def new_state(
 ) -> TrainingState:
     """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented.
 
-    The discriminator takes 17 Adam steps where 16 are meant, so its rate and betas are adjusted (StyleGAN2,
+    The discriminator takes 17 Adam steps in place of 16, so its rate and betas are adjusted (StyleGAN2,
     appendix B: c = k / (k + 1), rate * c, betas ** c).
     """
     generator.train().requires_grad_(False)
@@ -183,14 +183,14 @@ def new_state(
 
 
 def blur_sigma(settings: StepSettings, images_seen: int) -> float:
-    """Width in pixels of the blur before the discriminator: fades linearly from its start to 0."""
+    """Width in pixels of the blur before the discriminator: falls linearly from its start value to 0."""
     return settings.blur_start_sigma * max(1 - images_seen / settings.blur_fade_images, 0.0)
 
 
 def synthesize(generator: Generator, latents: Latents, update_emas: bool = False) -> torch.Tensor:
     """Training images of one phase, [N, 3, H, W] float32, with style mixing where the latents ask for it.
 
-    Mixing is decided per sample, not per batch as in StyleGAN2: the same expectation, and every batch sees
+    Mixing is decided per sample, not per batch as in StyleGAN2. The expectation is the same, and every batch has
     several crossing points instead of one.
     """
     ws = generator.mapping(latents.z, latents.labels, update_emas=update_emas)  # [N, num_ws, w_dim]
@@ -205,13 +205,13 @@ def synthesize(generator: Generator, latents: Latents, update_emas: bool = False
 def judge(
     state: TrainingState, images: torch.Tensor, labels: torch.Tensor | None, sigma: float, draws: Draws | None
 ) -> torch.Tensor:
-    """Logits [N, 1] of images [N, 3, H, W] as the discriminator gets to see them: blurred, then augmented."""
+    """Logits [N, 1] of images [N, 3, H, W] from the discriminator, after blur and then augmentation."""
     images = blur(images, sigma)
     return state.discriminator(images if draws is None else apply(images, draws), labels)
 
 
 def generator_phase(state: TrainingState, latents: Latents, sigma: float, draws: Draws | None = None) -> Scalars:
-    """Gradients of the generator's loss, added to those of its parameters. Returns per-image scalars."""
+    """Add gradients of the generator's loss to its parameters' gradients. Returns per-image scalars."""
     state.train("generator", True)
     logits = judge(state, synthesize(state.generator, latents), latents.labels, sigma, draws)
     loss = generator_loss(logits)
@@ -228,14 +228,15 @@ def discriminator_phase(
     labels: torch.Tensor | None = None,
     draws: tuple[Draws | None, Draws | None] = (None, None),
 ) -> Scalars:
-    """Gradients of the discriminator's loss on reals [N, 3, H, W]; moves the generator's own averages.
+    """Add gradients of the discriminator's loss on reals [N, 3, H, W]; moves the averages inside the generator.
 
     `draws` augment the fakes and the reals.
     """
     with torch.no_grad():
         fakes = synthesize(state.generator, latents, update_emas=True)
     state.train("discriminator", True)
-    # Two passes: the minibatch deviations of fakes and reals must not mix. Two backwards: the memory of one.
+    # Two forward passes, because the minibatch deviations of fakes and reals must not mix. Two backward passes need the
+    # memory of only one.
     fake_logits = judge(state, fakes, latents.labels, sigma, draws[0])
     F.softplus(fake_logits).mean().backward()
     real_logits = judge(state, reals, labels, sigma, draws[1])
@@ -257,7 +258,7 @@ def regularization_phase(
     labels: torch.Tensor | None = None,
     draws: Draws | None = None,
 ) -> Scalars:
-    """Gradients of R1 on reals [N, 3, H, W], times the interval as the phase runs that much more seldom."""
+    """Add gradients of R1 on reals [N, 3, H, W], times the interval, because the phase runs only once an interval."""
     state.train("discriminator", True)
     reals = reals.detach().requires_grad_(True)
     penalty = r1_penalty(judge(state, reals, labels, sigma, draws), reals, settings.gamma)
@@ -290,7 +291,7 @@ def ema_beta(settings: StepSettings, images_seen: int, batch: int) -> float:
 
 @torch.no_grad()
 def update_ema(average: Generator, generator: Generator, beta: float) -> None:
-    """average <- beta * average + (1 - beta) * generator; buffers are copied (they are averages already)."""
+    """average <- beta * average + (1 - beta) * generator; buffers are copied, because they are averages already."""
     for mean, value in zip(average.parameters(), generator.parameters(), strict=True):
         mean.lerp_(value, 1 - beta)
     for mean, value in zip(average.buffers(), generator.buffers(), strict=True):
@@ -298,7 +299,7 @@ def update_ema(average: Generator, generator: Generator, beta: float) -> None:
 
 
 def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs) -> Scalars:
-    """Generator, discriminator, R1 (every `r1_interval` iterations), a step each; then averages and adaptation.
+    """A step each of generator, discriminator and R1 (every `r1_interval` iterations); then averages and adaptation.
 
     Returns per-image scalars of this worker, still on the device.
     """
@@ -325,8 +326,8 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
 
 
 def _discriminator_rounds(state: TrainingState, rounds: list[Inputs], sigma: float) -> list[Scalars]:
-    # The averages inside the generator are linear in the samples: their mean over rounds and workers, each from
-    # the same start, is what one worker with the whole batch would have got, and all generators stay the same.
+    # The averages inside the generator are linear in the samples. So their mean over rounds and workers, each from the
+    # same start, equals the averages of one worker with the whole batch, and all workers' generators stay the same.
     averages = [buffer for name, buffer in state.generator.named_buffers() if name.endswith(("_avg", "_ema"))]
     start = [buffer.clone() for buffer in averages]
     total = [torch.zeros_like(buffer) for buffer in averages]
@@ -346,7 +347,7 @@ def _joined(parts: list[Scalars]) -> Scalars:
 
 
 def adapt(state: TrainingState, real_scores: torch.Tensor, batch: int) -> None:
-    """Count the signs of D(real) and let the controller move p; the device is waited for only when p moves."""
+    """Count the signs of D(real) and let the controller move p; waits for the device only when p may move."""
     if not state.ada.adapts:
         return
     signs = real_scores.sign()

@@ -1,4 +1,4 @@
-"""How a GAN does on people it never trains on, and whether something is wrong with it."""
+"""Validation of a GAN on people it never trains on, its FID, its grids, and warnings about its figures."""
 
 import math
 from pathlib import Path
@@ -19,21 +19,21 @@ from training.gan.images import TrainingData
 from training.gan.step import Latents, TrainingState, synthesize
 from training.workers import gather_rows, workers
 
-# ---- What a GAN training shows of itself: grids of people and of style mixes, of the same codes every time.
+# ---- Pictures of a GAN training: grids of people and of style mixes, from the same codes every time.
 
 MIDDLE_LAYERS = slice(5, 12)  # the main job's default mix: w indices 5-11
 _PICTURES_AT_ONCE = 16  # images synthesised at a time
 
 
 def person_latents(count: int, z_dim: int) -> torch.Tensor:
-    """z of the people 0 .. count - 1, as generation with these seeds has them; [count, z_dim] float32."""
+    """z of the people 0 .. count - 1, the same as in generation with these seeds; [count, z_dim] float32."""
     rows = [np.random.RandomState(seed).randn(1, z_dim) for seed in range(count)]
     return torch.from_numpy(np.concatenate(rows)).to(torch.float32)
 
 
 @torch.inference_mode()
 def person_codes(generator: Generator, count: int) -> torch.Tensor:
-    """ws of the people 0 .. count - 1, [count, num_ws, w_dim]; of a conditional network with labels in turn."""
+    """ws of the people 0 .. count - 1, [count, num_ws, w_dim]; a conditional network gets its labels in turn."""
     device = generator.mapping.w_avg.device
     labels = None
     if generator.c_dim:
@@ -57,15 +57,15 @@ def people_grid(generator: Generator, people: int = 40, columns: int = 10) -> np
 def mix_grid(generator: Generator, people: int = 6) -> np.ndarray:
     """Row A, column B: person A with the middle layers of B; first column and row show A and B themselves.
 
-    uint8 [height, width, 3]. On the diagonal stands the person unchanged.
+    uint8 [height, width, 3]. The diagonal shows each person unchanged.
     """
     ws = person_codes(generator, people)  # [P, num_ws, w_dim]
     mixes = ws[:, None].repeat(1, people, 1, 1)  # [A, B, num_ws, w_dim]
     mixes[:, :, MIDDLE_LAYERS] = ws[None, :, MIDDLE_LAYERS]
-    alone = synthesize_in_chunks(generator, ws)
-    images = synthesize_in_chunks(generator, mixes.flatten(0, 1)).reshape(people, people, *alone.shape[1:])
-    corner = np.full_like(alone[:1], 255)
-    rows = [corner, alone] + [part for a in range(people) for part in (alone[a : a + 1], images[a])]
+    unmixed = synthesize_in_chunks(generator, ws)
+    images = synthesize_in_chunks(generator, mixes.flatten(0, 1)).reshape(people, people, *unmixed.shape[1:])
+    corner = np.full_like(unmixed[:1], 255)
+    rows = [corner, unmixed] + [part for a in range(people) for part in (unmixed[a : a + 1], images[a])]
     return image_grid(np.concatenate(rows), people + 1)
 
 
@@ -90,13 +90,13 @@ def save_reals(out: Path, images: np.ndarray, count: int = 40, columns: int = 10
 # ---- FID of a snapshot inside the training loop, over all workers, without Ray.
 
 IMAGES_ON_GPU = 10_000
-ENOUGH_VALIDATION = 500  # images: with fewer, FID says more about the few than about the generator
-_FID_SEED = 2**31 - 2  # of codes that are the same at every snapshot and that no training draws
+ENOUGH_VALIDATION = 500  # images: with fewer, FID depends more on the choice of images than on the generator
+_FID_SEED = 2**31 - 2  # seed of codes that are the same at every snapshot and that no training draws
 _FID_AT_ONCE = 32
 
 
 def images_wanted(config: GanTraining, on_gpu: bool) -> int:
-    """How many generated images the FID of a snapshot takes; 0: none is measured."""
+    """Number of generated images for the FID of a snapshot; 0: no FID is measured."""
     if config.fid_images is None:
         return IMAGES_ON_GPU if on_gpu else 0
     return config.fid_images
@@ -105,7 +105,7 @@ def images_wanted(config: GanTraining, on_gpu: bool) -> int:
 class SnapshotFid:
     """Compares images of the averaged generator with real ones. Every worker makes its share of the images.
 
-    `inception`: the bytes of its network file, where FID is wanted.
+    `inception`: the bytes of its network file; None only where no FID is measured.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class SnapshotFid:
 
     @torch.inference_mode()
     def measure(self, generator: Generator) -> float | None:
-        """FID of this generator, the same in all workers; None where none is asked for."""
+        """FID of this generator, the same in all workers; None where no FID is measured."""
         if self.count == 0:
             return None
         inception, real = self.loaded = self.loaded or self._load()
@@ -136,8 +136,8 @@ class SnapshotFid:
         fakes = []
         for start in range(0, len(z), _FID_AT_ONCE):
             part = slice(start, start + _FID_AT_ONCE)
-            given = None if labels is None else labels[part].to(self.device)
-            images = to_uint8(generator(torch.from_numpy(z[part]).to(self.device), given))
+            part_labels = None if labels is None else labels[part].to(self.device)
+            images = to_uint8(generator(torch.from_numpy(z[part]).to(self.device), part_labels))
             fakes.append(inception(images.cpu().numpy()))
         return fid(real, self._gathered(np.concatenate(fakes)))
 
@@ -157,11 +157,11 @@ def _whole_shares(count: int) -> int:
 
 _CHUNK = 16  # a multiple of the minibatch deviation's group
 _MOST = 256
-_SEED = 2**31 - 1  # of codes that no training draws: training's streams have three numbers
+_SEED = 2**31 - 1  # seed of codes that no training draws: the seeds of training's streams have three numbers
 
 
 class Validation:
-    """Losses on fixed real images and fixed codes: [V, H, W, 3] uint8, at most 256 of them, evenly taken."""
+    """Losses on fixed real images and fixed codes: [V, H, W, 3] uint8, at most 256 images, evenly taken."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None, z_dim: int, device: torch.device):
         count = min(len(images), _MOST)
@@ -176,8 +176,8 @@ class Validation:
     def measure(self, state: TrainingState) -> dict[str, float]:
         """Losses of both networks and scores, without blur and augmentation; and the variety of generated images.
 
-        "diversity" is the mean standard deviation of a pixel over generated images, as a share of that over real
-        ones: it falls towards 0 when the generator collapses. It is left out where the real ones are all the same.
+        "diversity" is the mean standard deviation of a pixel over generated images, divided by that over real images.
+        It falls towards 0 when the generator collapses. It is left out where all real images are equal.
         """
         real_scores, fake_scores, moments = [], [], torch.zeros(2, 2, *self.images.shape[1:3], 3, dtype=torch.float64)
         for start in range(0, len(self.images), _CHUNK):
@@ -201,10 +201,10 @@ class Validation:
 
 
 def stop_if_diverged(figures: dict[str, float], kimg: float) -> None:
-    """Raises InputError where a loss or score is infinite or undefined: nothing good comes after that."""
-    bad = {name: value for name, value in figures.items() if name in _LOSSES and not math.isfinite(value)}
-    if bad:
-        name, value = next(iter(bad.items()))
+    """Raises InputError where a loss or score is infinite or undefined: such a training does not recover."""
+    diverged = {name: value for name, value in figures.items() if name in _LOSSES and not math.isfinite(value)}
+    if diverged:
+        name, value = next(iter(diverged.items()))
         raise InputError(
             f"the training diverged before kimg {kimg:.1f} ({name} is {value}): take a new --out with "
             "--transfer and the last good snapshot, a higher --gamma, or --precision float32"
@@ -215,7 +215,7 @@ _LOSSES = ("G/loss", "D/loss", "D/r1", "scores/real", "scores/fake", "validation
 
 
 def warnings(figures: dict[str, float]) -> list[str]:
-    """What a person should know about these figures of validation, a line each; none when all seems well."""
+    """Warnings about these figures of validation, one line each; an empty list when all seems well."""
     lines = []
     if figures.get("diversity", 1) < 0.35:
         lines.append(

@@ -1,4 +1,4 @@
-"""Augmentation for re-identification: shift, mirror, erase. Drawn on the host, done on the device, a batch at once.
+"""Augmentation for re-ID: shift, mirror, erase. The host draws it, the device applies it to a whole batch at once.
 
 The order is the study's (layumi's baseline): pad with black, crop, mirror; random erasing comes last.
 """
@@ -10,8 +10,8 @@ import torch
 
 from passersby.errors import InputError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B, 0..1: what is erased becomes 0 after normalisation
-_ATTEMPTS = 100  # rectangles tried for one image before it is left whole, as Zhong et al.'s code does
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B, 0..1: erased pixels become 0 after normalisation
+_ATTEMPTS = 100  # rectangles tried for one image before it stays whole, as in Zhong et al.'s code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class AugmentConfig:
     """How images are changed. The defaults are the study's at 256x128: no erasing.
 
     flip: probability that an image is mirrored. pad: pixels of black around the image before the crop.
-    erase: probability of random erasing (Zhong et al. 2020; bag of tricks: 0.5), of a rectangle of a share
-    `erase_area` of the image with height / width in `erase_aspect`, both drawn evenly.
+    erase: probability of random erasing (Zhong et al. 2020; bag of tricks: 0.5). The erased rectangle has a share
+    `erase_area` of the image and a height / width in `erase_aspect`, both drawn evenly.
     """
 
     flip: float = 0.5
@@ -43,10 +43,10 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What happens to each of n images.
+    """The augmentation of each of n images.
 
     flips: [n] bool. offsets: [n, 2] int64, top and left of the crop in the padded image, 0..2 * pad.
-    erase: [n, 4] int64, top, left, height, width in the image as it comes out; height 0: nothing is erased.
+    erase: [n, 4] int64, top, left, height, width in the output image; height 0: nothing is erased.
     """
 
     flips: np.ndarray
@@ -60,7 +60,7 @@ class Draws:
 
 
 def draw(config: AugmentConfig, batch_size: int, height: int, width: int, rng: np.random.Generator) -> Draws:
-    """Draw for a whole batch. Every part takes as many numbers whatever the settings: none shifts another."""
+    """Draw for a whole batch. Each part draws equally many numbers for all settings, so no part shifts another."""
     flips = rng.random(batch_size) < config.flip
     offsets = np.floor(rng.random((batch_size, 2)) * (2 * config.pad + 1)).astype(np.int64)
     erased = rng.random(batch_size) < config.erase
@@ -68,7 +68,7 @@ def draw(config: AugmentConfig, batch_size: int, height: int, width: int, rng: n
     aspect = rng.uniform(*config.erase_aspect, (batch_size, _ATTEMPTS))
     sizes = np.stack([np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))], 2).astype(np.int64)
     fits = np.all((sizes >= 1) & (sizes < (height, width)), axis=2)
-    chosen = sizes[np.arange(batch_size), fits.argmax(1)]  # the first that fits
+    chosen = sizes[np.arange(batch_size), fits.argmax(1)]  # the first rectangle that fits
     corners = np.floor(rng.random((batch_size, 2)) * ((height, width) - chosen + 1)).astype(np.int64)
     erased &= fits.any(1)
     return Draws(flips, offsets, np.where(erased[:, None], np.concatenate([corners, chosen], 1), 0), config.pad)
@@ -87,8 +87,8 @@ def augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     from_columns = torch.where(flips > 0, width - 1 - columns, columns) + shift_right  # [n, W]
     inside = _between(from_rows, 0, height)[:, :, None] & _between(from_columns, 0, width)[:, None, :]  # [n, H, W]
     first = torch.arange(n, device=images.device)[:, None] * height + from_rows.clamp(0, height - 1)
-    places = first[:, :, None] * width + from_columns.clamp(0, width - 1)[:, None, :]
-    pixels = images.reshape(-1, 3).index_select(0, places.flatten()).view(n, height, width, 3)
+    pixel_indices = first[:, :, None] * width + from_columns.clamp(0, width - 1)[:, None, :]
+    pixels = images.reshape(-1, 3).index_select(0, pixel_indices.flatten()).view(n, height, width, 3)
     changed = pixels.to(torch.float32).div_(255).mul_(inside[..., None])
     if draws.erase[:, 2].any():
         erased = _between(rows, top, top + tall)[:, :, None] & _between(columns, left, left + wide)[:, None, :]
@@ -98,7 +98,7 @@ def augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 
 def unchanged(images: torch.Tensor) -> torch.Tensor:
-    """The same without augmentation: uint8 -> float32 [n, 3, H, W], 0..1, channels last."""
+    """Images as `augment` returns them, without augmentation: uint8 -> float32 [n, 3, H, W], 0..1, channels last."""
     return _colours_last(images).to(torch.float32).div_(255).contiguous().permute(0, 3, 1, 2)
 
 

@@ -14,7 +14,7 @@ from training.reid.augment import AugmentConfig
 from training.reid.labels import Labelling
 
 FREE_TO_CHANGE = ALWAYS_FREE | {"people", "variants", "weights", "teacher"}
-# Options that are about generated images only: without any they change nothing that is worth a training of its own.
+# Options that concern generated images only: in a training without generated images they change nothing.
 ABOUT_GENERATED = frozenset(
     ["people_labels", "variants_labels", "generated_smoothing", "teacher", "temperature", "generated_weight"]
     + ["generated_share", "generated_triplet", "ramp_epochs", "real_only_epochs", "separate_batchnorm", "filters"]
@@ -228,7 +228,7 @@ class ReidTraining(TrainingConfig):
         )
 
     def augmentation(self) -> AugmentConfig:
-        """What is done to the images."""
+        """The augmentation of the images."""
         return AugmentConfig(flip=0.5 if self.mirror else 0.0, pad=self.pad, erase=self.erasing)
 
     def step_of(self, epochs: float, total_steps: int) -> int:
@@ -236,7 +236,7 @@ class ReidTraining(TrainingConfig):
         return round(min(epochs / self.epochs, 1.0) * total_steps)
 
     def rate_factor(self, step: int, total_steps: int) -> float:
-        """What the learning rates are multiplied with in a step."""
+        """The factor of the learning rates in a step."""
         epoch = step / total_steps * self.epochs
         factor = 1.0
         if epoch < self.warmup_epochs:
@@ -250,7 +250,7 @@ class ReidTraining(TrainingConfig):
 # ---- Named settings of re-ID training: the bag of tricks, the study, and both for CPUs.
 
 # Z. Luo et al., Bag of tricks and a strong baseline for deep person re-identification, 2019 (without center loss):
-# ReidTraining's own defaults. The study: Z. Zheng's baseline of October 2022 with a ReLU after the embedding's batch
+# ReidTraining's defaults. The study: Z. Zheng's baseline of October 2022 with a ReLU after the embedding's batch
 # norm; generated images with hard labels, in one list with the real ones.
 _STUDY = {
     "neck": "embedding",
@@ -269,7 +269,7 @@ _STUDY = {
     "triplet_weight": 0.0,
     "erasing": 0.0,
 }
-# Without ImageNet weights the backbone starts from nothing, so that it learns at the head's rate.
+# Without ImageNet weights the backbone starts from random weights, so it learns at the head's rate.
 _SMALL = {
     "backbone": "resnet10",
     "stem": "small",

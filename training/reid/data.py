@@ -1,4 +1,4 @@
-"""Which images make the batch of a step: a function of the seed and the step, so exact resume needs no stored state."""
+"""The images of each step's batch: a function of the seed and the step, so exact resume needs no stored state."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from training.reid.labels import REAL
 from training.reid.step import Batch
 
 Sampler = Literal["shuffle", "pk"]
-# One independent stream for each list: no list sees the numbers of another. 3 and up are free for other uses.
+# Each list of images has an independent stream of random numbers. Streams from 3 on are free for other uses.
 _MIXED, _GENERATED, _LAST = 0, 1, 2
 
 
@@ -25,13 +25,14 @@ class ReidBatches:
     """The batches of a training; the same in every worker.
 
     classes, sources: [N] int64 of all images. batch: images of a step, over all workers.
-    sampler: how real images follow each other. "shuffle": every epoch another permutation, its partial last batch
+    sampler: the order of real images. "shuffle": every epoch is another permutation, whose partial last batch is
         skipped. "pk": P people times `instances` images of each (Hermans et al. 2017), see `people_schedule`.
-    generated_share: at most this share of a batch is generated, in a shuffled list of their own; with "pk" rounded
-        down so that whole people are left. None: one list of all images, as the study did.
+    generated_share: at most this share of a batch is generated images, which come from a separate shuffled list; with
+        "pk" the number is rounded down so that whole people fill the batch. None: one list of all images, as in the
+        study.
     real_only_from: from this step on batches hold real images only, in a new epoch; None: never.
 
-    Raises InputError where no batch can be made so.
+    Raises InputError where these values allow no batch.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ReidBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which the list of real images (or the one list of all) is gone through once."""
+        """Steps of one pass over the list of real images (or over the one list of all images)."""
         return self._main.steps
 
     def batch(self, step: int) -> np.ndarray:
@@ -75,11 +76,11 @@ class ReidBatches:
     def share(self, step: int, rank: int, workers: int) -> np.ndarray:
         """The part of worker `rank`, [batch / workers]; the parts in order make the batch.
 
-        Generated images are spread evenly over the batch, so that workers hold equally many where that divides.
-        Raises InputError where the batch, or with "pk" its people, cannot be shared out equally.
+        Generated images are spread evenly over the batch, so workers hold equally many where the number divides.
+        Raises InputError where workers cannot share the batch, or with "pk" its people, equally.
         """
-        part, left = divmod(self.batch_size, workers)
-        if left:
+        part, remainder = divmod(self.batch_size, workers)
+        if remainder:
             raise InputError(f"a batch of {self.batch_size} does not divide among {workers} workers: change one")
         if self.sampler == "pk":
             last = self.real_only_from is not None and step >= self.real_only_from
@@ -129,23 +130,23 @@ class ReidBatches:
         return _Epochs(*_shuffled(images, count, self.seed, stream))
 
     def _blocks(self, count: int) -> np.ndarray:
-        """Sizes of what must stand together in a batch."""
+        """Sizes of the blocks of images that must stand together in a batch."""
         size = self.instances if self.sampler == "pk" else 1
         return np.full(count // size, size)
 
 
 class _Epochs:
-    """Endless epochs of `steps` batches each; `build(epoch)` gives all of one, [steps, count] int64."""
+    """Endless epochs of `steps` batches each; `build(epoch)` gives all batches of an epoch, [steps, count] int64."""
 
     def __init__(self, steps: int, build: Callable[[int], np.ndarray]):
         self.steps, self._build = steps, build
         self._epoch = (-1, np.empty((0, 0), np.int64))
 
     def at(self, step: int) -> np.ndarray:
-        epoch, place = divmod(step, self.steps)
+        epoch, index = divmod(step, self.steps)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._build(epoch))
-        return self._epoch[1][place]
+        return self._epoch[1][index]
 
 
 def _shuffled(images: np.ndarray, count: int, seed: int, stream: int) -> tuple[int, Callable[[int], np.ndarray]]:
@@ -164,88 +165,100 @@ def _people(
     images: np.ndarray, classes: np.ndarray, count: int, instances: int, seed: int, stream: int
 ) -> tuple[int, Callable[[int], np.ndarray]]:
     _, people, sizes = np.unique(classes, return_inverse=True, return_counts=True)
-    groups, wanted = np.maximum(sizes // instances, 1), count // instances
-    if wanted < 2:
-        raise InputError(f"{count} real images of a batch are {wanted} people of {instances}: give a batch for 2")
-    if wanted > len(sizes):
+    groups, people_per_step = np.maximum(sizes // instances, 1), count // instances
+    if people_per_step < 2:
         raise InputError(
-            f"a batch needs {wanted} people of {instances} images, the data have {len(sizes)}: give a smaller batch"
+            f"{count} real images of a batch are {people_per_step} people of {instances}: give a batch for 2"
         )
-    steps = most_steps(groups, wanted)
+    if people_per_step > len(sizes):
+        raise InputError(
+            f"a batch needs {people_per_step} people of {instances} images, the data have {len(sizes)}: "
+            "give a smaller batch"
+        )
+    steps = most_steps(groups, people_per_step)
     starts = np.cumsum(sizes) - sizes
 
     def build(epoch: int) -> np.ndarray:
         rng = np.random.default_rng([seed, stream, epoch])
         order = rng.permutation(len(images))
-        order = order[np.argsort(people[order], kind="stable")]  # by person, in random order inside
-        who, which = people_schedule(groups, wanted, steps, rng)  # each [steps, wanted]
-        within = which[..., None] * instances + np.arange(instances)
-        return images[order[starts[who][..., None] + within % sizes[who][..., None]]].reshape(steps, count)
+        order = order[np.argsort(people[order], kind="stable")]  # by person, in random order within a person
+        shown_people, shown_groups = people_schedule(
+            groups, people_per_step, steps, rng
+        )  # each [steps, people_per_step]
+        within = shown_groups[..., None] * instances + np.arange(instances)
+        return images[order[starts[shown_people][..., None] + within % sizes[shown_people][..., None]]].reshape(
+            steps, count
+        )
 
     return steps, build
 
 
-def most_steps(groups: np.ndarray, wanted: int) -> int:
-    """In how many steps `wanted` different people can be shown, person i in at most groups[i] of them, groups >= 1.
+def most_steps(groups: np.ndarray, people_per_step: int) -> int:
+    """Greatest number of steps that each show `people_per_step` different people, person i in at most groups[i] steps.
 
-    The largest S with sum(min(groups, S)) >= S * wanted.
+    groups: [people] int64, each at least 1. The result is the largest S with
+    sum(min(groups, S)) >= S * people_per_step.
     """
-    low, high = 0, int(groups.sum()) // wanted
+    low, high = 0, int(groups.sum()) // people_per_step
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if np.minimum(groups, middle).sum() >= middle * wanted else (low, middle - 1)
+        low, high = (
+            (middle, high) if np.minimum(groups, middle).sum() >= middle * people_per_step else (low, middle - 1)
+        )
     return low
 
 
 def people_schedule(
-    groups: np.ndarray, wanted: int, steps: int, rng: np.random.Generator
+    groups: np.ndarray, people_per_step: int, steps: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch of a P x K sampler: who is shown in each step, and which of their groups: two [steps, wanted] int64.
+    """An epoch of a P x K sampler: the people of each step, and the group of each: two [steps, people_per_step] int64.
 
-    As the usual RandomIdentitySampler (torchreid, bag of tricks): the images of a person, shuffled, make groups of K,
-    what is left over waits for another epoch, people of fewer than K images have one group; each step takes `wanted`
-    different people at random among those who have groups left. That sampler stops once too few people are left, at
-    a step that chance decides; here an epoch always has `steps` of them (`most_steps`, never fewer): whoever has a
-    group for each of the steps left must come now.
+    As in the usual RandomIdentitySampler (torchreid, bag of tricks), the shuffled images of a person make groups of K.
+    The remaining images wait for another epoch; people with fewer than K images have one group. Each step takes
+    `people_per_step` different people at random among the people with unused groups. The usual sampler stops once too
+    few people have unused groups, at a step that chance decides. Here an epoch always has `steps` steps (`most_steps`,
+    never fewer): a person with one unused group for each remaining step must be in the current step.
     """
-    left, people = groups.copy(), np.arange(len(groups))
-    who = np.empty((steps, wanted), np.int64)
-    which = np.empty_like(who)
+    unused, people = groups.copy(), np.arange(len(groups))
+    shown_people = np.empty((steps, people_per_step), np.int64)
+    shown_groups = np.empty_like(shown_people)
     for step in range(steps):
-        must = left[people] >= steps - step
+        must = unused[people] >= steps - step
         chosen = people[must]
-        if len(chosen) > wanted:
-            chosen = rng.choice(chosen, wanted, replace=False)
+        if len(chosen) > people_per_step:
+            chosen = rng.choice(chosen, people_per_step, replace=False)
         elif len(chosen) == 0:
-            chosen = people[rng.choice(len(people), wanted, replace=False)]
+            chosen = people[rng.choice(len(people), people_per_step, replace=False)]
         else:
             others = people[~must]
-            chosen = np.concatenate([chosen, others[rng.choice(len(others), wanted - len(chosen), replace=False)]])
-        who[step], which[step] = chosen, groups[chosen] - left[chosen]
-        left[chosen] -= 1
-        if (left[chosen] == 0).any():
-            people = people[left[people] > 0]
-    return who, which
+            chosen = np.concatenate(
+                [chosen, others[rng.choice(len(others), people_per_step - len(chosen), replace=False)]]
+            )
+        shown_people[step], shown_groups[step] = chosen, groups[chosen] - unused[chosen]
+        unused[chosen] -= 1
+        if (unused[chosen] == 0).any():
+            people = people[unused[people] > 0]
+    return shown_people, shown_groups
 
 
 def _spread(blocks: np.ndarray, singles: int) -> np.ndarray:
-    """Order of a batch in which blocks and single images, `singles` of them after the blocks, are spread evenly."""
+    """Order of a batch that spreads blocks and single images evenly; the `singles` single images follow the blocks."""
     middles = np.repeat((np.arange(len(blocks)) + 0.5) / max(len(blocks), 1), blocks)
     return np.argsort(np.concatenate([middles, (np.arange(singles) + 0.5) / max(singles, 1)]), kind="stable")
 
 
-# ---- Images of a re-ID training on their way to the device: decoded once, kept there where they fit, else sent ahead.
+# ---- Images are decoded once. They stay on the device where they fit, else each batch is sent ahead of its step.
 
 _AUGMENT = 4  # the stream of random numbers; ReidBatches has 0 to 3
 _DEVICE_SHARE = 0.4  # of a GPU's free memory that images may take; the rest is the network's
 
 
 class Feeder:
-    """This worker's part of every step's batch, on the device; what step s gets is a function of the seed and s.
+    """This worker's part of every step's batch, on the device. The batch of step s is a function of the seed and s.
 
-    On a GPU whose memory has room all images live there as uint8, and a batch is one gather. Elsewhere the next batch
-    is gathered by a thread while the device computes, on a GPU through pinned memory. `waited` adds up the seconds in
-    which the step stood still for its images.
+    A GPU whose memory has room holds all images as uint8, and a batch is one gather. Elsewhere a thread gathers the
+    next batch while the device computes; for a GPU it uses pinned memory. `waited` adds up the seconds in which steps
+    waited for their images.
     """
 
     def __init__(self, data: TrainingImages, config: ReidTraining, batches: ReidBatches, device, rank=0, workers=1):

@@ -1,7 +1,8 @@
-"""What a training image is said to show: a distribution over the classes, and how much the image counts.
+"""Labels of training images: a distribution over the classes, and the weight of the image.
 
-Real images say who it is. What a generated image says is a setting: artificial people are new classes or nobody
-(LSRO), a variant of a real person is that person, that person with doubt, nobody, or whom a teacher sees in it.
+A real image is labelled with its person. The label of a generated image is a setting. Artificial people are new
+classes, or their label is uniform (LSRO). A variant of a real person is labelled with this person, with this person
+smoothed, uniformly, or with the probabilities of a teacher.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ def smoothed(classes: torch.Tensor, count: int, eps: float) -> torch.Tensor:
 
 
 def uniform(n: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """LSRO (Zheng et al. 2017): as much of everybody, [n, count] float32 of 1 / count."""
+    """LSRO (Zheng et al. 2017): every class has the same share, [n, count] float32 of 1 / count."""
     return torch.full((n, count), 1 / count, device=device)
 
 
@@ -37,12 +38,12 @@ class Labelling:
     """How the images of each source are labelled and weighed.
 
     real_smoothing: eps of real images, 0 <= eps < 1 (0: the study; 0.1: bag of tricks).
-    people: "hard": classes of their own, labelled like real ones; "lsro": uniform over the real classes.
+    people: "hard": artificial people are new classes, labelled like real people; "lsro": uniform over the real classes.
     variants: "hard": labelled exactly as a real image of the person; "smooth": the person with eps
-        `generated_smoothing` (CamStyle, Zhong et al. 2018: 0.1 on generated images only); "lsro"; "teacher": the
-        distribution that a teacher network sees in the image (DG-Net, Zheng et al. 2019).
-    generated_weight: what a generated image counts beside a real one's 1.
-    ramp: steps over which that weight grows from 0; 0: at once.
+        `generated_smoothing` (CamStyle, Zhong et al. 2018: 0.1 on generated images only); "lsro": uniform over the
+        real classes; "teacher": the teacher network's probabilities for the image (DG-Net, Zheng et al. 2019).
+    generated_weight: weight of a generated image; a real image has weight 1.
+    ramp: steps over which the weight of generated images grows from 0; 0: the full weight at once.
     """
 
     real_smoothing: float = 0.0
@@ -65,7 +66,7 @@ class Labelling:
             raise InputError(f"ramp {self.ramp}: give a number of steps, 0 for the full weight at once")
 
     def class_count(self, real_classes: int, total_classes: int) -> int:
-        """How many classes the classifier tells apart: the real ones only where artificial people are nobody."""
+        """Number of the classifier's classes: only the real classes where artificial people have a uniform label."""
         return real_classes if self.people == "lsro" else total_classes
 
     def targets(
@@ -78,39 +79,39 @@ class Labelling:
     ) -> torch.Tensor:
         """Labels [n, count] float32, rows sum to 1, on the device of `classes`.
 
-        classes: [n] int64; those of artificial people are not looked at under "lsro" and may be past `count`.
+        classes: [n] int64; with "lsro" the classes of artificial people are ignored and may be past `count`.
         sources: [n] int64 of REAL, PEOPLE, VARIANTS.
-        teacher_logits: [n, T], T <= count, with T the first classes; later ones, of people whom the teacher does not
-        know, get 0. Only rows of variants are looked at. They are softened by `temperature`; the network's own
-        logits are not: where those should be too (Hinton et al. 2015), `training.reid.step.distillation` is the loss.
-        Raises InputError where "teacher" has no teacher, or one of more classes.
+        teacher_logits: [n, T], T <= count, of the first T classes. Later classes, whose people the teacher does not
+        know, get 0. Only rows of variants are used. `temperature` softens the teacher's logits, but not the logits of
+        the trained network; `training.reid.step.distillation` is the loss that softens both (Hinton et al. 2015).
+        Raises InputError where "teacher" has no teacher, or a teacher with more classes.
         """
-        nobody, variants = self._nobody(sources), sources == VARIANTS
-        known = torch.where(nobody, 0, classes)  # one_hot refuses classes past the count
-        labels = smoothed(known, count, self.real_smoothing)
+        uniform_rows, variants = self._uniformly_labelled(sources), sources == VARIANTS
+        valid_classes = torch.where(uniform_rows, 0, classes)  # one_hot refuses classes past the count
+        labels = smoothed(valid_classes, count, self.real_smoothing)
         if self.variants == "smooth":
-            labels = torch.where(variants[:, None], smoothed(known, count, self.generated_smoothing), labels)
+            labels = torch.where(variants[:, None], smoothed(valid_classes, count, self.generated_smoothing), labels)
         elif self.variants == "teacher" and teacher_logits is not None:
-            labels = torch.where(variants[:, None], _taught(teacher_logits, count, temperature), labels)
+            labels = torch.where(variants[:, None], _teacher_labels(teacher_logits, count, temperature), labels)
         elif self.variants == "teacher" and variants.any():
             raise InputError("variants 'teacher': there is no teacher; give the checkpoint of a trained network")
-        return torch.where(nobody[:, None], uniform(len(classes), count, classes.device), labels)
+        return torch.where(uniform_rows[:, None], uniform(len(classes), count, classes.device), labels)
 
     def weights(self, sources: torch.Tensor, step: int) -> torch.Tensor:
-        """What each image counts at this step, [n] float32: 1 for real ones, up to `generated_weight` for others."""
-        grown = 1.0 if self.ramp == 0 else min(1.0, step / self.ramp)
-        return torch.where(sources == REAL, 1.0, self.generated_weight * grown).to(torch.float32)
+        """Weight of each image at this step, [n] float32: 1 for real images, up to `generated_weight` for generated."""
+        ramp_factor = 1.0 if self.ramp == 0 else min(1.0, step / self.ramp)
+        return torch.where(sources == REAL, 1.0, self.generated_weight * ramp_factor).to(torch.float32)
 
-    def _nobody(self, sources: torch.Tensor) -> torch.Tensor:
-        nobody = torch.zeros_like(sources, dtype=torch.bool)
+    def _uniformly_labelled(self, sources: torch.Tensor) -> torch.Tensor:
+        uniform_rows = torch.zeros_like(sources, dtype=torch.bool)
         if self.people == "lsro":
-            nobody |= sources == PEOPLE
+            uniform_rows |= sources == PEOPLE
         if self.variants == "lsro":
-            nobody |= sources == VARIANTS
-        return nobody
+            uniform_rows |= sources == VARIANTS
+        return uniform_rows
 
 
-def _taught(logits: torch.Tensor, count: int, temperature: float) -> torch.Tensor:
+def _teacher_labels(logits: torch.Tensor, count: int, temperature: float) -> torch.Tensor:
     if logits.shape[1] > count:
         raise InputError(
             f"the teacher tells {logits.shape[1]} classes apart, this training {count}: "

@@ -24,13 +24,13 @@ from training.reid.step import ReidState, StepSettings, autocast, train_step
 from training.trainer import Trainer, check_loss, crosses, millions
 from training.workers import Report, Scalars, Worker, command_line, workers
 
-# ---- Loss and Rank-1 error on images of the training people that were set aside.
+# ---- Loss and Rank-1 error on validation images, which are images of the training people that no step sees.
 
 _AT_ONCE = 256
 
 
 class Validation:
-    """Images uint8 [V, H, W, 3] and their classes [V], as the study's baseline has them (one a person)."""
+    """Validation images uint8 [V, H, W, 3] and their classes [V], one image a person as in the study's baseline."""
 
     def __init__(self, images: np.ndarray, classes: np.ndarray, device: torch.device, dtype: torch.dtype | None):
         self.images, self.device, self.dtype = images, device, dtype
@@ -101,12 +101,12 @@ def train(
     command: str | None = None,
     report: Report | None = None,
 ) -> Path | None:
-    """Train to the end, or for `config.max_minutes`; goes on from the last checkpoint in `config.out`.
+    """Train to the end, or for `config.max_minutes`; continues from the last checkpoint in `config.out`.
 
-    Inside a `torch.distributed` group every worker calls it with its rank; the first one writes. `report` gets the
-    figures after every record, equally often in all workers. Returns the finished network's file, None where it is not
-    finished and in other workers. Raises InputError for data or folders that cannot be used, and where the loss is no
-    number any more.
+    Inside a `torch.distributed` group every worker calls `train` with its rank; the first worker writes. `report` gets
+    the figures after every record, equally often in all workers. Returns the finished network's file; None where the
+    training is not finished, and in other workers. Raises InputError for data or folders that cannot be used, and where
+    the loss becomes infinite or undefined.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -116,7 +116,7 @@ def train(
 
 
 class ReidTrainer(Trainer[ReidTraining, ReidState]):
-    """One worker's part of a re-ID training. steps: in all."""
+    """One worker's part of a re-ID training. steps: number of steps of the whole training."""
 
     def __init__(self, config: ReidTraining, worker: Worker, data: TrainingImages):
         super().__init__(config, worker)
@@ -167,7 +167,7 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
     def _step(self) -> Scalars:
         state, config, step = self.state, self.config, self.state.step
         batch = self.feeder.batch(step)
-        # Dropout draws from PyTorch's own stream: seeded anew for each step, it is the same after a restart.
+        # Dropout draws from PyTorch's global stream. A new seed for each step makes it the same after a restart.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, step, self.worker.rank]).generate_state(1)[0]))
         scalars = train_step(state, self.settings, batch, config.rate_factor(step, self.steps), self.teacher)
         state.images_seen += config.batch
@@ -212,7 +212,7 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
             if self.validation:
                 measured |= self.validation.measure(self.state.network)
             self.add_record(log, measured)
-            log.clock += time.monotonic() - clock  # measuring and drawing are no training
+            log.clock += time.monotonic() - clock  # measuring and drawing are no training time
             if self.validation:
                 log.say(
                     f"validation at step {self.state.step:,}: loss {measured['validation/loss']:.3f}, "
@@ -220,7 +220,7 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
                 )
         self.send_figures(step=self.state.step)
 
-    # ---- what is kept
+    # ---- checkpoints and the finished network
 
     def _write_checkpoint(self, means: dict[str, Any]) -> Path:
         extra = {"fingerprint": self.data.fingerprint, "means": means, "seconds": self.seconds()}

@@ -1,4 +1,4 @@
-"""What a re-ID training keeps: the finished network, and checkpoints named by their step.
+"""Files of a re-ID training: the finished network, and checkpoints named by their step.
 
 OUT/network.safetensors                        the network at the end, its classes and its record
 OUT/checkpoints/000004000/network.safetensors  the network of a step, and ...
@@ -28,14 +28,15 @@ def is_begun(out: Path) -> bool:
 
 
 def claim_folder(config: ReidTraining) -> None:
-    """Write `config.json` into the output folder; refuse to go on in that of another training (`claim`)."""
+    """Write `config.json` into the output folder; refuse to continue in the folder of another training (`claim`)."""
     claim(config.out, config.as_json(), defaults(ReidTraining), FREE_TO_CHANGE, is_begun(config.out))
 
 
 def save_checkpoint(out: Path, state: ReidState, class_names: tuple[str, ...], record: dict, extra: dict) -> Path:
-    """Write everything that training needs to go on; `extra`: values and tensors that `resume` gives back.
+    """Write everything that training needs to continue; `extra`: values and tensors that `resume` returns.
 
-    Of the checkpoints before, one is kept. Raises InputError where it cannot be written; earlier ones stay.
+    The checkpoint before the new one is kept. Raises InputError where the new checkpoint cannot be written; then all
+    earlier checkpoints stay.
     """
 
     def write(folder: Path) -> None:
@@ -54,7 +55,7 @@ def save_checkpoint(out: Path, state: ReidState, class_names: tuple[str, ...], r
 def resume(state: ReidState, folder: Path, class_names: tuple[str, ...]) -> dict:
     """Put a checkpoint's weights, optimiser and counters into `state`; returns its `extra`.
 
-    Raises InputError for a damaged one, and for one of other classes.
+    Raises InputError for a damaged checkpoint, and for a checkpoint of other classes.
     """
     loaded = load_reid(folder / NETWORK)
     if loaded.class_names != class_names:
@@ -71,13 +72,13 @@ def resume(state: ReidState, folder: Path, class_names: tuple[str, ...]) -> dict
     return extra
 
 
-# ---- What a re-ID training starts from: its network and optimiser, its teacher, the order of its images.
+# ---- The start of a re-ID training: its network and optimiser, its teacher, the order of its images.
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def make_batches(config: ReidTraining, data: TrainingImages, real_only_from: int | None = None) -> ReidBatches:
-    """Which images make every step's batch. Raises InputError where the data cannot fill them."""
+    """The images of every step's batch. Raises InputError where the data cannot fill a batch."""
     return ReidBatches(
         data.classes, data.sources, config.batch, config.seed, config.sampler, config.instances,
         config.generated_share, real_only_from,
@@ -87,8 +88,8 @@ def make_batches(config: ReidTraining, data: TrainingImages, real_only_from: int
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of the backbone's products, None for float32. Raises InputError for float16 on a CPU."""
     if precision == "auto":
-        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if good else None
+        supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if supported else None
     if precision == "float16" and device.type == "cpu":
         raise InputError("--precision float16: CPUs have none; give float32 or bfloat16")
     return _DTYPES[precision]
@@ -97,7 +98,7 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 def start(
     config: ReidTraining, classes: int, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[ReidState, tuple[str, ...]]:
-    """Networks and optimiser at step 0, and what there is to say about their weights."""
+    """Network and optimiser at step 0, and notes on the network's weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = ReidNetwork(config.network(classes))
@@ -111,9 +112,9 @@ def start(
 
 
 def load_teacher(config: ReidTraining, data: TrainingImages, device: torch.device) -> ReidNetwork | None:
-    """The teacher of `--variants-labels teacher`, None where none is asked for.
+    """The teacher of `--variants-labels teacher`; None with other labels or without variants.
 
-    Raises InputError for one of another size or of other people: its classes must be this training's real ones.
+    Raises InputError for a teacher of another size or other people: its classes must be this training's real classes.
     """
     if config.variants_labels != "teacher" or not config.variants:
         return None

@@ -14,28 +14,28 @@ from training.reid.config import ReidTraining
 from training.reid.labels import Labelling
 from training.workers import Scalars, average_over_workers, workers
 
-# ---- Losses of a re-identification network, each sample's own. Computed in float32, whatever autocast says.
+# ---- Losses of a re-ID network, one for each sample. They are computed in float32, also inside autocast.
 
-_SMALLEST_SQUARE = 1e-12  # of a distance; below it the gradient of the root is cut to 0, which is where it leads
+_SMALLEST_SQUARE = 1e-12  # of a squared distance; below it the gradient of the root is set to 0
 
 
 def soft_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy against distributions, each sample's times its weight: [n] float32, >= 0.
+    """Cross-entropy of each sample against its distribution, times the sample's weight: [n] float32, >= 0.
 
-    logits: [n, C]; targets: [n, C], rows sum to 1; weights: [n], None for 1 each. `batch_mean` makes one number of it.
+    logits: [n, C]; targets: [n, C], rows sum to 1; weights: [n], None for 1 each. `batch_mean` averages the losses.
     """
     losses = functional.cross_entropy(_precise(logits), targets, reduction="none")
     return losses if weights is None else losses * weights
 
 
 def batch_mean(weighted: torch.Tensor) -> torch.Tensor:
-    """Sum of the weighted losses [n] over n: the number of images, not the sum of their weights.
+    """Sum of the weighted losses [n], divided by n: by the number of images, not by the sum of their weights.
 
-    So a weight says how hard an image pulls, whatever else is in the batch: with the sum of the weights below,
-    light generated images would make the real ones beside them heavier, a batch of weights 0 would be 0 / 0, and
-    the mean over workers would not be the mean of the batch.
+    So the influence of an image depends only on its weight, not on the other images of the batch. Division by the sum
+    of the weights would make real images heavier beside light generated images, would be 0 / 0 for a batch of weights
+    0, and would make the mean over workers differ from the mean of the batch.
     """
     return weighted.mean()
 
@@ -55,11 +55,11 @@ def batch_hard_triplet(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-hard triplet loss (Hermans et al. 2017) with Euclidean distances: losses [n] float32, valid [n] bool.
 
-    Each anchor's farthest other sample of its class against the nearest of another class: max(0, margin + far -
-    near), or log(1 + exp(far - near)) with margin None (soft margin).
-    embedding: [n, D]; classes: [n] int64; mask: [n] bool of the samples that take part, None for all; the others are
-    neither anchors nor anyone's far or near. An anchor without another of its class or without one of another class
-    is not valid: its loss and gradient are 0. `valid_mean` makes one number of both.
+    The loss compares each anchor's farthest other sample of its class (far) with the nearest sample of another class
+    (near): max(0, margin + far - near), or log(1 + exp(far - near)) with margin None (soft margin).
+    embedding: [n, D]; classes: [n] int64; mask: [n] bool of the samples that take part, None for all. Other samples
+    are neither anchors nor anyone's far or near. An anchor is not valid without another sample of its class, or without
+    a sample of another class: its loss and gradient are 0. `valid_mean` averages the losses of valid anchors.
     """
     embedding = _precise(embedding)
     mask = torch.ones_like(classes, dtype=torch.bool) if mask is None else mask
@@ -68,25 +68,25 @@ def batch_hard_triplet(
     itself = torch.eye(len(classes), dtype=torch.bool, device=classes.device)
     positive, negative = take_part & same & ~itself, take_part & ~same
     valid = positive.any(1) & negative.any(1)
-    with torch.no_grad():  # which pairs; differences, as the matrix product loses what is near
+    with torch.no_grad():  # only chooses pairs; without matrix products, which lose small distances
         distances = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
         far = distances.masked_fill(~positive, float("-inf")).argmax(1)
         near = distances.masked_fill(~negative, float("inf")).argmin(1)
-    own = torch.arange(len(classes), device=classes.device)
-    far, near = torch.where(valid, far, own), torch.where(valid, near, own)
+    anchor = torch.arange(len(classes), device=classes.device)
+    far, near = torch.where(valid, far, anchor), torch.where(valid, near, anchor)
     gap = _distance(embedding, embedding[far]) - _distance(embedding, embedding[near])
     losses = functional.softplus(gap) if margin is None else (gap + margin).clamp(min=0)
     return torch.where(valid, losses, 0), valid
 
 
 def valid_mean(losses: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean of the losses [n] of valid anchors [n] bool; 0, with gradient 0, where none is."""
+    """Mean of the losses [n] of valid anchors [n] bool; 0, with gradient 0, where no anchor is valid."""
     return torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1)
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Euclidean distance of the rows, [n]; equal rows have gradient 0 and not 0 / 0."""
-    return (one - other).square().sum(1).clamp(min=_SMALLEST_SQUARE).sqrt()
+def _distance(rows: torch.Tensor, other_rows: torch.Tensor) -> torch.Tensor:
+    """Euclidean distances of the rows, [n]; equal rows have gradient 0 and not 0 / 0."""
+    return (rows - other_rows).square().sum(1).clamp(min=_SMALLEST_SQUARE).sqrt()
 
 
 def _precise(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def _precise(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass
 class ReidState:
-    """All that a step changes. `rates`: the learning rate of each group of parameters at factor 1."""
+    """Everything that a step changes. `rates`: the learning rate of each group of parameters at factor 1."""
 
     network: ReidNetwork
     optimizer: torch.optim.Optimizer
@@ -108,7 +108,7 @@ class ReidState:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a step is told beside its images. `autocast`: dtype of the backbone's products, None for float32."""
+    """The settings of every step. `autocast`: dtype of the backbone's products, None for float32."""
 
     labelling: Labelling
     triplet_weight: float
@@ -144,7 +144,7 @@ def make_optimizer(config: ReidTraining, network: ReidNetwork) -> tuple[torch.op
 def train_step(
     state: ReidState, settings: StepSettings, batch: Batch, rate_factor: float, teacher: ReidNetwork | None = None
 ) -> Scalars:
-    """One step; returns this worker's scalars: losses and Rank-1 errors, [n] or fewer values each, on the device.
+    """Do one step; returns this worker's scalars: losses and Rank-1 errors, [n] or fewer values each, on the device.
 
     The loss is the mean over the batch of weight x cross-entropy with the targets of `settings.labelling`, plus the
     batch-hard triplet loss, the mean over the anchors that have both kinds of partner.
@@ -184,7 +184,7 @@ def train_step(
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device):
-    """Products in `dtype`, or as they are where it is None."""
+    """A context with products in `dtype`; with None products keep their dtype."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
@@ -209,7 +209,7 @@ def _move(state: ReidState, loss: torch.Tensor, rate_factor: float) -> None:
         group["lr"] = rate * rate_factor
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss).backward()
-    if workers() > 1:  # batch norms of generated images may have seen some in another worker's part only
+    if workers() > 1:  # only another worker may have generated images, and so gradients of their batch norms
         for parameter in state.network.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
