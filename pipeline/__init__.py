@@ -1,4 +1,4 @@
-"""How jobs run stages on Ray: pools on the nodes of a cluster, units through stages, what is committed.
+"""Jobs run their stages on Ray: pools on the nodes of a cluster, units through stages, and the commit of units.
 
-The stages themselves stand in actors/, which knows no Ray.
+The stages are in actors/, which knows no Ray.
 """

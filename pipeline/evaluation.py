@@ -52,8 +52,8 @@ class Evaluated:
     def cameras(self) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
         """The cameras of query and gallery; None and None where either set has images without a camera."""
         query, gallery = self.sets[QUERY], self.sets[GALLERY]
-        known = query.has_cameras and gallery.has_cameras
-        return (query.cameras, gallery.cameras) if known else (None, None)
+        both = query.has_cameras and gallery.has_cameras
+        return (query.cameras, gallery.cameras) if both else (None, None)
 
     def picture(self, split: str, name: str) -> np.ndarray | None:
         """[H, W, 3] uint8 RGB of an image of `listings`, at its own size; None where it cannot be read."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets.latents.partners import RealCodes
     from passersby.stylegan3 import Generator
 
-THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a score
+THREADS = 1  # of every actor, on every machine: the number of threads can change the last bit of a score
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipeline.commit import Work
 from pipeline.pools import Pool, Stage
 from reporting.inversion.results import AboutNetworks
 
-THREADS = 1  # of every actor, whatever the machine: their number can change the last bit of a code
+THREADS = 1  # of every actor, on every machine: the number of threads can change the last bit of a code
 
 
 @dataclasses.dataclass(frozen=True)

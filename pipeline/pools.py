@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from passersby.errors import InputError
 from pipeline.cluster import Node, Resources, choose_device, resources, wait_for_gpus
 
-# Each of several heavy stages takes this share of what the stages before it left of a card; the last stage takes the
+# Each of several heavy stages takes this share of a card's remaining room; the last stage takes the
 # rest: 0.6 and 0.4 for two stages, 0.6, 0.24 and 0.16 for three. The share is above a half, because Ray puts a fraction
 # on the fullest card with room: so every generator gets a different card, and every detector fits beside a generator.
 # With halves, two generators would share a card, and two detectors the next card.

@@ -36,8 +36,7 @@ class Recomputation:
     `device` is "cpu" or "cuda". `latents`: the codes that the run's people come from; a network needs them unless the
     people come from seeds. `identity`: the re-ID network and real pictures of a run that compared people with them;
     without `identity` those scores are not computed again. As text, a Recomputation says how many images it has
-    compared and how great the differences are. Raises InputError when the files are not those that the run was made
-    with.
+    compared and how great the differences are. Raises InputError when the run was made with other files.
     """
 
     def __init__(

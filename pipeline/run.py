@@ -16,8 +16,8 @@ from pipeline.cluster import resources
 from pipeline.pools import Pool
 from pipeline.retries import Attempts, guarded
 
-# Every unit is a block of its own, and Ray Data takes about 1 ms to admit one: a pipeline of this many
-# starts quickly.
+# Every unit is a separate block, and Ray Data takes about 1 ms to admit a block. A pipeline of so many units starts
+# quickly.
 UNITS_OF_A_PIPELINE = 4000
 STUCK_SECONDS = 120.0  # without a row, after the loss of a node
 

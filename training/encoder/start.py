@@ -110,7 +110,7 @@ def load_networks(config: EncoderTraining, device: torch.device) -> Networks:
     loaded = load_generator(config)
     generator = loaded.generator.eval().requires_grad_(False).to(device)
     loss_weights = config.loss_weights
-    perceptual = load_perceptual(config.alexnet)  # validation needs it, whatever its weight
+    perceptual = load_perceptual(config.alexnet)  # validation needs the network also at weight 0
     identity = load_identity(config.identity_network) if config.identity_network else None
     measured = InversionLoss(loss_weights, perceptual, identity).to(device)
     loss = InversionLoss(

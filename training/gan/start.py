@@ -49,7 +49,7 @@ def last_snapshot(out: Path) -> Path | None:
 
 def save_snapshot(out: Path, state: TrainingState, record: dict) -> Path:
     """Write a snapshot and return its folder; the networks are stored in float32. Raises InputError where it
-    cannot be written; earlier snapshots stay as they are.
+    cannot be written; earlier snapshots stay unchanged.
     """
     return commit(_snapshot_folder(out, state), lambda folder: _write_networks(folder / NETWORK, state, record))
 
