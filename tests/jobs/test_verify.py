@@ -212,6 +212,7 @@ def test_every_corruption_is_found(run, verify, name):
     assert len(printed.splitlines()) <= 12
 
 
+@pytest.mark.slow
 def test_images_are_made_again_with_the_run_s_network(whole, run, network, verify, tmp_path):
     again = "(greatest difference 0; made again, pixels differ by 0 at most)"
     assert verify(whole, sample=9, network=network)[1].endswith(again)
@@ -273,6 +274,7 @@ def test_a_manifest_of_part_of_a_run_is_no_fault_of_the_run(run, verify):
     )
 
 
+@pytest.mark.slow
 def test_where_no_run_is_the_exit_code_is_2(tmp_path):
     command = [sys.executable, "-m", "jobs.verify", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

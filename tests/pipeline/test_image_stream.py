@@ -52,6 +52,7 @@ def loaded(sources):
 
 
 @pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.slow
 def test_a_survey_finds_what_decoding_would(ray_cluster, sources, loaded, place):
     surveyed = survey_images(sources[place], TARGET, features=True)
     assert surveyed.unreadable == loaded.unreadable == ("007.jpg", f"{COUNT + 2:03d}.jpg")

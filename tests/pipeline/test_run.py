@@ -113,6 +113,7 @@ def test_what_a_crash_costs_is_bounded(tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_a_constructor_that_fails_ends_the_run_in_one_line(tmp_path):
     class Broken:
         def __init__(self):
