@@ -1,6 +1,7 @@
 """What every job needs: its command line, its exit codes, its connection to Ray."""
 
 import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -85,7 +86,7 @@ def parse(
             values = {}  # the job itself says what is wrong with the folder
         if values:
             default = dataclasses.replace(unfilled(config_class) if default is None else default, **values)
-    text = config_class.__doc__
+    text = inspect.getdoc(config_class)  # without the indentation of the code
     if default is None:
         return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=text)
     return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=text, default=default)

@@ -199,7 +199,7 @@ class Trainer(abc.ABC, Generic[Config, State]):
                 raise
             # A full disk must not end a training, whose networks are in memory: the next attempt may succeed.
             folder = last_checkpoint(self.config.out)
-            log.say(f"warning: {error}; training goes on, the last checkpoint is {folder and folder.name}")
+            log.say(f"warning: {error}; training goes on, the last checkpoint is {folder.name if folder else 'none'}")
             return None
 
     def status_before_saving(self) -> None:

@@ -37,7 +37,7 @@ class StreamFactory(Protocol):
 class TrainingData:
     """The data of a training. Image arrays are uint8 [N, H, W, 3] RGB, and read-only where workers share them.
 
-    `sample` holds all training images where they fit in memory (`streamed` is False), else some of them.
+    `sample` holds all training images where they fit in memory (`stream` is None), else some of them.
     """
 
     source: ImageSource
@@ -49,11 +49,6 @@ class TrainingData:
     validation_labels: np.ndarray | None
     label_record: dict
     notes: tuple[str, ...]  # lines for the user: images that are left out, and whether images are streamed
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the images are decoded when they are needed."""
-        return self.stream is not None
 
     @property
     def label_size(self) -> int:

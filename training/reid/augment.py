@@ -97,11 +97,6 @@ def augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     return changed.permute(0, 3, 1, 2)
 
 
-def unchanged(images: torch.Tensor) -> torch.Tensor:
-    """Images as `augment` returns them, without augmentation: uint8 -> float32 [n, 3, H, W], 0..1, channels last."""
-    return _colours_last(images).to(torch.float32).div_(255).contiguous().permute(0, 3, 1, 2)
-
-
 def _colours_last(images: torch.Tensor) -> torch.Tensor:
     if images.shape[-1] == 3:
         return images

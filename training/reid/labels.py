@@ -82,8 +82,8 @@ class Labelling:
         classes: [n] int64; with "lsro" the classes of artificial people are ignored and may be past `count`.
         sources: [n] int64 of REAL, PEOPLE, VARIANTS.
         teacher_logits: [n, T], T <= count, of the first T classes. Later classes, whose people the teacher does not
-        know, get 0. Only rows of variants are used. `temperature` softens the teacher's logits, but not the logits of
-        the trained network; `training.reid.step.distillation` is the loss that softens both (Hinton et al. 2015).
+        know, get 0. Only rows of variants are used. `temperature` softens the teacher's logits (Hinton et al. 2015),
+        but not the logits of the trained network.
         Raises InputError where "teacher" has no teacher, or a teacher with more classes.
         """
         uniform_rows, variants = self._uniformly_labelled(sources), sources == VARIANTS

@@ -19,35 +19,12 @@ from training.workers import Scalars, average_over_workers, workers
 _SMALLEST_SQUARE = 1e-12  # of a squared distance; below it the gradient of the root is set to 0
 
 
-def soft_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy of each sample against its distribution, times the sample's weight: [n] float32, >= 0.
+def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each sample against its distribution: [n] float32, >= 0.
 
-    logits: [n, C]; targets: [n, C], rows sum to 1; weights: [n], None for 1 each. `batch_mean` averages the losses.
+    logits: [n, C]; targets: [n, C], rows sum to 1.
     """
-    losses = functional.cross_entropy(_precise(logits), targets, reduction="none")
-    return losses if weights is None else losses * weights
-
-
-def batch_mean(weighted: torch.Tensor) -> torch.Tensor:
-    """Sum of the weighted losses [n], divided by n: by the number of images, not by the sum of their weights.
-
-    So the influence of an image depends only on its weight, not on the other images of the batch. Division by the sum
-    of the weights would make real images heavier beside light generated images, would be 0 / 0 for a batch of weights
-    0, and would make the mean over workers differ from the mean of the batch.
-    """
-    return weighted.mean()
-
-
-def distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Hinton et al. 2015: T^2 KL(teacher || student), both [n, C] logits divided by T first -> [n] float32, >= 0.
-
-    T^2 keeps the gradient's size the same for every temperature. No gradient flows to the teacher.
-    """
-    student = (_precise(student_logits) / temperature).log_softmax(1)
-    teacher = (_precise(teacher_logits).detach() / temperature).log_softmax(1)
-    return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * temperature**2
+    return functional.cross_entropy(_precise(logits), targets, reduction="none")
 
 
 def batch_hard_triplet(
@@ -164,6 +141,8 @@ def train_step(
     targets = labelling.targets(batch.classes, batch.sources, logits.shape[1], teacher_logits, settings.temperature)
     weights = labelling.weights(batch.sources, state.step)
     each = soft_cross_entropy(logits, targets)
+    # The mean over images, not over the sum of the weights: that would make real images heavier beside light generated
+    # images, would be 0 / 0 for weights 0, and the mean over workers would differ from the batch's mean.
     loss = (each * weights).mean()
     with torch.no_grad():
         wrong = (logits.argmax(1) != batch.classes).float()
@@ -175,8 +154,7 @@ def train_step(
     if settings.triplet_weight:
         taking_part = real | settings.generated_triplet
         anchors, valid = batch_hard_triplet(outputs.embedding.float(), batch.classes, settings.margin, taking_part)
-        triplet = anchors.sum() / valid.sum().clamp(min=1)
-        loss = loss + settings.triplet_weight * triplet
+        loss = loss + settings.triplet_weight * valid_mean(anchors, valid)
         scalars["loss/triplet"] = anchors.detach()[valid]
     _move(state, loss, rate_factor)
     state.step += 1

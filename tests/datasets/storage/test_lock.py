@@ -86,26 +86,28 @@ def test_a_driver_that_was_silent_too_long_learns_that_it_was_replaced(store):
     assert json.loads(store.read(LEASE_FILE))["driver"] == "the next one"  # and is not robbed of it
 
 
-def _start(address: str, together, outcomes) -> None:
-    lease.BEAT_SECONDS = 1.0
+def _start(address: str, together, refused, outcomes) -> None:
+    # After 2 s alone with its file a driver goes on, and renews it 5 s later. One that comes late looks after 10 s.
+    lease.BEAT_SECONDS = 5.0
     lease._lock = lambda *_: False
     together.wait()
     try:
         with hold(Output(address)):
-            threading.Event().wait(3.0)
+            refused.wait(60)
             outcomes.put("went on")
     except InputError as error:
         outcomes.put(str(error))
+        refused.set()
 
 
 def test_of_two_that_start_together_one_goes_on(tmp_path):
     context = multiprocessing.get_context("spawn")
-    together, outcomes = context.Barrier(2), context.Queue()
-    drivers = [context.Process(target=_start, args=(str(tmp_path), together, outcomes)) for _ in range(2)]
+    together, refused, outcomes = context.Barrier(2), context.Event(), context.Queue()
+    drivers = [context.Process(target=_start, args=(str(tmp_path), together, refused, outcomes)) for _ in range(2)]
     for driver in drivers:
         driver.start()
     for driver in drivers:
         driver.join()
-    refused, went_on = sorted(outcomes.get() for _ in drivers)
-    assert "has been working here since" in refused
+    refusal, went_on = sorted(outcomes.get() for _ in drivers)
+    assert "has been working here since" in refusal
     assert went_on == "went on"

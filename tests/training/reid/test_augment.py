@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from passersby.errors import InputError
-from training.reid.augment import IMAGENET_MEAN, AugmentConfig, Draws, augment, draw, unchanged
+from training.reid.augment import IMAGENET_MEAN, AugmentConfig, Draws, augment, draw
 
 ERASING = AugmentConfig(pad=3, erase=0.7)
 
@@ -57,12 +57,13 @@ def test_corners_of_the_padding():
     assert not augment(torch.from_numpy(images), draws).any()  # shifted out of view: black
 
 
-def test_unchanged_is_only_another_range():
+def test_without_any_change_only_the_range_is_another():
     images = pictures(3, 8, 6)
     expected = torch.stack([functional.to_tensor(image) for image in images])
+    draws = draw(AugmentConfig(flip=0.0, pad=0), 3, 8, 6, np.random.default_rng(0))
     for tensor in (torch.from_numpy(images), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()):
-        assert torch.equal(unchanged(tensor), expected)
-        assert unchanged(tensor).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(augment(tensor, draws), expected)
+        assert augment(tensor, draws).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_share_of_the_batch_is_changed_as_in_the_batch():
@@ -144,7 +145,7 @@ def test_bad_settings(wrong, message):
 
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 8, 6, 4\)"):
-        unchanged(torch.zeros(2, 8, 6, 4, dtype=torch.uint8))
+        augment(torch.zeros(2, 8, 6, 4, dtype=torch.uint8), draw(ERASING, 2, 8, 6, np.random.default_rng(0)))
 
 
 def test_a_batch_costs_little():
