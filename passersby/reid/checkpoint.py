@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.hub
-from torchvision.models import get_model_weights
 
 from passersby.checkpoints import REID, fitted, is_safetensors, named, read_tensors, save_own
 from passersby.errors import InputError
@@ -127,6 +126,8 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
 
 
 def _fetched(name: str) -> Path:
+    from torchvision.models import get_model_weights  # takes seconds: for those who need ImageNet weights
+
     url = get_model_weights(name)["IMAGENET1K_V1"].url
     file = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file

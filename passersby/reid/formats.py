@@ -14,7 +14,7 @@ import torch
 
 from passersby.checkpoints import REID, Tensors, read_own, read_tensors
 from passersby.errors import InputError
-from passersby.reid.network import ACTIVATIONS, BLOCKS, Bottleneck, ReidConfig
+from passersby.reid.network import ACTIVATIONS, BASIC, BLOCKS, BOTTLENECK, ReidConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +117,10 @@ def _rows(tensors: Tensors, name: str) -> int:
 
 def _backbone_name(tensors: Tensors) -> str:
     counts = [len({n.split(".")[2] for n in tensors if n.startswith(f"backbone.layer{i}.")}) for i in range(1, 5)]
-    bottleneck = "backbone.layer1.0.conv3.weight" in tensors
-    for name, (block, layers) in BLOCKS.items():
-        if layers == counts and (block is Bottleneck) == bottleneck:
+    kind = BOTTLENECK if "backbone.layer1.0.conv3.weight" in tensors else BASIC
+    for name, stages in BLOCKS.items():
+        if stages == (kind, counts):
             return name
-    kind = "bottleneck" if bottleneck else "basic"
     raise InputError(f"its backbone has {counts} {kind} blocks: those of {', '.join(BLOCKS)} are read")
 
 

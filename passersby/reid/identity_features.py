@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import resnet50
 
 from passersby.checkpoints import fitted, is_safetensors, named, read_tensors
 from passersby.files import file_sha256
@@ -73,6 +72,8 @@ def load_identity(path: str | os.PathLike) -> IdentityFeatures:
 
 def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The query encoder without its head: the head's two linear layers were only for the training."""
+    from torchvision.models import resnet50  # takes seconds: for those who give a MoCo-v2 network
+
     with torch.device("meta"):  # loading must not draw random weights: it would change the results of a seed
         network = resnet50()
         network.register_module("fc", nn.Identity())

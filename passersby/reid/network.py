@@ -8,20 +8,24 @@ torchvision's (He et al., 2016), so torchvision's ImageNet weights fit. Files ar
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from passersby.errors import InputError
 
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
+
+BASIC, BOTTLENECK = "basic", "bottleneck"  # blocks of two 3 x 3 convolutions, and of 1 x 1, 3 x 3, 1 x 1
+EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # output channels of a block / channels of its 3 x 3 convolution
 BLOCKS = {
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet10": (BasicBlock, [1, 1, 1, 1]),  # for CPUs; torchvision does not have it, so there are no ImageNet weights
+    "resnet50": (BOTTLENECK, [3, 4, 6, 3]),
+    "resnet34": (BASIC, [3, 4, 6, 3]),
+    "resnet18": (BASIC, [2, 2, 2, 2]),
+    "resnet10": (BASIC, [1, 1, 1, 1]),  # for CPUs; torchvision does not have it, so there are no ImageNet weights
 }
 BACKBONES = tuple(BLOCKS)
 NECKS = ("embedding", "bnneck", "none")
@@ -64,7 +68,7 @@ class ReidConfig:
     @property
     def pooled_width(self) -> int:
         """The number of the backbone's pooled features."""
-        return 512 * BLOCKS[self.backbone][0].expansion
+        return 512 * EXPANSION[BLOCKS[self.backbone][0]]
 
     @property
     def feature_width(self) -> int:
@@ -222,8 +226,11 @@ class FeatureNetwork:
         return features
 
 
-def _backbone(config: ReidConfig) -> ResNet:
-    block, layers = BLOCKS[config.backbone]
+def _backbone(config: ReidConfig) -> "ResNet":
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # takes seconds: for those who build one
+
+    kind, layers = BLOCKS[config.backbone]
+    block = BasicBlock if kind == BASIC else Bottleneck
     backbone = ResNet(block, layers, norm_layer=functools.partial(_norm, nn.BatchNorm2d, domains=config.domains))
     backbone.register_module("fc", nn.Identity())
     if config.stem == "small":

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from passersby.checkpoints import fitted, named, read_tensors
 from passersby.errors import InputError
@@ -224,7 +223,9 @@ def load_backbone(encoder: RestyleEncoder, path: str | os.PathLike) -> tuple[str
     )
 
 
-def _block(before: int, after: int, stride: int) -> BasicBlock:
+def _block(before: int, after: int, stride: int) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock  # takes seconds: for those who build an encoder
+
     shortcut = None
     if stride != 1 or before != after:
         shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))

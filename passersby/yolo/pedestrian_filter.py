@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from passersby import weights as registry
 from passersby.errors import InputError
@@ -110,6 +109,8 @@ class PedestrianFilter:
         The boxes of an image are [k, 5] float32, the best first: left, top, right, bottom in pixels of the
         image (they may lie in the border), and the class score.
         """
+        from torchvision.ops import nms  # takes seconds, and scores do not need it
+
         decoded = self.network.decode(self.logits(images))
         side = decoded.new_tensor([self.canvas.shape[1], self.canvas.shape[0]])
         people = []

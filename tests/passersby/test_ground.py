@@ -39,3 +39,16 @@ sys.exit(bool(failed))
 def test_every_module_can_be_imported_without_ray_and_the_jobs_libraries(package):
     done = subprocess.run([sys.executable, "-c", PROGRAM, package], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_stages_of_a_run_load_nothing_that_takes_seconds():
+    # Every actor of a run is a process of its own. These libraries took as long to load as all that a stage needs.
+    program = """
+import sys
+import actors.pedestrian_detector, actors.shard_writer, actors.similarity_scorer, actors.style_mixer
+from passersby.stylegan3.generator import Generator
+slow = {"torch._dynamo", "torchvision", "scipy.signal", "scipy.stats", "sympy", "matplotlib"} & set(sys.modules)
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -86,6 +86,15 @@ def test_filters_pass_the_mean():
     assert lowpass_filter(1, 4.0, 4.0, 32.0) is None
 
 
+def test_filters_are_scipys_to_the_bit():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        taps, rate = int(random.choice([2, 6, 12, 24])), float(2 ** random.integers(4, 12))
+        cutoff, half_width = rate * random.uniform(0.01, 0.45), rate * random.uniform(0.01, 0.4)
+        expected = scipy.signal.firwin(taps, cutoff, width=half_width * 2, fs=rate).astype(np.float32)
+        np.testing.assert_array_equal(lowpass_filter(taps, cutoff, half_width, rate), expected)
+
+
 def test_what_cannot_be_clamped_is_not_looked_at_again():
     # The bound must be safe: inputs just below it, with the signs that add up worst, stay below the clamp.
     _, up, down, size, plan = make("r", 4, clamp=256.0)
