@@ -22,6 +22,7 @@ from passersby.restyle.losses import InversionLoss, Losses, Target
 from passersby.restyle.pivotal import apply_delta, save_delta, tune
 from passersby.restyle.refinement import refine, w_statistics
 from passersby.stylegan3 import Generator
+from passersby.stylegan3.generator import set_scaled_kernels
 
 # Pixels of the generator's images that go through the networks together, in at most MOST_CHUNK pictures. The size of a
 # pool never changes these numbers, so codes do not depend on pools.
@@ -79,6 +80,8 @@ class Inverter:
         self.spread = w_statistics(network.cpu()).spread if refines else 1.0  # on the CPU: every device gets the same
         self.encoder = restyle.encoder.eval().to(self.device)
         self.generator = network.eval().requires_grad_(False).to(self.device)
+        set_scaled_kernels(self.generator, configuration.recipe >= 2)
+        self.keep_precision = configuration.recipe == 1
         self.loss = resolved(loss).to(self.device)
         # A clone: the tensor of a file may lie at an odd address, where matrix products sum in another order.
         self.average = restyle.average.clone().to(self.device)  # [num_ws, w_dim]
@@ -150,8 +153,9 @@ class Inverter:
         for chunk in self._chunks(inversions):
             target, codes = self.loss.target(self._images(chunk)), self._codes(chunk)
             codes = refine(
-                self.generator.synthesis, self.loss, target, codes, steps, average=self.average, spread=self.spread
-            )
+                self.generator.synthesis, self.loss, target, codes, steps, average=self.average, spread=self.spread,
+                keep_precision=self.keep_precision,
+            )  # fmt: skip
             self._keep(chunk, codes)
             with torch.no_grad():
                 self._measure(chunk, self.generator.synthesis(codes), target)
@@ -169,7 +173,10 @@ class Inverter:
             parts = [self.loss.target(images) for images in self._images(group).split(self.chunk)]
             target, codes = joined(parts), self._codes(group)
             try:
-                delta = tune(self.generator, self.loss, target, codes, steps, batch=min(TUNING_BATCH, self.chunk))
+                delta = tune(
+                    self.generator, self.loss, target, codes, steps, batch=min(TUNING_BATCH, self.chunk),
+                    keep_precision=self.keep_precision,
+                )  # fmt: skip
             except InputError as error:  # tuning diverged: it concerns this person alone
                 for inversion in group:
                     inversion.fail(str(error))

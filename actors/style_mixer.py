@@ -17,6 +17,7 @@ from datasets.runs.shards import SCHEMA
 from passersby.errors import InputError
 from passersby.restyle.pivotal import apply_delta, load_delta
 from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
+from passersby.stylegan3.generator import set_scaled_kernels
 
 # Images of one person that go through the network together. Units and pools never change this number, so images do not
 # depend on them. On a CPU small chunks stay in the caches.
@@ -67,6 +68,7 @@ class StyleMixer:
         self.codes = resolved(codes)
         check_network(network.config, configuration, self.codes)
         self.generator = network.eval().requires_grad_(False).to(self.device)
+        set_scaled_kernels(self.generator, configuration.recipe >= 2)
         self.configuration = configuration
 
     def __call__(self, batch: pa.Table) -> pa.Table:

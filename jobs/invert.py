@@ -9,6 +9,7 @@ import tyro
 
 from datasets.latents.pictures import Pictures, check_splits, list_pictures
 from datasets.latents.plan import (
+    RECIPE,
     InversionConfiguration,
     InversionRun,
     NetworkFiles,
@@ -106,6 +107,7 @@ class Config:
             refine_steps=self.refine_steps,
             pivotal_steps=self.pivotal_steps,
             unit_images=self.unit_images,
+            recipe=RECIPE,
         )
 
 

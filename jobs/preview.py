@@ -11,6 +11,7 @@ import tyro
 
 from actors.style_mixer import StyleMixer
 from datasets.people.decoding import decode
+from datasets.runs.configuration import RECIPE
 from datasets.runs.plan import LAYER_GROUPS, Configuration, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
@@ -125,6 +126,7 @@ def configure(options: Preview, layers: tuple[int, ...], network: str) -> Config
         detector="",
         reference_threshold=0.0,
         ssim_data_range=1.0,
+        recipe=RECIPE,
     )
 
 

@@ -16,7 +16,7 @@ from actors.feature_extractor import FeatureExtractor
 from actors.style_mixer import StyleMixer, check_network
 from datasets.people.decoding import decode_bicubic
 from datasets.people.image_sets import ROW_IMAGES, ImageSet
-from datasets.runs.plan import Configuration
+from datasets.runs.configuration import RECIPE, Configuration
 from datasets.storage.feature_cache import cached, feature_key
 from passersby.devices import chosen_device
 from passersby.errors import InputError
@@ -76,7 +76,7 @@ def network_images(
     configuration = Configuration(
         seed=seed, variants=1, method="mix", layers=(0,), amount=None, truncation_psi=truncation_psi,
         network=loaded.sha256, height=config.height, width=config.width, format="png", jpeg_quality=None,
-        unit_images=ROW_IMAGES, detector="", reference_threshold=0.0, ssim_data_range=1.0,
+        unit_images=ROW_IMAGES, detector="", reference_threshold=0.0, ssim_data_range=1.0, recipe=RECIPE,
     )  # fmt: skip
     check_network(config, configuration)
     if seed + count > 2**32:

@@ -9,7 +9,7 @@ import tyro
 
 from datasets.latents.partners import check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
-from datasets.runs.configuration import RANDOM, Configuration, Origin
+from datasets.runs.configuration import RANDOM, RECIPE, Configuration, Origin
 from datasets.runs.plan import Plan, parse_layers
 from datasets.runs.run import GenerationRun
 from datasets.runs.verdicts import Thresholds
@@ -201,6 +201,7 @@ class Config:
             detector=weights.WEIGHTS["yolov4-tiny"].files[0].sha256,  # `weights.get` takes no other
             reference_threshold=self.detector_threshold,
             ssim_data_range=self.ssim_data_range,
+            recipe=RECIPE,
             latents=None if latents is None else latents.sha256,
             partners=self.partners,
             origins=origins,

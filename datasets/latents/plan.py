@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from datasets.runs.configuration import check_recipe
 from datasets.runs.plan import MAX_UNITS, PLAN_FILE
 from datasets.runs.run import Run
 from datasets.storage.local_copy import local_copy
@@ -18,6 +19,7 @@ from passersby import weights
 from passersby.errors import InputError
 from passersby.options import Json, agree, canonical_sha256, check, check_known, differences, flag, stored_values
 
+RECIPE = 2  # of new runs. 2: on a GPU, scaled float16 kernels and refinement in float32. On a CPU it is recipe 1
 JOB = "invert"  # distinguishes this plan.json from that of jobs/generate.py
 REFINEMENTS = ("none", "w", "pivotal")
 # Option -> its default number of steps, and the refinements that use it.
@@ -46,9 +48,10 @@ class InversionConfiguration:
     refine_steps: int | None
     pivotal_steps: int | None
     unit_images: int
-    recipe: int = 1  # raised whenever a change of this code changes bytes
+    recipe: int = 1  # `RECIPE` rises whenever a change of this code changes bytes; a folder keeps its own
 
     def __post_init__(self) -> None:
+        check_recipe(self.recipe, RECIPE)
         check("--steps", self.steps, 1 <= self.steps <= 100, "1 to 100")
         check("--refine", self.refine, self.refine in REFINEMENTS, " or ".join(REFINEMENTS))
         for option, value in (("--refine-steps", self.refine_steps), ("--pivotal-steps", self.pivotal_steps)):
@@ -250,12 +253,13 @@ def continue_inversion(
 ) -> InversionPlan:
     """The plan of this run: a new one, or the existing one, extended where more people are asked for.
 
-    counts: pictures of each person of the data set. Raises InputError that names every key in which the
-    configurations differ, with the old and the new value.
+    counts: pictures of each person of the data set. An existing plan keeps its recipe. Raises InputError that names
+    every key in which the configurations differ, with the old and the new value.
     """
     counts = tuple(counts)
     if stored is None:
         return InversionPlan(configuration, counts).extended(people)
+    configuration = dataclasses.replace(configuration, recipe=stored.configuration.recipe)
     old, new = dataclasses.asdict(stored.configuration), dataclasses.asdict(configuration)
     agree("a run of another configuration", differences(old, new))
     return InversionPlan(configuration, counts, stored.extents).extended(people)

@@ -12,7 +12,14 @@ from passersby.options import Json, canonical_sha256, check, stored_values
 METHODS = ("mix", "interpolate")
 RANDOM, PEOPLE, PICTURES = PARTNERS = ("random", "people", "pictures")
 FORMATS = ("jpeg", "png")
+RECIPE = 2  # of new runs. 2: on a GPU, float16 kernels are scaled (`set_scaled_kernels`). On a CPU it is recipe 1
 PERSON_PIXEL_BYTES = 1_000_000_000  # a person is never divided, so this much must fit a worker
+
+
+def check_recipe(recipe: int, newest: int) -> None:
+    """Raise InputError for the recipe of a later version, whose bytes this program cannot make."""
+    known = tuple(range(1, newest + 1))
+    check("recipe", recipe, recipe in known, " or ".join(map(str, known)) + "; a later version began the folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Configuration:
     detector: str  # sha256 of the weights
     reference_threshold: float
     ssim_data_range: float
-    recipe: int = 1  # raised whenever a change of this code changes bytes
+    recipe: int = 1  # `RECIPE` rises whenever a change of this code changes bytes; a folder keeps its own
     latents: str | None = None  # sha256 of the table
     partners: str = RANDOM
     origins: tuple[Origin, ...] = ()
@@ -66,6 +73,7 @@ class Configuration:
     real: str | None = None  # fingerprint of the real pictures that it compares with
 
     def __post_init__(self) -> None:
+        check_recipe(self.recipe, RECIPE)
         check("--seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
         check("--variants", self.variants, self.variants >= 1, "1 or more (the base image is one of them)")
         check("--method", self.method, self.method in METHODS, " or ".join(METHODS))

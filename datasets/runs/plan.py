@@ -175,14 +175,14 @@ def read_plan(output: Output) -> Plan | None:
 def continue_plan(existing: Plan | None, configuration: Configuration, people: int) -> Plan:
     """The plan of this run: a new one, or the existing one, extended where more people are asked for.
 
-    An existing plan keeps the detector threshold that its similarity references were chosen with. Raises
-    InputError that names every key in which the configurations differ, with the old and the new value.
+    An existing plan keeps its recipe, and the detector threshold that its similarity references were chosen with.
+    Raises InputError that names every key in which the configurations differ, with the old and the new value.
     """
     if existing is None:
         return Plan(configuration).extended(people)
     old = dataclasses.asdict(existing.configuration)
     new = dataclasses.asdict(configuration)
-    decided = {"reference_threshold"}
+    decided = {"reference_threshold", "recipe"}
     if old["latents"] != new["latents"]:  # with other latents the origins differ as well
         decided.add("origins")
     agree("a run of another configuration", differences(old, with_folder_values(new, old, decided)))

@@ -7,6 +7,7 @@ directly: full kernels that are tuned and then reduced to that rank draw the per
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from passersby.restyle.encoder import pooled
 from passersby.restyle.losses import InversionLoss, Target
 from passersby.restyle.refinement import ramp
 from passersby.stylegan3.generator import Generator
+from passersby.stylegan3.mapping import full_precision
 
 # ---- Deltas: the changes of a generator for one person, as files and in use.
 #
@@ -172,6 +174,7 @@ def tune(
     learning_rate: float = 0.005,
     batch: int = 8,
     likeness: float = 0.1,
+    keep_precision: bool = False,
 ) -> Delta:
     """A delta of `generator` with which `pivots` [n, num_ws, w_dim] show `target`'s n pictures, all of one person.
 
@@ -182,8 +185,10 @@ def tune(
     identity network omits the part. Networks that are part of the loss cannot judge the result.
 
     The factors have rank `rank`, or less where a side of the kernel is smaller. Tuning does not change mapping, input,
-    styles (the affine layers), ToRGB, filters and magnitude averages, and it only reads `generator`. The same call
-    gives the same delta. Raises InputError for impossible numbers and shapes, and if the loss is not finite.
+    styles (the affine layers), ToRGB, filters and magnitude averages, and it only reads `generator`. Meanwhile the
+    generator computes in float32, because in float16 small gradients become 0. `keep_precision=True` keeps its layers'
+    number formats, as runs of recipe 1 did. The same call gives the same delta. Raises InputError for impossible
+    numbers and shapes, and if the loss is not finite.
     """
     _check(target, pivots, steps, rank, batch, {"learning rate": learning_rate, "likeness": likeness})
     synthesis, pivots, size = generator.synthesis, pivots.detach(), target.images.shape[2:]
@@ -191,9 +196,10 @@ def tune(
     weights = tuned_weights(generator)
     factors = {name: _start(weight, rank, index) for index, (name, weight) in enumerate(weights.items())}
     optimizer = torch.optim.Adam([factor for pair in factors.values() for factor in pair])
+    precision = contextlib.nullcontext if keep_precision else functools.partial(full_precision, synthesis)
     for step in range(steps):
         indices = [(step * batch + offset) % len(pivots) for offset in range(min(batch, len(pivots)))]
-        with torch.enable_grad():
+        with torch.enable_grad(), precision():
             changed = {name: weights[name] + (up @ down).view_as(weights[name]) for name, (up, down) in factors.items()}
             images = pooled(functional_call(synthesis, changed, (pivots[indices],)), *size)
             value = loss.total(loss.measure(images, target.take(indices))).mean()

@@ -4,16 +4,19 @@ It improves the codes of an encoder, either in the mapping network's w, one code
 StyleGAN2, appendix D), or in w+, one code for every layer (Abdal et al. 2019, Image2StyleGAN).
 """
 
+import contextlib
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from passersby.errors import InputError
 from passersby.restyle.encoder import Synthesis, pooled
 from passersby.restyle.losses import InversionLoss, Target
 from passersby.stylegan3.generator import Generator
+from passersby.stylegan3.mapping import full_precision
 
 SPACES = ("w+", "w")
 SAMPLES = 10_000  # the number of w's for `w_statistics`, as in the projector of StyleGAN2
@@ -59,6 +62,7 @@ def refine(
     learning_rate: float = 0.1,
     spread: float = 1.0,
     space: str = "w+",
+    keep_precision: bool = False,
 ) -> torch.Tensor:
     """Codes [N, num_ws, w_dim] float32 that show `target`'s N pictures better than `codes` do.
 
@@ -75,6 +79,10 @@ def refine(
     right, but taking a layer from somebody else, as mixing does, breaks it (Tov et al. 2021, "Designing an encoder":
     distortion against editability).
 
+    A `synthesis` that is a module computes in float32 meanwhile: in float16 a part of the gradient is lost (whole
+    layers do not move), and images are off by more than late steps change. `keep_precision=True` keeps the layers'
+    number formats, as runs of recipe 1 did.
+
     On a CPU the result of a sample is the same alone and in any batch, to the last bit. A GPU computes the batch at
     once, and its composition matters as much as rounding does. The networks' weights get no gradients. Raises
     InputError for an impossible space, number or shape.
@@ -87,10 +95,12 @@ def refine(
     # equally good. So a CPU refines one sample at a time, which takes 1.6 times as long.
     chunk = 1 if codes.device.type == "cpu" else len(codes)
     results = []
-    for first in range(0, len(codes), chunk):
-        part = slice(first, first + chunk)
-        descent = _Descent(synthesis, loss, target.take(part), average.detach(), pull, spread)
-        results.append(descent.best_of(codes[part].detach(), steps, learning_rate * spread, space))
+    exact = isinstance(synthesis, nn.Module) and not keep_precision
+    with full_precision(synthesis) if exact else contextlib.nullcontext():
+        for first in range(0, len(codes), chunk):
+            part = slice(first, first + chunk)
+            descent = _Descent(synthesis, loss, target.take(part), average.detach(), pull, spread)
+            results.append(descent.best_of(codes[part].detach(), steps, learning_rate * spread, space))
     return torch.cat(results) if results else codes.clone()
 
 

@@ -86,6 +86,7 @@ class SynthesisLayer(nn.Module):
         # The last `num_fp16_res` octaves run in float16 on a GPU, because they take most of the time.
         self.reduced_precision = spec.rate_is_high(config.height, config.num_fp16_res)
         self.precision = Precision.of_layer(self.reduced_precision)
+        self.scaled_kernels = True  # `set_scaled_kernels`
         self.affine = FullyConnected(config.w_dim, spec.in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(spec.out_channels, spec.in_channels, spec.kernel, spec.kernel))
         self.bias = nn.Parameter(torch.zeros(spec.out_channels))
@@ -105,7 +106,8 @@ class SynthesisLayer(nn.Module):
             magnitude = norms.square().mean() / x.shape[1]
             self.magnitude_ema.copy_(magnitude.lerp(self.magnitude_ema, self.magnitude_ema_beta))
         weight, style, demodulation = self._modulation(w)
-        x = modulated_conv2d(x.to(self.precision.of(x)), weight, style, demodulation, self.bias)
+        x = x.to(self.precision.of(x))
+        x = modulated_conv2d(x, weight, style, demodulation, self.bias, self.scaled_kernels)
         return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan)
 
     def _modulation(self, w):
@@ -215,6 +217,16 @@ class Generator(nn.Module):
             values = z_of_seeds(values.tolist(), self.z_dim)
         z = torch.as_tensor(values, dtype=torch.float32, device=self.mapping.w_avg.device)
         return self.mapping(z, truncation_psi=truncation_psi)
+
+
+def set_scaled_kernels(generator: Generator, scaled: bool) -> None:
+    """Whether float16 convolutions scale their kernels by the fan-in, as new networks do.
+
+    Scaled kernels have the range of the reference's. Without, a map of 512 channels overflows at outputs of 963. Runs
+    of recipe 1 have images of unscaled kernels. Other number formats give the same bits either way.
+    """
+    for name in generator.synthesis.layer_names:
+        getattr(generator.synthesis, name).scaled_kernels = scaled
 
 
 def z_of_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:

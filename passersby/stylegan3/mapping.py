@@ -1,8 +1,9 @@
 """The mapping network z -> w, and two parts that all networks share: the equalised linear layer, number formats."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -53,6 +54,37 @@ def set_precision(network: nn.Module, dtype: torch.dtype, on_cpu: bool = False) 
     for layer in network.modules():
         if isinstance(layer, _Reducible) and layer.reduced_precision:
             layer.precision = Precision(dtype, on_cpu)
+
+
+@contextlib.contextmanager
+def full_precision(network: nn.Module) -> Iterator[None]:
+    """Inside the context all layers of `network` compute in float32; afterwards each has its own format again.
+
+    For gradients where accuracy matters more than time. Other threads must not use the network meanwhile.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _Reducible)]
+    formats = [layer.precision for layer in layers]
+    try:
+        for layer in layers:
+            layer.precision = Precision()
+        yield
+    finally:
+        for layer, precision in zip(layers, formats, strict=True):
+            layer.precision = precision
+
+
+FLOAT16_LOSS_SCALE = 1024.0  # a power of two, so that it rounds nothing; 65536 overflows where a loss is a sum
+
+
+def loss_scale(network: nn.Module) -> float:
+    """The factor for a loss whose gradient goes through the network; gradients are divided by it afterwards.
+
+    A mean over pixels has small gradients. Below 2^-24 they are 0 in float16: near the end of a training a half of
+    them, and whole layers do not move. So the factor is 1024 if any layer computes in float16, else 1.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _Reducible)]
+    formats = {layer.precision.of(next(layer.parameters())) for layer in layers}
+    return FLOAT16_LOSS_SCALE if torch.float16 in formats else 1.0
 
 
 # ---- Linear layers, and the mapping network made of them.

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import actors.inverter as inverter_module
 from actors.inverter import CHUNK_PIXELS, MOST_CHUNK, Inverter, chunk_of
 from actors.latent_writer import LatentWriter
 from datasets.latents.plan import InversionConfiguration, continue_inversion
@@ -22,6 +23,7 @@ from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.pivotal import apply_delta, load_delta
 from tests.helpers import inversion_networks as tiny
+from tests.helpers.gpu_path import go_the_way_of_a_gpu
 
 CONFIGURATION = InversionConfiguration(
     encoder="e", network="n", identity=None, perceptual="p", data="d", splits=("train",), pictures=None, steps=3,
@@ -219,6 +221,35 @@ def test_a_gpu_finds_what_the_cpu_finds(networks):
     for name in ("encoder_lpips", "l2", "lpips"):
         # The generator's last layers run in float16 there.
         assert table[name].to_pylist()[:3] == pytest.approx(expected[name].to_pylist()[:3], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [1, 2])
+def test_an_inversion_on_a_gpu_keeps_the_numbers_of_its_recipe(networks, recipe, monkeypatch):
+    generator = tiny.tiny_generator()
+    formats = [layer.precision for layer in generator.modules() if hasattr(layer, "precision")]
+    convolutions = go_the_way_of_a_gpu(monkeypatch, generator)
+    batch = unit([png(picture(0)), png(picture(1))], [0, 1])
+    inverter = Inverter(
+        **networks | {"generator": generator}, configuration=dataclasses.replace(CONFIGURATION, recipe=recipe, **TUNED)
+    )
+    assert torch.float16 in {dtype for dtype, _ in convolutions}  # the encoder sees the average as it will be drawn
+    phases = {}
+    for name in ("refine", "tune"):
+        real = getattr(inverter_module, name)
+
+        def spied(*arguments, real=real, name=name, **keywords):
+            first = len(convolutions)
+            result = real(*arguments, **keywords)
+            phases.setdefault(name, set()).update(dtype for dtype, _ in convolutions[first:])
+            return result
+
+        monkeypatch.setattr(inverter_module, name, spied)
+    assert images_of(inverter(batch))["status"].to_pylist() == ["ok", "ok"]
+    short = {torch.float16} if recipe == 1 else set()
+    assert {name: dtypes - {torch.float32} for name, dtypes in phases.items()} == {"refine": short, "tune": short}
+    assert {scaled for _, scaled in convolutions[len(formats) :]} == {recipe == 2}
+    assert convolutions[-1][0] == torch.float16  # measured as it will be drawn
 
 
 def test_chunks_follow_the_size_of_images_and_nothing_else():

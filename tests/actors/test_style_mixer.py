@@ -21,6 +21,7 @@ from passersby.errors import InputError
 from passersby.restyle.pivotal import Delta, save_delta
 from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
 from tests.helpers import latent_tables as helper
+from tests.helpers.gpu_path import go_the_way_of_a_gpu
 
 COUNTS = (4, 1, 3)  # pictures of each real person
 CONFIGURATION = Configuration(
@@ -290,3 +291,17 @@ def test_codes_that_cannot_be_varied_as_asked_are_refused(generator, real, tmp_p
     )
     with pytest.raises(InputError, match=r"--latents: its codes have 16 x 512 values, but --network takes 12 x 512"):
         check_network(shallow, CONFIGURATION, codes)
+
+
+@pytest.mark.parametrize("recipe", [1, 2])
+def test_a_run_on_a_gpu_keeps_the_kernels_of_its_recipe(generator, recipe, monkeypatch):
+    convolutions = go_the_way_of_a_gpu(monkeypatch, generator)
+    made = make(generator, range(1), variants=2, recipe=recipe)
+    assert [row["status"] for row in made] == ["ok", "ok"]
+    assert {scaled for _, scaled in convolutions} == {recipe == 2}
+    assert torch.float16 in {dtype for dtype, _ in convolutions}
+
+
+def test_on_a_cpu_all_recipes_give_the_same_bytes(generator):
+    old, new = (make(generator, range(2), recipe=recipe, format="jpeg", jpeg_quality=95) for recipe in (1, 2))
+    assert old == new

@@ -190,6 +190,22 @@ def test_an_inversion_goes_on_after_the_program_gained_an_option(tmp_path, monke
         inversion_plan.read_inversion_plan(output)
 
 
+@pytest.mark.parametrize("recipe", range(1, inversion_plan.RECIPE + 1))
+def test_an_inversion_keeps_the_recipe_that_it_was_begun_with(recipe, tmp_path):
+    output, counts = Output(str(tmp_path)), (2, 3)
+    newest = InversionConfiguration(**INVERSION, recipe=inversion_plan.RECIPE)
+    begun = inversion_plan.continue_inversion(None, dataclasses.replace(newest, recipe=recipe), counts, 1)
+    output.write("plan.json", begun.to_json())
+    for people in (1, 2):
+        gone_on = inversion_plan.continue_inversion(inversion_plan.read_inversion_plan(output), newest, counts, people)
+        assert gone_on.configuration == begun.configuration
+        assert gone_on.hash == begun.hash
+    later = begun.to_json().replace(b'"recipe": %d' % recipe, b'"recipe": 3')
+    output.write("plan.json", later)
+    with pytest.raises(InputError, match="recipe 3: must be 1 or 2; a later version began the folder"):
+        inversion_plan.read_inversion_plan(output)
+
+
 # ---- trainings
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from passersby.restyle.encoder import RestyleEncoder, pooled, restyle_steps
 from passersby.restyle.losses import InversionLoss
 from passersby.stylegan3 import Generator
+from passersby.stylegan3.mapping import loss_scale
 from training.reid.step import running_statistics
 from training.workers import Scalars, average_over_workers, workers
 
@@ -100,11 +101,12 @@ def train_step(
     """Do one step; returns this worker's scalars of the last refinement, [n] or fewer values each.
 
     Each refinement adds the gradients of its mean loss over the images. Codes and reconstructions are constants for the
-    next refinement, as published. For generated images w is known, and its mean squared error in spreads is added.
+    next refinement, as published. For generated images w is known, and its mean squared error in spreads is added. With
+    a generator in float16 the gradients are computed of 1024 times the loss (`loss_scale`).
     """
     state.encoder.train()
     state.optimizer.zero_grad(set_to_none=True)
-    target = frozen.loss.target(batch.images)
+    target, scale = frozen.loss.target(batch.images), loss_scale(frozen.generator)
     scalars: Scalars = {}
     steps = restyle_steps(
         state.encoder, frozen.generator.synthesis, batch.images, frozen.average, refinements, frozen.average_image
@@ -122,8 +124,12 @@ def train_step(
             total = torch.cat((total[: batch.generated], total[batch.generated :] + codes_weight * errors))
             scalars["loss/codes"] = errors.detach()
         scalars["loss/total"] = total.detach()
-        total.mean().backward()
+        (total.mean() * scale).backward()
     gradients = [parameter.grad for parameter in state.encoder.parameters() if parameter.grad is not None]
+    if scale != 1:
+        for gradient in gradients:
+            # Where the larger loss overflows, which is rare, the encoder stays as it is in this step.
+            torch.nan_to_num(gradient.div_(scale), nan=0.0, posinf=0.0, neginf=0.0, out=gradient)
     # The running statistics too: they are the means over all workers' parts, and the same after a restart.
     average_over_workers([*gradients, *running_statistics(state.encoder)] if workers() > 1 else [])
     for group in state.optimizer.param_groups:

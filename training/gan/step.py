@@ -269,7 +269,10 @@ def regularization_phase(
 
 @torch.no_grad()
 def apply_gradients(optimizer: torch.optim.Optimizer, rounds: int = 1) -> None:
-    """Average the gradients over rounds and workers, make them finite (nan -> 0, +-inf -> +-1e5), step, clear them."""
+    """Average the gradients over rounds and workers, make them finite (nan -> 0, +-inf -> +-1e5), step, clear them.
+
+    The reference does the same, and has no loss scale in float16 either.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if rounds > 1:

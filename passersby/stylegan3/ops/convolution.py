@@ -6,6 +6,8 @@ three operations for which libraries have a fast kernel: the convolution, its tr
 forward pass saves nothing for a gradient that is not needed.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -202,20 +204,31 @@ def _summed(gradient, count):
 #
 # y = d * conv(s * x; W) + b, "full" (padding k - 1), with styles s [N, I] and output scales d [N, O]. A GPU computes
 # the whole batch at once, a CPU sample by sample, because then the maps stay in the cache.
+#
+# For kernels of mean square 1, d is about 1 / sqrt(fan-in): 1/68 for 512 channels of 3x3. Multiplied by d only after
+# the convolution, a float16 map would overflow at outputs of 963, where the reference's order holds 65504. Infinite
+# values become nan in the filters, whose taps have both signs. So in float16, kernels are divided by about
+# sqrt(fan-in), and d is multiplied by it. A power of two rounds nothing but the very smallest kernel values, so all
+# other results keep their bits.
 
 FEW_CHANNELS = 8  # fewer outputs (ToRGB) do not fill the vectors of a convolution's kernel
 
 
 def modulated_conv2d(
-    x: torch.Tensor, weight: torch.Tensor, style: torch.Tensor, demodulation: torch.Tensor, bias: torch.Tensor
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    style: torch.Tensor,
+    demodulation: torch.Tensor,
+    bias: torch.Tensor,
+    scaled: bool = True,
 ) -> torch.Tensor:
     """x [N or 1, I, H, W], weight [O, I, k, k], style [N or 1, I], demodulation [N or 1, O], bias [O].
 
     Returns [N, O, H', W'] in x's dtype, channels last. All arguments except x are float32; k is 1 or 3. On a CPU the
-    function is differentiable once.
+    function is differentiable once. `scaled=False` lets float16 maps overflow early, as runs of recipe 1 did.
     """
     if x.is_cuda or len(weight) < FEW_CHANNELS:
-        return whole_batch(x, weight, style, demodulation, bias)
+        return whole_batch(x, weight, style, demodulation, bias, scaled)
     return sample_by_sample(x, weight, style, demodulation, bias)
 
 
@@ -225,10 +238,13 @@ def sample_by_sample(x, weight, style, demodulation, bias):
     return sample_conv2d(x, kernels.to(x.dtype), bias.to(x.dtype), weight.shape[2] - 1)
 
 
-def whole_batch(x, weight, style, demodulation, bias):
+def whole_batch(x, weight, style, demodulation, bias, scaled=True):
     """Kernels of 1x1 are matrix products; for others, all samples share a convolution between two scalings of maps."""
     if weight.shape[2] == 1:
         return _pointwise(x, weight, style, demodulation, bias)
+    if scaled and x.dtype == torch.float16:
+        scale = 2.0 ** math.ceil(math.log2(weight[0].numel()) / 2)  # sqrt(fan-in) or up to twice that
+        weight, demodulation = weight / scale, demodulation * scale
     style, demodulation, bias = (part.to(x.dtype) for part in (style, demodulation, bias))
     x = torch.nn.functional.conv2d(x * style[:, :, None, None], weight.to(x.dtype), padding=weight.shape[2] - 1)
     return torch.addcmul(bias[:, None, None], x, demodulation[:, :, None, None])

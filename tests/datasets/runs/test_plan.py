@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from datasets.runs.configuration import Origin
+from datasets.runs.configuration import RECIPE, Origin
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan, continue_plan, parse_layers, read_plan
 from datasets.runs.run import Run
 from datasets.storage.output import Output
@@ -215,6 +215,32 @@ def test_the_hash_covers_every_key():
     changes = [{key: value} for key, value in others.items()] + list(together.values())
     hashes = {dataclasses.replace(base, **change).hash for change in changes} | {base.hash}
     assert len(hashes) == len(changes) + 1
+
+
+@pytest.mark.parametrize("recipe", range(1, RECIPE + 1))
+def test_a_folder_keeps_the_recipe_that_it_was_begun_with(recipe, tmp_path):
+    output = Output(str(tmp_path))
+    begun = Plan(configuration(recipe=recipe)).extended(5)
+    output.write(PLAN_FILE, begun.to_json())
+    for people in (5, 9):
+        gone_on = continue_plan(read_plan(output), configuration(recipe=RECIPE), people)
+        assert gone_on.configuration == begun.configuration
+        assert gone_on.hash == begun.hash
+    assert continue_plan(None, configuration(recipe=RECIPE), 5).configuration.recipe == RECIPE
+    with pytest.raises(InputError, match="seed is 7, not 8"):
+        continue_plan(read_plan(output), configuration(recipe=RECIPE, seed=8), 5)
+
+
+@pytest.mark.parametrize("recipe", [0, RECIPE + 1, None, "1"])
+def test_a_recipe_of_a_later_version_is_refused_in_one_line(recipe, tmp_path):
+    output = Output(str(tmp_path))
+    text = (
+        Plan(configuration()).extended(5).to_json().replace(b'"recipe": 1', f'"recipe": {json.dumps(recipe)}'.encode())
+    )
+    output.write(PLAN_FILE, text)
+    with pytest.raises(InputError, match=f"recipe {recipe}: must be 1 or 2; a later version began the folder") as error:
+        read_plan(output)
+    assert "\n" not in str(error.value)
 
 
 def test_plans_of_before_real_people_are_read_and_written_as_they_were(tmp_path):

@@ -11,6 +11,7 @@ from passersby.errors import InputError
 from passersby.reid.identity_features import IdentityFeatures
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.pivotal import Delta, apply_delta, load_delta, save_delta, tune, variants
+from tests.helpers.gpu_path import go_the_way_of_a_gpu
 
 SHA, OTHER_SHA = "a" * 64, "b" * 64
 SMALLER = {"num_layers": 5, "num_critical": 1, "output_scale": 10}  # pictures of values around 1, in less time
@@ -107,6 +108,17 @@ def test_only_kernels_are_tuned_and_every_factor_is_of_the_rank(person, delta):
 def test_tuning_only_reads_the_generator(person, delta, tiny):
     assert same(person[0], tiny.generator(**SMALLER).state_dict())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in person[0].parameters())
+
+
+def test_on_a_gpu_it_tunes_in_float32(person, monkeypatch):
+    generator, target, pivots = person
+    go_the_way_of_a_gpu(monkeypatch, generator, torch.float32)
+    wanted = save_delta(tune(generator, PIXELS, target, pivots, 2), SHA)
+    convolutions = go_the_way_of_a_gpu(monkeypatch, generator)
+    assert save_delta(tune(generator, PIXELS, target, pivots, 2), SHA) == wanted
+    assert {dtype for dtype, _ in convolutions} == {torch.float32}
+    assert save_delta(tune(generator, PIXELS, target, pivots, 2, keep_precision=True), SHA) != wanted
+    assert torch.float16 in {dtype for dtype, _ in convolutions}
 
 
 def test_a_generator_that_fails_midway_is_as_before(person, tiny):

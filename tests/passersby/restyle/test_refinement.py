@@ -7,6 +7,7 @@ import torch
 from passersby.errors import InputError
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.refinement import ramp, refine, w_statistics
+from tests.helpers.gpu_path import go_the_way_of_a_gpu, gradients_at_codes
 
 STEPS = 8
 SMALLER = {"num_layers": 5, "num_critical": 1, "output_scale": 10}  # pictures of values around 1, in less time
@@ -207,3 +208,35 @@ def test_codes_of_other_pictures_are_refused(setting):
     generator, average, _, target, codes = setting
     with pytest.raises(InputError, match="for 2 pictures"):
         refine(generator.synthesis, PIXELS, target.take([0, 1]), codes, 3, average=average)
+
+
+# ---- float16, as on a GPU
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_on_a_gpu_it_descends_as_in_float32(tiny, setting, monkeypatch, near):
+    _, average, spread, target, codes = setting
+    generator, target, codes = tiny.generator(**SMALLER), target.take([0]), codes[:1]
+    if near:  # rms 0.03, as late in a refinement
+        with torch.no_grad():
+            image = generator.synthesis(codes)
+        target = PIXELS.target(image + 0.03 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0)))
+    gradients = gradients_at_codes(generator.synthesis)
+    options = {"average": average, "pull": 0, "spread": spread, "learning_rate": 0.02}
+    go_the_way_of_a_gpu(monkeypatch, generator, torch.float32)
+    wanted = refine(generator.synthesis, PIXELS, target, codes, 2, **options)
+    convolutions = go_the_way_of_a_gpu(monkeypatch, generator)
+    found = refine(generator.synthesis, PIXELS, target, codes, 2, **options)
+    assert {dtype for dtype, _ in convolutions} == {torch.float32}
+    assert torch.equal(found, wanted)
+    assert torch.equal(torch.stack(gradients[:2]), torch.stack(gradients[2:]))
+    refine(generator.synthesis, PIXELS, target, codes, 2, keep_precision=True, **options)  # as of recipe 1
+    assert torch.float16 in {dtype for dtype, _ in convolutions}
+    assert not torch.equal(gradients[4], gradients[0])
+
+
+def test_a_function_is_as_good_as_a_module(setting):
+    generator, average, spread, target, codes = setting
+    options = {"average": average, "spread": spread}
+    found = refine(lambda ws: generator.synthesis(ws), PIXELS, target.take([0]), codes[:1], 2, **options)
+    assert torch.equal(found, refine(generator.synthesis, PIXELS, target.take([0]), codes[:1], 2, **options))

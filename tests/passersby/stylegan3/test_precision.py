@@ -6,7 +6,9 @@ import torch.nn.functional as F
 
 from passersby.errors import InputError
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
-from passersby.stylegan3.mapping import set_precision
+from passersby.stylegan3.generator import set_scaled_kernels
+from passersby.stylegan3.mapping import FLOAT16_LOSS_SCALE, Precision, full_precision, loss_scale, set_precision
+from tests.helpers.gpu_path import go_the_way_of_a_gpu
 
 
 def networks(name="r", **config):
@@ -73,3 +75,78 @@ def test_impossible_formats_are_named():
         set_precision(generator, torch.float64)
     with pytest.raises(InputError, match="float16 cannot be used on a CPU"):
         set_precision(generator, torch.float16, on_cpu=True)
+
+
+# ---- float16 as on a GPU, and what keeps its gradients
+
+
+def formats(network):
+    return [layer.precision for layer in network.modules() if hasattr(layer, "precision")]
+
+
+def test_full_precision_ends_with_its_context():
+    generator, _ = networks()
+    before = formats(generator)
+    assert Precision(torch.float16) in before
+    for error in (None, RuntimeError("in the middle")):
+        try:
+            with full_precision(generator.synthesis):
+                assert set(formats(generator)) == {Precision()}
+                if error:
+                    raise error
+        except RuntimeError:
+            pass
+        assert formats(generator) == before
+
+
+def test_only_float16_needs_a_loss_scale(monkeypatch):
+    generator, discriminator = networks()
+    assert loss_scale(generator) == loss_scale(discriminator) == 1  # a CPU computes in float32
+    set_precision(generator, torch.bfloat16, on_cpu=True)
+    assert loss_scale(generator) == 1
+    go_the_way_of_a_gpu(monkeypatch, generator)
+    assert loss_scale(generator) == loss_scale(generator.synthesis) == FLOAT16_LOSS_SCALE == 2**10
+    with full_precision(generator):
+        assert loss_scale(generator) == 1
+    assert loss_scale(torch.nn.Linear(2, 2)) == 1
+
+
+def wide_layer():
+    """A generator's layer of 128 channels whose first output responds to the signs of its kernel in every place."""
+    torch.manual_seed(0)
+    network = Generator(GeneratorConfig.config_t(32, 16, 4096, 128))
+    name = next(n for n in reversed(network.synthesis.layer_names) if getattr(network.synthesis, n).spec.kernel == 3)
+    layer = getattr(network.synthesis, name)
+    with torch.no_grad():
+        layer.affine.weight.zero_()
+        layer.weight.copy_(layer.weight[..., :1, :1].expand_as(layer.weight))
+    x = layer.weight[:1, :, :1, :1].detach().sign().expand(1, -1, *layer.spec.in_size)
+    return network, layer, x
+
+
+@pytest.mark.parametrize("size", [15, 120])
+def test_a_large_map_in_float16_is_that_in_float32(monkeypatch, size):
+    network, layer, x = wide_layer()
+    w = torch.zeros(1, 512)
+    with torch.no_grad():
+        exact = layer(size * x, w)
+        go_the_way_of_a_gpu(monkeypatch, network)
+        found = layer(size * x, w)
+        assert found.dtype == torch.float16
+        torch.testing.assert_close(found.float(), exact, rtol=0, atol=2**-7 * exact.abs().max().item())
+        set_scaled_kernels(network, False)  # as runs of recipe 1: filters turn infinity into nan
+        assert layer(size * x, w).isfinite().all() == (size == 15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_training_scales_kernels_in_short_formats(monkeypatch, dtype):
+    generator, discriminator = networks("t")
+    exact = one_pass(generator, discriminator)
+    convolutions = go_the_way_of_a_gpu(monkeypatch, generator, dtype)
+    found = one_pass(generator, discriminator)
+    assert {scaled for _, scaled in convolutions} == {True}
+    assert dtype in {kind for kind, _ in convolutions}
+    for got, wanted, tolerance in zip(found, exact, [0.03, 0.2, 0.2, 0.2, 0.2], strict=True):
+        assert got.isfinite().all()
+        assert (got - wanted).norm() / wanted.norm() < tolerance

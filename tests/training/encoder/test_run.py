@@ -16,9 +16,11 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
 from passersby.restyle.checkpoint import load_encoder
+from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
 from reporting.curves import read_history
+from tests.helpers.gpu_path import go_the_way_of_a_gpu, gradients_at_codes
 from tests.helpers.trainings import (
     check_equal_networks,
     check_equal_states,
@@ -203,6 +205,55 @@ def test_a_step_is_restyle_written_out(files, tmp_path):
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
     assert scalars["loss/l2"].shape == (4,)
     assert scalars["loss/codes"].shape == (2,)
+
+
+def gradient_of_a_step(config, batch, frozen):
+    """The gradient of one step's only refinement at all parameters of the encoder."""
+    state, _ = start(config, frozen.generator.config, CPU)
+    moved = []
+    state.optimizer.step = lambda: moved.extend(p.grad.flatten().clone() for p in state.encoder.parameters())
+    train_step(state, frozen, batch, 1, 0.0, 0.001)
+    return torch.cat(moved)
+
+
+class FixedTarget(InversionLoss):
+    """The pixels' loss against these pictures [n, 3, h, w], whatever the encoder sees."""
+
+    def __init__(self, images: torch.Tensor):
+        super().__init__(LossWeights(l2=1, lpips=0, identity=0), None, None)
+        self.images = images
+
+    def target(self, images):
+        return super().target(self.images)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_in_float16_no_gradient_vanishes(files, tmp_path, monkeypatch, near):
+    """Near: pictures that differ from the reconstruction by 0.03, as late in a training; far: other people's."""
+    config = tiny(files, tmp_path, identity_weight=0.0, batch=8)
+    frozen = load_networks(config, CPU).frozen
+    images = Feeder(load_data(config, frozen.generator.config), config, frozen.generator, CPU).batch(0).images
+    if near:
+        state, _ = start(config, frozen.generator.config, CPU)
+        with torch.no_grad():
+            current = frozen.average_image.expand(8, -1, -1, -1)
+            codes = frozen.average + state.encoder.train()(torch.cat((images, current), 1))
+            noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+            pictures = frozen.generator.synthesis(codes) + 0.03 * noise
+    else:
+        pictures = images
+    batch, frozen = Batch(images, None, len(images)), dataclasses.replace(frozen, loss=FixedTarget(pictures))
+    at_codes = gradients_at_codes(frozen.generator.synthesis)
+    go_the_way_of_a_gpu(monkeypatch, frozen.generator, torch.float32)
+    exact = gradient_of_a_step(config, batch, frozen)
+    convolutions = go_the_way_of_a_gpu(monkeypatch, frozen.generator)
+    found = gradient_of_a_step(config, batch, frozen)
+    assert torch.float16 in {dtype for dtype, _ in convolutions}
+    monkeypatch.setattr("training.encoder.step.loss_scale", lambda network: 1.0)
+    unscaled = gradient_of_a_step(config, batch, frozen)
+    zeros = [(gradient == 0).float().mean().item() for gradient in at_codes]  # whole layers whose codes do not move
+    likeness = [torch.nn.functional.cosine_similarity(exact, g, 0).item() for g in (found, unscaled)]
+    print("ENCODER", near, zeros, likeness, found.norm() / exact.norm())
 
 
 def test_workers_share_what_one_would_see(files, tmp_path):

@@ -1,0 +1,43 @@
+"""The way of a GPU, on a CPU: whole batches at once, the highest resolutions in float16. Slow: for tiny networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from passersby.stylegan3 import generator
+from passersby.stylegan3.mapping import Precision
+from passersby.stylegan3.ops.convolution import whole_batch
+
+
+def go_the_way_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, network: nn.Module, dtype: torch.dtype = torch.float16
+) -> list[tuple[torch.dtype, bool]]:
+    """Let `network` compute as on a GPU with this format until the test ends.
+
+    Returns a list that grows: of each modulated convolution of 3x3, the dtype of its maps and whether float16 kernels
+    would be scaled.
+    """
+    convolutions: list[tuple[torch.dtype, bool]] = []
+
+    def convolution(x, weight, style, demodulation, bias, scaled=True):
+        if weight.shape[2] == 3:
+            convolutions.append((x.dtype, scaled))
+        return whole_batch(x, weight, style, demodulation, bias, scaled)
+
+    monkeypatch.setattr(generator, "modulated_conv2d", convolution)
+    for layer in network.modules():
+        if getattr(layer, "reduced_precision", False):
+            monkeypatch.setattr(layer, "precision", Precision(dtype, on_cpu=True))
+    return convolutions
+
+
+def gradients_at_codes(synthesis: nn.Module) -> list[torch.Tensor]:
+    """Returns a list that grows by the gradient at the codes, after each backward pass through `synthesis`."""
+    gradients: list[torch.Tensor] = []
+
+    def watch(_, arguments):
+        if arguments[0].requires_grad:
+            arguments[0].register_hook(gradients.append)
+
+    synthesis.register_forward_pre_hook(watch)
+    return gradients
