@@ -95,8 +95,8 @@ def refine(
     # equally good. So a CPU refines one sample at a time, which takes 1.6 times as long.
     chunk = 1 if codes.device.type == "cpu" else len(codes)
     results = []
-    exact = isinstance(synthesis, nn.Module) and not keep_precision
-    with full_precision(synthesis) if exact else contextlib.nullcontext():
+    is_network = isinstance(synthesis, nn.Module)
+    with full_precision(synthesis) if is_network and not keep_precision else contextlib.nullcontext():
         for first in range(0, len(codes), chunk):
             part = slice(first, first + chunk)
             descent = _Descent(synthesis, loss, target.take(part), average.detach(), pull, spread)
