@@ -32,7 +32,7 @@ _OTHERS = (
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
     (b"\x1f\x8b", "a gzip archive: unpack it first"),
-    (b"\x89HDF", "an HDF5 file"),
+    (b"\x89HDF", "an HDF5 file, also that of MATLAB's version 7.3: save it in another form"),
     (b"version https://git-lfs", "a git-lfs pointer: the file itself was not fetched"),
     (b"PAR1", "a Parquet file"),
     (b"\x93NUMPY", "a numpy array"),
@@ -64,7 +64,7 @@ def file_kind(data: BinaryIO, way_out: str = _STATE_DICTS, pickles: bool = False
     Raises `InputError` that describes another kind of file and ends with `way_out`; the message has no file name.
     """
     data.seek(0)
-    head = data.read(64)
+    head = data.read(512)
     data.seek(0)
     if head.startswith(STORAGE_MAGIC):  # torch.save before PyTorch 1.6: also a pickle, so tested first
         return "state_dict"
@@ -77,6 +77,10 @@ def file_kind(data: BinaryIO, way_out: str = _STATE_DICTS, pickles: bool = False
         raise InputError(f"a plain pickle, whose code could do anything, is not read: {way_out}")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
         return "safetensors"
+    if head[257:262] == b"ustar":
+        raise InputError(
+            f"a tar archive, also the form of PyTorch's very first files: unpack it, or save it anew; {way_out}"
+        )
     kind = next((name for magic, name in _OTHERS if head.startswith(magic)), None)
     if kind is None and head.lstrip().startswith(b"<"):
         kind = "an HTML or XML page: did the download fail?"
@@ -116,20 +120,27 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         raise InputError(f"damaged .safetensors file ({str(error)[:100]}): fetch it again") from error
 
 
-def read_state(path: Path, stand_ins: Sequence[StandIn] = ()) -> Any:
-    """What `torch.save` put into a file: tensors and plain data. Raises InputError for other contents and for damage.
+def read_state(
+    path: Path,
+    stand_ins: Sequence[StandIn] = (),
+    problem: str = "no plain state dict, nothing of it was run",
+    way_out: str = "fetch it again, or save it anew",
+) -> Any:
+    """What `torch.save` put into a file: tensors and plain data, on the CPU.
 
-    `stand_ins` are functions of ours that may be called for the names in the file.
+    `stand_ins` are functions of ours that may be called for the names in the file. Raises InputError for other
+    contents and for damage; its message starts with `problem`, and ends with `way_out` unless that is empty.
     """
     try:
-        with torch.serialization.safe_globals(list(stand_ins)):
+        # The invariants: a file's sparse tensors may have indices outside their shape.
+        checks = torch.sparse.check_sparse_tensor_invariants()
+        with torch.serialization.safe_globals(list(stand_ins)), checks:
             return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
         if "GLOBAL" in reason:  # PyTorch's own refusal is a page long: the name is what matters
             reason = "it refers to " + reason.partition("GLOBAL ")[2].partition(" was not")[0]
-        text = f"no plain state dict, nothing of it was run ({reason[:120]}): fetch it again, or save it anew"
-        raise InputError(text) from error
+        raise InputError(f"{problem} ({reason[:120]})" + (f": {way_out}" if way_out else "")) from error
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -155,8 +166,17 @@ def only_tensors(state: Mapping[str, Any], path: Path) -> Tensors:
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"its {name[:80]} is a {type(value).__name__}, not a tensor: not a state dict")
+        check_plain(name, value)
     check_size(sum(tensor.nbytes for tensor in state.values()), path.stat().st_size)
     return dict(state)
+
+
+def check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Raise InputError if a tensor of a file is no plain array of numbers, for example without values, on "meta"."""
+    kinds = {"nested": tensor.is_nested, "sparse": tensor.layout != torch.strided, "quantised": tensor.is_quantized}
+    kinds[f"on the device {tensor.device.type!r}"] = tensor.device.type != "cpu"
+    if kind := next((kind for kind, holds in kinds.items() if holds), None):
+        raise InputError(f"its {name[:80]} is {kind}: save plain tensors of numbers")
 
 
 def check_size(claimed: int, file_size: int) -> None:
@@ -188,9 +208,9 @@ def fitted(
         if tensor.shape != example.shape:
             shapes = f"{tuple(tensor.shape)}, that of {what} {tuple(example.shape)}"
             raise InputError(f"{start}{name} has shape {shapes}")
-        if example.is_floating_point() and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+        fitting[name] = tensor.contiguous().to(example.dtype)  # before the check, which knows no float8
+        if example.is_floating_point() and not (tensor.is_floating_point() and torch.isfinite(fitting[name]).all()):
             raise InputError(f"{start}{name} holds values that are no finite numbers: did the training diverge?")
-        fitting[name] = tensor.contiguous().to(example.dtype)
     return fitting
 
 

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from passersby import checkpoints
 from passersby.errors import InputError
 from passersby.files import sync, write_atomically, write_synced
 from passersby.options import Json, differences, flag
@@ -121,11 +121,11 @@ def write_state(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The values of a checkpoint's `training_state.pt`, on the CPU. Raises ValueError for a damaged file."""
-    try:
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{STATE} is damaged") from error
+    """The values of a checkpoint's `training_state.pt`, on the CPU. Raises InputError for a damaged file."""
+    values = checkpoints.read_state(folder / STATE, problem=f"{STATE} is damaged", way_out="")
+    if not isinstance(values, dict):
+        raise InputError(f"{STATE} holds a {type(values).__name__}")
+    return values
 
 
 @contextlib.contextmanager

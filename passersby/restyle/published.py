@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from passersby.checkpoints import StandIn, Tensors, only_tensors, read_state
+from passersby.checkpoints import StandIn, Tensors, check_plain, only_tensors, read_state
 from passersby.errors import InputError
 from passersby.restyle.encoder import BLOCKS, INPUT_CHANNELS, EncoderConfig
 from passersby.stylegan3.schedule import GeneratorConfig
@@ -188,6 +188,7 @@ def _average(code: Any, decoder: Tensors, config: EncoderConfig) -> tuple[torch.
         notes.append("no latent_avg in the file: the generator's average w is taken")
     if not isinstance(code, torch.Tensor) or not code.is_floating_point():
         raise InputError(f"its latent_avg is a {type(code).__name__}, not a float tensor")
+    check_plain("latent_avg", code)
     if code.shape[-1:] != (config.w_dim,) or code.numel() not in (config.w_dim, config.w_dim * config.num_ws):
         raise InputError(f"its latent_avg has shape {tuple(code.shape)}, not [{config.num_ws}, {config.w_dim}]")
     average = code.float().reshape(-1, config.w_dim).expand(config.num_ws, -1)

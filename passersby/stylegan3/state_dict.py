@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from passersby.checkpoints import Tensors
+from passersby.checkpoints import Tensors, check_plain
 from passersby.errors import InputError
 from passersby.stylegan3.config_limits import checked
 from passersby.stylegan3.discriminator import DiscriminatorConfig
@@ -41,6 +41,9 @@ def find_networks(state: Any) -> dict[str, Tensors]:
     if not generators:
         text = ", ".join(name[:40] for name in list(flat)[:3]) or "none"
         raise InputError(f"no StyleGAN3 generator (tensor synthesis.input.freqs) among its tensors: {text}")
+    for name, tensor in flat.items():
+        if name.startswith((*generators, *discriminators)):
+            check_plain(name, tensor)
     names = {prefix: prefix.rstrip(".").rpartition(".")[2] for prefix in generators}
     averaged = [prefix for prefix in generators if names[prefix] in _AVERAGED]
     if len(generators) == 1:

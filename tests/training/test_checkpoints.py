@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from passersby.errors import InputError
-from training.checkpoints import STATE, claim
+from training.checkpoints import STATE, claim, damage_named, read_state, write_state
 from training.encoder import start as encoder_snapshot
 from training.encoder.config import EncoderTraining
 from training.gan import start as gan_snapshot
@@ -71,3 +73,46 @@ def test_gan_trainings_of_before_augmentation_are_refused(tmp_path, augment):
     (tmp_path / "config.json").write_text(json.dumps(old))
     with pytest.raises(InputError, match=f"--augment None, not {augment}"):
         gan_snapshot.claim_folder(config)
+
+
+def test_the_state_of_a_checkpoint_comes_back_as_it_was(tmp_path):
+    optimizer = torch.optim.AdamW(torch.nn.Linear(3, 2).parameters())
+    values = {"optimizer": optimizer.state_dict(), "step": 7, "half": torch.ones(2, dtype=torch.bfloat16), "left": None}
+    write_state(tmp_path / STATE, values)
+    read = read_state(tmp_path)
+    assert torch.equal(read.pop("half"), values.pop("half"))
+    assert read == values
+
+
+class Touch:
+    """Pickles as a call that creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_the_state_of_a_checkpoint_that_is_no_plain_data_is_one_line_and_runs_nothing(tmp_path):
+    write_state(tmp_path / STATE, {"step": torch.arange(1000)})
+    whole = (tmp_path / STATE).read_bytes()
+    torch.save({"step": Touch(tmp_path / "ran")}, tmp_path / "hostile")
+    torch.save([1, 2], tmp_path / "list")
+    contents = {
+        b"": "is damaged",
+        b"no state": "is damaged",
+        whole[:1000]: "is damaged",
+        whole.replace(b"PK", b"KP"): "is damaged",
+        (tmp_path / "hostile").read_bytes(): "is damaged .it refers to ",
+        (tmp_path / "list").read_bytes(): "holds a list",
+    }
+    for content, line in contents.items():
+        (tmp_path / STATE).write_bytes(content)
+        with (
+            pytest.raises(InputError, match=rf"cannot go on from .*{STATE} {line}.*: remove that folder") as caught,
+            damage_named(tmp_path),
+        ):
+            read_state(tmp_path)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 import urllib.error
 
 import pytest
@@ -134,6 +135,48 @@ def test_missing_cut_and_foreign_files(saved, tmp_path):
     saved.write_bytes(saved.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"damaged \.safetensors file"):
         load_reid(saved)
+
+
+def test_a_tar_archive_is_named(tmp_path):
+    with tarfile.open(tmp_path / "a.pth.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("pickle"))
+    with pytest.raises(InputError, match="a tar archive, also the form of PyTorch's very first files: unpack it"):
+        load_reid(tmp_path / "a.pth.tar")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: tensor.to("meta"), "is on the device 'meta'"),
+        (lambda tensor: tensor.to_sparse(), "is sparse"),
+        (lambda tensor: torch.nested.nested_tensor([tensor, tensor]), "is nested"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.5, 0, torch.qint8), "is quantised"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+def test_tensors_that_are_no_plain_weights_are_one_line(tmp_path, change, said):
+    state = torchvision.models.resnet18().state_dict()
+    state["layer1.0.conv1.weight"] = change(state["layer1.0.conv1.weight"])
+    torch.save(state, tmp_path / "weights.pth")
+    made = network(backbone="resnet18", last_stride=1)
+    with pytest.raises(InputError, match=f"weights.pth: .*its layer1.0.conv1.weight {said}") as refused:
+        load_imagenet(made, tmp_path / "weights.pth")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old"),
+    [(torch.float16, False), (torch.float16, True), (torch.bfloat16, True), (torch.float8_e4m3fn, False),
+     (torch.float8_e5m2, False)],
+)  # fmt: skip
+def test_weights_of_any_type_of_numbers_are_read(tmp_path, kind, old):
+    state = {name: value.to(kind) if value.is_floating_point() else value
+             for name, value in torchvision.models.resnet18().state_dict().items()}  # fmt: skip
+    torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=not old)
+    made = network(backbone="resnet18", last_stride=1)
+    load_imagenet(made, tmp_path / "weights.pth")
+    name = "layer4.0.conv1.weight"
+    assert torch.equal(made.backbone.state_dict()[name], state[name].float())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

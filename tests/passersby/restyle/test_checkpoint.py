@@ -274,6 +274,8 @@ def test_published_files_that_are_refused(published, tmp_path, capsys):
         ({"latent_avg": torch.zeros(11)}, r"its latent_avg has shape \(11,\), not \[16, 12\]"),
         ({"latent_avg": torch.full((12,), torch.nan)}, "latent_avg holds values that are no finite"),
         ({"latent_avg": "zero"}, "latent_avg is a str, not a float tensor"),
+        ({"latent_avg": torch.zeros(12, device="meta")}, "its latent_avg is on the device 'meta'"),
+        ({"latent_avg": torch.zeros(16, 12).to_sparse()}, "its latent_avg is sparse: save plain tensors"),
         ({"state_dict": None}, "no stylegan3-editing checkpoint"),
         ({"opts": Hostile()}, r"nothing of it was run \(it refers to exec"),
         (having(encoder__bn1__bias=torch.zeros(1).expand(10**9)), "bytes of weights are more than the whole file"),

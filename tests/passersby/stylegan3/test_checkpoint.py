@@ -291,6 +291,10 @@ def test_state_dicts_that_do_not_tell_are_refused(tiny, tmp_path):
     refusal(path, "mapping.extra is not one of such a network")
     torch.save({**state, "mapping.w_avg": torch.full([12], float("nan"))}, path)
     refusal(path, "mapping.w_avg holds values that are no finite numbers")
+    for change in (lambda tensor: tensor.to("meta"), lambda tensor: tensor.to_sparse()):
+        torch.save({**state, "mapping.w_avg": change(state["mapping.w_avg"])}, path)
+        with pytest.raises(InputError, match="its mapping.w_avg is (on the device 'meta'|sparse): save plain tensors"):
+            load_network(path)
     torch.save(torch.nn.Linear(2, 2).state_dict(), path)
     refusal(path, "no StyleGAN3 generator", "weight")
 
