@@ -1,15 +1,16 @@
 """Files of re-identification features: this program's Parquet, layumi's pytorch_result.mat, torchreid's arrays.
 
-No code in a file is run: scipy parses MAT-files, .npz is read without pickles, .pt with `weights_only`.
+No code in a file is run: scipy parses MAT-files, .npz is read without pickles, .pt by `passersby.checkpoints`.
 """
 
-import contextlib
 import dataclasses
 import io
 import json
-import pickle
+import re
+import struct
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -28,6 +29,8 @@ METADATA_KEY = b"passersby_features"
 ROWS = 8192  # rows of a row group, which are converted at a time
 LAYUMI = {"query": "query_{}", "gallery": "gallery_{}", "multi-query": "mquery_{}"}
 LAYUMI_PARTS, LAYUMI_MULTI = ("f", "label", "cam"), "multi_query.mat"
+_MAT4_NAME = re.compile(rb"[A-Za-z]\w{0,62}\x00")
+_READ = "Parquet, a MAT-file of layumi's test.py, and .npz, .pt and .safetensors with qf, gf, q_pids, g_pids are read"
 TORCHREID = {"query": ("qf", "q_pids", "q_camids"), "gallery": ("gf", "g_pids", "g_camids")}
 
 
@@ -123,6 +126,8 @@ def write_features(path: str | Path, sets: Mapping[str, FeatureSet], record: Rec
 def read_features(path: Path) -> FeatureFile:
     """Read a file of one of the three kinds. Its first bytes and its keys show the kind.
 
+    The arrays may be of any type of numbers, tensors, sparse, or lists (`feature_arrays.as_array`).
+
     layumi's multi-query features are read from multi_query.mat beside the file where the file does not hold them.
     Raises InputError for a file that is missing, damaged, of another kind, or without queries or gallery.
     """
@@ -135,16 +140,21 @@ def read_features(path: Path) -> FeatureFile:
     try:
         if head.startswith(b"PAR1"):
             return _parquet(path)
-        if head.startswith(b"MATLAB"):
+        if head.startswith(b"MATLAB") or _is_mat4(head):
             return _layumi(path)
-        if head.startswith(b"PK\x03\x04"):
-            return _torchreid(path)
+        return _torchreid(path)
     except InputError as error:
         raise InputError(f"features {path}: {error}") from error
-    raise InputError(
-        f"features {path}: neither Parquet, nor a MAT-file of layumi's test.py, nor .npz or .pt with qf, gf, q_pids, "
-        "g_pids: save it as one of these"
-    )
+
+
+def _is_mat4(head: bytes) -> bool:
+    """Whether a file starts as a MAT-file of version 4: a header of five numbers, and the first array's name."""
+    for order in "<>" if len(head) > 20 else "":
+        kind, rows, columns, imaginary, length = struct.unpack(f"{order}5i", head[:20])
+        known = 0 <= kind < 5000 and kind % 10 < 3 and kind // 10 % 10 < 6 and kind // 100 % 10 == 0
+        if known and min(rows, columns) >= 0 and imaginary in (0, 1) and 1 < length <= 64:
+            return _MAT4_NAME.fullmatch(head[20 : 20 + length]) is not None
+    return False
 
 
 def _parquet(path: Path) -> FeatureFile:
@@ -193,15 +203,21 @@ def _of_table(split: str, part: pa.Table) -> FeatureSet:
 
 def _layumi(path: Path) -> FeatureFile:
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
+    damage = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, MemoryError, OverflowError)
+    damage += (MatReadError, zlib.error, struct.error)
     array_names = [form.format(part) for form in LAYUMI.values() for part in LAYUMI_PARTS]
 
     def load(file: Path) -> dict[str, np.ndarray]:
         try:
             return loadmat(file, variable_names=array_names)
         except NotImplementedError as error:
-            raise InputError("a MAT-file of version 7.3: save it with scipy.io.savemat, or as .npz") from error
-        except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError) as error:
+            raise InputError(
+                "a MAT-file of version 7.3 (HDF5), which is not read: save it with scipy.io.savemat, or in MATLAB with "
+                "'-v7'"
+            ) from error
+        except damage as error:
             raise InputError(f"the MAT-file is damaged ({error}): fetch it again") from error
 
     arrays = load(path)
@@ -212,59 +228,62 @@ def _layumi(path: Path) -> FeatureFile:
     for split, form in LAYUMI.items():
         keys = [form.format(part) for part in LAYUMI_PARTS]
         if keys[0] in arrays:
-            sets[split] = _of_arrays(split, arrays, keys)
+            sets[split] = _of_arrays(split, arrays, keys, path.stat().st_size)
     _require(sets)
     return FeatureFile("layumi", sets["query"], sets["gallery"], sets.get("multi-query"))
 
 
 def _torchreid(path: Path) -> FeatureFile:
-    """Read an .npz, or a .pt that torch.save wrote: both are ZIP files."""
-    arrays = _of_torch(path) if _is_torch(path) else _of_npz(path)
+    """Read an .npz, a .safetensors, or a .pt that torch.save wrote."""
+    from passersby.checkpoints import file_kind, read_safetensors  # they import PyTorch, which takes seconds
+
+    with path.open("rb") as file:
+        is_npz = file.read(4) == b"PK\x03\x04" and not _is_torch(path)
+        kind = "npz" if is_npz else file_kind(file, _READ)
+    readers = {"npz": _of_npz, "safetensors": lambda path: read_safetensors(path)[0], "state_dict": _of_torch}
+    arrays = readers[kind](path)
     _require(arrays, [keys[0] for keys in TORCHREID.values()])
-    sets = {split: _of_arrays(split, arrays, keys) for split, keys in TORCHREID.items()}
+    size = path.stat().st_size
+    sets = {split: _of_arrays(split, arrays, keys, size) for split, keys in TORCHREID.items()}
     return FeatureFile("torchreid", sets["query"], sets["gallery"])
 
 
 def _is_torch(path: Path) -> bool:
+    from datasets.people.decoding import BROKEN_ARCHIVE
+
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError) as error:
+    except BROKEN_ARCHIVE as error:
         raise InputError(f"the file is damaged ({error}): fetch it again") from error
 
 
 def _of_npz(path: Path) -> dict[str, np.ndarray]:
+    from datasets.people.decoding import BROKEN_ARCHIVE
+
     array_names = {key for keys in TORCHREID.values() for key in keys}
+    arrays, name = {}, "its list"
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files if key in array_names}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"the .npz cannot be read ({error}): save plain arrays of numbers") from error
+            for name in array_names & set(archive.files):
+                arrays[name] = archive[name]
+    except (*BROKEN_ARCHIVE, MemoryError) as error:
+        reason = str(error)
+        if "allow_pickle" in reason:
+            reason = "Python objects, a pickle whose code could do anything"
+        raise InputError(f"the .npz cannot be read ({name}: {reason}): save plain arrays of numbers") from error
+    return arrays
 
 
-def _of_torch(path: Path) -> dict[str, ArrayLike]:
-    import torch
+def _of_torch(path: Path) -> Mapping[str, object]:
+    from datasets.reid.feature_arrays import STAND_INS
+    from passersby.checkpoints import read_state
 
-    try:
-        with _numpy_arrays_allowed():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the .pt holds more than arrays and numbers ({first}): save a dict of tensors") from error
+    problem = "the .pt holds more than arrays and numbers, nothing of it was run"
+    content = read_state(path, STAND_INS, problem, "save a dict of tensors")
     if not isinstance(content, dict):
         raise InputError(f"the .pt holds a {type(content).__name__}: save a dict of tensors")
     return content
-
-
-@contextlib.contextmanager
-def _numpy_arrays_allowed() -> Iterator[None]:
-    """Lets `weights_only` rebuild plain NumPy arrays: q_pids usually is one. It may call nothing else."""
-    import torch
-    from numpy._core.multiarray import _reconstruct
-
-    kinds = {type(np.dtype(code)) for code in "bhilqBHILQefd?"}
-    with torch.serialization.safe_globals([_reconstruct, np.ndarray, np.dtype, *kinds]):
-        yield
 
 
 def _require(names: Collection[str], keys: Sequence[str] = ("query", "gallery")) -> None:
@@ -274,13 +293,16 @@ def _require(names: Collection[str], keys: Sequence[str] = ("query", "gallery"))
         raise InputError(f"there is no {' and no '.join(missing)} in it (found: {names_text}): add them")
 
 
-def _of_arrays(split: str, arrays: Mapping[str, ArrayLike], keys: Sequence[str]) -> FeatureSet:
-    """A set from three arrays or tensors. Without the third one, cameras are unknown."""
+def _of_arrays(split: str, arrays: Mapping[str, object], keys: Sequence[str], file_size: int) -> FeatureSet:
+    """A set from three arrays, tensors or lists. Without the third one, cameras are unknown."""
+    from datasets.reid.feature_arrays import as_array
+
     _require(arrays, keys[:2])
-    features, identities = (np.asarray(arrays[key]) for key in keys[:2])
+    features, identities = (as_array(arrays[key], key, file_size) for key in keys[:2])
     if features.dtype.kind not in "fiu" or features.ndim != 2:
         raise InputError(f"{keys[0]} is {features.dtype} {features.shape}: features are numbers [images, dimensions]")
-    cameras = np.asarray(arrays[keys[2]]) if keys[2] in arrays else np.full(len(features), UNKNOWN_CAMERA)
+    has_cameras = keys[2] in arrays
+    cameras = as_array(arrays[keys[2]], keys[2], file_size) if has_cameras else np.full(len(features), UNKNOWN_CAMERA)
     return _checked(split, features.astype(np.float32), identities, cameras, ())
 
 
@@ -297,7 +319,7 @@ def _checked(
 def _whole_numbers(split: str, name: str, values: ArrayLike, count: int) -> np.ndarray:
     """The values as [count] int64. Raises InputError for numbers that are not whole, and for another count."""
     array = np.asarray(values).reshape(-1)  # MAT-files hold a vector as [1, N]
-    if array.dtype.kind not in "iuf" or not np.array_equal(array, np.round(array)):
+    if array.dtype.kind not in "iuf" or not np.array_equal(array, np.round(array)) or (abs(array) > 2.0**62).any():
         raise InputError(f"the {split} {name} are not whole numbers ({array.dtype}): number them")
     if len(array) != count:
         raise InputError(f"{count} {split} features, but {len(array)} {name}: give one for each")
