@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datasets.people.decoding import DecodingError, decode_scaled, read_bytes
+from datasets.people.decoding import DecodingError, decode_scaled, peculiarities, read_bytes
 from datasets.runs.rows import Reference, images_of, resolved
 from passersby.errors import InputError
 
@@ -32,6 +32,7 @@ class FeatureExtractor:
 
     The row has these columns: unit; images (int64), the number of images with features; unreadable (int64), the number
     of images without; message, the reason for the first unreadable image; readable, a list with one bool an image;
+    peculiarities, a list with those of all readable images (`datasets.people.decoding.peculiarities`);
     features (binary), float32 [images, D] in the order of the unit; seconds_features. `decode` turns bytes into
     [height, width, 3] uint8 RGB or raises DecodingError. An image is unreadable when its status is "error", when it
     has no bytes or when it cannot be decoded. `network` may be a Ray reference; `device` is "cpu" or "cuda".
@@ -55,11 +56,12 @@ class FeatureExtractor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         start = time.perf_counter()
-        images, readable, problems = [], [], []
+        images, readable, problems, peculiar = [], [], [], []
         for content, problem in self._contents(images_of(batch)):
             if content is not None:
                 try:
                     images.append(self.decode(content, self.height, self.width))
+                    peculiar += peculiarities(content)
                 except DecodingError as error:
                     content, problem = None, str(error)
             readable.append(content is not None)
@@ -72,6 +74,7 @@ class FeatureExtractor:
                 "unreadable": pa.array([len(problems)], pa.int64()),
                 "message": pa.array([problems[0] if problems else None], pa.string()),
                 "readable": pa.array([readable], pa.list_(pa.bool_())),
+                "peculiarities": pa.array([peculiar], pa.list_(pa.string())),
                 "features": pa.array([features], pa.binary()),
                 "seconds_features": [time.perf_counter() - start],
             }

@@ -12,7 +12,7 @@ import torch
 
 from datasets.latents.plan import InversionConfiguration
 from datasets.latents.table import SCHEMA
-from datasets.people.decoding import DecodingError, decode_bicubic, read_bytes
+from datasets.people.decoding import DecodingError, decode_bicubic, peculiarities, read_bytes
 from datasets.people.listing import UNKNOWN_CAMERA
 from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from passersby.errors import InputError
@@ -33,7 +33,10 @@ TUNING_BATCH = 8  # pictures of a person in a step of pivotal tuning
 
 @dataclasses.dataclass
 class _Inversion:
-    """The inversion of one picture: the numbers of its row, or the reason why it has none."""
+    """The inversion of one picture: the numbers of its row, or the reason why it has none.
+
+    message: the reason; of a picture with a code, its `peculiarities`, separated by spaces, or None.
+    """
 
     image: torch.Tensor | None = None  # [3, h, w] float32, -1..1, at the working size
     code: torch.Tensor | None = None  # [num_ws, w_dim] float32, on the CPU
@@ -120,6 +123,7 @@ class Inverter:
         except DecodingError as error:
             inversion.message = str(error)
         else:
+            inversion.message = " ".join(peculiarities(content or b"")) or None
             inversion.image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
         return inversion
 

@@ -27,6 +27,7 @@ import torch
 from actors.identity_scorer import features_in_chunks
 from datasets.people.decoding import decode_listing
 from datasets.people.listing import Listing
+from datasets.people.names import is_image
 from datasets.people.readers import read_split
 from jobs.common import run_job
 from passersby import weights
@@ -335,7 +336,7 @@ def mixed(code: torch.Tensor, others: torch.Tensor, layers: slice) -> torch.Tens
 
 def outside(bench: Bench, config: Config, folder: Path) -> None:
     """Pictures of another kind than the generator's: how they come out."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+    files = sorted(path for path in folder.rglob("*") if is_image(path.name))
     files = files[:: max(1, len(files) // 8)][:8]
     none = np.zeros(len(files), np.int64)
     listing = Listing("outside", tuple(files), none, none, tuple(path.name for path in files), {})

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import tyro
 
 from datasets.people.any_folder import of_names
-from datasets.people.decoding import decode_listing
+from datasets.people.decoding import decode_listing, remarks
 from datasets.people.image_sets import ROW_IMAGES, choose
 from datasets.people.listing import Listing
 from datasets.people.names import is_image
@@ -89,7 +90,9 @@ def main(config: Config) -> None:
     listing = listing.take(choose(len(listing), config.most_images, config.seed))
     yolo_path = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
     detector_path = weights.get("yolov4-tiny", yolo_path)
-    images, indices, unreadable = decode_listing(listing, config.height, config.width)  # [N, H, W, 3] uint8 RGB
+    peculiar: Counter[str] = Counter()
+    decoded = decode_listing(listing, config.height, config.width, peculiar=peculiar)
+    images, indices, unreadable = decoded  # images: [N, H, W, 3] uint8 RGB
     identities = listing.identities[indices]
     people = np.unique(identities[identities > 0])
     people_text = f" of {len(people):,} people" if len(people) else ""
@@ -105,7 +108,7 @@ def main(config: Config) -> None:
         ]
     ]
     records = [record for record, _, _ in compared]
-    notes = [*listing.notes, *calibration_notes(detector, unreadable, len(people), len(same))]
+    notes = [*listing.notes, *remarks(peculiar), *calibration_notes(detector, unreadable, len(people), len(same))]
     options = threshold_options(detector, records)
     commands = [
         shlex.join(["python", "jobs/generate.py", "--out", "RUN", *options]),

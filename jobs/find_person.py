@@ -6,13 +6,14 @@ import io
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
 
-from datasets.people.decoding import DecodingError, decode_bicubic, decode_own_size, read_bytes
+from datasets.people.decoding import DecodingError, decode_bicubic, decode_own_size, peculiarities, read_bytes, remarks
 from datasets.people.image_sets import ImageSet, folder_images
 from datasets.storage.feature_cache import cached, feature_key
 from datasets.storage.output import Output
@@ -38,9 +39,9 @@ class Config:
     """
 
     query: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """The picture of the person, JPEG or PNG. It is cut out like the pictures of the gallery."""
+    """The picture of the person: JPEG, PNG, WebP, BMP or TIFF. It is cut out like the pictures of the gallery."""
     gallery: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """JPEG and PNG files in this folder and its sub-folders. Each shows one person. No labels are needed."""
+    """Pictures in this folder and its sub-folders. Each shows one person. No labels are needed."""
     network: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The network: a .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or of torchreid."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
@@ -94,7 +95,7 @@ def main(config: Config) -> None:
         Match(paths[index], value, None if threshold is None else value >= threshold)
         for index, value in zip(order[: config.top], similarities[order].tolist(), strict=False)
     ]
-    notes = [*loaded.notes]
+    notes = [*loaded.notes, *images.notes, *remarks(Counter(peculiarities(content)), f"--query {config.query}")]
     if len(readable) < len(paths):
         first = paths[int(np.flatnonzero(np.isnan(similarities))[0])]
         notes.append(

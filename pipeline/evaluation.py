@@ -79,6 +79,7 @@ def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: 
     contents = [content for listing in listings.values() for content in listing.files]
     # One pipeline for all splits: a Ray pool starts once.
     embeddings = embeddings_of(contents, network, workers, str(root))
+    notes += embeddings.notes
     sets: dict[str, FeatureSet] = {}
     data: dict[str, Json] = {"folder": str(root)}
     first = 0

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from actors.feature_extractor import FeatureExtractor
 from actors.style_mixer import StyleMixer, check_network
-from datasets.people.decoding import decode_bicubic
+from datasets.people.decoding import decode_bicubic, remarks
 from datasets.people.image_sets import ROW_IMAGES, ImageSet
 from datasets.runs.configuration import RECIPE, Configuration
 from datasets.storage.feature_cache import cached, feature_key
@@ -177,12 +178,13 @@ class Embeddings:
     """Features of the readable images of a list.
 
     features [M, D] float32. places [M] int64, ascending: the indices of these images in the list. problem: the reason
-    why the first unreadable image cannot be read; None where all images can be read.
+    why the first unreadable image cannot be read; None where all images can be read. notes: lines for the user.
     """
 
     features: np.ndarray
     places: np.ndarray
     problem: str | None
+    notes: tuple[str, ...] = ()
 
 
 def embeddings_of(
@@ -207,7 +209,8 @@ def embeddings_of(
     if not readable.any():
         raise InputError(f"{description}: not one of {len(contents)} images can be read ({problem})")
     features = np.concatenate([np.frombuffer(row["features"], np.float32) for row in rows]).reshape(-1, network.width)
-    return Embeddings(features, np.flatnonzero(readable), problem)
+    peculiar = Counter(kind for row in rows for kind in row["peculiarities"])
+    return Embeddings(features, np.flatnonzero(readable), problem, tuple(remarks(peculiar)))
 
 
 def _rows(contents: Sequence[Path | bytes]) -> Iterator[dict]:

@@ -105,7 +105,7 @@ def _features(
         unreadable = len(listing) - len(embeddings.places)
         print(f"note: --real: {unreadable:,} pictures are left out, the first: {embeddings.problem}", file=sys.stderr)
     real = real_people(listing.take(embeddings.places), embeddings.features, names)
-    for note in real.notes:
+    for note in (*real.notes, *embeddings.notes):
         print(f"note: --real: {note}", file=sys.stderr)
     return real
 

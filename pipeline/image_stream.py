@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import ray.data
 
-from datasets.people.decoding import Problem, Reader, Target, decode_bytes
+from datasets.people.decoding import Problem, Reader, Target, decode_bytes, peculiarities, remarks
 from datasets.people.image_source import ImageSource, check_problems, decode_target, require_training
 from datasets.people.labels import colour_features
 from datasets.people.listing import Listing, joined
@@ -39,13 +40,14 @@ _PIECE_IMAGES, _PIECE_BYTES = 128, 16 << 20  # at most so much for one task, abo
 class SurveyedImages:
     """A source without its unreadable images, as `LoadedImages`, but with undecoded training images.
 
-    features: `colour_features` of the training images; None where they are not asked for.
+    features: `colour_features` of the training images; None where they are not asked for. remarks: as `LoadedImages`.
     """
 
     source: ImageSource
     validation: np.ndarray
     unreadable: tuple[str, ...]
     features: np.ndarray | None
+    remarks: tuple[str, ...] = ()
 
 
 def survey_images(source: ImageSource, target: Target, *, features: bool = False, tasks: int = 2) -> SurveyedImages:
@@ -60,12 +62,14 @@ def survey_images(source: ImageSource, target: Target, *, features: bool = False
     columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     sizes = zip(columns["kind"], columns["height"], columns["width"], strict=True)
     problems = [_problem(str(kind), int(height), int(width)) for kind, height, width in sizes]
-    validation, more_problems = decode_target(source.validation, target)
+    peculiar = Counter(kind for kinds in columns["peculiarities"] for kind in str(kinds).split())
+    validation, more_problems = decode_target(source.validation, target, peculiar=peculiar)
     unreadable = check_problems(joined([source.training, source.validation]), problems + more_problems, target)
     usable = source.without(unreadable)
     require_training(usable)
     readable = np.array([problem is None for problem in problems])
-    return SurveyedImages(usable, validation, unreadable, columns["features"][readable] if features else None)
+    colours = columns["features"][readable] if features else None
+    return SurveyedImages(usable, validation, unreadable, colours, tuple(remarks(peculiar)))
 
 
 class ImageStream:
@@ -188,7 +192,9 @@ def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
     features = None
     if survey.features is not None:
         features = np.concatenate([survey.features, colour_features(survey.validation)])
-    return assemble(config, survey.source, sample, survey.validation, features, survey.unreadable, Streamed)
+    return assemble(
+        config, survey.source, sample, survey.validation, features, survey.unreadable, survey.remarks, Streamed
+    )
 
 
 def _problem(kind: str, height: int, width: int) -> Problem | None:
@@ -241,12 +247,19 @@ def _examine(
     rows: dict[str, np.ndarray], archive: Path | None, target: Target, features: bool
 ) -> dict[str, np.ndarray]:
     read = _reader(archive)
-    results = [decode_bytes(read(str(content)), target) for content in rows["content"]]
+    contents = [read(str(content)) for content in rows["content"]]
+    results = [decode_bytes(content, target) for content in contents]
     problems = [result if isinstance(result, Problem) else None for result in results]
     columns = {
         "kind": np.array([problem.kind if problem else "" for problem in problems]),
         "height": np.array([problem.height if problem else 0 for problem in problems]),
         "width": np.array([problem.width if problem else 0 for problem in problems]),
+        "peculiarities": np.array(
+            [
+                "" if problem else " ".join(peculiarities(content or b""))
+                for content, problem in zip(contents, problems, strict=True)
+            ]
+        ),
     }
     if features:
         blank = np.zeros((target.height, target.width, 3), np.uint8)

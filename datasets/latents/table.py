@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
         ("lpips", pa.float32()),
         ("identity_cosine", pa.float32()),  # null where no identity network was given
         ("status", pa.string()),  # ok | error
-        ("message", pa.string()),
+        ("message", pa.string()),  # why there is an error; with status ok, what is peculiar about the picture
         ("delta", pa.string()),  # file of the person's change of the generator, below the folder; null without one
         ("delta_sha256", pa.string()),
     ]

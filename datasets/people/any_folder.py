@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.people.guard import refuse_held_out_place
 from datasets.people.listing import NOBODY, TRAIN, UNKNOWN_CAMERA, UNKNOWN_PERSON, Content, Label, Listing
-from datasets.people.names import is_image, parse_name
+from datasets.people.names import SUFFIXES_TEXT, is_image, parse_name
 from passersby.errors import InputError
 
 People = tuple[Sequence[int], Mapping[int, str]]  # the identities of the images; identity -> the person's name
@@ -77,7 +77,7 @@ def of_names(
     distractor is one in any case. Raises InputError where there is no image.
     """
     if not names:
-        raise InputError(f"no images (jpg, png) in {root}")
+        raise InputError(f"no images ({SUFFIXES_TEXT}) in {root}")
     parsed_names = [parse_name(name) for name in names]
     market = [image for image in parsed_names if image is not None]
     cameras = [UNKNOWN_CAMERA] * len(names)

@@ -1,7 +1,8 @@
 """Decoding: one picture, or all pictures of a listing, from files and bytes to pixels.
 
 `decode` reads pictures that this program stored. `decode_own_size` reads pictures of any origin and checks
-their headers first. Every function that brings a picture to a size begins with `decode_own_size`.
+their headers first; it puts transparent pictures on white, and reads the first of several pages. Every
+function that brings a picture to a size begins with `decode_own_size`.
 """
 
 import dataclasses
@@ -10,16 +11,18 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from datasets.people.listing import Content, Listing
+from datasets.people.names import FORMATS_TEXT
 from passersby.errors import InputError
 
 # ---- The bytes of a picture.
@@ -74,6 +77,18 @@ class Reader:
 # ---- Bytes to pixels.
 
 MOST_PIXELS = 1 << 26  # of one image: a small file can decode to gigabytes, so its header is read first
+TRANSPARENT, PAGES = "transparent", "pages"
+_REMARKS = {
+    TRANSPARENT: "pictures with an alpha channel or a transparent colour are put on white",
+    PAGES: "of pictures with several pages or frames the first is read",
+}
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # Pillow's names of FORMATS_TEXT
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
+_PNG_DEPTH = 24  # the byte of a PNG that says how many bits a channel has
+# What Pillow raises for damaged and foreign files: its readers are Python, mostly without checks of their own.
+_NO_PICTURE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+_NO_PICTURE += (RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)  # else unknown tags of TIFFs are lines on stderr
 
 
 class DecodingError(ValueError):
@@ -99,38 +114,106 @@ def decode(data: bytes, height: int | None = None, width: int | None = None) -> 
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def header_size(data: bytes) -> tuple[int, int] | None:
-    """The (height, width) in the header of a JPEG or PNG; None for other bytes. Decodes nothing."""
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the header of a picture says: its size [pixels], and which of TRANSPARENT and PAGES hold for it."""
+
+    height: int
+    width: int
+    peculiarities: tuple[str, ...] = ()
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of a JPEG, PNG, WebP, BMP or TIFF; None for other bytes, and for huge tiles. Decodes nothing."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+            # A decoder keeps a whole tile in memory, however small the picture is.
+            if int(tags.get(_TILE_WIDTH, 1)) * int(tags.get(_TILE_HEIGHT, 1)) > MOST_PIXELS:
+                return None
+            kinds = {TRANSPARENT: image.has_transparency_data, PAGES: _has_pages(image)}
+    except _NO_PICTURE:
         return None
-    return height, width
+    return Header(height, width, tuple(kind for kind, holds in kinds.items() if holds))
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Whether there is a second page or frame, which the opened image then shows."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1
+    try:
+        image.seek(1)  # `n_frames` would read the headers of all pages, of which a file can hold millions
+    except _NO_PICTURE:
+        return False
+    return True
+
+
+def peculiarities(data: bytes) -> tuple[str, ...]:
+    """Which of TRANSPARENT and PAGES hold for a picture; `remarks` says for people what is done about them."""
+    if data.startswith(b"\xff\xd8"):  # a JPEG, as most pictures are, has neither
+        return ()
+    header = read_header(data)
+    return () if header is None else header.peculiarities
+
+
+def remarks(counts: Mapping[str, int], name: str = "") -> list[str]:
+    """Lines for the user about peculiar pictures. counts: number of pictures of each kind. name: of the data."""
+    start = f"{name}: " if name else ""
+    return [f"{start}{text}: {counts[kind]:,}" for kind, text in _REMARKS.items() if counts.get(kind)]
 
 
 def decode_own_size(data: bytes) -> np.ndarray:
-    """JPEG or PNG bytes of any origin -> uint8 [H, W, 3] RGB.
+    """JPEG, PNG, WebP, BMP or TIFF bytes of any origin -> uint8 [H, W, 3] RGB, the first page of several.
 
-    Raises DecodingError for bytes that are no JPEG or PNG, for more than MOST_BYTES, and for an image that
-    has more than MOST_PIXELS by its header.
+    A picture with transparency is put on white, as colours below a transparent pixel mean nothing. Raises
+    DecodingError for other bytes, for more than MOST_BYTES, and for more than MOST_PIXELS by the header.
     """
-    size = header_size(data)
-    if size is None or len(data) > MOST_BYTES or size[0] * size[1] > MOST_PIXELS:
-        raise DecodingError(f"the {len(data)} bytes stored are no JPEG or PNG image of a modest size")
-    return decode(data)
+    header = read_header(data)
+    if header is None or len(data) > MOST_BYTES or header.height * header.width > MOST_PIXELS:
+        raise DecodingError(f"the {len(data)} bytes stored are no {FORMATS_TEXT} image of a modest size")
+    on_white = _on_white(data) if TRANSPARENT in header.peculiarities else None
+    return decode(data) if on_white is None else on_white
+
+
+def _on_white(data: bytes) -> np.ndarray | None:
+    """A picture with transparency on white, uint8 [H, W, 3] RGB; None where each of its pixels is opaque."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            key = image.info.get("transparency") if data.startswith(b"\x89PNG") and data[_PNG_DEPTH] == 16 else None
+            pixels = image.convert("RGBA") if key is None else _keyed(data, key)
+            pixels.info["exif"] = image.info.get("exif", b"") if image.format != "TIFF" else b""  # Pillow turns TIFFs
+            low, high = pixels.getchannel("A").getextrema()
+            if low == 255 or (high == 0 and image.format == "BMP"):  # many programs leave a BMP's alpha at 0
+                return None
+            white = Image.new("RGB", pixels.size, "white")
+            white.paste(pixels, mask=pixels.getchannel("A"))
+            white.info["exif"] = pixels.info["exif"]
+            return np.array(ImageOps.exif_transpose(white))
+    except _NO_PICTURE as error:
+        raise DecodingError(f"the {len(data)} bytes stored cannot be decoded: {error}") from error
+
+
+def _keyed(data: bytes, key: int | tuple[int, ...]) -> Image.Image:
+    """A PNG of 16 bits a channel whose colour `key` is transparent. Pillow would compare the key with 8 bits."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # uint16, grey or BGR(A)
+    if pixels is None:
+        raise ValueError("damaged")
+    colours = np.atleast_3d(pixels)[:, :, 2::-1] if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, 2)
+    alpha = np.where((colours == np.array(key)).all(2), 0, 255)
+    return Image.fromarray(np.dstack([colours // 256, alpha]).astype(np.uint8))
 
 
 # ---- Brought to a size.
 
 
 def decode_scaled(data: bytes, height: int, width: int) -> np.ndarray:
-    """JPEG or PNG bytes -> uint8 [height, width, 3] RGB, as `resized` does it. Errors as `decode_own_size`."""
+    """A picture's bytes -> uint8 [height, width, 3] RGB, as `resized` does it. Errors as `decode_own_size`."""
     return resized(decode_own_size(data), height, width)
 
 
 def decode_bicubic(data: bytes, height: int, width: int) -> np.ndarray:
-    """JPEG or PNG bytes -> uint8 [height, width, 3] RGB. Errors as `decode_own_size`.
+    """A picture's bytes -> uint8 [height, width, 3] RGB. Errors as `decode_own_size`.
 
     Enlarging is bicubic, as the re-ID protocol says. Shrinking averages areas, as sampled points would alias.
     """
@@ -186,7 +269,7 @@ UNREADABLE = Problem("unreadable")
 
 
 def decode_bytes(data: bytes | None, target: Target) -> np.ndarray | Problem:
-    """One JPEG or PNG file as uint8 RGB [H, W, 3] of the target's size, or the problem that prevents it."""
+    """One picture's file as uint8 RGB [H, W, 3] of the target's size, or the problem that prevents it."""
     try:
         image = decode_own_size(data or b"")
     except DecodingError:
@@ -243,33 +326,38 @@ def decode_listing(
     width: int,
     threads: int = 4,
     decode_one: Callable[[bytes, int, int], np.ndarray] = decode_bicubic,
+    peculiar: Counter[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Decode a listing to (images [M, height, width, 3] uint8 RGB, indices [M] int64, names of the unreadable).
 
-    images[i] is the listing's image indices[i]. Unreadable images are left out: they are missing, damaged,
-    neither JPEG nor PNG, or have more than MOST_PIXELS by their header. Raises InputError where none of the
-    images can be read.
+    images[i] is the listing's image indices[i]. Unreadable images are left out: they are missing, damaged, of
+    another format, or have more than MOST_PIXELS by their header. `peculiar` is as for `decode_into`. Raises
+    InputError where none of the images can be read.
     """
     images = np.empty((len(listing), height, width, 3), np.uint8)
-    problems = decode_into(listing, images, lambda data: decode_one(data, height, width), threads)
+    problems = decode_into(listing, images, lambda data: decode_one(data, height, width), threads, peculiar)
     indices = np.flatnonzero([problem is None for problem in problems])
     if not len(indices):
         first = f", the first is {listing.names[0]!r}" if len(listing) else ""
-        raise InputError(f"{listing.name}: none of {len(listing)} images can be read{first}: give JPEG or PNG files")
+        raise InputError(f"{listing.name}: none of {len(listing)} images can be read{first}: give {FORMATS_TEXT} files")
     close_gaps(images, indices)
     unreadable = tuple(name for name, problem in zip(listing.names, problems, strict=True) if problem is not None)
     return images[: len(indices)], indices, unreadable
 
 
 def decode_into(
-    listing: Listing, images: np.ndarray, decode_one: Callable[[bytes], np.ndarray | Problem], threads: int = 4
+    listing: Listing,
+    images: np.ndarray,
+    decode_one: Callable[[bytes], np.ndarray | Problem],
+    threads: int = 4,
+    peculiar: Counter[str] | None = None,
 ) -> list[Problem | None]:
     """Decode image i into images[i] ([N, H, W, 3] uint8 RGB, may be shared memory): each image's problem or None.
 
     decode_one: takes bytes, returns [H, W, 3] or a Problem, or raises DecodingError. Where image i has a
-    problem, the content of images[i] is undefined.
+    problem, the content of images[i] is undefined. peculiar: the `peculiarities` of decoded images are added.
     """
-    read = Reader(listing.archive)
+    read, lock = Reader(listing.archive), threading.Lock()
     size = max(1, min(_PIECE, len(listing) // (4 * threads)))
 
     def decode_index(index: int) -> Problem | None:
@@ -281,6 +369,9 @@ def decode_into(
         if isinstance(image, Problem):
             return image
         images[index] = image
+        if peculiar is not None and data and (kinds := peculiarities(data)):
+            with lock:
+                peculiar.update(kinds)
         return None
 
     def decode_piece(start: int) -> list[Problem | None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.people.listing import GALLERY, MULTI_QUERY, QUERY, TRAIN, UNKNOWN_CAMERA, Listing
-from datasets.people.names import DISTRACTOR_IDENTITY, is_image, parse_name
+from datasets.people.names import DISTRACTOR_IDENTITY, FORMATS_TEXT, SUFFIXES_TEXT, is_image, parse_name
 from datasets.people.splits import DERIVED, cameras_note, derived_split, names_of, numbered
 from passersby.errors import InputError
 
@@ -27,7 +27,7 @@ SPLIT_NAMES = {
 _OTHER_SPLITS = {"val", "test"}  # names of splits that are not read, and no names of people
 # Matches _c3, c3_ and Market's _c3s1. No letter may follow the digits: "_c4ab" is part of a hash.
 _CAMERA = re.compile(r"(?:^|_)c(\d{1,9})(?:s\d+)?(?=[_.\-]|$)", re.IGNORECASE)
-_OTHER_IMAGES = (".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif")
+_OTHER_IMAGES = (".gif", ".heic", ".avif")
 
 
 def holds(root: Path) -> bool:
@@ -85,7 +85,7 @@ def _listing(root: Path, folders: list[str], name: str, prefix: str) -> Listing:
         empty += len(paths) == before
     loose = sum(is_image(entry.name) for entry in os.scandir(base))
     if not paths:
-        where = f"{loose} images lie directly in it" if loose else "no images (jpg, png) in it"
+        where = f"{loose} images lie directly in it" if loose else f"no images ({SUFFIXES_TEXT}) in it"
         raise InputError(f"{base}: {where}: make one sub-folder a person, or give a table with path and identity")
     order = sorted(range(len(paths)), key=lambda index: (label_numbers[labels[index]], str(paths[index])))
     paths, labels = [paths[index] for index in order], [labels[index] for index in order]
@@ -101,7 +101,7 @@ def _listing(root: Path, folders: list[str], name: str, prefix: str) -> Listing:
     counts = (
         (empty, "sub-folders hold no images"),
         (loose, "images lie in no sub-folder, so nobody knows who they show: left out"),
-        (others, "files are neither JPEG nor PNG: left out"),
+        (others, f"images are not {FORMATS_TEXT}: left out"),
         (outside, "links to folders, or out of the folder, are not followed"),
     )
     remarks = "; ".join(f"{count:,} {what}" for count, what in counts if count)

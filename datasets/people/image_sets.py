@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.people.any_folder import of_names
-from datasets.people.decoding import header_size, read_bytes
+from datasets.people.decoding import TRANSPARENT, read_bytes, read_header, remarks
 from datasets.people.guard import is_tree as is_tree
 from datasets.people.listing import Listing, joined
 from datasets.people.market1501 import list_split
@@ -37,7 +37,8 @@ class ImageSet:
     rows: ROW_IMAGES images each, with `unit` and either `path` (files), `image` (encoded bytes) or the
     columns from which a network makes the images. sizes: each (height, width) and the number of images
     that have it; an image whose header cannot be read is not counted. sha256: over the names and bytes of
-    all images, in the order of the names. people: the number of people, None where it is unknown.
+    all images, in the order of the names. people: the number of people, None where it is unknown. notes: lines
+    for the user.
     """
 
     kind: str  # "tree" | "folder" | "run" | "network"
@@ -47,6 +48,7 @@ class ImageSet:
     sizes: tuple[tuple[tuple[int, int], int], ...]
     sha256: str
     people: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -81,7 +83,7 @@ def has_held_out(root: Path) -> bool:
 
 
 def folder_images(root: Path, limit: int, seed: int = 0) -> ImageSet:
-    """Every JPEG and PNG below a folder, flat or one sub-folder a person; links to folders are not followed."""
+    """Every picture below a folder, flat or one sub-folder a person; links to folders are not followed."""
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: check the path")
@@ -153,16 +155,22 @@ def _measured(kind: str, description: str, listing: Listing, people: int | None)
     listing = listing.take(sorted(range(len(listing)), key=listing.names.__getitem__))
     digest = hashlib.sha256()
     sizes: Counter[tuple[int, int]] = Counter()
+    peculiar: Counter[str] = Counter()
     for name, content in zip(listing.names, listing.files, strict=True):
         try:
             data = read_bytes(content)
         except OSError as error:
             raise InputError(f"cannot read {content}: {error.strerror or error}") from error
         digest.update(f"{name}\0".encode() + hashlib.sha256(data).digest())
-        if (size := header_size(data)) is not None:
-            sizes[size] += 1
-    rows = tuple(_rows(listing))
-    return ImageSet(kind, description, len(listing), rows, tuple(sizes.most_common()), digest.hexdigest(), people)
+        if (header := read_header(data)) is not None:
+            sizes[header.height, header.width] += 1
+            peculiar.update(header.peculiarities)
+    if peculiar[TRANSPARENT]:
+        digest.update(b"on white")  # the cache may hold features of these pictures without their alpha
+    return ImageSet(
+        kind, description, len(listing), tuple(_rows(listing)), tuple(sizes.most_common()), digest.hexdigest(), people,
+        tuple(remarks(peculiar, listing.name)),
+    )  # fmt: skip
 
 
 def _rows(listing: Listing) -> Iterator[dict]:

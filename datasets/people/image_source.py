@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from datasets.people import any_folder
 from datasets.people.archives import LABELS_FILE, list_archive, list_labelled_folder
-from datasets.people.decoding import Problem, Target, close_gaps, decode_bytes, decode_into
+from datasets.people.decoding import Problem, Target, close_gaps, decode_bytes, decode_into, remarks
 from datasets.people.guard import TRAIN_FOLDER, is_tree
 from datasets.people.listing import Listing, identities_sha256, joined
 from datasets.people.market1501 import list_split, toy_crowd_record
@@ -175,12 +176,13 @@ def _fingerprint(training: Listing, validation: Listing) -> str:
 @dataclasses.dataclass(frozen=True)
 class LoadedImages:
     """A source without its unreadable images, and the pixels of its images, uint8 [N, H, W, 3] RGB, in the
-    listing's order."""
+    listing's order. remarks: lines for the user about peculiar pictures."""
 
     source: ImageSource
     training: np.ndarray
     validation: np.ndarray
     unreadable: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def load_images(source: ImageSource, target: Target, threads: int = 2) -> LoadedImages:
@@ -190,12 +192,13 @@ def load_images(source: ImageSource, target: Target, threads: int = 2) -> Loaded
     too where more than one image in ten cannot be read, or none of the training images can.
     """
     everything = joined([source.training, source.validation])
-    images, problems = decode_target(everything, target, threads)
+    peculiar: Counter[str] = Counter()
+    images, problems = decode_target(everything, target, threads, peculiar)
     unreadable = check_problems(everything, problems, target)
     usable = source.without(unreadable)
     require_training(usable)
     count = len(usable.training)
-    return LoadedImages(usable, images[:count], images[count:], unreadable)
+    return LoadedImages(usable, images[:count], images[count:], unreadable, tuple(remarks(peculiar)))
 
 
 def require_training(source: ImageSource) -> None:
@@ -204,11 +207,13 @@ def require_training(source: ImageSource) -> None:
         raise InputError(f"not one training image of {source.root} can be read: make or fetch them again")
 
 
-def decode_target(listing: Listing, target: Target, threads: int = 1) -> tuple[np.ndarray, list[Problem | None]]:
+def decode_target(
+    listing: Listing, target: Target, threads: int = 1, peculiar: Counter[str] | None = None
+) -> tuple[np.ndarray, list[Problem | None]]:
     """Return the images without a problem, uint8 [n, H, W, 3] RGB in the listing's order, and each image's problem
-    or None."""
+    or None. `peculiar` is as for `decode_into`."""
     images = np.empty((len(listing), target.height, target.width, 3), np.uint8)
-    problems = decode_into(listing, images, functools.partial(decode_bytes, target=target), threads)
+    problems = decode_into(listing, images, functools.partial(decode_bytes, target=target), threads, peculiar)
     indices = np.flatnonzero([problem is None for problem in problems])
     close_gaps(images, indices)
     return images[: len(indices)], problems

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.people.listing import MULTI_QUERY, Listing
-from datasets.people.names import SPLIT_FOLDERS, is_image, parse_duke_name, parse_name
+from datasets.people.names import SPLIT_FOLDERS, SUFFIXES_TEXT, is_image, parse_duke_name, parse_name
 from datasets.people.splits import published_note
 from passersby.errors import InputError
 
@@ -77,7 +77,7 @@ def _listed(root: Path, split: str, parse: Callable[[str], tuple[int, int] | Non
         raise InputError(f"no folder {folder}: {way_out}")
     paths = sorted(path for path in folder.iterdir() if is_image(path.name))
     if not paths:
-        raise InputError(f"no images (jpg, png) in {folder}")
+        raise InputError(f"no images ({SUFFIXES_TEXT}) in {folder}")
     parsed = [parse(path.name) for path in paths]
     strangers = [path.name for path, numbers in zip(paths, parsed, strict=True) if numbers is None]
     if strangers:

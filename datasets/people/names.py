@@ -9,7 +9,9 @@ import os
 import re
 from pathlib import PurePath
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what `decoding` reads
+FORMATS_TEXT = "JPEG, PNG, WebP, BMP or TIFF"
+SUFFIXES_TEXT = "jpg, png, webp, bmp, tif"
 SPLIT_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}  # of Market-1501
 JUNK_IDENTITY = -1
 DISTRACTOR_IDENTITY = 0
@@ -17,8 +19,9 @@ DISTRACTOR_IDENTITY = 0
 # At most 18 digits: more do not fit into the int64 of a listing.
 _NUMBER = r"(\d{1,18})"
 _PERSON = r"(-1|\d{1,18})"
-_MARKET = re.compile(rf"{_PERSON}_c{_NUMBER}s{_NUMBER}_{_NUMBER}_{_NUMBER}\.(?:jpg|jpeg|png)", re.IGNORECASE)
-_DUKE = re.compile(rf"{_PERSON}_c{_NUMBER}_f(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
+_SUFFIX = rf"(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})"
+_MARKET = re.compile(rf"{_PERSON}_c{_NUMBER}s{_NUMBER}_{_NUMBER}_{_NUMBER}{_SUFFIX}", re.IGNORECASE)
+_DUKE = re.compile(rf"{_PERSON}_c{_NUMBER}_f(\d+){_SUFFIX}", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.people.decoding import close_gaps, decode_bicubic, decode_into
+from datasets.people.decoding import close_gaps, decode_bicubic, decode_into, remarks
+from datasets.people.names import FORMATS_TEXT
 from datasets.reid.sources import PEOPLE, REAL, SOURCES, VARIANTS, Source, bytes_needed, list_sources
 from passersby.errors import InputError
 from passersby.options import Json
@@ -80,7 +82,8 @@ def load_training_images(
     if check_memory is not None:
         check_memory(bytes_needed(counts, height, width))
     images = np.empty((sum(counts), height, width, 3), np.uint8)
-    readable = np.concatenate(_decode(sources, images, threads))
+    peculiar: Counter[str] = Counter()
+    readable = np.concatenate(_decode(sources, images, threads, peculiar))
     kinds = np.repeat([source.kind for source in sources], counts).astype(np.int64)
     cameras = np.concatenate([source.listing.cameras for source in sources])
     names = [person for source in sources for person in source.persons]
@@ -106,24 +109,24 @@ def load_training_images(
         real_classes=real_classes,
         record=record,
         fingerprint=_fingerprint(record, height, width, class_names),
-        notes=_notes(sources, lost, names, readable, classes),
+        notes=(*_notes(sources, lost, names, readable, classes), *remarks(peculiar)),
         validation_images=validation_images,
         validation_classes=validation_classes,
     )
 
 
-def _decode(sources: Sequence[Source], images: np.ndarray, threads: int) -> list[np.ndarray]:
+def _decode(sources: Sequence[Source], images: np.ndarray, threads: int, peculiar: Counter[str]) -> list[np.ndarray]:
     """Whether each image could be read, [N] bool for each source. Raises InputError where none of a source could."""
     decode_one = functools.partial(decode_bicubic, height=images.shape[1], width=images.shape[2])
     results, start = [], 0
     for source in sources:
-        problems = decode_into(source.listing, images[start : start + len(source)], decode_one, threads)
+        problems = decode_into(source.listing, images[start : start + len(source)], decode_one, threads, peculiar)
         readable = np.array([problem is None for problem in problems], bool)
         start += len(source)
         if not readable.any():
             raise InputError(
                 f"{source.listing.name}: none of its {len(source):,} images can be read, the first is "
-                f"{source.listing.names[0]!r}: give JPEG or PNG files"
+                f"{source.listing.names[0]!r}: give {FORMATS_TEXT} files"
             )
         results.append(readable)
     return results

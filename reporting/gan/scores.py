@@ -99,7 +99,7 @@ def describe_sets(evaluated: ImageSet, reference: ImageSet, height: int, width: 
         stretched = any(abs(h * width - w * height) > max(height, width) for h, w in other_sizes)
         note = ", which changes their proportions" if stretched else ""
         lines.append(f"{name} images are brought from {sizes} to {height}x{width} by {way}{note}")
-    return lines
+    return [*lines, *dict.fromkeys([*evaluated.notes, *reference.notes])]
 
 
 def score_lines(scores: Mapping[str, float]) -> list[str]:

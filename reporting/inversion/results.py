@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict, cast
+from typing import NotRequired, Protocol, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,8 @@ from datasets.latents.pictures import Pictures
 from datasets.latents.plan import InversionConfiguration, InversionPlan, InversionRun
 from datasets.latents.shards import is_complete, write_latents
 from datasets.latents.table import AboutGenerator, Latents, read_latents
-from datasets.people.decoding import DecodingError, decode_bicubic, read_bytes
+from datasets.people.decoding import DecodingError, decode_bicubic, read_bytes, remarks
+from datasets.people.names import FORMATS_TEXT
 from datasets.reid.sources import people_sha256
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -190,6 +191,7 @@ class InversionSummary(TypedDict):
     figures: dict[str, Figure]
     lpips_reduction: float | None
     metric: str
+    remarks: NotRequired[list[str]]  # lines for the user about peculiar pictures; older files have none
 
 
 def about_latents(
@@ -240,8 +242,8 @@ def publish_inversion(run: InversionRun, pictures: Pictures, networks: Networks,
     if not usable.num_rows:
         path, message = table["path"][0].as_py(), table["message"][0].as_py()
         raise InputError(
-            f"not one of {table.num_rows:,} pictures could be inverted; the first is {path}: {message}. Give JPEG or "
-            "PNG files, and networks that belong together"
+            f"not one of {table.num_rows:,} pictures could be inverted; the first is {path}: {message}. Give "
+            f"{FORMATS_TEXT} files, and networks that belong together"
         )
     latents = read_latents(output.secret_address)
     contents = dict(zip(pictures.listing.names, pictures.listing.files, strict=True))
@@ -261,7 +263,9 @@ def summarise(
 ) -> InversionSummary:
     """The summary of the rows of all pictures. Means and medians are over the pictures that have a figure."""
     usable = table.filter(pc.call_function("equal", [table["status"], "ok"]))
-    reasons = Counter(table["message"].drop_null().to_pylist())
+    is_error = pc.call_function("not_equal", [table["status"], "ok"])
+    reasons = Counter(table.filter(is_error)["message"].drop_null().to_pylist())
+    peculiar = Counter(kind for message in usable["message"].drop_null().to_pylist() for kind in message.split())
     figures = {name: _figure(usable[name]) for name in FIGURES}
     before, after = figures["encoder_lpips"]["mean"], figures["lpips"]["mean"]
     summary = {
@@ -279,6 +283,7 @@ def summarise(
         "lpips_reduction": 1 - after / before if before and after is not None else None,
         "metric": metric,
         "notes": notes,
+        "remarks": remarks(peculiar),
         "configuration": dataclasses.asdict(plan.configuration),
         "about": about,
     }
@@ -322,4 +327,5 @@ def summary_lines(summary: InversionSummary, output: Output) -> list[str]:
     ]
     if summary["test_people"]:
         lines.append("these are people that re-ID networks are tested with: train on nothing that is made of them")
+    lines += [f"note: {remark}" for remark in summary.get("remarks", [])]
     return [*lines, f"latents: {output.address('latents.parquet')}", f"sheet: {output.address(SHEET)}"]

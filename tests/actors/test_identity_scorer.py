@@ -139,7 +139,7 @@ def test_what_cannot_be_compared_is_null(network, real):
     assert found["identity_cosine"] == found["identity_margin"] == [None] * 6
     assert [value is None for value in found["nearest_identity"]] == [False, False, False, True, True, False]
     assert found["status"] == ["ok", "ok", "ok", "error", "error", "ok"]
-    assert "7 bytes stored are no JPEG or PNG image" in found["message"][3]
+    assert "7 bytes stored are no JPEG, PNG, WebP, BMP or TIFF image" in found["message"][3]
     lonely = RealPeople(real.features[:2], real.identities[:2], {0: 5})  # one real person: no others
     found = scored(network, lonely, [row(0, 0, "latent"), row(3, 0)])
     assert [value is None for value in found["identity_margin"]] == [True, False]

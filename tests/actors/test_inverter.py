@@ -182,11 +182,14 @@ def test_every_kind_of_picture_has_a_row(networks, tmp_path):
     for column in ("l2", "lpips", "encoder_lpips"):
         assert table[column].is_null().to_pylist() == [False] * 4 + [True] * 4
     messages = table["message"].to_pylist()
-    assert messages[:4] == [None] * 4
-    assert "0 bytes stored are no JPEG or PNG" in messages[4]
-    assert "no JPEG or PNG" in messages[6]
+    assert messages[:4] == [None, "transparent", None, None]
+    assert "0 bytes stored are no JPEG, PNG, WebP, BMP or TIFF" in messages[4]
+    assert "no JPEG, PNG, WebP, BMP or TIFF" in messages[6]
     assert messages[7] == "cannot be read: No such file or directory"
-    torch.testing.assert_close(codes(table.slice(0, 1)), codes(table.slice(1, 1)))  # alpha is left out
+    on_white = np.round((image * 7.0 + 255 * 248.0) / 255).astype(np.uint8)
+    flat = invert(networks, unit([png(on_white), png(image)], [0, 0]))
+    torch.testing.assert_close(codes(table.slice(1, 1)), codes(flat.slice(0, 1)))
+    torch.testing.assert_close(codes(table.slice(0, 1)), codes(flat.slice(1, 1)))
     assert (codes(table.slice(0, 1)) - codes(table.slice(2, 1))).abs().max() > 1e-4
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jobs.find_person import SHEET, TABLE, Config, main
 from passersby.errors import InputError
@@ -65,6 +66,24 @@ def test_the_same_picture_comes_first_and_features_are_kept(network, crops, tmp_
     monkeypatch.setattr(embeddings, "embeddings_of", again)
     main(config)
     assert rows(tmp_path / "out") == found
+
+
+def test_cut_out_people_are_ranked_on_white_whatever_lies_below(network, crops, tmp_path, capsys):
+    """Two cut-outs of one person, with other colours below their transparent part; said once for all pictures."""
+    person = np.zeros((40, 20, 4), np.uint8)
+    person[10:30, 5:15] = (0, 0, 255, 255)
+    for name, hidden in (("a.png", (0, 255, 0)), ("b.webp", (255, 0, 0)), ("c.tif", (9, 9, 9))):
+        picture = person.copy()
+        picture[person[..., 3] == 0, :3] = hidden
+        Image.fromarray(picture[..., [2, 1, 0, 3]]).save(crops / name, lossless=True, exact=True)
+    Image.fromarray(person[..., [2, 1, 0, 3]]).save(tmp_path / "query.png")
+    main(Config(query=tmp_path / "query.png", gallery=crops, network=network, out=str(tmp_path / "out"), device="cpu"))
+    found = rows(tmp_path / "out")
+    assert {row["name"] for row in found[:3]} == {"a.png", "b.webp", "c.tif"}
+    assert [float(row["similarity"]) for row in found[:3]] == pytest.approx([1.0] * 3, abs=1e-5)
+    said = [line for line in capsys.readouterr().out.splitlines() if "put on white" in line]
+    white = "pictures with an alpha channel or a transparent colour are put on white"
+    assert said == [f"note: crops: {white}: 3", f"note: --query {tmp_path / 'query.png'}: {white}: 1"]
 
 
 def test_the_threshold_of_an_evaluation(network, crops, tmp_path, capsys):

@@ -174,7 +174,7 @@ def test_references_that_cannot_be_used_are_refused(config, network, tmp_path):
     with pytest.raises(InputError, match="is no Market-1501 tree"):
         main(dataclasses.replace(config, network=str(network), reference=tmp_path, reference_split="train"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no images .jpg, png. in .*empty"):
+    with pytest.raises(InputError, match="no images .jpg, png, webp, bmp, tif. in .*empty"):
         main(dataclasses.replace(config, network=str(network), reference=tmp_path / "empty"))
     other = tmp_path / "other.pt"
     other.write_bytes(b"other")

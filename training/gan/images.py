@@ -101,7 +101,9 @@ def decode(config: GanTraining, source: ImageSource) -> TrainingData:
     features = None
     if config.condition == "cluster":
         features = np.concatenate([colour_features(part) for part in (loaded.training, loaded.validation)])
-    return assemble(config, loaded.source, loaded.training, loaded.validation, features, loaded.unreadable)
+    return assemble(
+        config, loaded.source, loaded.training, loaded.validation, features, loaded.unreadable, loaded.remarks
+    )
 
 
 def image_target(config: GanTraining) -> Target:
@@ -123,11 +125,15 @@ def assemble(
     validation: np.ndarray,
     features: np.ndarray | None,
     unreadable: Sequence[str],
+    remarks: Sequence[str] = (),
     stream: StreamFactory | None = None,
 ) -> TrainingData:
-    """Label the decoded images. features: `colour_features` of training and validation images, for clusters."""
+    """Label the decoded images. features: `colour_features` of training and validation images, for clusters.
+
+    remarks: lines for the user about peculiar pictures.
+    """
     _require_enough(config, source)
-    notes = []
+    notes = [*remarks]
     if unreadable:
         notes.append(f"left out, unreadable: {len(unreadable)} images, the first is {unreadable[0]}")
     if stream:

@@ -80,12 +80,12 @@ def test_what_is_odd_in_a_folder_is_one_line(tmp_path):
     picture(tmp_path / "loose.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "a/._1.jpg").write_bytes(b"what macOS leaves")
-    (tmp_path / "a/3.webp").write_bytes(b"")
+    (tmp_path / "a/3.gif").write_bytes(b"")
     listing = read_split(tmp_path, "train")
     assert listing.names == ("a/2.jpg", "a/deep/1_c2.jpg")
     odd, cameras = listing.notes
     assert "1 sub-folders hold no images; 1 images lie in no sub-folder" in odd
-    assert "1 files are neither JPEG nor PNG" in odd
+    assert "1 images are not JPEG, PNG, WebP, BMP or TIFF: left out" in odd
     assert "the camera of 1 of 2 images is known, so no camera rule is applied" in cameras
 
 
