@@ -8,14 +8,24 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 setup: $(VENV)/.ready
 
+# pip unpacks here what it installs: /tmp is too small for 6 GB on many machines, and its growth can be shown.
+PIP_TMPDIR := $(abspath $(VENV))/tmp
+# A line with the size of $(VENV), every so many seconds until the shell of the recipe ends. pip itself prints its errors
+# only, because its notes and warnings about many package indexes fill the screen.
+ALIVE_SECONDS := 20
+ALIVE = { seconds=0; while sleep 1; do seconds=$$((seconds + 1)); if [ $$((seconds % $(ALIVE_SECONDS))) = 0 ]; then \
+    echo "  $$seconds s: $$(du -sm $(VENV) 2>/dev/null | cut -f1) MB"; fi; done; } & alive=$$!; \
+    trap 'kill $$alive 2>/dev/null' EXIT; trap 'exit 130' INT TERM
+
 # pip only: the exact versions of constraints.txt, and this folder as an editable install.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
 	  f"Python {sys.version.split()[0]} is not supported: take 3.11 to 3.13, e.g. make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned stack into $(VENV) (about 6 GB; once)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@$(ALIVE); mkdir -p $(PIP_TMPDIR) && TMPDIR=$(PIP_TMPDIR) \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -rf $(PIP_TMPDIR) && touch $@ && echo "installed into $(VENV)"
 
 generate: setup  ## 24 people x 16 variants with the built-in demo network
 	$(BIN)/python jobs/generate.py --people 24 --variants 16 --unit-images 64 --out $(abspath $(or $(OUT),out/demo))

@@ -12,12 +12,14 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.people.any_folder import of_names
 from datasets.people.decoding import decode_listing, remarks
 from datasets.people.image_sets import ROW_IMAGES, choose
 from datasets.people.listing import Listing
 from datasets.people.names import is_image
-from datasets.people.readers import read_split
+from datasets.people.readers import address, read_split
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
@@ -35,6 +37,7 @@ from reporting.calibration import (
     similarity_record,
     threshold_options,
 )
+from reporting.page import write_for_people
 from reporting.progress import ProgressLine
 
 RECORD, PICTURE = "calibration.json", "calibration.png"
@@ -125,7 +128,7 @@ def main(config: Config) -> None:
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
     }
-    output.write(PICTURE, calibration_plot(detector, compared, listing.name))
+    write_for_people(output, PICTURE, lambda: calibration_plot(detector, compared, listing.name))
     output.write(RECORD, f"{json.dumps(record, indent=2)}\n".encode())
     print(*calibration_lines(detector, records), *(f"note: {note}" for note in notes), *commands, sep="\n")
     print(output.address(PICTURE))
@@ -133,7 +136,9 @@ def main(config: Config) -> None:
 
 def real_images(data: str, split: str) -> Listing:
     """The images of people in a data set's split, or all of a folder. Raises InputError if there are no images."""
-    root = Path(data).expanduser()
+    root = address(data)
+    if isinstance(root, str):  # a run on a store
+        return read_split(root, split)
     flat = sorted(path for path in root.iterdir() if is_image(path.name)) if root.is_dir() else []
     if not flat or any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
         return read_split(data, split)

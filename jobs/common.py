@@ -2,20 +2,21 @@
 
 import dataclasses
 import inspect
+import io
 import json
-import logging
 import os
 import sys
+import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias, TypeVar
 
-import ray
-import ray.exceptions
 import tyro
 
+from datasets.storage.addresses import check_utf8, checked_address, shown
+from passersby.environment import choose_places, temporary_folder
 from passersby.errors import InputError
-from passersby.options import Json, Options
+from passersby.options import Json, Options, flag
 
 Config = TypeVar("Config", bound=Options)
 # (folder of --out, command line) -> options of the work that was begun in the folder, as the configuration holds them.
@@ -56,8 +57,11 @@ def run_job(
     `default` and `begun` go to `parse`. Exit codes: what `main` returns (None is 0); 2 for bad input, with one line
     on stderr; 130 when interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the terminal's encoding lacks must not end a job
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        config = parse(config_class, sys.argv[1:], default, begun)
+        config = on_disk(parse(config_class, sys.argv[1:], default, begun))
+        temporary_folder()
         code = main(config) or 0
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -81,7 +85,7 @@ def parse(
     out = given(arguments, "out")
     if begun is not None and out is not None:
         try:
-            values = begun(out, arguments)
+            values = begun(os.fspath(_local(out, "--out") or out), arguments)
         except InputError:
             values = {}  # the job itself says what is wrong with the folder
         if values:
@@ -90,6 +94,39 @@ def parse(
     if default is None:
         return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=text)
     return tyro.cli(config_class, args=arguments, prog=PROGRAM, description=text, default=default)
+
+
+def on_disk(config: Config) -> Config:
+    """The configuration with the file:// addresses of its paths as paths.
+
+    Raises InputError for a path that is an address of a store: pathlib takes a slash from s3://bucket/run, and a job
+    would make a folder called `s3:`. Real people (--data) and lists of runs may be on a store; their readers say what
+    they read there.
+    """
+    changed: dict[str, Path | tuple[Path, ...]] = {}
+    for field in dataclasses.fields(config):
+        value, option = getattr(config, field.name), f"--{flag(field.name)}"
+        if isinstance(value, tuple) and value and all(isinstance(item, Path) for item in value):
+            changed[field.name] = tuple(_local(item, option) or item for item in value)
+        elif isinstance(value, Path):
+            path = _local(value, option)
+            if path is None and field.name != "data":
+                raise InputError(
+                    f"{option} {shown(checked_address(str(value)))}: this option takes a path on a disk, which every "
+                    "node sees"
+                )
+            changed[field.name] = path or value
+            if field.name == "out":
+                check_utf8(str(value), option)
+    return dataclasses.replace(config, **changed)
+
+
+def _local(path: str | Path, option: str) -> Path | None:
+    """A path, also of file://; None for the address of a store."""
+    text = checked_address(os.fspath(path), option)
+    if text.startswith("file:///"):
+        return Path(urllib.parse.unquote(text.removeprefix("file://")))
+    return None if "://" in text else Path(path)
 
 
 def given(arguments: list[str], option: str) -> str | None:
@@ -142,22 +179,10 @@ def preset_defaults(
 
 
 def connect() -> None:
-    """Join the cluster of `RAY_ADDRESS` (set by `ray job submit`), or start a private local Ray.
+    """Join the cluster of `RAY_ADDRESS` (set by `ray job submit`), or start a private local Ray."""
+    from pipeline.connection import join_or_start  # it imports Ray, which some jobs do not need
 
-    A plain `ray.init()` would join any cluster that happens to run on the machine.
-    """
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ side reports harmless things as errors
-    address = os.environ.get("RAY_ADDRESS", "local")
-    try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": MALLOC_VARIABLES},
-            log_to_driver=False,
-            include_dashboard=False if address == "local" else None,  # a joined cluster has its own dashboard
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError as error:
-        raise InputError(f"RAY_ADDRESS {address}: no Ray cluster answers there; unset it for a local Ray") from error
+    join_or_start(MALLOC_VARIABLES)
+
+
+choose_places()  # before the libraries are imported that look for a home folder while they are imported

@@ -1,10 +1,13 @@
 """Convert a network file to our .safetensors or to a plain .pt state dict, and say what was found in it."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job

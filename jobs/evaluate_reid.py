@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.reid.feature_files import write_features
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
@@ -148,25 +150,25 @@ def write_pictures(
     """CMC curve, histogram of similarities and, if there are images and a match, the sheet of queries."""
     from pipeline.evaluation import GALLERY, QUERY, SINGLE, top_similarities
     from reporting.grid import encode_png
+    from reporting.page import write_for_people
     from reporting.reid.queries import query_sheet
     from reporting.reid.ranking import cmc_plot, similarity_plot
 
     query, gallery, ranking = evaluation.sets[QUERY], evaluation.sets[GALLERY], rankings[SINGLE]
     title = f"{len(query):,} queries, {len(gallery):,} images in the gallery"
-    output.write(SIMILARITIES, similarity_plot(counts, thresholds, title))
+    write_for_people(output, SIMILARITIES, lambda: similarity_plot(counts, thresholds, title))
     for name in (CMC, SHEET):  # pictures of an earlier evaluation would be taken for those of this evaluation
         output.remove(name)
     if not ranking.valid:
         notes.append(f"no {CMC} and no {SHEET}: no query has a match in the gallery")
         return
-    output.write(CMC, cmc_plot({name: ranked.cmc for name, ranked in rankings.items()}, title))
+    write_for_people(output, CMC, lambda: cmc_plot({name: ranked.cmc for name, ranked in rankings.items()}, title))
     if {QUERY, GALLERY} <= evaluation.listings.keys():
         similarities = top_similarities(evaluation, ranking)
         people = {**evaluation.listings[GALLERY].people, **evaluation.listings[QUERY].people}
         subtitle = f"Rank-1 {100 * ranking.rank1:.1f}%, mAP {100 * ranking.mAP:.1f}% of {title}"
-        output.write(
-            SHEET, encode_png(query_sheet(ranking, similarities, query, gallery, evaluation.picture, people, subtitle))
-        )
+        pictures = (query, gallery, evaluation.picture, people, subtitle)
+        write_for_people(output, SHEET, lambda: encode_png(query_sheet(ranking, similarities, *pictures)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Write the kept images of a run for other tools: `python jobs/export.py --run OUT --out DEST --format market1501`."""
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
 from datasets.exports.manifest import RunManifest
 from datasets.exports.record import IDENTITIES, RECORD, SHORT, Record, begin, holds_export

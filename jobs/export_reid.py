@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 import tyro
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job

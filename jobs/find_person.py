@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.people.decoding import DecodingError, decode_bicubic, decode_own_size, peculiarities, read_bytes, remarks
 from datasets.people.image_sets import ImageSet, folder_images
 from datasets.storage.feature_cache import cached, feature_key
@@ -77,6 +79,7 @@ def main(config: Config) -> None:
     from passersby.reid.checkpoint import load_reid
     from passersby.reid.network import FeatureNetwork
     from pipeline.features import Workers
+    from reporting.page import write_for_people
 
     loaded = load_reid(config.network, config.activation, config.height, config.width)
     threshold = None if config.evaluation is None else read_threshold(config.evaluation, loaded.sha256)
@@ -110,7 +113,7 @@ def main(config: Config) -> None:
             f"{len(readable):,} strangers about {len(readable) / 100:,.0f} would pass)"
         )
     title = f"The {len(matches)} most alike of {len(readable):,} images"
-    output.write(SHEET, sheet(config.query, content, matches, title, summary))
+    write_for_people(output, SHEET, lambda: sheet(config.query, content, matches, title, summary))
     output.write(TABLE, table(matches, config.gallery).encode())
     lines = [
         f"{number:4}  {found_line(match, config.gallery)}" for number, match in enumerate(matches[:SHOWN_LINES], 1)

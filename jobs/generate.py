@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.runs.plan import read_plan
 from datasets.runs.rows import people_without_partners
 from datasets.runs.run import GenerationRun, begin_run

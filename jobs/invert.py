@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.latents.pictures import Pictures, check_splits, list_pictures
 from datasets.latents.plan import (
     RECIPE,

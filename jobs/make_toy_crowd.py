@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.toy_crowd import crowd, tree
 from jobs.common import run_job
 from passersby.bounds import Bound, check_bounds

@@ -9,6 +9,8 @@ import pyarrow as pa
 import torch
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from actors.style_mixer import StyleMixer
 from datasets.people.decoding import decode
 from datasets.runs.configuration import RECIPE

@@ -2,9 +2,13 @@
 
 import dataclasses
 import re
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
 from datasets.runs.manifest import manifest_name, read_manifest, write_manifest
 from datasets.runs.run import open_run

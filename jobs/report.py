@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
 from datasets.runs.manifest import read_manifest
 from datasets.runs.run import open_run

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.people import image_sets
 from datasets.people.image_sets import ImageSet
 from datasets.people.market1501 import TOY_RECORD

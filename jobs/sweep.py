@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.storage.lock import hold
 from datasets.storage.output import Output
 from jobs.common import CPU_VARIABLES, connect, run_job
@@ -194,6 +196,7 @@ def run(config: Config, output: Output, sweep: "Sweep") -> "SweepProgress":
         print(f"{len(rows)} of {len(trials)} trials are finished, {len(pending)} to run", flush=True)
         specs = [spec_of(sweep, trial, out, fitted, command_line(), CPU_VARIABLES) for trial in pending]
         run_trials(run_trial, specs, fitted, out / "ray", config.retries, [progress])
+        write_table(output, rows, sweep.sharing())  # a disk that was full for a while may have lost it
     print(progress.line(), flush=True)
     return progress
 

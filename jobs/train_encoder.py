@@ -2,9 +2,13 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import ray
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
+from datasets.people.readers import full_path
 from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby.devices import pick_device
 from passersby.errors import InputError
@@ -21,7 +25,7 @@ def main(config: EncoderTraining) -> None:
     """Check everything that can be checked in seconds, then train in this process or on Ray."""
     config.check()
     config = dataclasses.replace(
-        config, **{name: getattr(config, name).resolve() for name in PATHS if getattr(config, name)}
+        config, **{name: full_path(getattr(config, name)) for name in PATHS if getattr(config, name)}
     )
     for name in PATHS[2:]:
         path = getattr(config, name)

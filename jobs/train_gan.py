@@ -2,10 +2,14 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import ray
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
 from datasets.people.image_source import ImageSource
+from datasets.people.readers import full_path
 from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby import weights
 from passersby.devices import pick_device
@@ -26,7 +30,7 @@ def main(config: GanTraining) -> None:
     # Both calls check the sizes of a network.
     config.generator()
     config.discriminator()
-    config = dataclasses.replace(config, data=config.data.resolve(), out=config.out.resolve())
+    config = dataclasses.replace(config, data=full_path(config.data), out=config.out.resolve())
     source = list_data(config)
     if config.transfer and not config.transfer.is_file():
         raise InputError(f"--transfer {config.transfer}: there is no such file")

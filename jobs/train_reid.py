@@ -2,10 +2,13 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import ray
 
-from datasets.people.readers import address
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
+
+from datasets.people.readers import full_path
 from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby.devices import pick_device
 from passersby.errors import InputError
@@ -41,13 +44,10 @@ def main(config: ReidTraining) -> None:
 
 def with_full_paths(config: ReidTraining) -> ReidTraining:
     """The configuration with paths that hold in every worker's folder."""
-    paths = {
-        name: getattr(config, name).resolve() for name in ("data", "out", "weights", "teacher") if getattr(config, name)
-    }
-    many = {
-        name: tuple(path if isinstance(address(path), str) else path.resolve() for path in getattr(config, name))
-        for name in ("people", "variants")
-    }  # runs may lie on an object store
+    names = ("data", "out", "weights", "teacher")
+    paths = {name: full_path(getattr(config, name)) for name in names if getattr(config, name)}
+    # Runs may lie on an object store.
+    many = {name: tuple(full_path(path) for path in getattr(config, name)) for name in ("people", "variants")}
     return dataclasses.replace(config, **paths, **many)
 
 

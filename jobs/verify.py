@@ -2,11 +2,14 @@
 
 import bisect
 import dataclasses
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
 from datasets.latents.table import read_latents
 from datasets.runs.manifest import manifest_name

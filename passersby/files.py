@@ -6,6 +6,7 @@ Only pyarrow is needed to read the manifest. The code that writes runs, also to 
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,59 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from passersby.errors import InputError
+
+# Schemes of addresses. Hadoop's programs call S3 s3a and s3n.
+_SCHEMES = {name: name for name in ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file", "http", "https")}
+_SCHEMES |= {"s3a": "s3", "s3n": "s3"}
+_BUCKETS = ("s3", "gs", "gcs")  # the schemes whose first part is always a bucket
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")
+_FORM = "%s://BUCKET/PATH"
+_COLLAPSED_OPTION = re.compile(r"(?<==)(https?):/(?!/)")
+
+
+def normal_address(address: str) -> str:
+    """An address in its usual form: two spellings of one place become equal. A path on a disk is returned as it is.
+
+    Space around an address is dropped, the scheme becomes lower case (s3a and s3n become s3), and slashes that are
+    doubled, `.` and a slash at the end are dropped from the path. A slash that pathlib has taken away is put back:
+    s3:/bucket/run is s3://bucket/run. Options after ? stay as they are. Raises InputError, whose message does not name
+    the address, for an address that means no place.
+    """
+    text = address.strip()
+    match = _SCHEME.match(text)
+    scheme = match[1].lower() if match else ""
+    if match is None or (scheme not in _SCHEMES and len(match[2]) < 2):
+        return address
+    slashes, scheme = len(match[2]), _SCHEMES.get(scheme, scheme)
+    if not slashes:
+        form = "file:///PATH" if scheme == "file" else _FORM % scheme
+        raise InputError(f"two slashes come after {scheme}:, as in {form}")
+    if "#" in text:
+        raise InputError("# ends the path of a URI: write %23")
+    location, sign, query = text[match.end() :].partition("?")
+    query = _COLLAPSED_OPTION.sub(r"\1://", query)
+    if scheme in _BUCKETS and (slashes > 2 or not location):
+        raise InputError(f"it names no bucket: write {_FORM % scheme}")
+    authority, *parts = location.split("/")
+    if slashes > 2 or (scheme == "file" and slashes == 1):  # file:///data/run and file:/data/run name no host
+        authority, parts = "", [authority, *parts]
+    if scheme == "file" and authority == "localhost":
+        authority = ""
+    return f"{scheme}://{'/'.join([authority, *_named(parts)])}{sign}{query}"
+
+
+def normal_path(path: str) -> str:
+    """The path below a store's root, bucket/run, without the doubled slashes that a percent-encoding may have hidden.
+
+    Raises InputError for a path with `..`.
+    """
+    return "/".join(_named(path.split("/")))
+
+
+def _named(parts: list[str]) -> list[str]:
+    if ".." in parts:
+        raise InputError("it has .. in it: write the address without")
+    return [part for part in parts if part not in ("", ".")]
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -84,7 +138,10 @@ def read_manifest(run: str | os.PathLike, name: str | None = None, columns: list
     >>> kept[0]
     {'person': 0, 'variant': 0, 'verdict': 'kept'}
     """
-    address = os.path.expanduser(os.fspath(run))
+    try:
+        address = normal_address(os.path.expanduser(os.fspath(run)))
+    except InputError as error:
+        raise InputError(f"{os.fspath(run)}: {error}") from error
     location = address
     if "://" in address:
         scheme, _, remainder = address.partition("?")[0].partition("://")

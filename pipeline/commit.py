@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge
 
@@ -40,11 +42,12 @@ class Work:
 class RunMetrics:
     """Counts the work of one run for Prometheus, through Ray's own endpoint; deploy/grafana/passersby.json draws it.
 
-    Only the driver counts, so a unit that was tried twice counts once.
+    Only the driver counts, so a unit that was tried twice counts once. An error of Ray's metrics is printed once, and
+    nothing is counted from then on: metrics never end a run.
 
-    run: the run's name. It becomes the label `run` of every line, so it must hold no credentials. planned_units: units
-    of the whole plan. finished_units: units that earlier runs finished. Needs a connected Ray. Prometheus reads these
-    lines, with Ray's prefix:
+    run: the run's name. It becomes the label `run` of every line (`ascii_label`), so it must hold no credentials.
+    planned_units: units of the whole plan. finished_units: units that earlier runs finished. Needs a connected Ray.
+    Prometheus reads these lines, with Ray's prefix:
 
     ray_passersby_images_total{run, verdict}  images of units finished by this driver; verdict is one of VERDICTS
     ray_passersby_seconds_total{run, stage}   seconds that the stages' actors worked on those units, summed
@@ -54,22 +57,32 @@ class RunMetrics:
     """
 
     def __init__(self, run: str, planned_units: int, finished_units: int = 0) -> None:
+        self._states = {"planned": planned_units, "finished": finished_units, "failed": 0}
+        self._working = True
+        self._run = ascii_label(run)
+        self._attempt(self._begin)
+
+    def _begin(self) -> None:
         self._images = Counter("passersby_images", "Images of finished units, by verdict", ("run", "verdict"))
         self._seconds = Counter("passersby_seconds", "Seconds of work on finished units, by stage", ("run", "stage"))
         self._units = Gauge("passersby_units", "Units of the plan, by state", ("run", "state"))
         for metric in (self._images, self._seconds, self._units):
-            metric.set_default_tags({"run": run})
-        self._states = {"planned": planned_units, "finished": finished_units, "failed": 0}
+            metric.set_default_tags({"run": self._run})
         for state, units in self._states.items():
             self._units.set(units, {"state": state})
 
     def update(self, row: Mapping[str, int | float]) -> None:
         """Count one more finished unit. row: the writer's row; images by each of VERDICTS, seconds by `seconds_*`."""
-        for verdict in VERDICTS:
-            _add(self._images, row[verdict], {"verdict": verdict})
-        for name, seconds in row.items():
-            if name.startswith(SECONDS):
-                _add(self._seconds, seconds, {"stage": name.removeprefix(SECONDS)})
+        images = {verdict: row[verdict] for verdict in VERDICTS}
+        seconds = {name.removeprefix(SECONDS): row[name] for name in row if name.startswith(SECONDS)}
+
+        def add() -> None:
+            for verdict, number in images.items():
+                _add(self._images, number, {"verdict": verdict})
+            for stage, duration in seconds.items():
+                _add(self._seconds, duration, {"stage": stage})
+
+        self._attempt(add)
         self._count("finished")
 
     def failed(self, unit: int) -> None:
@@ -78,7 +91,25 @@ class RunMetrics:
 
     def _count(self, state: str) -> None:
         self._states[state] += 1
-        self._units.set(self._states[state], {"state": state})
+        self._attempt(lambda: self._units.set(self._states[state], {"state": state}))
+
+    def _attempt(self, count: Callable[[], None]) -> None:
+        if not self._working:
+            return
+        try:
+            count()
+        # Whatever it is: the pictures are worth more than their number in Prometheus.
+        except Exception as error:  # noqa: BLE001
+            self._working = False
+            print(f"note: no more metrics of this run ({type(error).__name__}: {error})", file=sys.stderr)
+
+
+def ascii_label(text: str) -> str:
+    """A label for Ray's metrics, which takes ASCII letters alone: all others are percent-encoded, é as %C3%A9."""
+    return "".join(
+        letter if letter.isascii() and letter.isprintable() else urllib.parse.quote(letter, errors="surrogateescape")
+        for letter in text
+    )
 
 
 def _add(counter: Counter, amount: float, tags: dict[str, str]) -> None:

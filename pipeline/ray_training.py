@@ -58,7 +58,7 @@ def enter_training(values: WorkerValues) -> None:
             **{name: ray.get(reference) for name, reference in values["shared"].items()},
         )
     except InputError as error:
-        refusal.write_text(str(error))
+        refusal.write_text(str(error), "utf-8", "backslashreplace")
         raise
 
 
@@ -145,7 +145,7 @@ def train_on_workers(
 def raise_refusal(out: Path) -> None:
     """Raise InputError with the reason in `refused.txt`, if a worker has refused its input."""
     if (out / REFUSAL).exists():
-        raise InputError((out / REFUSAL).read_text())
+        raise InputError((out / REFUSAL).read_text("utf-8"))
 
 
 def _first_line(error: TrainingFailedError) -> str:
@@ -160,7 +160,7 @@ def follow(path: Path, finished: threading.Event) -> None:
     while True:
         last_look = finished.wait(0.5)
         if path.exists():
-            with open(path) as log:
+            with open(path, encoding="utf-8", errors="replace") as log:
                 log.seek(position)
                 print(log.read(), end="", flush=True)
                 position = log.tell()

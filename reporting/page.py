@@ -1,11 +1,13 @@
 """Pages for a browser on any machine, each one HTML file that needs nothing beside itself, and the page of a run."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -16,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.runs.verdicts import KEPT
+from datasets.storage.output import Output
+from passersby.errors import InputError
 from passersby.options import Json
 from reporting.gan.scores import HEADINGS, STUDY, WARNING, Training, fid_rows
 from reporting.palette import FRAME_COLOURS
@@ -32,6 +36,25 @@ from reporting.run.identity import (
 )
 from reporting.tables import FILTERS, OPTIONAL, DiscardRow, discard_rows, filters_set, percent
 
+# ---- What people look at never ends a run.
+
+
+def write_for_people(output: Output, name: str, draw: Callable[[], bytes]) -> None:
+    """Write the bytes that `draw` returns, a page or a picture, to a file of a folder.
+
+    An error is printed. Then an older file is taken away, as it would be taken for the new one. No error ends the run,
+    whose numbers are in other files; a file that is missing is made by the next start of the same command.
+    """
+    try:
+        output.write(name, draw())
+    # A library that draws may fail over fonts, sizes and versions.
+    except Exception as error:  # noqa: BLE001
+        with contextlib.suppress(InputError):
+            output.remove(name)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"note: no {output.address(name)} ({reason}): the same command tries again", file=sys.stderr)
+
+
 # ---- Any page: a template of this folder, with its style and its script inside.
 
 # Not allowed in HTML, or not encodable: control characters and lone halves of surrogate pairs.
@@ -45,9 +68,9 @@ def rendered(template: str, script_file: str | None = None, **values: object) ->
 
     The page's content policy allows that script by its hash, and no other.
     """
-    script = f"\n{(_FOLDER / script_file).read_text()}" if script_file else ""
+    script = "\n" + (_FOLDER / script_file).read_text("utf-8") if script_file else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = markupsafe.Markup((_FOLDER / "report.css").read_text() + _frame_colours())
+    style = markupsafe.Markup((_FOLDER / "report.css").read_text("utf-8") + _frame_colours())
     page = _environment().get_template(template)
     html = page.render(style=style, script=markupsafe.Markup(script), script_hash=f"sha256-{digest}", **values)
     return _FORBIDDEN.sub("\ufffd", html)

@@ -70,7 +70,7 @@ def run(wheel: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_module_of_the_wheel_imports_without_the_checkout_and_the_demo_network_loads(wheel):
     done = run(wheel, "-c", EVERYTHING, str(wheel))
     assert done.returncode == 0, done.stderr
-    modules = sum(1 for folder in FOLDERS for _ in (ROOT / folder).rglob("*.py")) - 1  # jobs/__main__.py
+    modules = sum(1 for folder in FOLDERS for _ in (ROOT / folder).rglob("*.py")) - 2  # __main__.py
     assert done.stdout.split() == [str(modules), "modules;", "64", "x", "32"]
 
 
@@ -91,7 +91,7 @@ def test_the_program_of_the_wheel_lists_every_job_in_one_line_each(wheel):
     for name, summary in job_summaries().items():
         assert sum(line.split()[:1] == [name] and line.endswith(summary) for line in lines) == 1
     assert (wheel / "passersby-0.1.0.dist-info" / "entry_points.txt").read_text().split("\n")[1] == (
-        "passersby = jobs.__main__:main"
+        "passersby = passersby.__main__:main"
     )
 
 

@@ -1,22 +1,26 @@
 """Output of every training while it runs: status lines, TensorBoard's values, the history and its curves.
 
 A full disk loses lines of the log and values of TensorBoard, but does not stop the training. The history is complete
-again as soon as there is room.
+again as soon as there is room. Nor does any other error of TensorBoard or of a picture for people stop the training.
 """
 
 import contextlib
 import dataclasses
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from passersby.errors import InputError
 from reporting.curves import PANELS, Panel, append_history, rewind_history, save_curves
 from training.memory import memory_gb
 from training.workers import Scalars
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
 REFUSAL = "refused.txt"  # the reason why a worker refused its input, which a restart would not improve
@@ -85,8 +89,9 @@ class TrainingLog:
         panels: Sequence[Panel] = PANELS,
     ):
         self.out, self.device, self.panels, self.status_seconds = Path(out), device, panels, status_seconds
-        self.log = open(self.out / LOG, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self.log = open(self.out / LOG, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self.board: SummaryWriter | None = None
+        self.board_works = True
         self.history = rewind_history(self.out / HISTORY, images_seen / 1000)
         self.unwritten: list[dict] = []  # records for which the disk had no room
         self.since_status, self.since_record = Means(), Means()
@@ -120,7 +125,8 @@ class TrainingLog:
 
     def say(self, line: str) -> None:
         """Write one line to the terminal and to the log."""
-        print(line, flush=True)
+        encoding = sys.stdout.encoding or "utf-8"  # in a Ray worker, that of its file
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
         with contextlib.suppress(OSError):
             self.log.write(line + "\n")
 
@@ -134,11 +140,21 @@ class TrainingLog:
         self.unwritten.append(record)
         try:
             self.write_history()
-            title = f"{self.out.name}: {images_seen / 1000:.1f} kimg"
-            save_curves(self.out / CURVES, self.history, title=title, panels=self.panels)
         except InputError as error:
             self.say(f"warning: {error}; training goes on, the history is kept in memory until there is room")
+        title = f"{self.out.name}: {images_seen / 1000:.1f} kimg"
+        self.draw(lambda: save_curves(self.out / CURVES, self.history, title=title, panels=self.panels))
         return record
+
+    def draw(self, picture: Callable[[], object]) -> None:
+        """Draw a picture for people. An error becomes a line of the log: no picture ends a training."""
+        try:
+            picture()
+        except InputError as error:
+            self.say(f"warning: {error}; training goes on")
+        # A library that draws may fail over fonts, sizes and versions; the networks are worth more.
+        except Exception as error:  # noqa: BLE001
+            self.say(f"warning: a picture failed ({type(error).__name__}: {error}); training goes on")
 
     def write_history(self) -> None:
         """Write the records that are not yet in the file. Raises InputError where the file cannot be written."""
@@ -148,17 +164,24 @@ class TrainingLog:
 
     def show(self, values: dict[str, float], images_seen: int) -> None:
         """Write values to TensorBoard."""
+        if not self.board_works:
+            return
         try:
             if self.board is None:
+                from torch.utils.tensorboard import SummaryWriter  # its packages may be missing, or not go together
+
                 self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
             for name, value in values.items():
                 self.board.add_scalar(name, value, images_seen)
         except OSError:  # a full disk has ended TensorBoard's thread: the next values try a new file
             self.board = None
+        except Exception as error:  # noqa: BLE001 (the history has these values too)
+            self.board, self.board_works = None, False
+            self.say(f"warning: no values for TensorBoard ({type(error).__name__}: {error}); training goes on")
 
     def close(self) -> None:
         """Flush and close the log and TensorBoard's file."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             if self.board is not None:
                 self.board.close()
         with contextlib.suppress(OSError):

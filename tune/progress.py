@@ -1,5 +1,6 @@
 """The progress of a running sweep: lines on the screen, and the table, which is written again after each trial."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from ray import tune
 
 from datasets.storage.output import Output
+from passersby.errors import InputError
 from reporting.progress import LINE_SECONDS, Bar, duration
 from tune.levels import Trial
 from tune.sweep import TRIALS
@@ -62,8 +64,11 @@ class SweepProgress(tune.Callback):
             self._fail(name, read_failure(folder) or "it ended without a result")
             return
         self.rows[name] = row
-        write_table(self.output, self.rows, self.sharing)
         self._clear()
+        try:
+            write_table(self.output, self.rows, self.sharing)
+        except InputError as error:  # the trial's own file has its row, and the table is written again
+            print(f"note: {error}", file=sys.stderr)
         print(f"{name}: mAP {row['mAP']:.1%}, Rank-1 {row['rank1']:.1%}, {row['minutes']:.1f} minutes", flush=True)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
@@ -74,7 +79,8 @@ class SweepProgress(tune.Callback):
         reason = read_failure(folder)
         if reason is None:
             reason = "its process or node was lost too often"
-            write_failure(folder, reason)
+            with contextlib.suppress(InputError):  # a full disk: the line below says it too
+                write_failure(folder, reason)
         self._fail(name, reason)
 
     def on_step_end(self, iteration, trials, **info) -> None:

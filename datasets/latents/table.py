@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.people.listing import UNKNOWN_CAMERA
-from datasets.storage.addresses import explain, finds_credentials, open_store, shown
+from datasets.storage.addresses import checked_address, explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
 from passersby.options import Json
 from passersby.restyle.refinement import person_code
@@ -245,6 +245,7 @@ def _locate(text: str) -> tuple[str, str]:
     """(folder, file name) of the address of a table, or of its folder."""
     if not text.strip():
         raise InputError(f"--latents is empty: {_ADVICE}")
+    text = checked_address(text, "--latents")
     remote = "://" in text
     location, sign, query = text.partition("?") if remote else (os.path.abspath(Path(text).expanduser()), "", "")
     name = LATENTS_FILE

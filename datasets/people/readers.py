@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import re
+import urllib.parse
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -10,6 +10,7 @@ from datasets.people import cuhk03, folders, market1501, msmt17, tables
 from datasets.people.listing import GALLERY, QUERY, SPLITS, TRAIN, Listing
 from datasets.people.splits import unmatched_note
 from datasets.reid import runs
+from datasets.storage.addresses import checked_address
 from passersby.errors import InputError
 
 Root = TypeVar("Root")
@@ -34,7 +35,6 @@ class Reader(Protocol[AnyRoot]):
 
 # The order matters: `folders` is last, as it takes any folder.
 _KINDS: tuple[Reader[Path], ...] = (tables, market1501, msmt17, cuhk03, folders)
-_COLLAPSED = re.compile(r"^([a-z][a-z0-9+.-]+):/(?!/)")  # pathlib turns s3://bucket/run into s3:/bucket/run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +73,20 @@ def read_split(root: str | Path, split: str) -> Listing:
 
 
 def address(root: str | Path) -> str | Path:
-    """Return a path as Path, and a URI as text, even if pathlib has collapsed its slashes."""
-    text = _COLLAPSED.sub(r"\1://", os.fspath(root))
+    """Return a path as Path, also that of file://, and another URI as text in its usual form.
+
+    Raises InputError for an address that means no place.
+    """
+    text = checked_address(os.fspath(root))
+    if text.startswith("file:///"):
+        return Path(urllib.parse.unquote(text.removeprefix("file://")))
     return text if "://" in text else Path(text).expanduser()
+
+
+def full_path(root: Path) -> Path:
+    """A path that holds in every folder; the address of a store stays as pathlib has it."""
+    where = address(root)
+    return root if isinstance(where, str) else where.resolve()
 
 
 def _data(root: str | Path) -> _Data[Path] | _Data[str | Path]:

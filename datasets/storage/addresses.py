@@ -24,6 +24,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from passersby.errors import InputError
+from passersby.files import normal_address, normal_path
 
 ATTEMPTS = 4  # with the SDK's pauses between them, at most 1, 2 and 4 s
 CONNECT_SECONDS = 5
@@ -42,6 +43,7 @@ CREDENTIALS = (
 STORES = ("s3", "gcs", "abfs")  # pyarrow's names of the stores that have buckets
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
+_SLASHES = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/*")  # shown() knows credentials behind s3:// only
 _AWS = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during (\w+) operation: ?(.*)", re.DOTALL)
 _REFUSED = {
     "ACCESS_DENIED": "access denied: the key or its secret is wrong, or has no permission here",
@@ -53,12 +55,26 @@ _REFUSED = {
 }
 
 
+def checked_address(address: str, option: str = "") -> str:
+    """An address in its usual form (`passersby.files.normal_address`); a path on a disk as it is.
+
+    Raises InputError, which begins with `option` and the address, for an address that means no place.
+    """
+    try:
+        return normal_address(address)
+    except InputError as error:
+        uri = _SLASHES.sub(r"\1://", address.strip())
+        raise InputError(f"{option} {shown(uri)}: {error}".lstrip()) from None  # the cause may show a secret
+
+
 def open_store(address: str, option: str) -> tuple[fs.FileSystem, str]:
     """The file system of an absolute path or URI, and the path of the address in it, without a slash at the end.
 
     Raises InputError, which begins with `option` and the address, for an invalid address and for a bucket whose
     region the store does not give. No other request is made.
     """
+    address = checked_address(address, option)
+    check_utf8(address, option)
     try:
         if address.startswith("/"):
             files, root = fs.LocalFileSystem(), address
@@ -78,6 +94,14 @@ def open_store(address: str, option: str) -> tuple[fs.FileSystem, str]:
     return files, root.rstrip("/")
 
 
+def check_utf8(address: str, option: str) -> None:
+    """Raises InputError for an address with bytes that are not UTF-8: neither pyarrow nor Ray takes such a name."""
+    try:
+        address.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{option} {shown(address)}: a part of the name is not UTF-8: rename it") from error
+
+
 def shown(address: str, name: str | None = None) -> str:
     """The address for printing, without credentials; with `name` the address of a file below it.
 
@@ -92,7 +116,7 @@ def shown(address: str, name: str | None = None) -> str:
     user, at, host = authority.rpartition("@")
     if not at and ":" in authority and "@" in path:  # KEY:SECRET@ where the secret has a slash that is not encoded
         user, at, (host, _, path) = "***", "@", path.rpartition("@")[2].partition("/")
-    elif at and (":" in user or scheme == "s3"):  # abfs://container@account has no secret there
+    elif at and (":" in user or scheme.lower() in ("s3", "s3a", "s3n")):  # abfs://container@account has no secret there
         user = "***"
     path = path.rstrip("/")
     base = f"{scheme}://{user}{at}{host}" + (f"/{path}" if path or not host else "")
@@ -143,8 +167,6 @@ def _open_s3(address: str) -> tuple[fs.S3FileSystem, str]:
         raise InputError("it names no bucket; a secret is percent-encoded: / is %2F, @ is %40")
     if bool(key) != bool(secret):
         raise InputError("one of access key and secret is missing: s3://KEY:SECRET@bucket/path, or leave out both")
-    if parts.fragment or "#" in address:
-        raise InputError("# ends the path of a URI: write %23")
     options = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
         if name not in S3_OPTIONS:
@@ -164,7 +186,7 @@ def _open_s3(address: str) -> tuple[fs.S3FileSystem, str]:
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # a small file takes one request instead of three, and leaves no unfinished upload
     )
-    return files, f"{bucket}{urllib.parse.unquote(parts.path)}"
+    return files, normal_path(f"{bucket}/{urllib.parse.unquote(parts.path)}")
 
 
 @functools.cache

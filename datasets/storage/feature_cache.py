@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from passersby.environment import cache_folder
 from passersby.errors import InputError
 from passersby.files import write_atomically
 from passersby.perception.inception import FEATURES, Inception
-from passersby.weights import cache_folder
 
 FOLDER = "features"
 _RECIPE = b"1"  # raised whenever a change of this code changes features

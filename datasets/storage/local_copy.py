@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-from datasets.storage.addresses import explain, finds_credentials, open_store, shown
+from datasets.storage.addresses import checked_address, explain, finds_credentials, open_store, shown
+from passersby.environment import cache_folder
 from passersby.errors import InputError
-from passersby.weights import cache_folder
 
 PIECE_BYTES = 16 << 20
 
@@ -30,7 +30,7 @@ def local_copy(address: str | os.PathLike, option: str, beside: Sequence[str] = 
     only when it is whole. Older versions stay; the cache folder may be emptied at any time. Raises InputError
     that names the option and the address when a file is missing or cannot be read.
     """
-    text = os.fspath(address)
+    text = checked_address(os.fspath(address), option)
     if "://" not in text:
         return _existing(Path(text).expanduser(), option, text)
     if text.startswith("file:///"):

@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from datasets.storage.addresses import STORES, explain, finds_credentials, open_store, shown
+from datasets.storage.addresses import STORES, checked_address, explain, finds_credentials, open_store, shown
 from passersby.errors import InputError
 from passersby.files import sync
 
@@ -44,6 +44,7 @@ class Output:
     def __init__(self, address: str):
         if not address.strip():
             raise InputError("--out is empty: give a folder or a URI such as s3://bucket/run")
+        address = checked_address(address, "--out")
         if "://" not in address:
             if not os.path.isabs(address) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
                 raise InputError(

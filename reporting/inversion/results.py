@@ -28,7 +28,7 @@ from passersby.restyle.losses import InversionLoss, Target
 from passersby.restyle.pivotal import apply_delta, load_delta
 from passersby.stylegan3 import Generator, to_uint8
 from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png
-from reporting.page import is_toy
+from reporting.page import is_toy, write_for_people
 from reporting.run.results import SUMMARY, RunTimes, read_summary
 from reporting.tables import percent
 
@@ -247,11 +247,16 @@ def publish_inversion(run: InversionRun, pictures: Pictures, networks: Networks,
         )
     latents = read_latents(output.secret_address)
     contents = dict(zip(pictures.listing.names, pictures.listing.files, strict=True))
-    lines = inverted_pictures(latents, contents, networks.encoder, networks.generator, networks.loss, c.steps, c.refine)
-    test = f", {', '.join(c.splits)}: TEST PEOPLE, not to be trained on" if c.test_people else ""
-    data = f"{len(lines)} of {latents.people:,} people of {pictures.name}{test}"
-    sheet = draw_inversion_sheet(lines, description["metric"], data, toy=is_toy(description["records"]["generator"]))
-    output.write(SHEET, encode_png(sheet))
+
+    def sheet() -> bytes:
+        encoder, generator, loss = networks.encoder, networks.generator, networks.loss
+        lines = inverted_pictures(latents, contents, encoder, generator, loss, c.steps, c.refine)
+        test = f", {', '.join(c.splits)}: TEST PEOPLE, not to be trained on" if c.test_people else ""
+        data = f"{len(lines)} of {latents.people:,} people of {pictures.name}{test}"
+        toy = is_toy(description["records"]["generator"])
+        return encode_png(draw_inversion_sheet(lines, description["metric"], data, toy=toy))
+
+    write_for_people(output, SHEET, sheet)
     summary = summarise(table, plan, about, description["metric"], list(pictures.listing.notes)) | _timing(
         output, times
     )

@@ -19,7 +19,7 @@ from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.options import Json
 from reporting.grid import KEPT, SheetCell, SheetRow, contact_sheet, encode_png
-from reporting.page import Summary, is_toy
+from reporting.page import Summary, is_toy, write_for_people
 from reporting.run.identity import identity_summary, read_privacy
 from reporting.run.page import COLUMNS, run_page
 
@@ -112,8 +112,8 @@ def publish(
         **{name: figures for name, figures in scored.items() if figures},
     }
     summary = cast(Summary, content)
-    output.write(SHEET, encode_png(draw_sheet(run, thresholds, toy=is_toy(network))))
-    output.write(REPORT, run_page(run, manifest, summary).encode())
+    write_for_people(output, SHEET, lambda: encode_png(draw_sheet(run, thresholds, toy=is_toy(network))))
+    write_for_people(output, REPORT, lambda: run_page(run, manifest, summary).encode())
     output.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     return counts
 

@@ -1,11 +1,12 @@
 """Whole writes and hashes."""
 
 import hashlib
+import re
 
 import pytest
 
 from passersby.errors import InputError
-from passersby.files import file_sha256, sync, write_atomically, write_synced
+from passersby.files import file_sha256, normal_address, normal_path, sync, write_atomically, write_synced
 
 
 def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(tmp_path):
@@ -42,3 +43,80 @@ def test_a_hash_names_the_option_where_one_gave_the_file(tmp_path):
             file_sha256(bad, "--network")
         with pytest.raises(OSError, match=str(bad)):
             file_sha256(bad)
+
+
+@pytest.mark.parametrize(
+    ("address", "usual"),
+    [
+        ("s3://bucket/run", "s3://bucket/run"),
+        ("s3://bucket//run", "s3://bucket/run"),
+        ("s3://bucket/run/", "s3://bucket/run"),
+        ("s3://bucket/run//", "s3://bucket/run"),
+        ("s3://bucket/./run/.", "s3://bucket/run"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3:/bucket/run", "s3://bucket/run"),  # pathlib's
+        ("S3://bucket/Run", "s3://bucket/Run"),
+        ("s3a://bucket/run", "s3://bucket/run"),
+        ("s3n:/bucket/run", "s3://bucket/run"),
+        (" s3://bucket/run \n", "s3://bucket/run"),
+        ("s3://bucket/a b/c", "s3://bucket/a b/c"),
+        ("s3://bucket/..run/a..b", "s3://bucket/..run/a..b"),
+        ("s3://KEY:se%2Fcret@bucket//run", "s3://KEY:se%2Fcret@bucket/run"),
+        ("s3://bucket//run/?endpoint_override=http://h:1//x", "s3://bucket/run?endpoint_override=http://h:1//x"),
+        (
+            "s3:/bucket/run?endpoint_override=http:/h:1&region=r",
+            "s3://bucket/run?endpoint_override=http://h:1&region=r",
+        ),
+        ("GS://bucket//run", "gs://bucket/run"),
+        ("gcs:/bucket/run", "gcs://bucket/run"),
+        ("abfs://container@account//run/", "abfs://container@account/run"),
+        ("abfss:///container//run", "abfss:///container/run"),
+        ("hdfs:///data//run", "hdfs:///data/run"),
+        ("nosuch://bucket//run", "nosuch://bucket/run"),
+        ("file:///data//run/", "file:///data/run"),
+        ("FILE:///data/Run", "file:///data/Run"),
+        ("file:/data/run", "file:///data/run"),
+        ("file:////data/run", "file:///data/run"),
+        ("file://localhost/data/run", "file:///data/run"),
+        # Paths on a disk may be called anything.
+        ("/data//run/", "/data//run/"),
+        ("runs/x ", "runs/x "),
+        ("a:b", "a:b"),
+        ("C:/run", "C:/run"),
+        ("16:45/run", "16:45/run"),
+        ("../run#1", "../run#1"),
+        ("/mnt/s3://bucket", "/mnt/s3://bucket"),
+    ],
+)
+def test_two_spellings_of_an_address_are_one(address, usual):
+    assert normal_address(address) == usual
+    assert normal_address(usual) == usual
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3:///run", "names no bucket: write s3://BUCKET/PATH"),
+        ("s3://", "names no bucket"),
+        ("s3:/", "names no bucket"),
+        ("s3://?region=r", "names no bucket"),
+        ("gs:///run", "names no bucket: write gs://BUCKET/PATH"),
+        ("s3:bucket/run", "two slashes come after s3:, as in s3://BUCKET/PATH"),
+        ("file:run", "as in file:///PATH"),
+        ("s3://bucket/a/../b", "has .. in it"),
+        ("s3://bucket/..", "has .. in it"),
+        ("file:///data/../run", "has .. in it"),
+        ("gs://bucket/run#1", "write %23"),
+        ("file:///data/run#1", "write %23"),
+    ],
+)
+def test_an_address_that_means_no_place_is_refused_with_the_way_out(address, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        normal_address(address)
+
+
+def test_a_path_behind_a_bucket_has_no_doubled_slashes():
+    assert normal_path("bucket//a/./b/") == "bucket/a/b"
+    with pytest.raises(InputError, match="has .. in it"):
+        normal_path("bucket/a/../b")

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from datasets.runs.verdicts import VERDICTS
-from pipeline.commit import RunMetrics
+from pipeline.commit import RunMetrics, ascii_label
 
 BOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana" / "passersby.json").read_text())
 REPORTED_WITHIN = 30  # seconds; Ray passes values on every 10 s, and a busy machine is late
@@ -83,6 +83,45 @@ def test_a_row_without_a_verdict_is_refused(ray_cluster):
     del incomplete["detector"]
     with pytest.raises(KeyError, match="detector"):
         RunMetrics("another", 1).update(incomplete)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("s3://bucket/run", "s3://bucket/run"),
+        ('/data/a b/"x" {y}, 100%', '/data/a b/"x" {y}, 100%'),  # ASCII stays as it is: boards know these names
+        ("/data/José", "/data/Jos%C3%A9"),
+        ("s3://bucket/夜/run", "s3://bucket/%E5%A4%9C/run"),
+        ("/data/🚶", "/data/%F0%9F%9A%B6"),
+        ("/data/caf\udce9", "/data/caf%E9"),  # a byte that is not UTF-8
+        ("/data/a\nb\x7f", "/data/a%0Ab%7F"),
+    ],
+)
+def test_a_label_is_ascii(name, label):
+    assert ascii_label(name) == label
+    assert label.isascii()
+
+
+@pytest.mark.parametrize("name", ["/data/José/夜", "s3://bucket/🚶", "/data/caf\udce9", "/" + "x" * 5000])
+def test_a_run_of_any_name_is_counted(ray_cluster, capsys, name):
+    metrics = RunMetrics(name, planned_units=2)
+    metrics.update(row(0, kept=60))
+    metrics.failed(1)
+    assert metrics._working
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_the_metrics_is_one_line_and_ends_no_run(ray_cluster, monkeypatch, capsys):
+    metrics = RunMetrics("broken", planned_units=3)
+    monkeypatch.setattr(type(metrics._images), "inc", lambda *_: 1 / 0)
+    for unit in range(3):
+        metrics.update(row(unit, kept=60))
+    assert capsys.readouterr().err == "note: no more metrics of this run (ZeroDivisionError: division by zero)\n"
+    monkeypatch.setattr("pipeline.commit.Counter", lambda *_: 1 / 0)
+    broken = RunMetrics("broken from the start", planned_units=3)
+    broken.update(row(0, kept=60))
+    broken.failed(1)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def expressions() -> list[str]:

@@ -163,11 +163,9 @@ class EncoderTrainer(Trainer[EncoderTraining, EncoderState]):
             state.best = lpips
             average, generator = self.networks.frozen.average, self.networks.generator
             save_encoder(config.out / BEST, state.encoder, average, generator=generator, record=self.record())
-        try:
-            title = f"{config.out.name}: pictures it was not trained on, after {state.step:,} steps"
-            self.validation.draw(config.out / VALIDATION_PICTURE, state.encoder, title, config.shown_refine_steps)
-        except InputError as error:
-            log.say(f"warning: {error}; training goes on")
+        title = f"{config.out.name}: pictures it was not trained on, after {state.step:,} steps"
+        picture = config.out / VALIDATION_PICTURE
+        log.draw(lambda: self.validation.draw(picture, state.encoder, title, config.shown_refine_steps))
         first, l2 = (measured.get(f"validation/{name}", math.nan) for name in ("lpips_1", "l2"))
         identity = measured.get("validation/identity")
         log.say(

@@ -65,8 +65,8 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             if len(data.validation):
                 self.validation = Validation(data.validation, data.validation_labels, z_dim, self.device)
             self.open_log(beginning.extra, [self._introduction(), *data.notes, *beginning.lines])
-            if beginning.extra is None:
-                save_reals(config.out, data.sample)
+            if beginning.extra is None and self.log:
+                self.log.draw(lambda: save_reals(config.out, data.sample))
 
     def _introduction(self) -> str:
         config, state = self.config, self.state
@@ -153,7 +153,7 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
     def _write_snapshot(self, log: TrainingLog, fid: float | None) -> Path:
         state, out = self.state, self.config.out
         folder = save_snapshot(out, state, self.record())
-        save_grids(out, state.generator_ema, state.images_seen)
+        log.draw(lambda: save_grids(out, state.generator_ema, state.images_seen))
         words = ""
         if fid is not None:
             best = is_best(log.history, fid)

@@ -81,6 +81,31 @@ def test_files_are_written_read_listed_and_removed(store, bucket, monkeypatch, f
     assert again.remove_leftovers() == 0
 
 
+@pytest.mark.parametrize("spelling", ["{}//run", "{}/run//", "{}/./run/", "{}/%2Frun", "{}/.//run"])
+def test_all_spellings_of_an_address_are_one_folder(store, bucket, spelling):
+    output = Output(store.uri(spelling.format(bucket)))
+    output.write("shards/x", b"content")
+    assert set(store.objects(bucket)) == {"run/shards/x"}
+    assert Output(store.uri(f"{bucket}/run")).list("shards") == ["shards/x"]
+    assert output.address("x") == f"s3://{bucket}/run/x" or "%2F" in spelling
+
+
+@pytest.mark.parametrize("change", [("s3://", "S3://"), ("s3://", "s3a://"), ("s3://", "s3:/"), ("http://", "http:/")])
+def test_a_scheme_in_any_form_is_that_store(store, bucket, change):
+    address = store.uri(f"{bucket}/run")
+    Output(address).write("x", b"content")
+    assert Output(address.replace(*change, 1)).read("x") == b"content"
+    assert Output(f" {address}\n").read("x") == b"content"
+
+
+@pytest.mark.parametrize("name", ["José", "夜の街", "a b"])
+def test_a_folder_with_any_letters_is_written_and_read(store, bucket, name):
+    output = Output(store.uri(f"{bucket}/{name}"))
+    output.write("shards/x", b"content")
+    assert Output(output.secret_address).list("shards") == ["shards/x"]
+    assert set(store.objects(bucket)) == {f"{name}/shards/x"}
+
+
 def test_credentials_come_from_the_environment(store, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", store.admin[0])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", store.admin[1])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets.storage.addresses import shown
+from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output, _host
 from passersby.errors import InputError
 
@@ -126,6 +127,9 @@ def test_addresses_are_shown_without_credentials(address, root, file):
         "s3://:hidden@bucket/run",
         "s3://hidden@bucket/run?endpoint_override=h:1",
         "s3://KEYID:hidden@/run",
+        "S3:/KEYID:hidden@bucket/../run",
+        "s3a://hidden@bucket/run#1",
+        "s3:KEYID:hidden@bucket/run",
         "gs://KEYID:hidden@bucket/run?nosuch=1",
         "gs://KEYID:hid den@bucket/run",
     ],
@@ -172,8 +176,33 @@ def test_a_relative_path_is_refused_in_a_submitted_job(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "  ", "nosuch://bucket/run", "s3://", "s3:///run", "s3://b/run#1", "s3://b/r?x=1"]
+    "address",
+    ["", "  ", "nosuch://bucket/run", "s3://", "s3:///run", "s3://b/run#1", "s3://b/r?x=1", "s3:b/run", "s3://b/../run"]
+    + ["file://host/run", "file:///data/run#1", "gs://bucket/run#1"],
 )
 def test_bad_addresses_are_refused(address):
-    with pytest.raises(InputError, match="--out"):
+    with pytest.raises(InputError, match="--out") as caught:
         Output(address)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spelling", ["file://{}//run/", "file:{}/./run", "FILE://localhost{}/run", " file://{}/run\n"])
+def test_all_spellings_of_a_file_address_are_one_folder(tmp_path, spelling):
+    Output(str(tmp_path / "run")).write("x", b"content")
+    output = Output(spelling.format(tmp_path))
+    assert (output.read("x"), output.root_address) == (b"content", str(tmp_path / "run"))
+    assert local_copy(f"{spelling.format(tmp_path).strip()}/x", "--network") == tmp_path / "run" / "x"
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(InputError, match="--out .*: a part of the name is not UTF-8: rename it"):
+        Output(name)
+
+
+@pytest.mark.parametrize("name", ["José", "夜の街", "a b", "🚶"])
+def test_a_folder_with_any_letters_is_written_and_read(tmp_path, name):
+    output = Output(str(tmp_path / name))
+    output.write("shards/x", b"content")
+    assert Output(output.secret_address).list("shards") == ["shards/x"]
+    assert output.address("x") == str(tmp_path / name / "x")

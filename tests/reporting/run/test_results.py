@@ -9,10 +9,13 @@ import torch
 from actors.identity_scorer import IdentityScorer
 from datasets.runs.run import Run
 from datasets.runs.verdicts import Thresholds
+from passersby.errors import InputError
 from pipeline.copies import privacy
+from reporting.run import results
 from reporting.run.identity import PRIVACY
 from reporting.run.results import (
     REPORT,
+    SHEET,
     SUMMARY,
     RunTimes,
     counts_of,
@@ -121,3 +124,23 @@ def test_the_sheet_says_how_like_its_person_a_picture_is(tmp_path, network):
     output, plan = runs.make_run(str(tmp_path / "compared"), PEOPLE, IdentityScorer(network, None))
     captioned = draw_sheet(Run(output, plan), Thresholds())
     assert captioned.shape != plain.shape or (captioned != plain).any()
+
+
+@pytest.mark.parametrize("error", [ValueError("no font"), InputError("cannot write it: No space left on device")])
+@pytest.mark.parametrize("part", ["draw_sheet", "run_page"])
+def test_a_picture_or_page_that_fails_ends_no_run_and_leaves_no_older_one(tmp_path, monkeypatch, capsys, part, error):
+    output, plan = runs.make_run(str(tmp_path), PEOPLE, None)
+    derived(output, plan)
+    name = {"draw_sheet": SHEET, "run_page": REPORT}[part]
+    assert output.exists(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, part, lambda *_, **__: (_ for _ in ()).throw(error))
+        counts = publish(Run(output, plan), Thresholds(detector=0.99), {}, None)
+    assert sum(counts.values()) == plan.images
+    assert read_summary(output)["thresholds"]["detector"] == 0.99
+    said = capsys.readouterr().err
+    assert said == f"note: no {output.address(name)} ({type(error).__name__}: {error}): the same command tries again\n"
+    assert not output.exists(name)
+    assert not is_published(Run(output, plan), Thresholds(detector=0.99))  # so the same command tries again
+    publish(Run(output, plan), Thresholds(detector=0.99), {}, None)
+    assert is_published(Run(output, plan), Thresholds(detector=0.99))

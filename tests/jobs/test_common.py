@@ -1,0 +1,83 @@
+"""What all jobs share: paths of the command line that are addresses, letters that a terminal does not know."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.common import on_disk
+from passersby.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the kinds that jobs have."""
+
+    out: Path
+    data: Path = Path("market")
+    weights: Path | None = None
+    people: tuple[Path, ...] = ()
+    levels: tuple[int, ...] = (1, 2)
+    run: str = "s3://bucket/run"
+
+
+@pytest.mark.parametrize("address", ["file:///data/a%20run", "file:/data/a%20run", "file:///data/./a%20run/"])
+def test_the_path_of_a_file_address_is_a_path(address):
+    config = on_disk(Config(Path(address), Path(address), Path(address), (Path(address), Path("other"))))
+    path = Path("/data/a run")
+    assert config == Config(path, path, path, (path, Path("other")))
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "S3://bucket/run", "gs://bucket//run", "s3a://bucket/run"])
+def test_an_option_that_takes_a_path_refuses_an_address_of_a_store(address):
+    for name in ("out", "weights"):
+        with pytest.raises(InputError, match=f"^--{name} (s3|gs)://bucket/run: this option takes a path on a disk"):
+            on_disk(Config(**{"out": Path("out")} | {name: Path(address)}))
+
+
+def test_a_secret_in_such_an_address_is_not_shown():
+    with pytest.raises(InputError) as caught:
+        on_disk(Config(Path("s3://KEY:hidden@bucket/run")))
+    assert "hidden" not in str(caught.value)
+
+
+def test_runs_and_real_people_may_be_on_a_store():
+    config = Config(Path("out"), data=Path("s3://bucket/run"), people=(Path("s3://bucket/run"),))
+    assert on_disk(config) == config
+
+
+def test_paths_are_taken_as_they_are():
+    config = Config(Path("a//b/../c d"), Path("~/x"), Path("s3"), (Path("/data/16:45"),))
+    assert on_disk(config) == config
+
+
+def test_an_out_whose_name_is_not_utf8_is_refused_in_one_line():
+    with pytest.raises(InputError, match="--out .*: a part of the name is not UTF-8: rename it"):
+        on_disk(Config(Path("caf\udce9")))
+
+
+PRINTING = """
+import dataclasses
+from jobs.common import run_job
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str
+
+run_job(lambda config: print(config.name), Config)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_letter_that_the_terminal_does_not_know_ends_no_job(encoding):
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTING, "--name", "José 夜"],
+        env={"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT), "HOME": str(ROOT), "PATH": ""},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "José 夜\n".encode(encoding, "backslashreplace")
