@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil  # Ray brings it
 import ray
 
 from passersby.environment import own_packages_first, private_folder
@@ -148,8 +147,10 @@ def _reaches_itself(address: str) -> bool:
 def tried_twice(init: Callable[[], None]) -> None:
     """Start Ray, and once more if its processes took too long: Ray gives them 15 and 30 s, which no option changes.
 
-    On a busy machine, or with files on a network, the first start can take longer. The second finds the files in memory.
+    On a busy machine, or with files on a network, a start can take longer. The second start finds the files in memory.
     """
+    import psutil  # Ray brings it, and is imported before
+
     before = set(psutil.Process().children(recursive=True))
     try:
         init()
