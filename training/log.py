@@ -167,12 +167,13 @@ class TrainingLog:
         if not self.board_works:
             return
         try:
-            if self.board is None:
+            board = self.board
+            if board is None:
                 from torch.utils.tensorboard import SummaryWriter  # its packages may be missing, or not go together
 
-                self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
+                board = self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=images_seen)
             for name, value in values.items():
-                self.board.add_scalar(name, value, images_seen)
+                board.add_scalar(name, value, images_seen)
         except OSError:  # a full disk has ended TensorBoard's thread: the next values try a new file
             self.board = None
         except Exception as error:  # noqa: BLE001 (the history has these values too)
