@@ -13,7 +13,7 @@ import torch
 from datasets.people.decoding import DecodingError, decode
 from datasets.runs.rows import Reference, images_of, resolved, with_columns
 from passersby.errors import InputError
-from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PedestrianFilter
+from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PERSON, PedestrianFilter
 
 
 class PedestrianDetector:
@@ -21,8 +21,9 @@ class PedestrianDetector:
 
     The detector scores the stored bytes after decoding. An image without bytes or with status "error" has the score
     null. An image that cannot be decoded to `height` x `width` gets the status "error" and a message. `weights` is a
-    Darknet .weights with its .cfg beside it, or a Ray reference to the bytes of both by suffix, for nodes that have no
-    copy. `device` is "cpu" or "cuda". `batch_images` is the number of images of a unit that are evaluated at once.
+    Darknet .weights with its .cfg beside it, or an .onnx, or a Ray reference to the bytes of the files by suffix, for
+    nodes that have no copy. `person` and `input_size` are those of PedestrianFilter. `device` is "cpu" or "cuda".
+    `batch_images` is the number of images of a unit that are evaluated at once.
     Raises InputError when the detector cannot be set up with these arguments.
     """
 
@@ -34,7 +35,8 @@ class PedestrianDetector:
         *,
         border: int = BORDER,
         colour_bgr: tuple[int, int, int] = COLOUR_BGR,
-        input_size: int = INPUT_SIZE,
+        input_size: int | None = INPUT_SIZE,
+        person: int = PERSON,
         batch_images: int = 16,
         device: str = "cpu",
         threads: int = 1,
@@ -50,7 +52,7 @@ class PedestrianDetector:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="passersby-")))
                 for suffix, content in source.items():
                     (folder / f"detector{suffix}").write_bytes(content)
-                source = folder / "detector.weights"
+                source = folder / ("detector.onnx" if ".onnx" in source else "detector.weights")
             self.filter = PedestrianFilter(
                 source,
                 height,
@@ -58,6 +60,7 @@ class PedestrianDetector:
                 border=border,
                 colour_bgr=colour_bgr,
                 input_size=input_size,
+                person=person,
                 device=device,
             )
 

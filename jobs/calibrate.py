@@ -23,9 +23,10 @@ from datasets.people.readers import address, read_split
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
 from jobs.common import connect, run_job
-from passersby import weights
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
+from passersby.yolo.detector_file import DetectorFile, chosen_detector
+from pipeline.generation import fetched_detector
 from reporting.calibration import (
     STUDY_DATA_RANGE,
     calibration_lines,
@@ -77,6 +78,10 @@ class Config:
     """Decides which images and pairs are used."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
+    detector_file: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """A detector of your own in place of YOLOv4-tiny, as for jobs/generate.py."""
+    detector_person: int | None = None
+    """With --detector-file: the number of the class of people, as for jobs/generate.py."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if the cluster has GPUs, else the CPU."""
     workers: Annotated[int | None, Bound(ge=0)] = None
@@ -91,8 +96,9 @@ def main(config: Config) -> None:
     output = Output(config.out)
     listing = real_images(config.data, config.split)
     listing = listing.take(choose(len(listing), config.most_images, config.seed))
+    own = fetched_detector(config.detector_file, config.detector_person, config.yolo_weights)
     yolo_path = local_copy(config.yolo_weights, "--yolo-weights", beside=(".cfg",)) if config.yolo_weights else None
-    detector_path = weights.get("yolov4-tiny", yolo_path)
+    detector_file = chosen_detector(own, yolo_path)
     peculiar: Counter[str] = Counter()
     decoded = decode_listing(listing, config.height, config.width, peculiar=peculiar)
     images, indices, unreadable = decoded  # images: [N, H, W, 3] uint8 RGB
@@ -100,7 +106,8 @@ def main(config: Config) -> None:
     people = np.unique(identities[identities > 0])
     people_text = f" of {len(people):,} people" if len(people) else ""
     print(f"{listing.name}: {len(images):,} images{people_text}, at {config.height}x{config.width}", flush=True)
-    detector = detector_record(detector_scores(config, images, detector_path), config.reject)
+    scores = detector_scores(config, images, detector_file)
+    detector = detector_record(scores, config.reject) | detector_file.identity
     same, different = chosen_pairs(identities, config.most_pairs, config.seed)
     compared = [
         (similarity_record(same_ssim, different_ssim, data_range, config.ssim_lost), same_ssim, different_ssim)
@@ -114,7 +121,7 @@ def main(config: Config) -> None:
     notes = [*listing.notes, *remarks(peculiar), *calibration_notes(detector, unreadable, len(people), len(same))]
     options = threshold_options(detector, records)
     commands = [
-        shlex.join(["python", "jobs/generate.py", "--out", "RUN", *options]),
+        shlex.join(["python", "jobs/generate.py", "--out", "RUN", *detector_options(config), *options]),
         shlex.join(["python", "jobs/refilter.py", "--out", "RUN", "--name", "calibrated", *options]),
     ]
     record = {
@@ -145,7 +152,13 @@ def real_images(data: str, split: str) -> Listing:
     return of_names(root.resolve(), [path.name for path in flat], flat)
 
 
-def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> np.ndarray:
+def detector_options(config: Config) -> list[str]:
+    """The options of jobs/generate.py for the detector that was calibrated; none for YOLOv4-tiny."""
+    given = {"--detector-file": config.detector_file, "--detector-person": config.detector_person}
+    return [text for option, value in given.items() if value is not None for text in (option, str(value))]
+
+
+def detector_scores(config: Config, images: np.ndarray, file: DetectorFile) -> np.ndarray:
     """Scores [N] float32, 0..1, of images [N, H, W, 3] uint8 RGB, by the stage that scores generated images."""
     import cv2
     import ray
@@ -166,6 +179,7 @@ def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> 
         encoded = [cv2.imencode(".png", image[:, :, ::-1])[1].tobytes() for image in part]  # lossless
         rows.append({"unit": unit, "image": encoded, "status": ["ok"] * len(part), "message": [""] * len(part)})
     arguments = {"height": config.height, "width": config.width, "device": workers.device, "threads": THREADS}
+    arguments |= file.arguments
 
     def pools(units: int) -> list[Pool]:
         cluster = resources()
@@ -174,9 +188,9 @@ def detector_scores(config: Config, images: np.ndarray, detector_path: Path) -> 
         return fitted
 
     if in_process:
-        results = run_here(rows, [(PedestrianDetector, {"weights": detector_path, **arguments})])
+        results = run_here(rows, [(PedestrianDetector, {"weights": file.path, **arguments})])
     else:
-        stages = [(PedestrianDetector, {"weights": ray.put(weights.contents(detector_path)), **arguments})]
+        stages = [(PedestrianDetector, {"weights": ray.put(file.contents()), **arguments})]
         results = run_units(rows, stages, pools(len(rows)), pools, ROW_IMAGES * images[0].nbytes)
     scores = {}
     with ProgressLine(len(rows), len(images)) as line:

@@ -54,6 +54,10 @@ class Config:
     """With --identity: the pictures of real people that the run compared with. All of them become features first."""
     yolo_weights: Path | None = None
     """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
+    detector_file: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """The detector of a run that had another one than YOLOv4-tiny, as jobs/generate.py took it."""
+    detector_person: int | None = None
+    """With --detector-file: the number of the class of people, as jobs/generate.py took it."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the sample is computed again."""
 
@@ -90,12 +94,14 @@ def main(config: Config) -> int:
 
 def recomputation(config: Config, run: GenerationRun) -> "Recomputation":
     """The stages that compute the sample's scores again."""
+    from pipeline.generation import fetched_detector
     from pipeline.identity import identity_of
     from pipeline.recomputation import Recomputation  # it imports PyTorch, which takes seconds
 
     latents = read_latents(config.latents) if config.latents else None
     identity = identity_of(config.identity, config.real, latents, {})
-    return Recomputation(run.plan, config.yolo_weights, config.network, config.device, latents, identity)
+    detector = fetched_detector(config.detector_file, config.detector_person, config.yolo_weights)
+    return Recomputation(run.plan, config.yolo_weights, config.network, config.device, latents, identity, detector)
 
 
 @dataclasses.dataclass(frozen=True)

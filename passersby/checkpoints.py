@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ Tensors = dict[str, torch.Tensor]
 StandIn = Callable | tuple[Callable, str]  # a function of ours, and the name that it stands for in a file
 
 STORAGE_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch's format before 1.6 starts
+# Pickles of protocols 2 to 5 begin with their protocol, those of 0 and 1 with a container or a name.
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|[}\]][q(r.]|\([dlt](?:p\d|[VSIFLNc(.])|\(?c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
 COUNTER = "num_batches_tracked"  # of batch normalisation; older files lack it, and nothing here needs it
 _OTHERS = (
     (b"\x89PNG", "a PNG image"),
@@ -71,12 +74,13 @@ def file_kind(data: BinaryIO, way_out: str = _STATE_DICTS, pickles: bool = False
     if head.startswith(b"PK\x03\x04"):
         _check_archive(data)
         return "state_dict"
-    if len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5:
+    # Before the pickles: a length of 640 bytes, say, looks like the protocol 2 of a pickle.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
+        return "safetensors"
+    if _PICKLE.match(head):
         if pickles:
             return "pickle"
         raise InputError(f"a plain pickle, whose code could do anything, is not read: {way_out}")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
-        return "safetensors"
     if head[257:262] == b"ustar":
         raise InputError(
             f"a tar archive, also the form of PyTorch's very first files: unpack it, or save it anew; {way_out}"

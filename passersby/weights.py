@@ -125,11 +125,6 @@ def get(name: str, path: str | os.PathLike | None = None) -> Path:
     return paths[0]
 
 
-def contents(path: Path) -> dict[str, bytes]:
-    """The bytes of a detector's main file and of the .cfg beside it, by suffix, to be sent to workers."""
-    return {file.suffix: file.read_bytes() for file in (path, path.with_suffix(".cfg"))}
-
-
 def check(file: WeightFile, path: Path, way_out: str) -> None:
     """Raise InputError unless the size and sha256 of `path` are those of `file`; `way_out` ends the message."""
     size = path.stat().st_size

@@ -1,7 +1,7 @@
 """Options of jobs/generate.py, the files that they name, the configuration that both freeze, and the stages."""
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import ray
@@ -18,6 +18,15 @@ from passersby import weights
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.options import Json
+from passersby.yolo.detector_file import (
+    BESIDE,
+    PERHAPS_BESIDE,
+    STUDY_SHA256,
+    DetectorFile,
+    check_options,
+    chosen_detector,
+    own_detector,
+)
 from pipeline.identity import Identity, identity_of
 from pipeline.pools import Machines, Pool, Stage
 
@@ -31,12 +40,13 @@ THREADS = 1  # of every actor, on every machine: the number of threads can chang
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """The checked files that people are made from: the network, and where given the latents of real people, a re-ID
-    network with real pictures, and weights of the pedestrian filter."""
+    network with real pictures, and weights of YOLOv4-tiny or a detector of the user's own."""
 
     network: Path
     latents: Latents | None = None
     identity: Identity | None = None
     yolo_weights: str | None = None
+    detector: DetectorFile | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +120,12 @@ class Config:
     """Greatest cosine of an image to a real picture, against near-copies of real pictures."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
+    detector_file: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """A detector of your own in place of YOLOv4-tiny: a Darknet .weights with its .cfg beside it, or an .onnx.
+    docs/filters.md says which are read, and how an .onnx states its input and output."""
+    detector_person: int | None = None
+    """With --detector-file: the number of the class of people, from 0.
+    By default the class named person, in the .names beside the .weights or in the .onnx."""
     unit_images: int = 512
     """Most images of a unit, the piece of work that is stored at once. A person is never divided between units."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -165,7 +181,8 @@ class Config:
             "--gpus-per-identifier": self.gpus_per_identifier,
         }
         identity = identity_of(self.identity, self.real, latents, needing)
-        return Inputs(network, latents, identity, self.yolo_weights)
+        detector = fetched_detector(self.detector_file, self.detector_person, self.yolo_weights)
+        return Inputs(network, latents, identity, self.yolo_weights, detector)
 
     def frozen(self, inputs: Inputs, existing: Plan | None = None) -> Configuration:
         """The checked part of the options and inputs that changes the bytes of images.
@@ -198,7 +215,7 @@ class Config:
             format=self.format,
             jpeg_quality=self.jpeg_quality if self.format == "jpeg" else None,
             unit_images=self.unit_images,
-            detector=weights.WEIGHTS["yolov4-tiny"].files[0].sha256,  # `weights.get` takes no other
+            detector=inputs.detector.sha256 if inputs.detector else STUDY_SHA256,  # `weights.get` takes no other
             reference_threshold=self.detector_threshold,
             ssim_data_range=self.ssim_data_range,
             recipe=RECIPE,
@@ -207,7 +224,20 @@ class Config:
             origins=origins,
             identity=inputs.identity and inputs.identity.sha256,
             real=inputs.identity and inputs.identity.fingerprint,
+            detector_setup=inputs.detector and inputs.detector.setup,
         )
+
+
+def fetched_detector(address: str | None, person: int | None, yolo_weights: str | Path | None) -> DetectorFile | None:
+    """The detector of --detector-file, a path or a URI; None without the option.
+
+    Raises InputError for a file that is no such detector, and for options that do not go together.
+    """
+    check_options(address, person, yolo_weights)
+    if address is None:
+        return None
+    beside = BESIDE.get(PurePosixPath(address).suffix, ())
+    return own_detector(local_copy(address, "--detector-file", beside, PERHAPS_BESIDE), person)
 
 
 def options_begun(plan: Plan) -> dict[str, Json | Path]:
@@ -223,11 +253,11 @@ def options_begun(plan: Plan) -> dict[str, Json | Path]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Materials:
-    """The inputs as the stages need them, in this process: the generator, the weights of the pedestrian filter, and the
+    """The inputs as the stages need them, in this process: the generator, the files of the pedestrian filter, and the
     codes of real people. For artificial people `codes` is None."""
 
     generator: "Generator"
-    detector: dict[str, bytes]
+    detector: DetectorFile
     codes: "RealCodes | None"
 
     @classmethod
@@ -240,7 +270,11 @@ class Materials:
         check_network(generator.config, c, codes)
         path = inputs.yolo_weights
         path = local_copy(path, "--yolo-weights", beside=(".cfg",)) if path else None
-        detector = weights.contents(weights.get("yolov4-tiny", path))
+        detector = chosen_detector(inputs.detector, path)
+        if inputs.detector:
+            from passersby.yolo.pedestrian_filter import PedestrianFilter
+
+            PedestrianFilter(detector.path, c.height, c.width, **detector.arguments)  # refuses what cannot be computed
         if inputs.identity:
             _ = inputs.identity.network  # refuses a file that is no re-ID network
         return cls(generator, detector, codes)
@@ -260,7 +294,8 @@ def generation_stages(
     execution = {"device": device, "threads": THREADS}
     codes = {"codes": ray.put(materials.codes)} if materials.codes else {}
     mixing = {"generator": ray.put(materials.generator), "configuration": c, **codes, **execution}
-    detecting = {"weights": ray.put(materials.detector), "height": c.height, "width": c.width, **execution}
+    detecting = {"weights": ray.put(materials.detector.contents()), "height": c.height, "width": c.width, **execution}
+    detecting |= materials.detector.arguments
     comparing = {"detector_threshold": c.reference_threshold, "data_range": c.ssim_data_range, "threads": THREADS}
     writing = {"address": run.output.secret_address, "plan_hash": run.hash, "thresholds": config.thresholds}
     stages = [

@@ -14,10 +14,10 @@ from datasets.latents.table import Latents
 from datasets.people.decoding import decode
 from datasets.runs.plan import Configuration, Plan, Unit
 from datasets.runs.rows import images_of, with_columns
-from passersby import weights
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network
+from passersby.yolo.detector_file import STUDY_SHA256, DetectorFile, chosen_detector
 from pipeline.identity import Identity
 
 # On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16: over 64 images
@@ -35,8 +35,9 @@ class Recomputation:
     The same stages compute them as in the run, but without Ray. `yolo_weights` and `network` are files or None,
     `device` is "cpu" or "cuda". `latents`: the codes that the run's people come from; a network needs them unless the
     people come from seeds. `identity`: the re-ID network and real pictures of a run that compared people with them;
-    without `identity` those scores are not computed again. As text, a Recomputation says how many images it has
-    compared and how great the differences are. Raises InputError when the run was made with other files.
+    without `identity` those scores are not computed again. `detector`: the user's own detector, if the run had one. As
+    text, a Recomputation says how many images it has compared and how great the differences are. Raises InputError when
+    the run was made with other files.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class Recomputation:
         device: str,
         latents: Latents | None = None,
         identity: Identity | None = None,
+        detector: DetectorFile | None = None,
     ):
         c = self.configuration = plan.configuration
-        if c.detector != weights.WEIGHTS["yolov4-tiny"].files[0].sha256:
-            raise InputError(f"the run's detector ({c.detector[:12]}...) is not ours: --sample 0 checks all else")
-        path = weights.get("yolov4-tiny", yolo_weights)
-        self.detector = PedestrianDetector(path, c.height, c.width, device=device)
+        _check_detector(c, detector)
+        file = chosen_detector(detector, yolo_weights)
+        self.detector = PedestrianDetector(file.path, c.height, c.width, device=device, **file.arguments)
         self.similarity = SimilarityScorer(c.reference_threshold, data_range=c.ssim_data_range)
         self.mixer = _mixer(network, plan, device, latents) if network else None
         self.identifier = _identifier(identity, plan, device) if identity else None
@@ -154,6 +155,19 @@ def _identifier(identity: Identity, plan: Plan, device: str) -> IdentityScorer:
             sha256, expected = (text and f"{text[:12]}..." for text in (sha256, expected))
             raise InputError(f"{option}: its sha256 is {sha256}, the run has compared people by {expected}")
     return IdentityScorer(identity.network, identity.real(c, device, True), device)
+
+
+def _check_detector(c: Configuration, detector: DetectorFile | None) -> None:
+    """Raise InputError unless the run's scores are those of `detector`, or without it of YOLOv4-tiny."""
+    expected = f"{c.detector[:12]}..., {c.detector_setup or 'YOLOv4-tiny'}"
+    if detector is None and (c.detector, c.detector_setup) != (STUDY_SHA256, None):
+        raise InputError(
+            f"the run's detector ({expected}) is not the YOLOv4-tiny of the study: give it with --detector-file; "
+            "--sample 0 checks all else"
+        )
+    if detector is not None and (c.detector, c.detector_setup) != (detector.sha256, detector.setup):
+        other = f"{detector.sha256[:12]}..., {detector.setup}"
+        raise InputError(f"--detector-file {detector.path}: it is {other}; the run's detector is {expected}")
 
 
 def _wrong_latents(configuration: Configuration, latents: Latents | None) -> str:

@@ -71,6 +71,7 @@ class Configuration:
     origins: tuple[Origin, ...] = ()
     identity: str | None = None  # sha256 of the re-ID network that compares people
     real: str | None = None  # fingerprint of the real pictures that it compares with
+    detector_setup: str | None = None  # of another detector than YOLOv4-tiny: its layout, size and class of people
 
     def __post_init__(self) -> None:
         check_recipe(self.recipe, RECIPE)

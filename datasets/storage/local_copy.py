@@ -21,14 +21,16 @@ from passersby.errors import InputError
 PIECE_BYTES = 16 << 20
 
 
-def local_copy(address: str | os.PathLike, option: str, beside: Sequence[str] = ()) -> Path:
+def local_copy(
+    address: str | os.PathLike, option: str, beside: Sequence[str] = (), perhaps: Sequence[str] = ()
+) -> Path:
     """A local path of the file that `option` gives as a path or a pyarrow filesystem URI (s3://, gs://, file://).
 
-    beside: suffixes (".cfg") of files with the same stem that are fetched too. A path is not copied, and may be
-    a folder. The file of a URI is fetched under its own name into a cache folder, which is named by a hash of
-    address, size, time and, on S3, ETag. So it is fetched again only when it changes. It appears in the cache
-    only when it is whole. Older versions stay; the cache folder may be emptied at any time. Raises InputError
-    that names the option and the address when a file is missing or cannot be read.
+    beside: suffixes (".cfg") of files with the same stem that are fetched too; perhaps: those of files that are
+    fetched if they exist. A path is not copied, and may be a folder. The file of a URI is fetched under its own name
+    into a cache folder, which is named by a hash of address, size, time and, on S3, ETag. So it is fetched again only
+    when it changes. It appears in the cache only when it is whole. Older versions stay; the cache folder may be emptied
+    at any time. Raises InputError that names the option and the address when a file is missing or cannot be read.
     """
     text = checked_address(os.fspath(address), option)
     if "://" not in text:
@@ -38,6 +40,8 @@ def local_copy(address: str | os.PathLike, option: str, beside: Sequence[str] = 
     files, main = open_store(text, option)
     paths = [main, *(str(PurePosixPath(main).with_suffix(suffix)) for suffix in beside)]
     try:
+        others = [str(PurePosixPath(main).with_suffix(suffix)) for suffix in perhaps]
+        paths += [path for path in others if files.get_file_info(path).type == fs.FileType.File]
         versions = [_version(files, path) for path in paths]
     except FileNotFoundError as error:
         raise InputError(f"{option} {shown(text)}: there is no file {_missing(files, paths)}: check it") from error

@@ -8,6 +8,7 @@ from passersby.checkpoints import GENERATOR, Tensors, read_own, read_state
 from passersby.errors import InputError
 from passersby.stylegan3.config_limits import config_from_keywords, config_from_mapping
 from passersby.stylegan3.discriminator import DiscriminatorConfig, reference_discriminator_config
+from passersby.stylegan3.foreign_networks import refuse_foreign_module
 from passersby.stylegan3.generator import reference_generator_config
 from passersby.stylegan3.reference_pickle import PersistentObject, read_reference_pickle
 from passersby.stylegan3.schedule import GeneratorConfig
@@ -29,6 +30,7 @@ def _read_pickle(data: BinaryIO, path: Path, width: int | None) -> Contents:
     found = read_reference_pickle(data)
     networks = {name: found[name] for name in ("G_ema", "G", "D") if isinstance(found.get(name), PersistentObject)}
     averaged, discriminator = networks["G_ema"], networks.get("D")
+    refuse_foreign_module(averaged.class_name, averaged.state)
     config = config_from_keywords(reference_generator_config, averaged.keywords())
     record: dict[str, Any] = {"trained_on": "unknown"}
     training_set = found.get("training_set_kwargs")
@@ -62,9 +64,19 @@ def _read_safetensors(data: BinaryIO, path: Path, width: int | None) -> Contents
     return Contents(generator, discriminator, networks, metadata["record"])
 
 
+class _Ignored:
+    """Stands for the options of a training, which others keep beside their networks and nothing here reads."""
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+_TRAINING_OPTIONS = [(_Ignored, "argparse.Namespace")]
+
+
 def _read_state_dict(data: BinaryIO, path: Path, width: int | None) -> Contents:
     del data
-    state = read_state(path)
+    state = read_state(path, _TRAINING_OPTIONS)
     networks = find_networks(state)
     discriminator = None
     if "D" in networks:

@@ -251,7 +251,7 @@ def reference_generator_config(
     fields = set(GeneratorConfig.__dataclass_fields__) - set(values)
     unknown = sorted((set(keywords) - fields - _IGNORED_KEYWORDS) | set(mapping))
     if unknown:
-        raise InputError(f"generator keywords {unknown} are not StyleGAN3's: is this a StyleGAN2 network?")
+        raise InputError(f"generator keywords {unknown} are not StyleGAN3's: is this a changed StyleGAN3?")
     return GeneratorConfig(**values, **{k: v for k, v in keywords.items() if k in fields})
 
 

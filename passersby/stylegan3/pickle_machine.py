@@ -7,7 +7,7 @@ REDUCE calls the entries of that table only, and no attribute that a file names 
 """
 
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from passersby.errors import InputError
@@ -26,9 +26,11 @@ _DAMAGE = (
     RuntimeError,
 )
 
-# Opcodes that push their (already decoded) argument.
-_ARGUMENT = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"}
-_ARGUMENT |= {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
+# Opcodes that push their (already decoded) argument. The first line of each kind is that of protocols 0 and 1.
+_ARGUMENT = {"INT", "LONG", "FLOAT"}
+_ARGUMENT |= {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"}
+_ARGUMENT |= {"UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
+_ARGUMENT |= {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 _CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
 _TUPLE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -68,7 +70,8 @@ class PickleMachine:
 
     `names` maps "module.name" to a function of ours; `persistent` reads persistent identifiers, None refuses
     them. `load()` raises `InputError` on a name outside `names`, on any opcode that a network file has no use
-    for, and on a damaged stream; nothing but the functions of `names` and `persistent` ever runs.
+    for, and on a damaged stream; nothing but the functions of `names` and `persistent` ever runs. `others` maps
+    beginnings of names to the program that writes them, for the refusal.
     """
 
     def __init__(
@@ -76,8 +79,9 @@ class PickleMachine:
         stream: BinaryIO,
         names: dict[str, Callable[..., Any]],
         persistent: Callable[[Any], Any] | None = None,
+        others: Mapping[str, str] | None = None,
     ):
-        self._stream, self._persistent = stream, persistent
+        self._stream, self._persistent, self._others = stream, persistent, others or {}
         self._names = {name: Stub(name, function) for name, function in names.items()}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -148,6 +152,17 @@ class PickleMachine:
     def _tuple(self, _):
         self._stack.append(tuple(self._pop_to_mark()))
 
+    def _list(self, _):
+        self._stack.append(self._pop_to_mark())
+
+    def _dict(self, _):
+        items = self._pop_to_mark()
+        pairs = zip(items[::2], items[1::2], strict=True)
+        self._stack.append({plain_key(key): value for key, value in pairs})
+
+    def _frozen_set(self, _):
+        self._stack.append(frozenset(plain_key(item) for item in self._pop_to_mark()))
+
     def _append(self, _):
         value = self._pop()
         self._top(list).append(value)
@@ -158,17 +173,17 @@ class PickleMachine:
 
     def _set_item(self, _):
         value, key = self._pop(), self._pop()
-        self._top(dict)[_plain_key(key)] = value
+        self._top(dict)[plain_key(key)] = value
 
     def _set_items(self, _):
         items = self._pop_to_mark()
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_plain_key(key)] = value
+            target[plain_key(key)] = value
 
     def _add_items(self, _):
         items = self._pop_to_mark()
-        self._top(set).update(_plain_key(item) for item in items)
+        self._top(set).update(plain_key(item) for item in items)
 
     # ---- the memo
 
@@ -198,6 +213,9 @@ class PickleMachine:
     def _look_up(self, module: str, name: str) -> Stub:
         full = f"{module}.{name}"
         if full not in self._names:
+            program = next((text for start, text in self._others.items() if full.startswith(start)), None)
+            if program is not None:
+                raise InputError(f"{program} (it refers to `{printable(full)}`); nothing of it was run")
             raise InputError(
                 f"it refers to `{printable(full)}`, which no StyleGAN3 network file needs, and is refused; "
                 "nothing of it was run. Take the network from its original source, or as .safetensors or a "
@@ -224,9 +242,10 @@ class PickleMachine:
         pass
 
 
-def _plain_key(key: Any) -> Any:
+def plain_key(key: Any) -> Any:
+    """`key` itself if it may be a key or the item of a set: a text, bytes, a number or None. Raises TypeError."""
     # Nested tuples as keys would be hashed recursively: a small file could hang us or overflow the stack.
-    if not isinstance(key, (str, int)):
+    if not isinstance(key, (str, bytes, int, float, complex, type(None))):
         raise TypeError(f"{type(key).__name__} as a key")
     return key
 
@@ -236,14 +255,19 @@ _HANDLERS = {
     "FRAME": PickleMachine._nothing,
     "MARK": PickleMachine._mark,
     "TUPLE": PickleMachine._tuple,
+    "LIST": PickleMachine._list,
+    "DICT": PickleMachine._dict,
+    "FROZENSET": PickleMachine._frozen_set,
     "APPEND": PickleMachine._append,
     "APPENDS": PickleMachine._appends,
     "SETITEM": PickleMachine._set_item,
     "SETITEMS": PickleMachine._set_items,
     "ADDITEMS": PickleMachine._add_items,
+    "PUT": PickleMachine._put,
     "BINPUT": PickleMachine._put,
     "LONG_BINPUT": PickleMachine._put,
     "MEMOIZE": PickleMachine._memoize,
+    "GET": PickleMachine._get,
     "BINGET": PickleMachine._get,
     "LONG_BINGET": PickleMachine._get,
     "GLOBAL": PickleMachine._global,

@@ -1,13 +1,14 @@
 """The reference implementation's network files (.pkl), read without running anything in them.
 
-Such a file is a pickle of {G, D, G_ema, augment_pipe, training_set_kwargs}. Each network module is stored as
-its source text and its state; only the state is read. The end of this file lists the few names that
-occur, each with a function of ours; `pickle_machine.py` says why no other code can run.
+Such a file is a pickle of {G, D, G_ema, augment_pipe, training_set_kwargs}, of any protocol. Each network module is
+stored as its source text and its state; only the state is read. The end of this file and `plain_data.py` list
+the few names that occur, each with a function of ours; `pickle_machine.py` says why no other code can run.
 """
 
 import dataclasses
 import io
 import math
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,11 +16,13 @@ import torch
 
 from passersby.checkpoints import STORAGE_MAGIC
 from passersby.errors import InputError
+from passersby.stylegan3.foreign_networks import PROGRAMS, TENSORFLOW, tensorflow_network
 from passersby.stylegan3.pickle_machine import Buildable, PickleMachine, Stub, describe
+from passersby.stylegan3.plain_data import PlainData
 
 _STORAGE_VERSION = 1001
 _PERSISTENCE_VERSION = 6
-_NUMPY_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+_NUMPY_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
 _MAX_DEPTH, _MAX_TENSORS = 12, 10_000  # of a module tree; real ones have 4 and about 120
 _NOT_OURS = "not a StyleGAN3 network file"
 
@@ -53,9 +56,9 @@ def read_reference_pickle(stream: BinaryIO) -> dict[str, Any]:
     """
     start = stream.tell()
     stream.seek(0, io.SEEK_END)
-    storages = _Storages(limit=stream.tell() - start)
+    size = stream.tell() - start
     stream.seek(start)
-    data = PickleMachine(stream, {**NAMES, "torch.storage._load_from_bytes": storages.read}).load()
+    data = PickleMachine(stream, known_names(size), others=PROGRAMS).load()
     if not isinstance(data, dict):
         raise InputError(f"a pickle of {describe(data)} instead of a dict with G_ema: {_NOT_OURS}")
     if not isinstance(data.get("G_ema"), PersistentObject):
@@ -101,12 +104,6 @@ def _persistent_object(meta: Any) -> PersistentObject:
         version = describe(meta.get("version"))
         raise InputError(f"network objects of version {version}: this reader knows {_PERSISTENCE_VERSION}")
     return PersistentObject(describe(meta.get("class_name")), meta["state"])
-
-
-def _dictionary(*items: Any) -> dict:
-    if items:
-        raise InputError(f"a dict made from unexpected arguments: {_NOT_OURS}")
-    return {}
 
 
 def _tensor(storage, offset, size, stride, requires_grad, hooks, metadata=None) -> torch.Tensor:
@@ -218,11 +215,19 @@ class _NumpyArray(Buildable):
     def build(self, state: Any) -> None:
         """(version, shape, type, order, bytes); objects in place of bytes are refused."""
         shaped = isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], _NumpyType)
-        if not shaped or not isinstance(state[4], bytes):
+        if not shaped or not isinstance(state[4], (bytes, str)):  # Python 2 writes bytes as a text
             raise InputError("a numpy array that does not hold plain numbers: refused, nothing was run")
 
 
-def _numpy_scalar(kind: Any, data: Any) -> int | float | bool:
+def _numpy_from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> None:
+    # Protocol 5 writes the arrays of whole memory so. The network does not need their values, which are dropped.
+    del shape, order
+    if not isinstance(kind, _NumpyType) or not isinstance(data, (bytes, bytearray)):
+        raise InputError("a numpy array that does not hold plain numbers: refused, nothing was run")
+
+
+def _numpy_scalar(kind: Any, data: Any) -> int | float | bool | complex:
+    data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 writes bytes as a text
     if not isinstance(kind, _NumpyType) or not isinstance(data, bytes) or len(data) != kind.dtype.itemsize:
         raise InputError("damaged: a numpy number without type or bytes")
     return np.frombuffer(data, kind.dtype)[0].item()
@@ -240,22 +245,29 @@ _STORAGE_TYPES = {
     "torch.DoubleStorage": torch.float64,
     "torch.BFloat16Storage": torch.bfloat16,
     "torch.ByteStorage": torch.uint8,
+    "torch.CharStorage": torch.int8,
+    "torch.ShortStorage": torch.int16,
     "torch.IntStorage": torch.int32,
     "torch.LongStorage": torch.int64,
     "torch.BoolStorage": torch.bool,
 }
 
-# The names that may occur in a network file, and what stands for them here. `_Storages.read` is the last one.
+# What torch and numpy write; `known_names` adds plain data and storages. numpy 2 has moved its modules.
 NAMES = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
-    "dnnlib.util.EasyDict": _dictionary,
-    "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
-    "numpy._core.multiarray._reconstruct": _NumpyArray,
-    "numpy.core.multiarray._reconstruct": _NumpyArray,  # written with numpy 1
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy.ndarray": _never,
     "numpy.dtype": _NumpyType,
+    **{f"torch.{kind}": _never for kind in ("float16", "float32", "float64", "bfloat16", "uint8", "int64", "bool")},
+    **dict.fromkeys(TENSORFLOW, tensorflow_network),
 }
+for _package in ("numpy.core", "numpy._core"):
+    NAMES[f"{_package}.multiarray._reconstruct"] = _NumpyArray
+    NAMES[f"{_package}.multiarray.scalar"] = _numpy_scalar
+    NAMES[f"{_package}.numeric._frombuffer"] = _numpy_from_buffer
+
+
+def known_names(size: int) -> dict[str, Callable[..., Any]]:
+    """The names that may occur in a network file of `size` bytes, and what stands for them here."""
+    return NAMES | PlainData(size).names() | {"torch.storage._load_from_bytes": _Storages(size).read}

@@ -17,6 +17,7 @@ from passersby.checkpoints import Tensors, check_plain
 from passersby.errors import InputError
 from passersby.stylegan3.config_limits import checked
 from passersby.stylegan3.discriminator import DiscriminatorConfig
+from passersby.stylegan3.foreign_networks import refuse_foreign_tensors
 from passersby.stylegan3.schedule import GeneratorConfig, lowpass_filter
 
 _GENERATOR = re.compile(r"(|.*\.)synthesis\.input\.freqs")
@@ -39,6 +40,7 @@ def find_networks(state: Any) -> dict[str, Tensors]:
     _flatten(state, "", 0, flat)
     generators, discriminators = _prefixes(flat, _GENERATOR), _prefixes(flat, _DISCRIMINATOR)
     if not generators:
+        refuse_foreign_tensors(flat)
         text = ", ".join(name[:40] for name in list(flat)[:3]) or "none"
         raise InputError(f"no StyleGAN3 generator (tensor synthesis.input.freqs) among its tensors: {text}")
     for name, tensor in flat.items():

@@ -5,6 +5,8 @@ another network than the one that was trained. The formats are those of the Dark
 A. Bochkovskiy). While reading, batch normalisation is folded into the convolutions.
 """
 
+import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,16 +18,41 @@ from passersby.errors import InputError
 # study's scores, divides by sqrt(variance + 1e-6).
 BATCH_NORM_EPSILON = 1e-6
 
-# Options that concern training only. They are listed, so that the reader still refuses a misspelt option.
+# Options of A. Bochkovskiy's and J. Redmon's Darknet that change no score. Most concern training; others concern
+# suppression, tracking, memory or messages. They are listed, so that the reader still refuses a misspelt option.
+_ANY_LAYER = "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate stream wait_stream"
+_YOLO_TRAINING = """jitter resize random ignore_thresh truth_thresh iou_thresh iou_thresh_kind iou_loss iou_normalizer
+    obj_normalizer cls_normalizer delta_normalizer uc_normalizer label_smooth_eps objectness_smooth focal_loss max
+    max_delta counters_per_class show_details map nms_kind beta_nms nms_threshold thresh track_history_size sim_thresh
+    dets_for_track dets_for_show track_ciou_norm embedding_layer rescore absolute bias_match"""
+# `letter_box` says how Darknet itself fills the input. This filter has its own border and always stretches.
+_NET_TRAINING = """batch subdivisions momentum decay angle aspect saturation exposure hue learning_rate
+    learning_rate_min burn_in power policy step scale steps scales seq_scales gamma sgdr_cycle sgdr_mult max_batches
+    time_steps track augment_speed sequential_subdivisions try_fix_nan weights_reject_freq equidistant_point
+    ema_alpha use_cuda_graph badlabels_rejection_percentage num_sigmas_reject_badlabels loss_scale dynamic_minibatch
+    optimized_memory workspace_size_limit_MB adam B1 B2 eps inputs max_crop min_crop min_ratio max_ratio center clip
+    random notruth flip blur gaussian_noise mixup cutmix mosaic mosaic_bound letter_box contrastive
+    contrastive_jit_flip contrastive_color unsupervised label_smooth_eps resize_step attention adversarial_lr
+    max_chart_loss show_receptive_field"""
 TRAINING_OPTIONS = {
-    "net": "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in "
-    "max_batches policy steps scales",
-    "convolutional": "",
-    "route": "",
-    "maxpool": "",
-    "upsample": "",
-    "yolo": "jitter cls_normalizer iou_normalizer iou_loss ignore_thresh truth_thresh random resize nms_kind beta_nms",
+    "net": set(_NET_TRAINING.split()),
+    "convolutional": set(f"{_ANY_LAYER} grad_centr bin_output".split()),
+    "route": set(_ANY_LAYER.split()),
+    "maxpool": set(_ANY_LAYER.split()),
+    "upsample": set(_ANY_LAYER.split()),
+    "yolo": set(f"{_ANY_LAYER} {_YOLO_TRAINING}".split()),
 }
+# Options that change what a layer computes or how its numbers are stored, with the one value that is read.
+NEUTRAL_OPTIONS = {
+    "convolutional": "groups=1 dilation=1 antialiasing=0 binary=0 xnor=0 flipped=0 coordconv=0 cbn=0 sway=0 rotate=0 "
+    "stretch=0 stretch_sway=0 assisted_excitation=0 reverse=0 dot=0",
+    "maxpool": "maxpool_depth=0 antialiasing=0 maxpool_zero_nonmax=0",
+    "upsample": "scale=1",
+    "yolo": "new_coords=0",
+}
+for _name in ("convolutional", "route", "maxpool", "upsample", "yolo"):
+    NEUTRAL_OPTIONS[_name] = f"{NEUTRAL_OPTIONS.get(_name, '')} dontload=0 dontloadscales=0"
+_OTHER_NAMES = {"network": "net", "conv": "convolutional", "max": "maxpool"}  # Darknet takes both
 
 
 @dataclass(frozen=True)
@@ -54,9 +81,20 @@ class Route:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Maximum over windows of `stride` x `stride` pixels that do not overlap."""
+    """Maximum over windows of `size` x `size` pixels, one window each `stride` pixels.
 
+    `padding` pixels in all are missing at the edges, where the maximum is over the others: `before` at the upper and
+    left edge, the rest at the lower and right edge.
+    """
+
+    size: int
     stride: int
+    padding: int
+
+    @property
+    def before(self) -> int:
+        """The missing pixels at the upper and left edge."""
+        return self.padding // 2
 
 
 @dataclass(frozen=True)
@@ -87,6 +125,11 @@ class DarknetNetwork:
     layers: tuple[Layer, ...]
     shapes: tuple[tuple[int, int, int], ...]
 
+    @property
+    def classes(self) -> int:
+        """The number of classes that every head tells apart."""
+        return next(layer.classes for layer in self.layers if isinstance(layer, Yolo))
+
 
 class Section:
     """One `[name]` of a .cfg with its options. The reader must ask for every option that does not concern training."""
@@ -97,14 +140,14 @@ class Section:
         self.options: dict[str, str] = {}
 
     def error(self, words: str) -> InputError:
-        return InputError(f"{self.position}: {words}; a YOLOv4-tiny .cfg as Darknet publishes it is expected")
+        return InputError(f"{self.position}: {words}; a .cfg of YOLOv4-tiny or YOLOv3-tiny is expected")
 
     def numbers(self, option: str, default: str | None = None, kind: type = int) -> list:
         text = self.options.pop(option, default)
         if text is None:
             raise self.error(f"option {option!r} is missing")
         try:
-            return [kind(part) for part in text.split(",")]
+            return [kind(part) for part in text.rstrip(" ,").split(",")]
         except ValueError as error:
             raise self.error(f"{option}={text!r} is not a list of {kind.__name__}") from error
 
@@ -120,10 +163,23 @@ class Section:
             raise self.error(f"{option}={text!r} is not one of {', '.join(allowed)}")
         return text
 
+    def give(self, option: str, value: str) -> None:
+        """Take a line `option=value` of the file."""
+        # Darknet takes the first of two values and OpenCV the last: only where both are one, or concern training,
+        # is it clear what is meant.
+        if option in TRAINING_OPTIONS[self.name] or self.options.setdefault(option, value) == value:
+            return
+        raise self.error(f"option {option!r} occurs twice, as {self.options[option]!r} and as {value!r}")
+
     def finish(self) -> None:
-        unknown = set(self.options) - set(TRAINING_OPTIONS[self.name].split())
-        if unknown:
-            raise self.error(f"unknown option {sorted(unknown)[0]!r}")
+        """Raise InputError for an option that nothing has asked for, unless it has the value without an effect."""
+        for text in NEUTRAL_OPTIONS.get(self.name, "").split():
+            option, _, neutral = text.partition("=")
+            value = self.number(option, neutral, float, least=-math.inf)
+            if value != float(neutral):
+                raise self.error(f"{option}={value:g} is not supported, only {text}")
+        if self.options:
+            raise self.error(f"unknown option {sorted(self.options)[0]!r}")
 
 
 def read_file(path: Path) -> bytes:
@@ -135,27 +191,29 @@ def read_file(path: Path) -> bytes:
 
 
 def read_sections(path: Path) -> list[Section]:
-    """The sections of a .cfg. Raises InputError unless it is text with lines `[section]` and `option=value`."""
-    try:
-        lines = read_file(path).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file: a Darknet .cfg is expected") from error
+    """The sections of a .cfg. Raises InputError unless it is text with lines `[section]` and `option=value`.
+
+    Comments begin with # or ;. A byte order mark, any ends of lines, and spaces around names have no meaning.
+    """
+    # A comment may be in any encoding. Where a line with a meaning is no UTF-8, the file is no .cfg.
+    text = read_file(path).decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
     sections: list[Section] = []
-    for number, line in enumerate(lines, 1):
-        line = line.split("#")[0].strip()
+    for number, line in enumerate(text.split("\n"), 1):
+        line = re.split("[#;]", line)[0].strip()
         if not line:
             continue
+        if "\ufffd" in line or "\0" in line:
+            raise InputError(f"{path} is not a text file: a Darknet .cfg is expected")
         if line.startswith("[") and line.endswith("]"):
-            sections.append(Section(path, line[1:-1], number))
+            name = line[1:-1].strip()
+            sections.append(Section(path, _OTHER_NAMES.get(name, name), number))
             if sections[-1].name not in TRAINING_OPTIONS:
                 raise sections[-1].error("unknown section")
             continue
         option, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not sections:
             raise InputError(f"{path}, line {number}: {line!r} is neither a [section] nor option=value")
-        if option in sections[-1].options:
-            raise sections[-1].error(f"option {option!r} occurs twice")
-        sections[-1].options[option] = value
+        sections[-1].give(option, value)
     if not sections or sections[0].name != "net" or len(sections) < 2:
         raise InputError(f"{path} does not begin with [net] and some layers: a Darknet .cfg is expected")
     return sections
@@ -166,12 +224,13 @@ def read_layer(section: Section, index: int, channels: int) -> Layer:
     if section.name == "convolutional":
         size = section.number("size")
         pad = section.choice("pad", ("0", "1"), "0")
+        padding = section.number("padding", "0", least=0)
         return Convolution(
             channels=channels,
             filters=section.number("filters"),
             size=size,
             stride=section.number("stride", "1"),
-            padding=size // 2 if pad == "1" else 0,
+            padding=size // 2 if pad == "1" else padding,
             batch_normalize=section.choice("batch_normalize", ("0", "1"), "0") == "1",
             leaky=section.choice("activation", ("leaky", "linear")) == "leaky",
         )
@@ -182,10 +241,12 @@ def read_layer(section: Section, index: int, channels: int) -> Layer:
             raise section.error(f"layers {sources} of layer {index}, group {group} of {groups}, do not exist")
         return Route(tuple(sources), groups, group)
     if section.name == "maxpool":
-        size, stride = section.number("size"), section.number("stride")
-        if size != stride:
-            raise section.error(f"size={size} with stride={stride}: overlapping windows are not supported")
-        return MaxPool(stride)
+        stride = section.number("stride", "1")
+        size = section.number("size", str(stride))
+        padding = section.number("padding", str(size - 1), least=0)
+        if padding >= 2 * size - 1:  # a window would lie wholly outside
+            raise section.error(f"padding={padding} is too much for size={size}")
+        return MaxPool(size, stride, padding)
     if section.name == "upsample":
         return Upsample(section.number("stride"))
     if section.name == "yolo":
@@ -211,9 +272,8 @@ def output_shape(
             raise section.error(f"the routed layers {parts} do not fit together")
         return (sum(part[0] // layer.groups for part in parts), parts[0][1], parts[0][2])
     if isinstance(layer, MaxPool):
-        if height % layer.stride or width % layer.stride:
-            raise section.error(f"a map of {height} x {width} cannot be pooled by {layer.stride} without a remainder")
-        return (channels, height // layer.stride, width // layer.stride)
+        high, wide = ((side + layer.padding - layer.size) // layer.stride + 1 for side in (height, width))
+        return (channels, high, wide)
     if isinstance(layer, Upsample):
         return (channels, height * layer.stride, width * layer.stride)
     if channels != len(layer.anchors) * (5 + layer.classes):
@@ -222,7 +282,10 @@ def output_shape(
 
 
 def read_structure(path: Path, input_size: int | None = None) -> DarknetNetwork:
-    """The network of a .cfg, without its numbers. `input_size` (pixels, square) replaces the size in the file."""
+    """The network of a .cfg, without its numbers. `input_size` (pixels, square) replaces the size in the file.
+
+    Raises InputError for a structure that is not understood, and for one whose heads have different classes.
+    """
     net, *sections = read_sections(path)
     height, width = net.number("height"), net.number("width")
     height, width = (input_size, input_size) if input_size else (height, width)
@@ -236,6 +299,11 @@ def read_structure(path: Path, input_size: int | None = None) -> DarknetNetwork:
         layers.append(read_layer(section, index, before[0]))
         shapes.append(output_shape(section, layers[-1], shapes, before))
         section.finish()
+        if min(shapes[-1]) < 1:
+            raise section.error(f"nothing is left of an input of {height} x {width}: it is too small")
+    heads = [layer.classes for layer in layers if isinstance(layer, Yolo)]
+    if len(set(heads)) != 1:
+        raise InputError(f"{path}: its [yolo] heads have {heads or 'no'} classes: one number is expected")
     return DarknetNetwork(height, width, tuple(layers), tuple(shapes))
 
 

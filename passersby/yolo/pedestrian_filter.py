@@ -1,4 +1,4 @@
-"""The pedestrian filter: how sure is YOLOv4-tiny that a small image shows a person?
+"""The pedestrian filter: how sure is a detector, by default YOLOv4-tiny, that a small image shows a person?
 
 The recipe is that of the study that set the thresholds: a constant border goes around the image, the bordered image is
 stretched (not letterboxed) to the network's square input, and the score is the class score of "person". The border
@@ -18,21 +18,24 @@ from torch import Tensor
 from passersby import weights as registry
 from passersby.errors import InputError
 from passersby.yolo.darknet import read_network
+from passersby.yolo.detector_file import INPUT_SIZE
+from passersby.yolo.onnx_detector import OnnxDetector
 from passersby.yolo.yolov4_tiny import Window, Yolov4Tiny
 
 BORDER = 150  # pixels on each side
 COLOUR_BGR = (101, 52, 152)
-INPUT_SIZE = 416  # pixels, square
 SCORE = 0.6  # the lowest class score of a person
 NMS_IOU = 0.3
-PERSON = 0  # COCO's first class
+PERSON = 0  # COCO's first class; other detectors may have another number
 
 
 class PedestrianFilter:
-    """YOLOv4-tiny for images of one size, [H, W, 3] uint8 RGB.
+    """A detector for images of one size, [H, W, 3] uint8 RGB.
 
-    `weights` is a Darknet .weights with its .cfg beside it. `device` is "cpu" (float32) or "cuda"
-    (float16). `windowed=False` evaluates the network everywhere, with the same result, for comparison.
+    `weights` is a Darknet .weights with its .cfg beside it, or an .onnx (passersby/yolo/onnx_detector.py). `person` is
+    the number of the class "person". `input_size` (pixels, square) is YOLOv4-tiny's; None takes the file's own size,
+    as an .onnx always does. `device` is "cpu" (float32) or "cuda" (float16); an .onnx is computed on the CPU.
+    `windowed=False` evaluates the network everywhere, with the same result, for comparison.
     Raises InputError for files that do not fit, for impossible sizes, and for "cuda" without a GPU.
 
     >>> import numpy, passersby, passersby.weights
@@ -50,11 +53,12 @@ class PedestrianFilter:
         *,
         border: int = BORDER,
         colour_bgr: tuple[int, int, int] = COLOUR_BGR,
-        input_size: int = INPUT_SIZE,
+        input_size: int | None = INPUT_SIZE,
+        person: int = PERSON,
         device: str = "cpu",
         windowed: bool = True,
     ):
-        if min(height, width) < 1 or border < 0 or not 32 <= input_size <= 4096:
+        if min(height, width) < 1 or border < 0 or not 32 <= (input_size or INPUT_SIZE) <= 4096:
             raise InputError(
                 f"pedestrian filter: image {height} x {width}, border {border} (at least 0) and "
                 f"input size {input_size} (32 to 4096) do not make an input"
@@ -62,46 +66,68 @@ class PedestrianFilter:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f"pedestrian filter: device {device!r} was asked for, but there is no CUDA GPU here")
         weights = Path(weights)
-        network = read_network(weights, weights.with_suffix(".cfg"), input_size)
-        self.height, self.width, self.border, self.device = height, width, border, torch.device(device)
+        self.height, self.width, self.border, self.person = height, width, border, person
         # The bordered image. Only its middle changes from image to image.
         self.canvas = np.empty((height + 2 * border, width + 2 * border, 3), np.uint8)
         self.canvas[:] = colour_bgr[::-1]
-        self.window = Window(0, 0, input_size, input_size)
+        self.device, self.dtype = torch.device(device), torch.float32
+        self.onnx = OnnxDetector(weights) if weights.suffix == ".onnx" else None
+        structure = self.onnx or read_network(weights, weights.with_suffix(".cfg"), input_size)
+        if not 0 <= person < structure.classes:
+            raise InputError(f"pedestrian filter: person {person} is none of the {structure.classes} classes")
+        self.input_height, self.input_width = structure.height, structure.width
+        whole = self.window = Window(0, 0, self.input_height, self.input_width)
+        if isinstance(structure, OnnxDetector):
+            return
         if windowed:
-            top, bottom = reached(border, height, len(self.canvas), input_size)
-            left, right = reached(border, width, self.canvas.shape[1], input_size)
+            top, bottom = reached(border, height, len(self.canvas), self.input_height)
+            left, right = reached(border, width, self.canvas.shape[1], self.input_width)
             self.window = Window(top, left, bottom, right)
-        self.input_size = input_size
         blank = np.broadcast_to(self.canvas[:1, :1], (1, height, width, 3))
-        network = Yolov4Tiny(network, self.prepare(blank, Window(0, 0, input_size, input_size))[0], self.window)
-        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+        network = Yolov4Tiny(structure, self.prepare(blank, whole)[0], self.window)
+        if self.device.type == "cuda":
+            self.dtype = torch.float16
         self.network = network.eval().to(self.device, self.dtype)
 
-    def prepare(self, images: np.ndarray, window: Window | None = None) -> Tensor:
-        """[N, H, W, 3] uint8 RGB -> the window of the network's input, [N, 3, h, w] float32 0..1 RGB."""
-        top, left, bottom, right = window or self.window
-        inputs = np.empty((len(images), bottom - top, right - left, 3), np.uint8)
-        for image, target in zip(images, inputs, strict=True):
-            self.canvas[self.border :, self.border :][: self.height, : self.width] = image
-            # Resize the whole canvas: OpenCV's rounding depends on the position, and the study resized it whole.
-            stretched = cv2.resize(self.canvas, (self.input_size,) * 2, interpolation=cv2.INTER_LINEAR)
-            target[:] = stretched[top:bottom, left:right]
-        return torch.from_numpy(inputs).permute(0, 3, 1, 2).float() / 255
-
-    def logits(self, images: np.ndarray) -> Tensor:
-        """[N, H, W, 3] uint8 RGB -> raw heads [N, boxes, 85] float32; see Yolov4Tiny.forward."""
+    def stretched(self, images: np.ndarray, window: Window) -> np.ndarray:
+        """[N, H, W, 3] uint8 RGB -> the window of the bordered image at the input's size, [N, h, w, 3] uint8 RGB."""
         if images.dtype != np.uint8 or images.shape[1:] != (self.height, self.width, 3):
             raise InputError(
                 f"pedestrian filter: images {images.shape} {images.dtype} are not uint8 [N, {self.height}, "
                 f"{self.width}, 3]"
             )
+        top, left, bottom, right = window
+        inputs = np.empty((len(images), bottom - top, right - left, 3), np.uint8)
+        for image, target in zip(images, inputs, strict=True):
+            self.canvas[self.border :, self.border :][: self.height, : self.width] = image
+            # Resize the whole canvas: OpenCV's rounding depends on the position, and the study resized it whole.
+            size = (self.input_width, self.input_height)
+            target[:] = cv2.resize(self.canvas, size, interpolation=cv2.INTER_LINEAR)[top:bottom, left:right]
+        return inputs
+
+    def prepare(self, images: np.ndarray, window: Window | None = None) -> Tensor:
+        """[N, H, W, 3] uint8 RGB -> the window of the network's input, [N, 3, h, w] float32 0..1 RGB."""
+        inputs = self.stretched(images, window or self.window)
+        return torch.from_numpy(inputs).permute(0, 3, 1, 2).float() / 255
+
+    def logits(self, images: np.ndarray) -> Tensor:
+        """[N, H, W, 3] uint8 RGB -> raw heads [N, boxes, 5 + classes] float32; see Yolov4Tiny.forward. Not of .onnx."""
         with torch.inference_mode():
             return self.network(self.prepare(images).to(self.device, self.dtype))
 
+    def decoded(self, images: np.ndarray) -> Tensor:
+        """[N, H, W, 3] uint8 RGB -> boxes [N, boxes, 5 + classes] float32, as Yolov4Tiny.decode gives them."""
+        if self.onnx:
+            return torch.from_numpy(self.onnx(self.stretched(images, self.window)))
+        return self.network.decode(self.logits(images))
+
     def scores(self, images: np.ndarray) -> np.ndarray:
         """The detector score of images [N, H, W, 3] uint8 RGB: [N] float32, 0..1; see `person_scores`."""
-        return person_scores(self.logits(images)).cpu().numpy()
+        if self.onnx:
+            classes = self.decoded(images)[..., 5:]
+            best = is_best(classes, self.person)
+            return torch.where(best, classes[..., self.person], 0).amax(1).numpy()
+        return person_scores(self.logits(images), self.person).cpu().numpy()
 
     def boxes(self, images: np.ndarray, score: float = SCORE, iou: float = NMS_IOU) -> list[np.ndarray]:
         """The boxes of people in each of the images [N, H, W, 3] uint8 RGB, after non-maximum suppression.
@@ -111,28 +137,37 @@ class PedestrianFilter:
         """
         from torchvision.ops import nms  # takes seconds, and scores do not need it
 
-        decoded = self.network.decode(self.logits(images))
+        decoded = self.decoded(images)
         side = decoded.new_tensor([self.canvas.shape[1], self.canvas.shape[0]])
         people = []
         for boxes in decoded:
             classes = boxes[:, 5:]
-            boxes = boxes[(classes.argmax(1) == PERSON) & (classes[:, PERSON] >= score)]
+            boxes = boxes[is_best(classes, self.person) & (classes[:, self.person] >= score)]
             centre, extent = boxes[:, :2] * side - self.border, boxes[:, 2:4] * side
             corners = torch.cat([centre - extent / 2, centre + extent / 2], 1)
-            indices = nms(corners, boxes[:, 5 + PERSON], iou)
-            people.append(torch.cat([corners, boxes[:, 5 + PERSON, None]], 1)[indices].cpu().numpy())
+            sure = boxes[:, 5 + self.person]
+            indices = nms(corners, sure, iou)
+            people.append(torch.cat([corners, sure[:, None]], 1)[indices].cpu().numpy())
         return people
 
 
-def person_scores(logits: Tensor) -> Tensor:
+def person_scores(logits: Tensor, person: int = PERSON) -> Tensor:
     """Raw heads [N, boxes, 5 + classes] float32 -> the detector score of each image, [N] float32, 0..1.
 
-    It is the highest class score (objectness x class probability) among boxes whose best class is person, and 0 if
+    It is the highest class score (objectness x class probability) among boxes whose best class is `person`, and 0 if
     there is no such box. Non-maximum suppression never removes the highest box, so it cannot change the score.
     """
-    objectness, person, other_classes = logits[..., 4], logits[..., 5 + PERSON], logits[..., 6 + PERSON :]
-    best = person >= other_classes.amax(-1)  # of equal classes the first is the best, as in NumPy's argmax
-    return torch.where(best, objectness.sigmoid() * person.sigmoid(), 0).amax(1)
+    scores = logits[..., 4].sigmoid() * logits[..., 5 + person].sigmoid()
+    return torch.where(is_best(logits[..., 5:], person), scores, 0).amax(1)
+
+
+def is_best(classes: Tensor, person: int) -> Tensor:
+    """Whether `person` is the best of the classes [..., classes]; of equal classes the first is, as for argmax."""
+    score, before, after = classes[..., person], classes[..., :person], classes[..., person + 1 :]
+    best = torch.ones_like(score, dtype=torch.bool)
+    if before.shape[-1]:
+        best = best & (score > before.amax(-1))
+    return best & (score >= after.amax(-1)) if after.shape[-1] else best
 
 
 def reached(border: int, length: int, padded: int, size: int) -> tuple[int, int]:

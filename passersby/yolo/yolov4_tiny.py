@@ -1,4 +1,4 @@
-"""YOLOv4-tiny in PyTorch, evaluated only where an image can differ from a known background.
+"""YOLOv4-tiny and its kin in PyTorch, evaluated only where an image can differ from a known background.
 
 The pedestrian filter pastes a small person into a constant border, so most of every activation map is the same for
 every image. The maps of the background are computed once. For an image, each layer is evaluated inside the window that
@@ -10,6 +10,7 @@ Network: Bochkovskiy et al., YOLOv4, https://arxiv.org/abs/2004.10934; Wang et a
 https://arxiv.org/abs/2011.08036 (YOLOv4-tiny).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -69,18 +70,17 @@ def needed(window: Window, size: int, stride: int, padding: int) -> Window:
 
 
 class Paste(nn.Module):
-    """Pastes the window of an activation into its background, over a region that may reach into the zero padding."""
+    """Pastes the window of an activation into its background, over a region that may reach into the padding."""
 
     template: Tensor
 
-    def __init__(self, background: Tensor, window: Window, region: Window):
-        """`background` [1, C, H, W]; `window` is inside the map; `region` is the output."""
+    def __init__(self, background: Tensor, window: Window, region: Window, outside: float = 0.0):
+        """`background` [1, C, H, W]; `window` is inside the map; `region` is the output; `outside` the padding."""
         super().__init__()
         height, width = background.shape[2:]
         inside = region.intersection(Window(0, 0, height, width))
-        template = background.new_zeros(
-            (1, background.shape[1], region.bottom - region.top, region.right - region.left)
-        )
+        size = (1, background.shape[1], region.bottom - region.top, region.right - region.left)
+        template = background.new_full(size, outside)
         inside.cut(template, region[:2]).copy_(inside.cut(background))
         self.register_buffer("template", template, persistent=False)
         self.window, self.region = window, region
@@ -121,7 +121,7 @@ class WindowedLayer(nn.Module):
             inputs = [maps.chunk(layer.groups, 1)[layer.group] for maps in inputs]
             return inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
         if isinstance(layer, MaxPool):
-            return F.max_pool2d(inputs[0], layer.stride)
+            return F.max_pool2d(inputs[0], layer.size, layer.stride)  # the region contains the padding, too
         if isinstance(layer, Upsample):
             return F.interpolate(inputs[0], scale_factor=layer.stride, mode="nearest")
         return inputs[0]
@@ -162,18 +162,16 @@ class Yolov4Tiny(nn.Module):
                 window = window.union(windows[source])
             region = window
             if isinstance(layer, Convolution | MaxPool):
-                kernel = (
-                    (layer.size, layer.stride, layer.padding)
-                    if isinstance(layer, Convolution)
-                    else (layer.stride, layer.stride, 0)
-                )
+                kernel = (layer.size, layer.stride, layer.padding if isinstance(layer, Convolution) else layer.before)
                 window = influenced(window, *kernel).intersection(Window(0, 0, *shape[1:]))
                 region = needed(window, *kernel)
             elif isinstance(layer, Upsample):
                 window = Window(*(side * layer.stride for side in window))
             elif isinstance(layer, Yolo):
                 window = region = Window(0, 0, *shape[1:])  # a head's boxes cover the whole map
-            pastes = [Paste(backgrounds[source], windows[source], region) for source in sources]
+            # Padding is zeros for a convolution, and never the maximum of a pooling.
+            outside = -math.inf if isinstance(layer, MaxPool) else 0.0
+            pastes = [Paste(backgrounds[source], windows[source], region, outside) for source in sources]
             layers.append(WindowedLayer(layer, sources, pastes, window))
             windows.append(window)
         return layers

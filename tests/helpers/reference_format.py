@@ -41,12 +41,29 @@ def networks() -> tuple[Generator, Generator, Discriminator]:
 
 
 @functools.cache
-def reference_file() -> bytes:
+def reference_file(protocol: int = 4) -> bytes:
     """The bytes of a reference network file with all three networks."""
-    return reference_bytes(*networks())
+    return reference_bytes(*networks(), protocol=protocol)
 
 
-def reference_bytes(averaged, training=None, critic=None, source="raise SystemExit", keywords=None) -> bytes:
+def foreign_bytes(class_name: str, blocks: tuple[str, ...] = (), **keywords) -> bytes:
+    """A file in the reference's format whose G_ema is another program's class, with these blocks of its synthesis."""
+    with _reference_modules() as easy_dict:
+        state = {"_parameters": {}, "_buffers": {}, "_modules": {}}
+        synthesis = _Module("SynthesisNetwork", state | {"_modules": dict.fromkeys(blocks)}, "")
+        state = state | {"_modules": {"synthesis": synthesis}, "_init_args": (), "_init_kwargs": easy_dict(keywords)}
+        return pickle.dumps({"G": None, "D": None, "G_ema": _Module(class_name, state, "")}, 3)
+
+
+def easy_dict_bytes(protocol: int, **items) -> bytes:
+    """The reference's own kind of dict, pickled."""
+    with _reference_modules() as easy_dict:
+        return pickle.dumps(easy_dict(items), protocol)
+
+
+def reference_bytes(
+    averaged, training=None, critic=None, source="raise SystemExit", keywords=None, protocol=4
+) -> bytes:
     """A reference network file with these networks.
 
     `source` is the text that the reference would execute, `keywords` replace those of the generators.
@@ -63,7 +80,7 @@ def reference_bytes(averaged, training=None, critic=None, source="raise SystemEx
         content["augment_pipe"] = _Module("AugmentPipe", {"_buffers": {}, "p": np.float32(0.5)}, source)
         content["training_set_kwargs"] = easy_dict(path="/home/somebody/people.zip", resolution=16)
         buffer = io.BytesIO()
-        pickle.dump(content, buffer, 4)
+        pickle.dump(content, buffer, protocol)
         return buffer.getvalue()
 
 

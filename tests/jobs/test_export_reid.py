@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -51,6 +52,33 @@ def test_features_are_pytorchs_for_any_number_of_images(trained, exported):
     expected = (both / both.norm(dim=1, keepdim=True)).numpy()
     for count in (1, 2, 5):
         np.testing.assert_allclose(run(exported, images[:count]), expected[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_opencv_gives_pytorchs_features_for_any_number_of_images(trained, exported, tmp_path, capsys, flip):
+    path = exported
+    if not flip:
+        path = tmp_path / "a.onnx"
+        main(Config(trained, path, flip=False))
+        assert re.search(r"OpenCV's DNN and PyTorch: largest 1 - cosine \d\.\de-\d\d on 8", capsys.readouterr().out)
+    images = np.random.default_rng(0).random((5, 3, 64, 32), np.float32)
+    module = export_reid.UnitFeature(load_reid(trained).network, flip)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(images)).numpy()
+    network = cv2.dnn.readNetFromONNX(str(path))
+    for count in (1, 5, 2):
+        network.setInput(images[:count])
+        # OpenCV sums in another order, which changes values by 1e-6; 1e-4 is what users may rely on.
+        np.testing.assert_allclose(network.forward(), expected[:count], atol=1e-4)
+    steps = [node.op_type for node in onnx.load(path).graph.node]
+    assert "Slice" not in steps
+
+
+def test_the_mirror_is_that_of_the_evaluation(trained):
+    network = load_reid(trained).network
+    images = torch.rand(3, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert torch.equal(export_reid.UnitFeature(network, True)(images), network.flip_averaged(images))
 
 
 def test_file_says_what_it_takes_and_where_it_comes_from(trained, exported):

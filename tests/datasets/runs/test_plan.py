@@ -206,6 +206,7 @@ def test_the_hash_covers_every_key():
         "seed": 8, "variants": 50, "method": "interpolate", "layers": (1,), "amount": 0.5, "truncation_psi": 1.0,
         "network": "x", "height": 64, "width": 32, "format": "png", "jpeg_quality": None, "unit_images": 100,
         "detector": "y", "reference_threshold": 0.5, "ssim_data_range": 255.0, "recipe": 2,
+        "detector_setup": "onnx",
     }  # fmt: skip
     together = {"latents": {"latents": "t" * 64, "origins": ORIGINS}, "identity": {"identity": "i" * 64}}
     together["origins"] = {"latents": "t" * 64, "origins": ORIGINS[:2]}

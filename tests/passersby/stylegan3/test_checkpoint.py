@@ -13,6 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from passersby.checkpoints import file_kind
 from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import load_network, save_network, save_state_dict
@@ -63,6 +64,18 @@ def test_reference_pickle_gives_the_networks_that_went_in(tiny, tmp_path, option
     assert all(parameter.requires_grad for parameter in network.training_generator.parameters())
     assert network.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert network.record == {"trained_on": "unknown", "training_set": {"path": "people.zip", "resolution": 16}}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_reference_pickle_of_every_protocol(tiny, tmp_path, protocol):
+    """Python 3.7 and older write protocol 3 by default, later ones 4 and 5; some people choose 0 to 2."""
+    path = tmp_path / "network.pkl"
+    path.write_bytes(tiny.reference_file(protocol))
+    loaded = load_network(path)
+    assert loaded.format == "pickle"
+    networks = (loaded.generator, loaded.training_generator, loaded.discriminator)
+    assert all(equal_states(a, b) for a, b in zip(networks, tiny.networks(), strict=True))
+    assert loaded.record["training_set"] == {"path": "people.zip", "resolution": 16}
 
 
 def test_reference_pickle_with_the_average_alone(tiny, tmp_path):
@@ -378,6 +391,35 @@ def test_files_of_another_kind_are_named(tmp_path, data, reason):
     path = tmp_path / "network.bin"
     path.write_bytes(data)
     refusal(path, reason)
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_safetensors_whose_length_looks_like_a_pickles_protocol(tiny, tmp_path, length):
+    """The first two bytes of such a file are those of the protocols 2 to 5."""
+    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    data = length.to_bytes(8, "little") + header + bytes(4)
+    assert data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    path = tmp_path / "network.safetensors"
+    path.write_bytes(data)
+    refusal(path, "a .safetensors file that is no generator network", "weight")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_every_protocol_are_known_as_pickles(tmp_path, protocol):
+    for value, reason in (({"a": 1}, "without a network G_ema"), ([1], "a list instead"), ({}, "its keys: none")):
+        path = tmp_path / "network.pkl"
+        path.write_bytes(pickle.dumps(value, protocol))
+        refusal(path, reason)
+        with path.open("rb") as file, pytest.raises(InputError, match="a plain pickle, whose code could do anything"):
+            file_kind(file)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_hostile_pickles_of_every_protocol_are_refused_and_nothing_runs(tmp_path, protocol):
+    path, marker = tmp_path / "network.pkl", tmp_path / "ran"
+    path.write_bytes(pickle.dumps({"G_ema": Touch(marker)}, protocol))
+    refusal(path, "`posix.system`")
+    assert not marker.exists()
 
 
 def test_missing_files_and_folders(tmp_path):
