@@ -270,4 +270,5 @@ for _package in ("numpy.core", "numpy._core"):
 
 def known_names(size: int) -> dict[str, Callable[..., Any]]:
     """The names that may occur in a network file of `size` bytes, and what stands for them here."""
-    return NAMES | PlainData(size).names() | {"torch.storage._load_from_bytes": _Storages(size).read}
+    # A value may be made in several steps: the text of some bytes, the bytes, the bytearray.
+    return NAMES | PlainData(4 * size).names() | {"torch.storage._load_from_bytes": _Storages(size).read}

@@ -17,6 +17,7 @@ from passersby.errors import InputError
 # Darknet divides by sqrt(variance + 1e-5) on a GPU and by sqrt(variance) + 1e-6 on a CPU. OpenCV, which computed the
 # study's scores, divides by sqrt(variance + 1e-6).
 BATCH_NORM_EPSILON = 1e-6
+MOST_PIXELS = 4096  # of the input, in height and width
 
 # Options of A. Bochkovskiy's and J. Redmon's Darknet that change no score. Most concern training; others concern
 # suppression, tracking, memory or messages. They are listed, so that the reader still refuses a misspelt option.
@@ -291,6 +292,8 @@ def read_structure(path: Path, input_size: int | None = None) -> DarknetNetwork:
     height, width = (input_size, input_size) if input_size else (height, width)
     if net.number("channels") != 3:
         raise net.error("channels must be 3")
+    if max(height, width) > MOST_PIXELS:
+        raise net.error(f"an input of {height} x {width} is too large, at most {MOST_PIXELS} is read")
     net.finish()
     layers: list[Layer] = []
     shapes: list[tuple[int, int, int]] = []

@@ -179,7 +179,7 @@ def read_graph(path: Path) -> tuple[list[Shape], list[Shape], dict[str, str]]:
             [_shape(value) for number, value in fields if number == wanted and _text(value, 1) not in weights]
             for wanted in (_GRAPH_INPUTS, _GRAPH_OUTPUTS)
         )
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} is damaged or no ONNX file ({error}): fetch or export it again") from error
     if not inputs or not outputs:
         raise InputError(f"{path} is no ONNX network: it has {len(inputs)} inputs and {len(outputs)} outputs")
