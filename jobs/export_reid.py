@@ -1,7 +1,9 @@
 """Write a re-identification network as ONNX, for programs without PyTorch, and compare its features."""
 
+import copy
 import dataclasses
 import importlib
+import itertools
 import json
 import sys
 import warnings
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 import tyro
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
@@ -22,7 +25,7 @@ from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.files import write_atomically
 from passersby.reid.checkpoint import LoadedReid, load_reid
-from passersby.reid.network import ReidNetwork
+from passersby.reid.network import DomainBatchNorm, ReidNetwork
 
 OPSET = 18  # of 2022: readers of that year and later take it
 METADATA_KEY = "passersby-reid"
@@ -74,7 +77,29 @@ class UnitFeature(nn.Module):
         if self.flip:
             # As ReidNetwork.flip_averaged. `flip` would become a Slice of step -1, which OpenCV's DNN does not have.
             feature = feature + self.network.feature(images.index_select(3, self.columns))
-        return nn.functional.normalize(feature, dim=1)
+        # As `normalize`, whose Expand to any number of images OpenCV's DNN does not have either.
+        return feature / feature.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def folded(network: ReidNetwork) -> ReidNetwork:
+    """A copy for eval mode, whose convolutions and embedding contain the batch normalisations behind them.
+
+    OpenCV's DNN does the same while it runs, and does it again after a batch of another size, with wrong features
+    (4.14). In a file without batch normalisations behind convolutions there is nothing to fold.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in [*network.backbone.modules()]:
+        for (name, layer), (norm_name, norm) in itertools.pairwise([*module.named_children()]):
+            norm = norm.norms[0] if isinstance(norm, DomainBatchNorm) else norm  # real images have domain 0
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(layer, norm))
+                setattr(module, norm_name, nn.Identity())
+    if network.config.neck == "embedding":
+        norm = network.norm.norms[0] if isinstance(network.norm, DomainBatchNorm) else network.norm
+        assert isinstance(norm, nn.BatchNorm1d)  # as ReidNetwork makes it
+        network.embed = fuse_linear_bn_eval(network.embed, norm)
+        network.norm = nn.Identity()
+    return network
 
 
 def main(config: Config) -> None:
@@ -86,7 +111,7 @@ def main(config: Config) -> None:
     for note in loaded.notes:
         print(f"note: {note}")
     module = UnitFeature(loaded.network, config.flip)
-    content = onnx_bytes(module, description(path, loaded, config.flip))
+    content = onnx_bytes(UnitFeature(folded(loaded.network), config.flip), description(path, loaded, config.flip))
     difference = parity(module, content)
     limit = f"at most {MOST_DIFFERENCE:.0e} is allowed"
     if not difference <= MOST_DIFFERENCE:  # NaN is refused too

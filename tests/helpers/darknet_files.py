@@ -81,10 +81,10 @@ def write_detector(folder: Path, structure: str, name: str = "own", names: tuple
             fan_in = layer.channels * layer.size**2
             numbers.append(random.normal(0, 0.3, layer.filters))  # biases
             if layer.batch_normalize:
-                statistics = (random.uniform(0.5, 2, layer.filters) for _ in range(3))
-                scale, mean, variance = statistics
+                scale, mean, variance = (random.uniform(0.6, 1.6, layer.filters) for _ in range(3))
                 numbers += [scale, mean - 1, variance]
-            numbers.append(random.normal(0, 1.4 / fan_in**0.5, layer.filters * fan_in))
+            # The last layers are fainter, so that no score is near 0 or 1.
+            numbers.append(random.normal(0, (1.2 if layer.leaky else 0.4) / fan_in**0.5, layer.filters * fan_in))
     version = np.array([0, 2, 5], "<i4").tobytes() + bytes(8)
     path.write_bytes(version + np.concatenate(numbers).astype("<f4").tobytes())
     if names:

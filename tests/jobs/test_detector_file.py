@@ -89,7 +89,7 @@ def test_the_scores_are_the_detectors(made, detector):
         images = [cv2.imdecode(np.frombuffer(image, np.uint8), 1)[:, :, ::-1] for image in table["image"].to_pylist()]
         scores = table["detector_score"].to_numpy()
         np.testing.assert_allclose(scores, filter_.scores(np.stack(images)), atol=1e-5)
-        assert len(set(scores.tolist())) > 1
+        assert ((scores > 0) & (scores < 1)).all()
 
 
 def test_another_detector_does_not_continue_the_run(config, made, tmp_path, detector):

@@ -139,7 +139,7 @@ def test_comments_in_another_encoding(published, tmp_path):
     path = tmp_path / "other.cfg"
     path.write_bytes("# 训练参数\n".encode("gbk") + published.encode())
     assert read_structure(path).classes == 80
-    path.write_bytes(published.encode() + "\n[yolo]\nclasses=训\n".encode("gbk"))
+    path.write_bytes(published.encode() + "\n[yolo]\nclasses=训练\n".encode("gbk"))
     with pytest.raises(InputError, match="not a text file"):
         read_structure(path)
 
