@@ -16,7 +16,9 @@ _XL = "it is a StyleGAN-XL or Projected GAN network"
 # The class of StyleGAN's and StyleGAN2's networks in TensorFlow, and of Progressive GAN's.
 TENSORFLOW = ("dnnlib.tflib.network.Network", "tfutil.Network", "network.Network")
 # Beginnings of names in pickles -> the refusal. The discriminators of StyleGAN-XL lie in files as they are.
-PROGRAMS = dict.fromkeys(("pg_modules.", "feature_networks.", "training.networks_fastgan."), f"{_XL}: {_WAY_OUT}")
+PROGRAMS: dict[str, str] = dict.fromkeys(
+    ("pg_modules.", "feature_networks.", "training.networks_fastgan."), f"{_XL}: {_WAY_OUT}"
+)
 
 _XL_KEYWORDS = {"path_stem", "head_layers", "up_factor", "rand_embedding", "cls_embed"}
 _ROSINALITY_NAMES = ("conv1.conv.modulation.weight", "to_rgb1.conv.modulation.weight", "convs.0.conv.modulation.weight")

@@ -7,6 +7,7 @@ A detector of one's own is a Darknet .weights with its .cfg beside it, and perha
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from passersby import weights
 from passersby.errors import InputError
@@ -20,6 +21,13 @@ STUDY_SHA256 = weights.WEIGHTS["yolov4-tiny"].files[0].sha256
 BESIDE = {".weights": (".cfg",), ".onnx": ()}  # main file -> the files that belong to it
 PERHAPS_BESIDE = (".names", ".json")
 _PERSON = "person"
+
+
+class FilterArguments(TypedDict):
+    """The keywords of PedestrianFilter that belong to a detector's files."""
+
+    person: int
+    input_size: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ class DetectorFile:
         return {"sha256": self.sha256, "setup": self.setup}
 
     @property
-    def arguments(self) -> dict[str, int | None]:
+    def arguments(self) -> FilterArguments:
         """The keywords of PedestrianFilter that belong to the file."""
         return {"person": self.person, "input_size": self.input_size}
 

@@ -38,9 +38,8 @@ class OnnxDetector:
     def _boxes(self, image: np.ndarray) -> np.ndarray:
         stated = self.statement
         values = image[:, :, ::-1] if stated.channels == "bgr" else image
-        values = (values.astype(np.float32) * np.float32(stated.scale) - np.float32(stated.mean)) / np.float32(
-            stated.deviation
-        )
+        mean, deviation = (np.array(part, np.float32) for part in (stated.mean, stated.deviation))
+        values = (values.astype(np.float32) * np.float32(stated.scale) - mean) / deviation
         try:
             self._network.setInput(np.ascontiguousarray(values.transpose(2, 0, 1)[None]))  # [1, 3, H, W] float32
             output = self._network.forward(self._output)
@@ -60,7 +59,7 @@ class OnnxDetector:
                 f"{self.path}: class scores from {scores.min():.3g} to {scores.max():.3g} are no probabilities of "
                 f"layout {stated.layout}: another layout, or exported without the last activation"
             )
-        size = np.float32([self.width, self.height] * 2)
+        size = np.array([self.width, self.height] * 2, np.float32)
         return np.concatenate([rows[:, :4] / size, objectness, scores.clip(0, 1)], 1, dtype=np.float32)
 
 
