@@ -56,6 +56,7 @@ PARSED = {
     r"pip install ": "would change this environment",
     r"pre-commit install$": "would change what git does in this checkout",
     r"python jobs/(train_\w+|invert)\.py ": "trains for minutes to hours",
+    r"python jobs/generate\.py --detector-file ": "a detector of the user's own",
     r"python jobs/generate\.py --latents ": "latents by an encoder that was trained for an hour",
     r"python jobs/generate\.py .*--identity \S+ .*--out PEOPLE$": "a network that was trained for minutes to hours",
     r"python jobs/(sweep|report|calibrate)\.py ": "trainings of hours, or real pictures",
