@@ -1,5 +1,6 @@
 """The stage that turns every image of a unit into a network's features."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from datasets.people.decoding import DecodingError, decode_scaled, peculiarities, read_bytes
+from datasets.people.names import printable_name
 from datasets.runs.rows import Reference, images_of, resolved
 from passersby.errors import InputError
 
@@ -30,10 +32,11 @@ class Network(Protocol):
 class FeatureExtractor:
     """A stage that turns a unit's images, encoded bytes (`image`) or files (`path`), into one row with their features.
 
-    The row has these columns: unit; images (int64), the number of images with features; unreadable (int64), the number
-    of images without; message, the reason for the first unreadable image; readable, a list with one bool an image;
-    peculiarities, a list with those of all readable images (`datasets.people.decoding.peculiarities`);
-    features (binary), float32 [images, D] in the order of the unit; seconds_features. `decode` turns bytes into
+    A path is text, or bytes where names need not be UTF-8. The row has these columns: unit; images (int64), the number
+    of images with features; unreadable (int64), the number of images without; message, the reason for the first
+    unreadable image; readable, a list with one bool an image; peculiarities, a list with those of all readable images
+    (`datasets.people.decoding.peculiarities`); features (binary), float32 [images, D] in the order of the unit;
+    seconds_features. `decode` turns bytes into
     [height, width, 3] uint8 RGB or raises DecodingError. An image is unreadable when its status is "error", when it
     has no bytes or when it cannot be decoded. `network` may be a Ray reference; `device` is "cpu" or "cuda".
     """
@@ -84,11 +87,11 @@ class FeatureExtractor:
         """Yield the bytes of each image and None, or None and the reason."""
         if "path" in images.column_names:
             for path in images["path"].to_pylist():
-                content, reason = None, None
+                content, reason, path = None, None, os.fsdecode(path)
                 try:
                     content = read_bytes(Path(path))
                 except OSError as error:
-                    reason = f"{path}: {error.strerror or error}"
+                    reason = f"{printable_name(path)}: {error.strerror or error}"
                 yield content, reason
             return
         for row in images.to_pylist():

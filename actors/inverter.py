@@ -1,6 +1,7 @@
 """The stage that inverts the pictures of a unit: a ReStyle encoder, refinement of the codes, pivotal tuning."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,7 +117,7 @@ class Inverter:
     def _decoded(self, picture: dict) -> _Inversion:
         inversion = _Inversion()
         try:
-            content = picture["content"] if "content" in picture else read_bytes(Path(picture["file"]))
+            content = picture["content"] if "content" in picture else read_bytes(Path(os.fsdecode(picture["file"])))
             pixels = decode_bicubic(content or b"", *self.size)  # [h, w, 3] uint8
         except OSError as error:
             inversion.message = f"cannot be read: {error.strerror or error}"

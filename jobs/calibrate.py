@@ -14,11 +14,11 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
-from datasets.people.any_folder import of_names
+from datasets.people.any_folder import of_names, without_clutter
 from datasets.people.decoding import decode_listing, remarks
 from datasets.people.image_sets import ROW_IMAGES, choose
 from datasets.people.listing import Listing
-from datasets.people.names import is_image
+from datasets.people.names import is_clutter, is_image
 from datasets.people.readers import address, read_split
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
@@ -147,9 +147,10 @@ def real_images(data: str, split: str) -> Listing:
     if isinstance(root, str):  # a run on a store
         return read_split(root, split)
     flat = sorted(path for path in root.iterdir() if is_image(path.name)) if root.is_dir() else []
-    if not flat or any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
+    if not flat or any(path.is_dir() and not is_clutter(path.name) for path in root.iterdir()):
         return read_split(data, split)
-    return of_names(root.resolve(), [path.name for path in flat], flat)
+    clutter = sum(is_clutter(path.name) for path in root.iterdir())
+    return without_clutter(of_names(root.resolve(), [path.name for path in flat], flat), clutter)
 
 
 def detector_options(config: Config) -> list[str]:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other pro
 
 from datasets.people.decoding import DecodingError, decode_bicubic, decode_own_size, peculiarities, read_bytes, remarks
 from datasets.people.image_sets import ImageSet, folder_images
+from datasets.people.names import printable_name
 from datasets.storage.feature_cache import cached, feature_key
 from datasets.storage.output import Output
 from jobs.common import run_job
@@ -98,9 +99,10 @@ def main(config: Config) -> None:
         Match(paths[index], value, None if threshold is None else value >= threshold)
         for index, value in zip(order[: config.top], similarities[order].tolist(), strict=False)
     ]
-    notes = [*loaded.notes, *images.notes, *remarks(Counter(peculiarities(content)), f"--query {config.query}")]
+    remarked = remarks(Counter(peculiarities(content)), f"--query {printable_name(str(config.query))}")
+    notes = [*loaded.notes, *images.notes, *remarked]
     if len(readable) < len(paths):
-        first = paths[int(np.flatnonzero(np.isnan(similarities))[0])]
+        first = printable_name(str(paths[int(np.flatnonzero(np.isnan(similarities))[0])]))
         notes.append(
             f"{len(paths) - len(readable)} of {len(paths)} images are unreadable and left out, the first is {first}"
         )
@@ -179,7 +181,7 @@ def sheet(query: Path, content: bytes, matches: list[Match], title: str, summary
 
     passing = None if matches[0].same is None else sum(bool(match.same) for match in matches)
     shown = [RankedImage(picture(match.path), match.similarity) for match in matches]
-    ranked = RankedList((query.name,), decode_own_size(content), shown, passing)
+    ranked = RankedList((printable_name(query.name),), decode_own_size(content), shown, passing)
     return encode_png(retrieval_sheet([Group("", [ranked])], title=title, subtitle=(summary,), columns=COLUMNS))
 
 
@@ -191,9 +193,14 @@ def picture(path: Path) -> np.ndarray | None:
         return None
 
 
+def shown_name(match: Match, root: Path) -> str:
+    """The name of an image relative to the gallery's folder; bytes that are not UTF-8 as \\xNN."""
+    return printable_name(match.path.relative_to(root.absolute()).as_posix())
+
+
 def found_line(match: Match, root: Path) -> str:
     """One line of the terminal's table."""
-    name = match.path.relative_to(root.absolute()).as_posix()
+    name = shown_name(match, root)
     verdict = {None: "", True: "same person  ", False: "             "}[match.same]
     return f"{match.similarity:.3f}  {verdict}{name}"
 
@@ -204,7 +211,7 @@ def table(matches: list[Match], root: Path) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("rank", "name", "similarity", "same_person"))
     for rank, match in enumerate(matches, 1):
-        name = match.path.relative_to(root.absolute()).as_posix()
+        name = shown_name(match, root)
         same = "" if match.same is None else ("yes" if match.same else "no")
         writer.writerow((rank, name, f"{match.similarity:.6f}", same))
     return text.getvalue()

@@ -42,17 +42,20 @@ class Config:
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write score.json and fid.md."""
     reference: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Real images to compare with: a Market-1501 tree, or a folder of images."""
+    """Real images to compare with: a Market-1501 tree, another data set for re-ID, or a folder of images."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Score a generator, by one image of each of --people seeds."""
     folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Score the images of a folder, flat or with one sub-folder for each person. Every node must see it."""
+    """Score the images of a folder, flat or with one sub-folder for each person. Every node must see it.
+    Of a data set for re-ID only the people of --split are taken."""
     run: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
     """Score the images of a run of jobs/generate.py."""
     tree: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Score real images: a split of a Market-1501 tree. The result is what a perfect generator would reach."""
+    """Score real images: a split of a Market-1501 tree or another data set for re-ID.
+    The result is what a perfect generator would reach."""
     split: Literal["train", "held-out"] = "train"
-    """With --tree: the training people, or the others (query and gallery, without junk and distractors)."""
+    """With --tree, or with a data set as --folder: the training people, or those of query and gallery.
+    Junk and distractors are left out."""
     reference_split: Literal["auto", "train", "held-out"] = "auto"
     """The same for --reference. auto: held-out if the tree has them, so that memorising does not help a generator."""
     people: Annotated[int, Bound(ge=6)] = 2500
@@ -94,7 +97,7 @@ def main(config: Config) -> None:
     reference = reference_set(config)
     option = next(f"--{name}" for name in SCORED if getattr(config, name) is not None)
     size = (config.height, config.width) if config.height and config.width else scored.size(option)
-    lines = describe_sets(scored, reference, *size)
+    lines = [*describe_sets(scored, reference, *size), *scored.notes, *reference.notes]
     print(*lines, sep="\n", flush=True)
     own_path = local_copy(config.inception, "--inception") if config.inception else None
     inception_path = weights.get("inception-2015", own_path)
@@ -143,6 +146,8 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
     """The images to score; for a network also its generator and the configuration that make them."""
     limits = (config.images, config.seed)
     if config.folder is not None:
+        if image_sets.splits_of(config.folder):  # all pictures of a data set would be its training and test people
+            return image_sets.tree_images(config.folder, config.split, *limits), None
         return image_sets.folder_images(config.folder, *limits), None
     if config.tree is not None:
         return image_sets.tree_images(config.tree, config.split, *limits), None
@@ -161,13 +166,13 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
 def reference_set(config: Config) -> ImageSet:
     """The real images."""
     root, split, limits = config.reference, config.reference_split, (config.images, config.seed)
-    held_out = image_sets.has_held_out(root)
-    if not held_out and not image_sets.is_tree(root):
+    splits = image_sets.splits_of(root)
+    if not splits:
         if split != "auto":
-            raise InputError(f"--reference-split {split}: {root} is no Market-1501 tree")
+            raise InputError(f"--reference-split {split}: {root} is no data set with training and test people")
         return image_sets.folder_images(root, *limits)
     if split == "auto":
-        split = "held-out" if held_out else "train"
+        split = "held-out" if "held-out" in splits else "train"
     return image_sets.tree_images(root, split, *limits)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -217,6 +218,7 @@ def _rows(contents: Sequence[Path | bytes]) -> Iterator[dict]:
     unit = itertools.count()
     for encoded, group in itertools.groupby(contents, lambda content: isinstance(content, bytes)):
         # Paths are absolute, as the workers' folder differs.
-        items = [content if isinstance(content, bytes) else str(Path(content).absolute()) for content in group]
+        # They are bytes, as the names of files need not be UTF-8.
+        items = [content if isinstance(content, bytes) else os.fsencode(Path(content).absolute()) for content in group]
         for start in range(0, len(items), ROW_IMAGES):
             yield {"unit": next(unit), "image" if encoded else "path": items[start : start + ROW_IMAGES]}

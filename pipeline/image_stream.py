@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ import ray.data
 from datasets.people.decoding import Problem, Reader, Target, decode_bytes, peculiarities, remarks
 from datasets.people.image_source import ImageSource, check_problems, decode_target, require_training
 from datasets.people.labels import colour_features
-from datasets.people.listing import Listing, joined
+from datasets.people.listing import Content, Listing, joined
 from passersby.errors import InputError
 from pipeline.cluster import smallest_object_store
 from training.gan.config import GanTraining
@@ -32,7 +33,7 @@ STRETCH_IMAGES = 8192  # over all workers; fewer where images are large, because
 STRETCH_BYTES = 256 << 20  # ... a whole stretch and the whole next stretch can lie in the object store at once
 TASKS = 2  # tasks of one worker that run at a time
 _SAMPLE = 10_000  # images decoded for FID and pictures where the training images are streamed
-Row = dict[str, str]  # an image of a listing: its name, and its content as text
+Row = dict[str, str | bytes]  # an image of a listing: its name, and its path as bytes or its name in the archive
 _PIECE_IMAGES, _PIECE_BYTES = 128, 16 << 20  # at most so much for one task, about 30 ms of work
 
 
@@ -211,7 +212,16 @@ def _piece(target: Target) -> int:
 
 
 def _rows(listing: Listing, indices: Iterable[int]) -> list[Row]:
-    return [{"name": listing.names[index], "content": str(listing.contents[index])} for index in indices]
+    return [{"name": listing.names[index], "content": _row_content(listing.contents[index])} for index in indices]
+
+
+def _row_content(content: Content) -> str | bytes:
+    return os.fsencode(content) if isinstance(content, Path) else str(content)
+
+
+def _content(value: str | bytes) -> str:
+    """What `_row_content` wrote, as a Reader takes it: paths travel as bytes, as their names need not be UTF-8."""
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
 def _pipeline(rows: list[Row], work: Callable[[dict], dict], tasks: int, piece: int) -> "ray.data.Dataset":
@@ -237,7 +247,7 @@ def _decode(rows: dict[str, np.ndarray], archive: Path | None, target: Target) -
     images = np.zeros((len(rows["name"]), target.height, target.width, 3), np.uint8)
     readable = np.zeros(len(images), bool)
     for index, content in enumerate(rows["content"]):
-        image = decode_bytes(read(str(content)), target)
+        image = decode_bytes(read(_content(content)), target)
         if not isinstance(image, Problem):
             images[index], readable[index] = image, True
     return {"name": rows["name"], "image": images, "readable": readable}
@@ -247,7 +257,7 @@ def _examine(
     rows: dict[str, np.ndarray], archive: Path | None, target: Target, features: bool
 ) -> dict[str, np.ndarray]:
     read = _reader(archive)
-    contents = [read(str(content)) for content in rows["content"]]
+    contents = [read(_content(content)) for content in rows["content"]]
     results = [decode_bytes(content, target) for content in contents]
     problems = [result if isinstance(result, Problem) else None for result in results]
     columns = {

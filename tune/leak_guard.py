@@ -13,6 +13,7 @@ from typing import TypeGuard
 from datasets.latents.table import About
 from datasets.people.listing import GALLERY, QUERY, TRAIN
 from datasets.people.market1501 import toy_crowd_record
+from datasets.people.names import printable_name
 from datasets.people.readers import address, read_split
 from datasets.people.real_people import matched_names
 from datasets.reid.sources import people_sha256
@@ -74,7 +75,7 @@ def read_data_set(root: str | Path) -> DataSet:
         )
     toy = toy_crowd_record(Path(root)) if isinstance(address(root), Path) else None
     contents = (*splits[QUERY].files, *splits[GALLERY].files)
-    relative = (path.relative_to(root).as_posix() for path in contents if _is_below(path, root))
+    relative = (printable_name(path.relative_to(root).as_posix()) for path in contents if _is_below(path, root))
     return DataSet(
         name=splits[TRAIN].name.removesuffix(f" {TRAIN}"),
         train=people[TRAIN],

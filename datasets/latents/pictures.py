@@ -36,9 +36,9 @@ class Pictures:
         """The names of the first `people` people in the data set, in order."""
         return [self.listing.people[int(self.listing.identities[self.starts[p]])] for p in range(people)]
 
-    def row(self, unit: InversionUnit) -> dict[str, int | list[int] | list[str] | list[str | bytes | Path]]:
-        """A unit as a Ray Data row: scalars, and lists with one entry a picture. A picture is a `file` (absolute) or
-        its `content`."""
+    def row(self, unit: InversionUnit) -> dict[str, int | list[int] | list[str] | list[bytes]]:
+        """A unit as a Ray Data row: scalars, and lists with one entry a picture. A picture is a `file` (an absolute
+        path as bytes, which need not be UTF-8) or its `content`."""
         first, end = self.starts[unit.first_person], self.starts[unit.first_person + unit.people]
         persons = np.repeat(np.arange(unit.people), np.diff(self.starts)[unit.first_person :][: unit.people])
         listing = self.listing
@@ -53,7 +53,7 @@ class Pictures:
             "path": list(listing.names[first:end]),
             "camera": listing.cameras[first:end].tolist(),
             "split": list(listing.splits[first:end]),
-            ("file" if files else "content"): [os.fspath(c) if files else c for c in contents],
+            ("file" if files else "content"): [os.fsencode(c) if isinstance(c, Path) else c for c in contents],
         }
 
 
@@ -73,7 +73,8 @@ def list_pictures(
     everything = joined([read_split(root, split).people_only().below(base) for split in splits])
     if not allow_test_people:
         everything = everything.training()
-    _check_names(root, everything.names)
+    if len(set(everything.names)) != len(everything):
+        raise InputError(f"{root}: the same picture is in two of the splits: give one of them")
     identities = everything.identities
     order = np.argsort(identities, kind="stable")
     _, starts = np.unique(identities[order], return_index=True)
@@ -106,13 +107,3 @@ def _spread(indices: np.ndarray, most: int) -> np.ndarray:
     if len(indices) <= most:
         return indices
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
-
-
-def _check_names(root: str | Path, paths: Sequence[str]) -> None:
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{root}: the name {path!r} is not UTF-8: rename the file") from error
-    if len(set(paths)) != len(paths):
-        raise InputError(f"{root}: the same picture is in two of the splits: give one of them")

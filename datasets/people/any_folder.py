@@ -1,19 +1,21 @@
 """Reader of any folder of pictures: data for training a GAN need no layout of re-ID data.
 
-All pictures below the folder are for training. Their identities come from names as in Market-1501, or from
-the sub-folders; otherwise they are unknown. `of_names` lists other data without a layout as well: zip files,
-flat folders and sets that are scored.
+All pictures below the folder are for training. Their identities come from names as in Market-1501 or
+DukeMTMC-reID, or from the sub-folders; otherwise they are unknown. `of_names` lists other data without a layout as
+well: zip files, flat folders and sets that are scored.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.people.guard import refuse_held_out_place
-from datasets.people.listing import NOBODY, TRAIN, UNKNOWN_CAMERA, UNKNOWN_PERSON, Content, Label, Listing
-from datasets.people.names import SUFFIXES_TEXT, is_image, parse_name
+from datasets.people.layouts import refuse_data_sets_inside, refuse_held_out_place
+from datasets.people.listing import CLUTTER, NOBODY, TRAIN, UNKNOWN_CAMERA, UNKNOWN_PERSON, Content, Label, Listing
+from datasets.people.names import SUFFIXES_TEXT, is_clutter, is_image, normal_name, parse_duke_name, parse_name
+from datasets.people.splits import clutter_note
 from passersby.errors import InputError
 
 People = tuple[Sequence[int], Mapping[int, str]]  # the identities of the images; identity -> the person's name
@@ -22,41 +24,79 @@ People = tuple[Sequence[int], Mapping[int, str]]  # the identities of the images
 def read(root: Path) -> Listing:
     """Every image below a folder, in the order of the names. Opens no image.
 
-    Identities come from the names where all names have Market-1501's form. Otherwise they come from the
-    first-level sub-folders, where every image lies in one: a sub-folder's number is the identity, or 1, 2, ...
-    in the order of the sub-folders' names. Otherwise they are unknown. Raises InputError for folders that
-    cannot be read, are links or hold no image.
+    Identities come from the names where all names have the form of Market-1501 or of DukeMTMC-reID. Otherwise
+    they come from the first-level sub-folders, where every image lies in one: a sub-folder's number is the
+    identity, or 1, 2, ... in the order of the sub-folders' names. Otherwise they are unknown. Raises InputError
+    for folders that cannot be read, are links or hold no image, and for folders around a data set.
     """
-    sizes = image_sizes(root)
-    names = sorted(sizes)
-    contents = [root / name for name in names]
-    return of_names(root, names, contents, people=_folder_people(names), sizes=sizes, split=TRAIN)
+    files = training_files(root)
+    return files.listing(root, people=_folder_people(sorted(files.sizes)))
 
 
-def image_sizes(root: Path) -> dict[str, int]:
-    """Map the name of every image below `root` (relative, with /) to its size in bytes.
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files below a folder. sizes: maps the normal name (`normal_name`) of each image to its size in bytes.
+
+    paths: maps the same names to the files. clutter: the number of files and folders of operating systems.
+    """
+
+    sizes: Mapping[str, int]
+    paths: Mapping[str, Path]
+    clutter: int
+
+    def listing(self, root: Path, people: People | None = None, labels: Mapping[str, Label] | None = None) -> Listing:
+        """The listing of these images, all for training, in the order of their names."""
+        names = sorted(self.sizes)
+        contents = [self.paths[name] for name in names]
+        listing = of_names(root, names, contents, people=people, labels=labels, sizes=self.sizes, split=TRAIN)
+        return without_clutter(listing, self.clutter)
+
+
+def without_clutter(listing: Listing, count: int) -> Listing:
+    """The listing, with the number of files of operating systems that were left out of it."""
+    if not count:
+        return listing
+    listing = dataclasses.replace(listing, left_out={**listing.left_out, CLUTTER: count})
+    return listing.with_notes(clutter_note(listing.name, count))
+
+
+def training_files(root: Path) -> Files:
+    """The files below a folder whose images are all to be trained on.
 
     Raises InputError where a folder cannot be read, or is a link: a link could hide a tree's held-out people.
+    Raises it too where a data set with test people lies below the folder, or where two names differ only in
+    their separators.
     """
-    folders, sizes = [root], {}
+    folders, clutter = [root], 0
+    sizes: dict[str, int] = {}
+    paths: dict[str, Path] = {}
+    others: list[str] = []
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            for entry in entries:
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 path = Path(entry.path)
-                name = path.relative_to(root).as_posix()
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                name = normal_name(path.relative_to(root).as_posix())
+                if is_clutter(name):
+                    clutter += 1
+                elif entry.is_dir(follow_symlinks=False):
                     folders.append(path)
                 elif entry.is_symlink() and entry.is_dir():
                     raise InputError(f"{path} is a link to a folder: give that folder itself, or copy it")
                 elif is_image(name) and entry.is_file():
                     if entry.is_symlink():
                         refuse_held_out_place(path.resolve())
-                    sizes[name] = entry.stat().st_size
+                    if name in sizes:
+                        raise InputError(
+                            f"{paths[name]} and {path} have one name, {name}: rename or remove one of them"
+                        )
+                    sizes[name], paths[name] = entry.stat().st_size, path
+                else:
+                    others.append(name)
         except OSError as error:
             raise InputError(f"cannot read {folder}: {error.strerror or error}: check the path") from error
-    return sizes
+    refuse_data_sets_inside(root, [*others, *sizes])
+    return Files(sizes, paths, clutter)
 
 
 def of_names(
@@ -70,8 +110,8 @@ def of_names(
     archive: Path | None = None,
     split: str = "",
 ) -> Listing:
-    """List the images of these names and contents. Identities come from the names where all have
-    Market-1501's form.
+    """List the images of these names and contents. Identities come from the names where all have the form of
+    Market-1501, or all that of DukeMTMC-reID.
 
     people: the identities otherwise, None where they are unknown. An image whose own name says junk or
     distractor is one in any case. Raises InputError where there is no image.
@@ -84,6 +124,10 @@ def of_names(
     if len(market) == len(names):
         cameras = [image.camera for image in market]
         people = [image.identity for image in market], {image.identity: f"{image.identity:04d}" for image in market}
+    duke = [numbers for numbers in map(parse_duke_name, names) if numbers is not None]
+    if len(duke) == len(names):
+        cameras = [camera for _, camera in duke]
+        people = [identity for identity, _ in duke], {identity: f"{identity:04d}" for identity, _ in duke}
     identities, people_names = people or ([UNKNOWN_PERSON] * len(names), {})
     identities = [
         image.identity if image is not None and image.identity in NOBODY and identity not in NOBODY else identity

@@ -6,12 +6,15 @@ al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017
 CVPR 2014).
 """
 
+import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from datasets.people.listing import GALLERY, QUERY, TRAIN, Listing
+from datasets.people.names import entry_of
 from datasets.people.splits import missing_note, published_note
 from passersby.errors import InputError
 
@@ -30,7 +33,8 @@ def holds(root: Path) -> bool:
     """Whether `root` is CUHK03: a folder of its images, the folder above, or the file they are extracted from."""
     if root.name == _RAW:
         return root.is_file()
-    return _chosen(root) is not None or any(path.is_file() for path in (root / _RAW, root / "cuhk03_release" / _RAW))
+    raw = (root / _RAW, root / "cuhk03_release" / _RAW)
+    return _chosen(root) is not None or any(map(os.path.isfile, raw))
 
 
 def splits(root: Path) -> set[str]:
@@ -78,11 +82,24 @@ def read(root: Path, split: str) -> Listing:
     )
 
 
+def held_out_names(root: Path) -> Iterator[str]:
+    """The names of the pictures of query and gallery, where the protocol's file lies beside the images.
+
+    Raises InputError where that file cannot be read.
+    """
+    chosen = _chosen(root)
+    config = None if chosen is None else _config(*chosen)
+    for split in (QUERY, GALLERY) if config is not None else ():
+        files, _, _, indices = _protocol(config, split)
+        yield from (files[index] for index in indices)
+
+
 def _chosen(root: Path) -> tuple[Path, str] | None:
     """The folder of images and the kind of its boxes (one of BOXES). None where there is no such folder."""
     for boxes in BOXES:
-        folder = root if root.name == f"images_{boxes}" else root / f"images_{boxes}"
-        if folder.is_dir():
+        name = f"images_{boxes}"
+        folder = root if root.name.lower() == name else entry_of(root, name)
+        if os.path.isdir(folder):
             return folder, boxes
     return None
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people.any_folder import of_names
+from datasets.people import folders
+from datasets.people.any_folder import of_names, without_clutter
 from datasets.people.decoding import TRANSPARENT, read_bytes, read_header, remarks
-from datasets.people.guard import is_tree as is_tree
-from datasets.people.listing import Listing, joined
-from datasets.people.market1501 import list_split
-from datasets.people.names import SPLIT_FOLDERS, is_image
+from datasets.people.listing import CLUTTER, GALLERY, QUERY, TRAIN, Listing, joined
+from datasets.people.names import is_clutter, is_image
+from datasets.people.readers import data_set, published_root, read_split
+from datasets.people.splits import clutter_note
 from datasets.runs.manifest import manifest_name, read_manifest
 from datasets.runs.plan import Unit
 from datasets.runs.run import GenerationRun, open_run
@@ -27,14 +28,14 @@ from datasets.storage.output import Output
 from passersby.errors import InputError
 
 ROW_IMAGES = 64  # images of one row; a row is one unit of work
-SPLITS = {"train": ("train",), "held-out": ("query", "gallery")}
+SPLITS = {"train": (TRAIN,), "held-out": (QUERY, GALLERY)}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
     """Images and where they come from.
 
-    rows: ROW_IMAGES images each, with `unit` and either `path` (files), `image` (encoded bytes) or the
+    rows: ROW_IMAGES images each, with `unit` and either `path` (of files, as bytes), `image` (encoded bytes) or the
     columns from which a network makes the images. sizes: each (height, width) and the number of images
     that have it; an image whose header cannot be read is not counted. sha256: over the names and bytes of
     all images, in the order of the names. people: the number of people, None where it is unknown. notes: lines
@@ -53,7 +54,7 @@ class ImageSet:
     @property
     def paths(self) -> list[Path]:
         """The paths of the images, for a set that consists of files."""
-        return [Path(path) for row in self.rows for path in row["path"]]
+        return [Path(os.fsdecode(path)) for row in self.rows for path in row["path"]]
 
     def size(self, option: str) -> tuple[int, int]:
         """The (height, width) that all images have. Raises InputError where sizes differ or no header can be read."""
@@ -66,9 +67,12 @@ class ImageSet:
 
 
 def tree_images(root: Path, split: str, limit: int, seed: int = 0) -> ImageSet:
-    """The images of people in one of SPLITS of a Market-1501 tree, without junk (-1) and distractors (0)."""
-    root = Path(root)
-    listing = joined([list_split(root, part).below(root) for part in SPLITS[split]]).people_only()
+    """The images of people in one of SPLITS of a Market-1501 tree or another data set, without junk and distractors."""
+    root = published_root(Path(root))
+    base = root.parent if root.is_file() else root
+    parts = [read_split(root, part).below(base) for part in SPLITS[split]]
+    clutter = sum(part.left_out.get(CLUTTER, 0) for part in parts)
+    listing = without_clutter(joined(parts).people_only(), clutter)
     if not len(listing):
         raise InputError(f"{root}: not one of its {split} images shows a person")
     chosen = listing.take(choose(len(listing), limit, seed))
@@ -77,9 +81,13 @@ def tree_images(root: Path, split: str, limit: int, seed: int = 0) -> ImageSet:
     return _measured("tree", f"{root.name}: {len(chosen):,} images of {people:,} {who}", chosen, people)
 
 
-def has_held_out(root: Path) -> bool:
-    """Whether a tree has query and gallery."""
-    return all((Path(root) / SPLIT_FOLDERS[split]).is_dir() for split in SPLITS["held-out"])
+def splits_of(root: Path) -> set[str]:
+    """The SPLITS that a data set has; an empty set for a folder whose split is unknown."""
+    data = data_set(Path(root))
+    if data is not None and data.reader is folders and folders.flat_training_folder(data.root) is not None:
+        return set()  # pictures that lie in no person's folder
+    parts = set() if data is None else data.splits()
+    return {split for split, needed in SPLITS.items() if set(needed) <= parts}
 
 
 def folder_images(root: Path, limit: int, seed: int = 0) -> ImageSet:
@@ -89,11 +97,12 @@ def folder_images(root: Path, limit: int, seed: int = 0) -> ImageSet:
         raise InputError(f"{root} is not a folder: check the path")
     names = []
     for folder, _, files in os.walk(root):
-        names += [os.path.relpath(os.path.join(folder, name), root) for name in files if is_image(name)]
-    names.sort()
-    listing = of_names(root, names, [(root / name).absolute() for name in names])
+        names += [os.path.relpath(os.path.join(folder, name), root) for name in files]
+    clutter = sum(map(is_clutter, names))
+    names = sorted(filter(is_image, names))
+    listing = without_clutter(of_names(root, names, [(root / name).absolute() for name in names]), clutter)
     listing = listing.take(choose(len(listing), limit, seed))
-    return _measured("folder", f"{root.name}: {len(listing):,} images", listing, None)
+    return _measured("folder", f"{listing.name}: {len(listing):,} images", listing, None)
 
 
 def run_images(output: Output, verdict: str, manifest: str | None, limit: int, seed: int = 0) -> ImageSet:
@@ -167,9 +176,11 @@ def _measured(kind: str, description: str, listing: Listing, people: int | None)
             peculiar.update(header.peculiarities)
     if peculiar[TRANSPARENT]:
         digest.update(b"on white")  # the cache may hold features of these pictures without their alpha
+    clutter = clutter_note(listing.name, listing.left_out.get(CLUTTER, 0))
+    notes = [*([clutter] if clutter else []), *remarks(peculiar, listing.name)]
     return ImageSet(
         kind, description, len(listing), tuple(_rows(listing)), tuple(sizes.most_common()), digest.hexdigest(), people,
-        tuple(remarks(peculiar, listing.name)),
+        tuple(notes),
     )  # fmt: skip
 
 
@@ -177,4 +188,6 @@ def _rows(listing: Listing) -> Iterator[dict]:
     for unit, start in enumerate(range(0, len(listing), ROW_IMAGES)):
         contents = listing.contents[start : start + ROW_IMAGES]
         encoded = isinstance(contents[0], bytes)
-        yield {"unit": unit, "image": list(contents)} if encoded else {"unit": unit, "path": list(map(str, contents))}
+        # Paths are bytes: text in a table must be UTF-8, and the names of files need not be.
+        column = {"image": list(contents)} if encoded else {"path": list(map(os.fsencode, contents))}
+        yield {"unit": unit, **column}

@@ -1,4 +1,4 @@
-"""The images of one GAN training, from a tree, folder or archive, divided into training and validation.
+"""The images of one GAN training, from a data set, folder or archive, divided into training and validation.
 
 Listing opens no image. The images are divided by people. The network is never trained on the validation
 people, so its pictures can be compared with people that it has not seen.
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people import any_folder
+from datasets.people import any_folder, folders, market1501
 from datasets.people.archives import LABELS_FILE, list_archive, list_labelled_folder
 from datasets.people.decoding import Problem, Target, close_gaps, decode_bytes, decode_into, remarks
-from datasets.people.guard import TRAIN_FOLDER, is_tree
-from datasets.people.listing import Listing, identities_sha256, joined
-from datasets.people.market1501 import list_split, toy_crowd_record
+from datasets.people.layouts import training_root
+from datasets.people.listing import TRAIN, Listing, identities_sha256, joined
+from datasets.people.market1501 import toy_crowd_record
+from datasets.people.readers import Reader, data_set, published_root, read_split
+from datasets.reid.sources import people_sha256
 from passersby.errors import InputError
 from passersby.options import Json
 
@@ -39,10 +41,10 @@ class ImageSource:
     """
 
     root: Path
-    kind: str  # "tree" | "folder" | "zip"
+    kind: str  # "tree" | "data set" | "folder" | "zip"
     training: Listing
     validation: Listing
-    left_out: Mapping[str, int]  # counts of junk, distractors and unreadable images
+    left_out: Mapping[str, int]  # counts of junk, distractors, unreadable images and files of operating systems
     toy_crowd: dict[str, str | int | float] | None
     fingerprint: str
 
@@ -53,12 +55,21 @@ class ImageSource:
             "name": self.root.name,
             "kind": self.kind,
             "split": "train",
-            **_counts(self.training),
-            "validation": _counts(self.validation),
+            **self._counts(self.training),
+            "validation": self._counts(self.validation),
             "left_out": dict(self.left_out),
             "fingerprint": self.fingerprint,
         }
         return record | ({"toy_crowd": self.toy_crowd} if self.toy_crowd is not None else {})
+
+    def _counts(self, listing: Listing) -> dict[str, Json]:
+        people = listing.known_people
+        if people is None:
+            return {"images": len(listing), "identities": None}
+        # Most readers number people by their order: only their names say whether two records mean the same people.
+        named = self.kind == "data set"
+        sha256 = people_sha256(listing.people.values()) if named else identities_sha256(people)
+        return {"images": len(listing), "identities": {"count": len(people), "sha256": sha256}}
 
     def __str__(self) -> str:
         return f"{_say(self.training)}; set aside for validation: {_say(self.validation)}"
@@ -77,23 +88,22 @@ class ImageSource:
 def open_images(path: Path, validation_people: int | None = None) -> ImageSource:
     """List the images that a network may be trained on. Opens no image.
 
-    path: a Market-1501 tree, of which only bounding_box_train is ever listed; a zip file or folder with a
-    dataset.json (`list_archive`); or a folder of images (`any_folder.read`). validation_people: the number
-    of people set aside; they are the last ones in ascending order of identity, and an image whose identity
-    is unknown counts as a person. None stands for `default_validation`. Raises InputError for a path that
-    cannot be read or holds no image to train on, and for data that would bring people of a test into the
-    training.
+    path: a data set that the re-ID readers know (`datasets.people.readers.data_set`), of which only the split
+    "train" is ever listed; a zip file or folder with a dataset.json (`list_archive`); or a folder of images
+    (`any_folder.read`). validation_people: the number of people set aside; they are the last ones in ascending
+    order of identity, and an image whose identity is unknown counts as a person. None stands for
+    `default_validation`. Raises InputError for a path that cannot be read or holds no image to train on, and for
+    data that would bring people of a test into the training.
     """
     path = Path(path).expanduser()
-    root = path.resolve()
-    if root.name == TRAIN_FOLDER and is_tree(root.parent):
-        root = root.parent
-    if root.is_file():
+    root = published_root(training_root(path.resolve()))
+    data = data_set(root)
+    if data is not None:
+        kind, listing = "tree" if data.reader is market1501 else "data set", _list_data_set(root, data.reader)
+    elif root.is_file():
         kind, listing = "zip", list_archive(root)
     elif not root.is_dir():
-        raise InputError(f"no folder or zip file {path}: give a Market-1501 tree, a folder of images or a zip file")
-    elif is_tree(root):
-        kind, listing = "tree", _list_tree(root)
+        raise InputError(f"no folder or zip file {path}: give a data set for re-ID, a folder of images or a zip file")
     elif (root / LABELS_FILE).is_file():
         kind, listing = "folder", list_labelled_folder(root)
     else:
@@ -108,13 +118,18 @@ def open_images(path: Path, validation_people: int | None = None) -> ImageSource
     )
 
 
-def _list_tree(root: Path) -> Listing:
-    """The training images of a Market-1501 tree. Raises InputError as `list_split` does, and for a missing file."""
+def _list_data_set(root: Path, reader: Reader[Path]) -> Listing:
+    """The training images of a data set or table, named below its folder. Raises InputError as `read_split` does,
+    and for a file of a tree that cannot be read."""
+    flat = folders.flat_training_folder(root) if reader is folders else None
     try:
-        listing = list_split(root, "train").below(root).with_sizes()
+        # A network that makes people needs no identities, so pictures that lie in no person's folder will do.
+        listing = read_split(root, TRAIN) if flat is None else any_folder.read(flat)
+        listing = listing.below(root.parent if root.is_file() else root).with_sizes()
     except OSError as error:
         raise InputError(f"cannot read {root}: {error.strerror or error}: check the path") from error
-    for index in np.flatnonzero(listing.file_sizes() < 0):
+    missing = np.flatnonzero(listing.file_sizes() < 0)
+    for index in missing if reader is market1501 else ():
         path = listing.contents[index]
         try:
             os.stat(path)
@@ -150,12 +165,6 @@ def _divided(listing: Listing, count: int | None) -> tuple[Listing, Listing]:
     return listing.take(~is_validation), listing.take(is_validation)
 
 
-def _counts(listing: Listing) -> dict[str, Json]:
-    people = listing.known_people
-    identities = None if people is None else {"count": len(people), "sha256": identities_sha256(people)}
-    return {"images": len(listing), "identities": identities}
-
-
 def _say(listing: Listing) -> str:
     people = listing.known_people
     people_text = "" if people is None else f" of {len(people)} {'person' if len(people) == 1 else 'people'}"
@@ -165,7 +174,7 @@ def _say(listing: Listing) -> str:
 def _fingerprint(training: Listing, validation: Listing) -> str:
     digest = hashlib.sha256()
     for part, listing in (("training", training), ("validation", validation)):
-        for name, size, label in zip(listing.names, listing.file_sizes().tolist(), listing.labels, strict=True):
+        for name, size, label in zip(listing.file_names, listing.file_sizes().tolist(), listing.labels, strict=True):
             digest.update(json.dumps([part, name, size, label], separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.people.guard import refuse_test_people
-from datasets.people.names import DISTRACTOR_IDENTITY, JUNK_IDENTITY
+from datasets.people.names import DISTRACTOR_IDENTITY, JUNK_IDENTITY, printable_name
 from passersby.errors import InputError
 
 TRAIN, QUERY, GALLERY, MULTI_QUERY = "train", "query", "gallery", "multi-query"
@@ -24,6 +23,7 @@ UNKNOWN_CAMERA = -1
 UNKNOWN_PERSON = int(
     np.iinfo(np.int64).min
 )  # no reader gives this number; -1 would not do, as folders may be called -5
+CLUTTER = "system_files"  # the key in `left_out` of the number of files that operating systems left
 NOBODY = {JUNK_IDENTITY: "junk", DISTRACTOR_IDENTITY: "distractors"}
 _STAT_THREADS = 16  # sizes of files: network disks answer slowly and many at a time
 
@@ -39,11 +39,12 @@ class Listing:
     `archive`. identities: [N] int64; a person's is > 0 in re-ID data, 0 is a distractor (in the gallery, and
     always a wrong answer), -1 is junk (never counted), UNKNOWN_PERSON is an unknown identity. cameras: [N]
     int64, UNKNOWN_CAMERA where a camera is unknown. names: the images' names, relative and unique. people:
-    maps an identity to the person's name in the data set. notes: lines for the user about missing or odd
-    data. splits: the split of each image, "" where it is unknown. labels: each image's label from a
-    dataset.json, None without one. sizes: [N] int64 bytes (of an archive's members unpacked) at the time of
-    listing; None where they were not read. left_out: the numbers of junk images and distractors that were
-    taken out.
+    maps an identity to the person's name in the data set. In both, bytes that are not UTF-8 are written as
+    \\xNN, so that any file can hold them; contents keep the files' own names. notes: lines for the user about
+    missing or odd data. splits: the split of each image, "" where it is unknown. labels: each image's label
+    from a dataset.json, None without one. sizes: [N] int64 bytes (of an archive's members unpacked) at the
+    time of listing; None where they were not read. left_out: the numbers of junk images, distractors and
+    files of operating systems that were taken out.
     """
 
     name: str
@@ -63,6 +64,11 @@ class Listing:
         count = len(self.contents)
         object.__setattr__(self, "identities", np.asarray(self.identities, np.int64))
         object.__setattr__(self, "cameras", np.asarray(self.cameras, np.int64))
+        object.__setattr__(self, "name", printable_name(self.name))
+        object.__setattr__(self, "names", tuple(map(printable_name, self.names)))
+        people = {identity: printable_name(name) for identity, name in self.people.items()}
+        object.__setattr__(self, "people", people)
+        object.__setattr__(self, "notes", tuple(map(printable_name, self.notes)))
         object.__setattr__(self, "splits", self.splits or ("",) * count)
         object.__setattr__(self, "labels", self.labels or (None,) * count)
         if self.sizes is not None:
@@ -85,6 +91,11 @@ class Listing:
         """The identities, ascending; None where the identity of any image is unknown."""
         identities = np.unique(self.identities).tolist()
         return None if UNKNOWN_PERSON in identities else identities
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """`names` as the file system has them, with surrogates for bytes that are not UTF-8: for fingerprints."""
+        return tuple(map(_file_name, self.names, self.contents))
 
     @functools.cached_property
     def files(self) -> tuple[Path | bytes, ...]:
@@ -141,7 +152,7 @@ class Listing:
         """The images that a network may be trained on. This rule alone keeps test people out of every training.
 
         All images must be of the split "train"; junk and distractors are left out. generator_data: given where
-        the trained network makes pictures of people; it is the folder or zip file that the names lie below.
+        the trained network makes pictures of people; it is the folder, zip file or table that lists the images.
         Re-ID networks are trained with such pictures and measured on test people, so
         `datasets.people.guard.refuse_test_people` checks the names and the location as well. Raises InputError
         for images that may not be trained on.
@@ -153,7 +164,9 @@ class Listing:
                 f"split {TRAIN}, but of {', '.join(map(repr, others))}: train on images of {TRAIN} only"
             )
         if generator_data is not None:
-            refuse_test_people(generator_data, self.names)
+            from datasets.people.guard import refuse_test_people  # the guard asks the readers, which make listings
+
+            refuse_test_people(generator_data, self.names, self.contents)
         return self.people_only()
 
     # ---- The same images with other fields.
@@ -188,7 +201,9 @@ class Listing:
         replaced by another one of the same name and size.
         """
         digest = hashlib.sha256()
-        rows = zip(self.names, self.identities.tolist(), self.cameras.tolist(), self.file_sizes().tolist(), strict=True)
+        rows = zip(
+            self.file_names, self.identities.tolist(), self.cameras.tolist(), self.file_sizes().tolist(), strict=True
+        )
         for name, identity, camera, size in rows:
             digest.update(f"{name}\0{identity}\0{camera}\0{size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -224,6 +239,13 @@ def joined(listings: Sequence[Listing]) -> Listing:
 def identities_sha256(people: Iterable[int]) -> str:
     """One hash for a set of identities: sha256 of the ascending numbers, one a line, as written in ASCII."""
     return hashlib.sha256("".join(f"{person}\n" for person in sorted(people)).encode()).hexdigest()
+
+
+def _file_name(name: str, content: Content) -> str:
+    if "\\x" not in name or not isinstance(content, Path):
+        return name
+    file_name = "/".join(content.parts[-1 - name.count("/") :])
+    return file_name if printable_name(file_name) == name else name
 
 
 def _size(content: Content) -> int:

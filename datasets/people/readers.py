@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from datasets.people import cuhk03, folders, market1501, msmt17, tables
+from datasets.people.layouts import FOLDERS, MARKET1501, PUBLISHED_FOLDERS, layout_of, refuse_held_out_place
 from datasets.people.listing import GALLERY, QUERY, SPLITS, TRAIN, Listing
+from datasets.people.names import entry_of, is_clutter
 from datasets.people.splits import unmatched_note
 from datasets.reid import runs
 from datasets.storage.addresses import checked_address
@@ -35,6 +37,7 @@ class Reader(Protocol[AnyRoot]):
 
 # The order matters: `folders` is last, as it takes any folder.
 _KINDS: tuple[Reader[Path], ...] = (tables, market1501, msmt17, cuhk03, folders)
+_FOLDERS_OF_TREES = frozenset(market1501.FOLDERS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,8 @@ def read_split(root: str | Path, split: str) -> Listing:
     if split not in SPLITS:
         raise InputError(f"no split {split!r}: it is one of {', '.join(SPLITS)}")
     data = _data(root)
+    if split == TRAIN and data.reader is folders and isinstance(data.root, Path):
+        refuse_held_out_place(data.root)
     listing = data.read(split)
     if split in (TRAIN, QUERY):
         listing = listing.training() if split == TRAIN else listing.people_only()
@@ -89,6 +94,32 @@ def full_path(root: Path) -> Path:
     return root if isinstance(where, str) else where.resolve()
 
 
+def data_set(root: Path) -> _Data[Path] | None:
+    """The data set at `root` whose people of training and test are known; None for other data.
+
+    A table counts in any case: its rows say who is to be trained on. Raises InputError for a damaged table.
+    """
+    where = published_root(root)
+    kind = next((kind for kind in _KINDS[:-1] if kind.holds(where)), None)
+    layout = layout_of(where) if kind is None else None
+    if layout is not None and layout.name == FOLDERS:
+        kind = folders
+    return None if kind is None else _Data(where, kind)
+
+
+def published_root(root: Path) -> Path:
+    """The folder below `root` that the archive of a published data set unpacks to; `root` where there is none.
+
+    torchreid and fast-reid look for these names in a data set's folder, and archives of MSMT17_V2 hold theirs twice.
+    """
+    for _ in range(2):
+        if layout_of(root) is not None:
+            return root
+        inside = (entry_of(root, name) for name in PUBLISHED_FOLDERS)
+        root = next((folder for folder in inside if os.path.isdir(folder)), root)
+    return root
+
+
 def _data(root: str | Path) -> _Data[Path] | _Data[str | Path]:
     where = address(root)
     if runs.holds(where):
@@ -98,6 +129,7 @@ def _data(root: str | Path) -> _Data[Path] | _Data[str | Path]:
     where = Path(os.path.abspath(where))  # "." has no name; links stay as they are
     if not where.exists():
         raise InputError(f"{root}: there is no such folder or table: check the path")
+    where = published_root(where)
     kind = next((kind for kind in _KINDS if kind.holds(where)), None)
     if kind is None:
         raise InputError(f"{root} is a file, and no table (.csv, .parquet): give one, or a folder")
@@ -108,9 +140,10 @@ def _data(root: str | Path) -> _Data[Path] | _Data[str | Path]:
 
 def _refuse_one_level_off(root: Path) -> None:
     """Refuse a folder one level above or below a data set: its sub-folders would be read as people."""
-    if root.name in market1501.FOLDERS.values() and market1501.holds(root.parent):
+    above = layout_of(root.parent)
+    if root.name.lower() in _FOLDERS_OF_TREES and above is not None and above.name == MARKET1501:
         raise InputError(f"{root} is one split of a data set: give {root.parent}")
     for folder in sorted(root.iterdir()):
-        readers_of_folder = (kind for kind in (runs, *_KINDS[1:-1]) if folder.is_dir() and kind.holds(folder))
-        if next(readers_of_folder, None) is not None:
+        layout = None if is_clutter(folder.name) else layout_of(folder)
+        if layout is not None or runs.holds(folder):
             raise InputError(f"{root} holds the data set {folder.name}: give {folder}")

@@ -109,6 +109,11 @@ def missing_note(name: str, paths: Sequence[Path], names: Sequence[str], folder:
     return f"{name}: {len(missing):,} of {len(paths):,} files listed are not there, the first is {missing[0]!r}"
 
 
+def clutter_note(name: str, count: int) -> str:
+    """A line with the number of files that operating systems left beside images; empty where there are none."""
+    return f"{name}: {count:,} files of operating systems (._*, Thumbs.db and the like) are left out" if count else ""
+
+
 def cameras_note(listing: Listing) -> str:
     """A line for the user where the cameras of some images are known and of others not."""
     count = int((listing.cameras != UNKNOWN_CAMERA).sum())

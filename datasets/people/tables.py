@@ -1,6 +1,7 @@
 """Reader of re-ID data in a CSV or Parquet table with columns path and identity, and optionally camera and split."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from datasets.people.listing import GALLERY, MULTI_QUERY, SPLITS, UNKNOWN_CAMERA, Listing
-from datasets.people.splits import DERIVED, cameras_note, derived_split, missing_note, names_of, numbered
+from datasets.people.names import is_clutter
+from datasets.people.splits import DERIVED, cameras_note, clutter_note, derived_split, missing_note, names_of, numbered
 from passersby.errors import InputError
 
 CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
@@ -35,7 +37,8 @@ def read(root: Path, split: str) -> Listing:
 
     Paths are absolute, or relative to the table's folder. identities: numbers given to the values of the
     column `identity`, the same in all splits; "-1" is junk. camera: a whole number; empty or -1 where it is
-    unknown. Equal rows count once. Raises InputError, which names the row, for a missing identity or path,
+    unknown. Rows of one file count once, however its path is written (p.jpg, ./p.jpg, ../x/p.jpg), and \\ in a
+    path is read as /. Raises InputError, which names the row, for a missing identity or path,
     for a camera that is no number, and for two rows that give one image two identities or cameras.
     """
     columns = _columns(root)
@@ -43,6 +46,7 @@ def read(root: Path, split: str) -> Listing:
     if not count:
         raise InputError(f"{root} has no rows: one for each image is needed")
     all_names, all_labels = (_filled(root, column, columns[column]) for column in NEEDED)
+    all_names = [_local_name(root, name) for name in all_names]
     cameras = [_camera(root, row, value) for row, value in enumerate(columns.get("camera", [None] * count))]
     numbers = numbered(all_labels)
     rows, notes = list(range(count)), []
@@ -57,7 +61,9 @@ def read(root: Path, split: str) -> Listing:
             notes.append(
                 f"{root.name}: {unused_rows:,} rows are not used, their split is {', '.join(map(repr, unused))}"
             )
-    rows, repeated = _once(root, all_names, all_labels, cameras, rows)
+    images = [row for row in rows if not _is_clutter(all_names[row])]
+    notes.append(clutter_note(root.name, len(rows) - len(images)))
+    rows, repeated = _once(root, all_names, all_labels, cameras, images)
     if repeated:
         notes.append(f"{root.name}: {repeated:,} rows repeat an earlier one and are left out")
     names = tuple(all_names[row] for row in rows)
@@ -72,8 +78,7 @@ def read(root: Path, split: str) -> Listing:
         cameras=np.array([cameras[row] for row in rows], np.int64),
         names=names,
         people=names_of(identities, labels),
-        notes=tuple(notes),
-    ).with_notes(missing_note(name, paths, names, root.parent))
+    ).with_notes(*notes, missing_note(name, paths, names, root.parent))
     listing = listing.with_notes(cameras_note(listing))
     return listing if "split" in columns else derived_split(listing, split)
 
@@ -88,14 +93,26 @@ def _filled(root: Path, column: str, values: Sequence[str | None]) -> list[str]:
     return filled
 
 
+def _local_name(root: Path, name: str) -> str:
+    """The name of a file with / in place of the \\ that Windows writes, unless a file's own name has the \\."""
+    return name if "\\" not in name or (root.parent / name).is_file() else name.replace("\\", "/")
+
+
+def _is_clutter(name: str) -> bool:
+    """Whether a row names a file that an operating system left. Folders are the user's choice, hidden ones too."""
+    *folders, file = name.split("/")
+    return is_clutter(file) or "__MACOSX" in folders
+
+
 def _once(
     root: Path, names: Sequence[str], labels: Sequence[str], cameras: Sequence[int], rows: list[int]
 ) -> tuple[list[int], int]:
     """The rows that repeat no earlier row, and the number of rows that do."""
     first: dict[str, int] = {}
+    base = os.path.abspath(root.parent)
     for row in rows:
         path = names[row]
-        earlier = first.setdefault(path, row)
+        earlier = first.setdefault(os.path.normpath(os.path.join(base, path)), row)
         same = labels[earlier] == labels[row] and cameras[earlier] == cameras[row]
         if not same:
             raise InputError(

@@ -1,6 +1,7 @@
 """The evaluation job: known rankings, on Ray as in this process, features of other tools, bad input in one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def test_a_known_ranking(here):
     assert any("000007" in note for note in record["notes"])
     for name in ("queries.png", "cmc.png", "similarities.png"):
         assert cv2.imread(str(here / name)) is not None, name
+
+
+def test_pictures_whose_names_are_not_utf_8_or_end_twice_are_ranked(network, tree, here, tmp_path):
+    shutil.copytree(tree, tmp_path / "tree")
+    gallery = tmp_path / "tree/bounding_box_test"
+    try:
+        (gallery / "0001_c2s1_000003_00.png").rename(gallery / os.fsdecode(b"0001_c2s1_\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (gallery / "0003_c2s1_000003_00.png").rename(gallery / "0003_c2s1_000003_00.png.png")
+    main(Config(out=str(tmp_path / "out"), network=network, data=tmp_path / "tree", here=True, device="cpu"))
+    scores, same = (
+        json.loads((folder / RANKING).read_text())["scores"]["single_query"] for folder in (tmp_path / "out", here)
+    )
+    assert scores == same
+    names = pq.read_table(tmp_path / "out" / FEATURES)["name"].to_pylist()
+    assert {"0001_c2s1_\\xe9.png", "0003_c2s1_000003_00.png.png"} <= set(names)
 
 
 @pytest.mark.slow

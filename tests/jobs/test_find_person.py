@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -84,6 +85,24 @@ def test_cut_out_people_are_ranked_on_white_whatever_lies_below(network, crops, 
     said = [line for line in capsys.readouterr().out.splitlines() if "put on white" in line]
     white = "pictures with an alpha channel or a transparent colour are put on white"
     assert said == [f"note: crops: {white}: 3", f"note: --query {tmp_path / 'query.png'}: {white}: 1"]
+
+
+def test_a_name_that_is_not_utf_8_is_found_like_any_other(network, crops, tmp_path, capsys):
+    name = os.fsdecode(b"r\xf6t.png")
+    try:
+        (crops / "red.png").rename(crops / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (crops / "Thumbs.db").write_bytes(b"x")
+    (crops / "._green.png").write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"qu\xe9.png")).write_bytes((tmp_path / "query.png").read_bytes())
+    query = tmp_path / os.fsdecode(b"qu\xe9.png")
+    main(Config(query=query, gallery=crops, network=network, out=str(tmp_path / "out"), device="cpu"))
+    assert rows(tmp_path / "out")[0]["name"] == "r\\xf6t.png"
+    assert len(rows(tmp_path / "out")) == 3
+    said = capsys.readouterr().out
+    assert "r\\xf6t.png" in said
+    assert "2 files of operating systems" in said
 
 
 def test_the_threshold_of_an_evaluation(network, crops, tmp_path, capsys):

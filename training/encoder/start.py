@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from datasets.people.listing import TRAIN
+from datasets.people.readers import address, published_root, read_split
 from datasets.reid.training_set import TrainingImages, load_training_images
 from passersby import weights
 from passersby.errors import InputError
@@ -132,6 +134,7 @@ def load_networks(config: EncoderTraining, device: torch.device) -> Networks:
 
 def load_data(config: EncoderTraining, generator: GeneratorConfig) -> TrainingImages:
     """List and decode the training images, the first of each person set aside. Raises InputError."""
+    _refuse_test_people(config.data)
     height, width = working_size(config.encoder(generator), generator)
     data = load_training_images(config.data, height=height, width=width, validation="images", check_memory=check_memory)
     if not len(data.validation_images):
@@ -140,6 +143,14 @@ def load_data(config: EncoderTraining, generator: GeneratorConfig) -> TrainingIm
             "with several pictures of a person"
         )
     return data
+
+
+def _refuse_test_people(data: Path) -> None:
+    """Variants of people are made by an encoder, so like a generator it must see nobody of a test."""
+    root = address(data)
+    if isinstance(root, Path):
+        root = published_root(root.resolve())
+        read_split(root, TRAIN).below(root.parent if root.is_file() else root).training(generator_data=root)
 
 
 def start(

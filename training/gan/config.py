@@ -32,7 +32,8 @@ class GanTraining(TrainingConfig):
     """
 
     data: Path
-    """A Market-1501 tree (only bounding_box_train is trained on), a folder of images, or a zip with dataset.json."""
+    """A data set for re-ID, such as a Market-1501 tree (only its training people are trained on), a folder of images,
+    a table with the columns path and identity, or a zip with dataset.json."""
     out: Path
     """Folder for snapshots, grids, curves and logs. All machines must see it."""
     preset: Literal["person-128x64-t", "person-128x64-r", "study", "tiny"] = "person-128x64-t"

@@ -133,7 +133,7 @@ def assemble(
     remarks: lines for the user about peculiar pictures.
     """
     _require_enough(config, source)
-    notes = [*remarks]
+    notes = [*(note for note in source.training.notes if note), *remarks]
     if unreadable:
         notes.append(f"left out, unreadable: {len(unreadable)} images, the first is {unreadable[0]}")
     if stream:

@@ -1,9 +1,11 @@
 """The pictures to invert: who is listed, who is refused, and the rows of units."""
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from datasets.latents.pictures import list_pictures
@@ -42,7 +44,7 @@ def test_training_people_in_the_order_of_their_identities_without_junk(tree):
         "path": [f"bounding_box_train/{name}" for name in TRAIN[:3]],
         "camera": [1, 2, 3],
         "split": ["train"] * 3,
-        "file": [str(tree / "bounding_box_train" / name) for name in TRAIN[:3]],
+        "file": [os.fsencode(tree / "bounding_box_train" / name) for name in TRAIN[:3]],
     }
     assert pictures.row(InversionUnit(1, 1, 1, 1))["person"] == [1]
 
@@ -88,16 +90,18 @@ def test_a_table_and_a_relative_path_work(tmp_path, monkeypatch):
     pictures = list_pictures("table.csv", ["train"])
     row = pictures.row(InversionUnit(0, 0, 1, 1))
     assert (row["file"], row["path"], row["name"], row["camera"]) == (
-        [str(tmp_path / "a.png")], ["a.png"], ["anna"], [2],
+        [os.fsencode(tmp_path / "a.png")], ["a.png"], ["anna"], [2],
     )  # fmt: skip
 
 
-def test_names_that_are_not_utf_8_are_refused_in_one_line(tmp_path):
+def test_names_that_are_not_utf_8_are_inverted_as_well(tmp_path):
     folder = tmp_path / "crowd" / "anna"
     folder.mkdir(parents=True)
     try:
         (folder / "\udcff.png").write_bytes(PNG)
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    with pytest.raises(InputError, match="is not UTF-8: rename the file"):
-        list_pictures(tmp_path / "crowd", ["train"])
+    row = list_pictures(tmp_path / "crowd", ["train"]).row(InversionUnit(0, 0, 1, 1))
+    assert (row["file"], row["path"]) == ([os.fsencode(folder) + b"/\xff.png"], ["anna/\\xff.png"])
+    table = pa.table({name: [value] for name, value in row.items()})  # as it travels to workers
+    assert table["file"][0].as_py() == row["file"]

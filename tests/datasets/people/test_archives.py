@@ -74,7 +74,7 @@ def test_names_of_market_1501_say_identity_and_camera_in_archives_too(tmp_path):
 
 @pytest.mark.parametrize("folder", ["query", "m/bounding_box_test", "bounding_box_train"])
 def test_an_archive_of_a_tree_is_refused(tmp_path, folder):
-    with pytest.raises(InputError, match="give the tree's own folder"):
+    with pytest.raises(InputError, match="give the data set's own folder"):
         open_images(archive(tmp_path / "a.zip", {f"{folder}/0001_c1s1_000001_00.png": png(1)}))
 
 
@@ -157,3 +157,61 @@ def test_a_damaged_archive_is_an_input_error_or_unreadable_never_a_crash(tmp_pat
                 Reader(path)(content)
         except InputError:
             pass
+
+
+def packed(path: Path, members: dict[str, bytes]) -> Path:
+    """A zip file with exactly these names, whatever separators they have."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            member = zipfile.ZipInfo("x")
+            member.filename = name
+            file.writestr(member, data)
+    return path
+
+
+@pytest.mark.parametrize("top", ["", "./", ".\\", "set/", "set\\", "./deep\\set/"])
+@pytest.mark.parametrize("separator", ["/", "\\"])
+@pytest.mark.parametrize("written", ["{}", "./{}", "set/{}"])
+def test_labels_of_an_archive_of_windows_or_below_a_top_folder_are_not_lost(tmp_path, top, separator, written):
+    if written == "set/{}" and top not in ("set/", "set\\"):
+        pytest.skip("these names would be those of no image")
+    names = [f"{n // 2:05d}/img{n:08d}.png" for n in range(4)]
+    labels = [[written.format(name).replace("/", separator), n % 3] for n, name in enumerate(names)]
+    members = {top + name.replace("/", separator): png(n) for n, name in enumerate(names)}
+    members[f"{top}dataset.json"] = json.dumps({"labels": labels}).encode("utf-8-sig")
+    members[f"{top}00000{separator}"] = b""
+    source = open_images(packed(tmp_path / "a.zip", members), 0)
+    prefix = top.replace("\\", "/").removeprefix("./")
+    assert source.training.names == tuple(prefix + name for name in names)
+    assert source.training.labels == (0, 1, 2, 0)
+    loaded = load_images(source, Target(16, 8))
+    assert loaded.training[:, 0, 0, 0].tolist() == [0, 1, 2, 3]  # members are found under their own names
+
+
+def test_labels_in_another_letter_case_belong_to_the_one_image_that_has_the_name(tmp_path):
+    labels = json.dumps({"labels": [["A/IMG.PNG", 1], ["b/x.png", 2], ["b/y.png", 3]]}).encode()
+    members = {"a/img.png": png(1), "B/x.png": png(2), "b/X.png": png(3), "b/y.png": png(4), "dataset.json": labels}
+    training = open_images(packed(tmp_path / "a.zip", members), 0).training
+    assert dict(zip(training.names, training.labels, strict=True)) == {
+        "a/img.png": 1, "B/x.png": None, "b/X.png": None, "b/y.png": 3,
+    }  # fmt: skip
+    (tmp_path / "set/a").mkdir(parents=True)
+    (tmp_path / "set/a/img.png").write_bytes(png(1))
+    (tmp_path / "set/dataset.json").write_bytes(labels)
+    assert open_images(tmp_path / "set", 0).training.labels == (1,)
+
+
+def test_one_name_written_in_two_ways_stands_twice(tmp_path):
+    for other in ("./a/b.png", "a\\b.png", "a//b.png"):
+        with pytest.raises(InputError, match="'a/b.png' stands in it twice"):
+            open_images(packed(tmp_path / "a.zip", {"a/b.png": png(1), other: png(2)}), 0)
+
+
+def test_what_operating_systems_leave_in_an_archive_is_left_out_and_counted(tmp_path):
+    members = {"set/a.png": png(1), "set/b.png": png(2), "set/._a.png": b"x", "set/Thumbs.db": b"x",
+               "__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/desktop.ini": b"x"}  # fmt: skip
+    members |= {"__MACOSX/set/._dataset.json": b"x", "set/dataset.json": b'{"labels": [["a.png", 1], ["b.png", 0]]}'}
+    source = open_images(packed(tmp_path / "a.zip", members), 0)
+    assert (source.training.names, source.training.labels) == (("set/a.png", "set/b.png"), (1, 0))
+    assert source.record["left_out"] == {"system_files": 6}
+    assert "6 files of operating systems" in source.training.notes[0]

@@ -38,7 +38,7 @@ def test_images_are_told_by_their_names_and_hidden_ones_are_none():
 
 
 @pytest.mark.parametrize(
-    "name", ["Thumbs.db", "0002_c3_000451_03.jpg", "0002_c3s1_000451_03.jpg.jpg", "a.jpg", f"{10**18}_c1s1_1_1.jpg"]
+    "name", ["Thumbs.db", "0002_c3_000451_03.jpg", "0002_c3s1_000451_03.jpg.txt", "a.jpg", f"{10**18}_c1s1_1_1.jpg"]
 )
 def test_other_names_are_not_guessed(name):
     assert parse_name(Path(name)) is None

@@ -1,5 +1,6 @@
 """People's own pictures: folders, tables and runs; with and without cameras and splits."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datasets.people import folders
 from datasets.people.decoding import decode_listing
 from datasets.people.listing import UNKNOWN_CAMERA
 from datasets.people.readers import read_split
@@ -83,7 +85,8 @@ def test_what_is_odd_in_a_folder_is_one_line(tmp_path):
     (tmp_path / "a/3.gif").write_bytes(b"")
     listing = read_split(tmp_path, "train")
     assert listing.names == ("a/2.jpg", "a/deep/1_c2.jpg")
-    odd, cameras = listing.notes
+    odd, clutter, cameras = listing.notes
+    assert "1 files of operating systems" in clutter
     assert "1 sub-folders hold no images; 1 images lie in no sub-folder" in odd
     assert "1 images are not JPEG, PNG, WebP, BMP or TIFF: left out" in odd
     assert "the camera of 1 of 2 images is known, so no camera rule is applied" in cameras
@@ -177,6 +180,88 @@ def test_a_table_as_spreadsheets_and_pandas_write_it(tmp_path):
     assert listing.cameras.tolist() == [1, UNKNOWN_CAMERA]
     words = pa.array(["p", "p"]).dictionary_encode()
     assert len(read_split(write_table(tmp_path / "d.parquet", columns | {"identity": words}), "query")) == 1
+
+
+@pytest.mark.parametrize(
+    "ways", [("p.jpg", "./p.jpg"), ("p.jpg", "../x/p.jpg"), (".\\p.jpg", "p.jpg"), ("a\\q.jpg", "a/q.jpg"),
+             ("..\\x\\p.jpg", "a/../p.jpg", "{root}/p.jpg", "{root}/./p.jpg")],
+)  # fmt: skip
+def test_one_file_written_in_several_ways_counts_once(tmp_path, ways):
+    for name in ("p.jpg", "a/q.jpg", "r.jpg"):
+        picture(tmp_path / "x" / name)
+    paths = [way.format(root=tmp_path / "x") for way in ways]
+    columns = {"path": [*paths, "r.jpg"], "identity": ["1"] * len(paths) + ["2"]}
+    listing = read_split(write_table(tmp_path / "x/t.csv", columns), "train")
+    assert len(listing) == 2
+    assert f"{len(ways) - 1} rows repeat an earlier one" in listing.notes[0]
+    assert decode_listing(listing, 8, 4)[2] == ()
+    columns["identity"][0] = "other"
+    with pytest.raises(InputError, match="rows 1 and 2 say different things"):
+        read_split(write_table(tmp_path / "x/t.csv", columns), "train")
+
+
+def test_a_backslash_that_is_a_file_s_own_stays(tmp_path):
+    picture(tmp_path / "a\\b.jpg")
+    listing = read_split(write_table(tmp_path / "t.csv", {"path": ["a\\b.jpg"], "identity": ["1"]}), "train")
+    assert decode_listing(listing, 8, 4)[2] == ()
+
+
+def test_rows_of_files_that_operating_systems_leave_are_left_out_and_counted(tmp_path):
+    picture(tmp_path / "a.jpg")
+    columns = {"path": ["a.jpg", "._a.jpg", "Thumbs.db", "__MACOSX/a.jpg"], "identity": ["1"] * 4}
+    listing = read_split(write_table(tmp_path / "t.csv", columns), "train")
+    assert listing.names == ("a.jpg",)
+    assert listing.notes == ("t.csv: 3 files of operating systems (._*, Thumbs.db and the like) are left out",)
+
+
+def not_utf_8(folder: Path, name: bytes) -> Path:
+    """A picture whose name has these bytes."""
+    path = folder / os.fsdecode(name)
+    try:
+        folder.mkdir(parents=True)
+        # OpenCV itself crashes on such a path.
+        path.write_bytes(cv2.imencode(".jpg", np.full((32, 16, 3), 128, np.uint8))[1].tobytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    return path
+
+
+def test_names_that_are_not_utf_8_are_carried_and_shown_as_numbers(tmp_path):
+    path = not_utf_8(tmp_path / "p" / "a", b"caf\xe9_c1.jpg")
+    picture(tmp_path / "p/a/z_c2.jpg")
+    listing = read_split(tmp_path / "p", "train")
+    assert listing.names == ("a/caf\\xe9_c1.jpg", "a/z_c2.jpg")
+    assert listing.contents[0] == path
+    assert decode_listing(listing, 8, 4)[2] == ()
+    assert listing.file_names == ("a/caf\udce9_c1.jpg", "a/z_c2.jpg")  # those of older fingerprints
+    assert "\n".join((*listing.names, *listing.people.values(), *listing.notes)).encode()
+
+
+def test_people_whose_names_are_not_utf_8_are_carried_too(tmp_path):
+    not_utf_8(tmp_path / "p" / os.fsdecode(b"M\xe9ndez"), b"1.jpg")
+    listing = read_split(tmp_path / "p", "train")
+    assert listing.people == {1: "M\\xe9ndez"}
+    assert decode_listing(listing, 8, 4)[2] == ()
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    picture(tmp_path / "p/a/1.jpg")
+
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(folders.os, "scandir", scandir)
+    with pytest.raises(InputError, match="cannot read .*: Permission denied: check the path"):
+        read_split(tmp_path / "p", "train")
+
+
+def test_splits_in_any_letter_case_and_beside_other_folders(tmp_path):
+    for name in ("Train/ann/1_c1.jpg", "TEST/bob/1_c1.jpg", "scripts/x/1.jpg", "__MACOSX/train/._1.jpg"):
+        picture(tmp_path / name)
+    listing = read_split(tmp_path, "train")
+    assert listing.people == {1: "ann"}
+    with pytest.raises(InputError, match="has no people for query"):
+        read_split(tmp_path, "query")
 
 
 def test_rows_that_repeat_and_files_that_are_missing_are_said(tmp_path):

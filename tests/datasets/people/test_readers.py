@@ -52,6 +52,53 @@ def test_market_tree(market):
         read_split(market, "query")
 
 
+def test_the_official_market_1501_with_names_that_end_twice_and_files_of_windows(market):
+    """Six pictures of its query and 18 of its gallery end in .jpg.jpg, all of persons 1488, 0000 and -1."""
+    for name in ("query/1488_c1s3_060226_00.jpg.jpg", "bounding_box_test/1488_c2s3_060001_00.jpg.jpg",
+                 "bounding_box_test/0000_c4s6_025091_09.jpg.jpg", "bounding_box_test/-1_c1s1_025091_09.jpg.jpg",
+                 "bounding_box_train/1001_c1s1_000001_00.JPG.jpg"):  # fmt: skip
+        picture(market / "new.jpg")
+        (market / "new.jpg").rename(market / name)
+    for folder in ("query", "bounding_box_test", "bounding_box_train"):
+        touch(market / folder / "Thumbs.db")
+    query, gallery, train = (read_split(market, split) for split in ("query", "gallery", "train"))
+    assert query.identities.tolist() == [1488, 1501]
+    assert query.names[0] == "1488_c1s3_060226_00.jpg.jpg"
+    assert sorted(gallery.identities.tolist()) == [-1, -1, 0, 0, 1488, 1501]
+    assert gallery.cameras[gallery.identities == 1488].tolist() == [2]
+    assert train.identities.tolist() == [2, 7, 1001]
+    assert len(decode_listing(gallery, 8, 4)[1]) == 6
+    for listing in (query, gallery, train):
+        assert listing.left_out.get("system_files") == 1
+        assert (
+            sum("1 files of operating systems (._*, Thumbs.db and the like) are left out" in n for n in listing.notes)
+            == 1
+        )
+
+
+def test_trees_whose_names_say_only_person_and_camera(tmp_path):
+    """As torchreid and fast-reid read them: CUHK03-NP, and data sets that only took the layout over."""
+    for split, person in (("bounding_box_train", 3), ("query", 1), ("bounding_box_test", 1)):
+        picture(tmp_path / "cuhk03-np/detected" / split / f"{person:04d}_c1_21.png")
+        picture(tmp_path / "other" / split / f"{person:04d}_c12s3_somewhere-else.jpg")
+    train = read_split(tmp_path / "cuhk03-np/detected", "train")
+    assert (train.identities.tolist(), train.cameras.tolist()) == ([3], [1])
+    assert "CUHK03-NP detected has 7,365 of 767 people" in train.notes[0]
+    other = read_split(tmp_path / "other", "gallery")
+    assert (other.identities.tolist(), other.cameras.tolist(), other.notes) == ([1], [12], ())
+    with pytest.raises(InputError, match="holds the data set detected: give"):
+        read_split(tmp_path / "cuhk03-np", "train")
+
+
+@pytest.mark.parametrize("name", ["Market-1501-v15.09.15", "market-1501-v15.09.15", "DukeMTMC-reID", "MSMT17_V1"])
+def test_the_folder_that_an_archive_unpacks_to_may_lie_in_the_data_set_s_own(market, tmp_path, name):
+    (tmp_path / "data").mkdir()
+    market.rename(tmp_path / "data" / name)
+    train = read_split(tmp_path / "data", "train")
+    assert train.identities.tolist() == [2, 7]
+    assert train.contents[0].parent == tmp_path / "data" / name / "bounding_box_train"
+
+
 def test_splits_that_are_not_there(market, tmp_path):
     assert len(read_split(market, "multi-query"))
     (market / "gt_bbox/1501_c1s1_000001_00.jpg").unlink()
@@ -74,6 +121,16 @@ def test_query_people_whom_the_gallery_does_not_show_are_named(market):
     left_out, lost = query.notes
     assert "1 junk images and distractors are left out" in left_out
     assert "2 of 3 people have a query that the gallery shows by no other camera, the first is '0031'" in lost
+
+
+def test_what_macos_packs_beside_a_data_set_is_no_data_set(market):
+    for name in ("__MACOSX/m/query/._1501_c1s1_000001_00.jpg", "__MACOSX/bounding_box_train/._0002_c1s1_000451_03.jpg"):
+        touch(market.parent / "people" / name)
+    for person in "ab":
+        picture(market.parent / "people" / person / "1.jpg")
+    listing = read_split(market.parent / "people", "train")
+    assert list(listing.people.values()) == ["a", "b"]
+    assert "1 files of operating systems" in " ".join(listing.notes)
 
 
 def test_one_level_off(market, tmp_path):
@@ -133,6 +190,28 @@ def test_msmt17(tmp_path):
     (tmp_path / "list_query.txt").write_text("0000/0000_000_01_x.jpg 0\n")
     with pytest.raises(InputError, match="no folder mask_test_v2 or test"):
         read_split(tmp_path, "query")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("form", ["{}/{}", "{}\\{}", "./{}/{}", ".\\{}\\{}"])
+def test_lists_of_msmt17_that_have_been_through_windows(tmp_path, encoding, ending, form):
+    name = "0000_000_01_0303morning_0008_0.jpg"
+    picture(tmp_path / "MSMT17_V2/MSMT17_V2/mask_train_v2/0000" / name)  # an archive that holds its folder twice
+    line = f"{form.format('0000', name)} 0{ending}"
+    (tmp_path / "MSMT17_V2/MSMT17_V2/list_train.txt").write_bytes(line.encode(encoding))
+    listing = read_split(tmp_path, "train")
+    assert listing.names == (f"0000/{name}",)
+    assert (listing.identities.tolist(), listing.cameras.tolist()) == ([1], [1])
+    assert len(decode_listing(listing, 8, 4)[1]) == 1
+
+
+def test_a_list_of_msmt17_may_not_lead_out_of_its_folder(tmp_path):
+    touch(tmp_path / "mask_train_v2/x")
+    for line in ("..\\0000_000_01_x_0.jpg 0", "a/../../0000_000_01_x_0.jpg 0", "\\0000_000_01_x_0.jpg 0"):
+        (tmp_path / "list_train.txt").write_text(line)
+        with pytest.raises(InputError, match="list_train.txt, line 1"):
+            read_split(tmp_path, "train")
 
 
 def test_msmt17_with_images_missing(tmp_path):
