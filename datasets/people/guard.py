@@ -55,14 +55,14 @@ def _refuse_shared(path: Path, keys: set[Key], folder: Path, layout: Layout, key
         return
     first = f"{shared[0][1]:04d}" if isinstance(shared[0][1], int) else shared[0][1]
     what = "pictures" if shared[0][0] == layouts.MSMT17 else "identities"
-    test = "query or bounding_box_test" if layout.name == layouts.MARKET1501 else "its test"
+    test = "query or bounding_box_test" if layout.name == layouts.MARKET1501 else "the test"
     if path == folder:
         raise InputError(
-            f"{len(shared)} {what} of the training images of {path} also stand in {test}, the first is {first}: "
-            "training on people of the test would spoil it; take them out of one of the two"
+            f"{len(shared)} {what} of the training images of {path} also stand in {test}, the first is {first}: training "
+            "on people of the test would spoil it; take them out of one of the two"
         )
     raise InputError(
-        f"{path}: {len(shared)} {what} also stand in {test.removeprefix('its ')} of {folder}, the first is {first}: leave them out, or keep "
+        f"{path}: {len(shared)} {what} also stand in {test} of {folder}, the first is {first}: leave them out, or keep "
         "the images away from that data set if they are other people"
     )
 

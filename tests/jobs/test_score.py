@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.people import image_sets
 from datasets.people.image_sets import run_images
 from datasets.storage.output import Output
 from jobs.score import Config, main, reference_set, scored_set
@@ -157,7 +158,7 @@ def test_on_ray_the_scores_are_the_same(config, network, monkeypatch):
         ({"folder": Path("/nonexistent")}, "/nonexistent is not a folder"),
         ({"network": "/nonexistent.pkl"}, "--network /nonexistent.pkl: no such file"),
         ({"run": "/nonexistent"}, "--run /nonexistent: no plan.json there"),
-        ({"tree": Path("/nonexistent")}, "no folder /nonexistent/bounding_box_train"),
+        ({"tree": Path("/nonexistent")}, "/nonexistent: there is no such folder or table"),
         ({"people": 5, "network": "n"}, "--people 5: must be 6 or more"),
         ({"images": 0, "network": "n"}, "--images 0: must be 6 or more"),
         ({"height": 32, "network": "n"}, "--height 32 --width None: give both"),
@@ -171,7 +172,7 @@ def test_bad_input_is_refused(config, changes, message):
 
 
 def test_references_that_cannot_be_used_are_refused(config, network, tmp_path):
-    with pytest.raises(InputError, match="is no Market-1501 tree"):
+    with pytest.raises(InputError, match="is no data set with training and test people"):
         main(dataclasses.replace(config, network=str(network), reference=tmp_path, reference_split="train"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images .jpg, png, webp, bmp, tif. in .*empty"):
@@ -192,3 +193,29 @@ def test_from_the_command_line_bad_input_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: nothing to score: give one of --network, --folder, --run, --tree\n"
+
+
+def test_a_data_set_as_folder_is_listed_by_its_reader_and_not_with_its_test_people(config, tree, tmp_path):
+    images, _ = scored_set(dataclasses.replace(config, folder=tree))
+    assert (images.kind, images.count, images.people) == ("tree", 6, 3)
+    assert "6 images of 3 training people" in images.description
+    images, _ = scored_set(dataclasses.replace(config, folder=tree, split="held-out"))
+    assert (images.count, images.people) == (7, 2)
+    for split, folders in (("train_all", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")):
+        for path in (tree / folders).iterdir():
+            target = tmp_path / "pytorch" / split / path.name.partition("_")[0] / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    layumi = dataclasses.replace(config, reference=tmp_path / "pytorch")
+    assert reference_set(layumi).count == 7
+    assert reference_set(dataclasses.replace(layumi, reference_split="train")).count == 6
+
+
+def test_what_operating_systems_leave_is_counted_in_a_score(config, tree, tmp_path):
+    for name in ("Thumbs.db", "._0010_c2s1_000000_01.jpg"):
+        (tree / "bounding_box_test" / name).write_bytes(b"x")
+    images = reference_set(config)
+    assert images.count == 7
+    assert images.notes == ("crowd (Market-1501) query and crowd (Market-1501) gallery: 2 files of operating systems "
+                            "(._*, Thumbs.db and the like) are left out",)  # fmt: skip
+    assert len(image_sets.folder_images(tree / "bounding_box_test", 99).notes) == 1
