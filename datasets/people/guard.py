@@ -50,7 +50,7 @@ def refuse_test_people(path: Path, names: Sequence[str], contents: Sequence[Cont
 
 
 def _refuse_shared(path: Path, keys: set[Key], folder: Path, layout: Layout, key: Callable[[str], Key | None]) -> None:
-    shared = sorted(keys & _keys(_HELD_OUT[layout.name](folder), key), key=str)
+    shared = sorted(keys & _keys(_HELD_OUT[layout.name](folder), key))
     if not shared:
         return
     first = f"{shared[0][1]:04d}" if isinstance(shared[0][1], int) else shared[0][1]
