@@ -89,7 +89,9 @@ def held_out_names(root: Path) -> Iterator[str]:
     """
     chosen = _chosen(root)
     config = None if chosen is None else _config(*chosen)
-    for split in (QUERY, GALLERY) if config is not None else ():
+    if config is None:
+        return
+    for split in (QUERY, GALLERY):
         files, _, _, indices = _protocol(config, split)
         yield from (files[index] for index in indices)
 

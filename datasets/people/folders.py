@@ -39,8 +39,9 @@ def holds(root: Path) -> bool:
 def flat_training_folder(root: Path) -> Path | None:
     """The sub-folder of the training images where it has no sub-folders, so that nobody knows who they show."""
     name = (_split_folders(root) or {}).get(TRAIN)
-    flat = name is not None and not _folders(root / name) and any(map(is_image, os.listdir(root / name)))
-    return root / name if flat else None
+    if name is None or _folders(root / name) or not any(map(is_image, os.listdir(root / name))):
+        return None
+    return root / name
 
 
 def splits(root: Path) -> set[str]:

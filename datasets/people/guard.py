@@ -58,8 +58,8 @@ def _refuse_shared(path: Path, keys: set[Key], folder: Path, layout: Layout, key
     test = "query or bounding_box_test" if layout.name == layouts.MARKET1501 else "the test"
     if path == folder:
         raise InputError(
-            f"{len(shared)} {what} of the training images of {path} also stand in {test}, the first is {first}: training "
-            "on people of the test would spoil it; take them out of one of the two"
+            f"{len(shared)} {what} of the training images of {path} also stand in {test}, the first is {first}: "
+            "training on people of the test would spoil it; take them out of one of the two"
         )
     raise InputError(
         f"{path}: {len(shared)} {what} also stand in {test} of {folder}, the first is {first}: leave them out, or keep "
