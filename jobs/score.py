@@ -97,7 +97,7 @@ def main(config: Config) -> None:
     reference = reference_set(config)
     option = next(f"--{name}" for name in SCORED if getattr(config, name) is not None)
     size = (config.height, config.width) if config.height and config.width else scored.size(option)
-    lines = [*describe_sets(scored, reference, *size), *scored.notes, *reference.notes]
+    lines = describe_sets(scored, reference, *size)
     print(*lines, sep="\n", flush=True)
     own_path = local_copy(config.inception, "--inception") if config.inception else None
     inception_path = weights.get("inception-2015", own_path)

@@ -1,6 +1,7 @@
 """Images streamed through Ray Data are, byte for byte and in order, those that memory would give."""
 
 import itertools
+import os
 import zipfile
 
 import cv2
@@ -94,3 +95,20 @@ def test_an_image_that_went_away_is_named(ray_cluster, tmp_path):
     stream = ImageStream(source, TARGET, lambda seen: np.arange(BATCH), BATCH, stretch_images=BATCH)
     with pytest.raises(InputError, match=r"5\.jpg of .* no longer can: restore it"):
         next(stream.batches(0))
+
+
+def test_a_name_that_is_not_utf_8_is_streamed(ray_cluster, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(BATCH):
+        try:
+            (folder / os.fsdecode(b"%d\xe9.jpg" % number)).write_bytes(encoded(number))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+    source = open_images(folder, 0)
+    images = load_images(source, TARGET)
+    assert len(images.training) == BATCH
+    stream = ImageStream(source, TARGET, lambda seen: np.arange(BATCH), BATCH, stretch_images=BATCH)
+    batches = stream.batches(0)
+    assert np.array_equal(next(batches), images.training)
+    batches.close()
