@@ -29,7 +29,7 @@ from actors.style_mixer import StyleMixer
 from datasets.people.decoding import decode, decode_listing, decode_scaled
 from datasets.people.listing import Listing, joined
 from datasets.people.market1501 import list_split
-from datasets.runs.plan import LAYER_GROUPS, Configuration
+from datasets.runs.plan import LAYER_GROUPS, POSE, Configuration, layers_text, parse_layers
 from datasets.runs.rows import images_of
 from jobs import generate
 from jobs.common import run_job
@@ -53,7 +53,7 @@ from reporting.gan.card import Card, card_markdown, mixes_picture, people_pictur
 from reporting.grid import save_png
 
 # What --layers is compared with. With all layers of the donor the variant is the donor itself.
-GROUPS = {"coarse (0-4)": "0-4", "fine (12-15)": "12-15", "all (0-15)": "0-15"}
+GROUPS = {"coarse (0-4)": "0-4", "middle (5-11)": "5-11", "fine (12-15)": "12-15", "all (0-15)": "0-15"}
 DONORS = "all (0-15)"
 UNIT_PEOPLE = 8
 SHOWN_PEOPLE, SHOWN_DONORS = 96, 8
@@ -75,10 +75,10 @@ class Config:
     """Seed of the first person."""
     threshold: Annotated[float, Bound(ge=0, le=1)] = 0.6
     """Least score of the pedestrian filter."""
-    layers: str = "middle"
+    layers: str = POSE
     """The mixed layers: a group's name or w indices, as for jobs/generate.py."""
     comparison_people: Annotated[int, Bound(ge=2, note="with one there is nothing to compare")] = 80
-    """The first so many people are also mixed in coarse (0-4) and fine (12-15) layers, and shown with their donors."""
+    """The first so many people are also mixed in coarse (0-4), middle and fine layers, and shown with their donors."""
     truncation_psi: float = 0.7
     """As for jobs/generate.py."""
     height: int = 128
@@ -127,9 +127,9 @@ def configuration(config: Config, layers: str) -> Configuration:
     return job.frozen(Inputs(config.network))
 
 
-def layers_name(text: str) -> str:
+def layers_name(text: str, layers: tuple[int, ...]) -> str:
     """The option's text; of a group's name also which layers it means."""
-    return f"{text} ({'{}-{}'.format(*LAYER_GROUPS[text])})" if text in LAYER_GROUPS else text
+    return f"{text} ({layers_text(layers)})" if text in (POSE, *LAYER_GROUPS) else text
 
 
 class Maker:
@@ -279,8 +279,13 @@ def main(config: Config) -> None:
     card["filter"] = measure_filter(made.scores, threshold)
     print(f"{made.scores.size:,} images: {card['filter']['all']['value']:.1%} pass the pedestrian filter", flush=True)
     some = min(config.people, config.comparison_people)
-    groups = {layers_name(config.layers): made}
-    groups |= {name: maker(configuration(config, text), some) for name, text in GROUPS.items() if name not in groups}
+    name = layers_name(config.layers, plan.layers)
+    others = {
+        other: text
+        for other, text in GROUPS.items()
+        if other != name and (other == DONORS or parse_layers(text) != plan.layers)
+    }
+    groups = {name: made} | {other: maker(configuration(config, text), some) for other, text in others.items()}
     donors = groups[DONORS].images
     card["mixing"] = {
         name: measure_mixing(group.images, group.scores, made.images[:, 0], donors, threshold)
@@ -295,7 +300,7 @@ def main(config: Config) -> None:
     people = made.images[:SHOWN_PEOPLE, 0], made.scores[:SHOWN_PEOPLE, 0]
     save_png(config.out / "people.png", people_picture(*people, threshold, config.network.stem))
     shown = (head.images[0, 1:], head.scores[0, 1:], rows.images, rows.scores)
-    title = f"{config.network.stem}: each person with the {layers_name(config.layers)} layers of the donors"
+    title = f"{config.network.stem}: each person with the {name} layers of the donors"
     save_png(config.out / "mixes.png", mixes_picture(*shown, threshold, title))
     write_atomically(config.out / "card.json", (json.dumps(card, indent=2) + "\n").encode())
     text = card_markdown(cast(Card, card))

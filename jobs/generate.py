@@ -39,14 +39,15 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
 def main(config: Config) -> int | None:
     """Plan, make what is missing, derive the files that people look at. Returns 1 when units failed for good."""
     thresholds, output = config.thresholds, Output(config.out)
-    inputs = config.inputs()
-    configuration = config.frozen(inputs, read_plan(output))
+    inputs, existing = config.inputs(), read_plan(output)
+    configuration = config.frozen(inputs, existing)
     people = config.people
     if people is None:
         people = inputs.latents.people if inputs.latents else 24
     run = begin_run(output, configuration, people)
     print(run.plan.describe(len(run.pending), people), flush=True)
-    if note := people_without_partners(configuration, run.plan.people):
+    _, reason = config.chosen_layers(inputs, existing)
+    for note in filter(None, (reason, people_without_partners(configuration, run.plan.people))):
         print(note, file=sys.stderr)
     if config.dry_run:
         return expect(config, run, inputs) if run.pending else None

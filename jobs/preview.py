@@ -13,13 +13,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other pro
 
 from actors.style_mixer import StyleMixer
 from datasets.people.decoding import decode
+from datasets.runs.card import pose_layers
 from datasets.runs.configuration import RECIPE
-from datasets.runs.plan import LAYER_GROUPS, Configuration, parse_layers
+from datasets.runs.plan import LAYER_GROUPS, POSE, Configuration, layers_text, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.stylegan3 import LoadedNetwork, load_network
 from passersby.weights import DEMO_NETWORK
 from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
@@ -49,7 +51,8 @@ class Preview:
     seed: int = 0
     """Seed of the first person."""
     groups: tuple[str, ...] = ("coarse", "middle", "fine")
-    """Groups of layers to compare: coarse, middle, fine, all, or numbers such as 3,5-8."""
+    """Groups of layers to compare: pose, coarse, middle, fine, all, or numbers such as 3,5-8.
+    pose: those that jobs/generate.py takes by default, as the network's card says."""
     truncation_psi: float = 0.7
     """Pulls every code towards the average person: 1 keeps the whole variety, 0 leaves only the average person.
     The default is that of jobs/generate.py."""
@@ -88,7 +91,8 @@ def check(options: Preview) -> dict[str, tuple[int, ...]]:
     """The groups by heading, each with its w indices. Raises InputError for the first value out of range."""
     check_bounds(options)
     if not options.groups:
-        raise InputError(f"--groups: give at least one of {', '.join(LAYER_GROUPS)}, or w indices such as 3,5-8")
+        names = ", ".join([POSE, *LAYER_GROUPS])
+        raise InputError(f"--groups: give at least one of {names}, or w indices such as 3,5-8")
     if options.out.suffix.lower() != ".png":
         raise InputError(f"--out {options.out}: the sheet is a PNG file, give a name that ends in .png")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -98,15 +102,21 @@ def check(options: Preview) -> dict[str, tuple[int, ...]]:
         raise InputError(f"{images} pictures on one sheet: at most {MOST_IMAGES} fit; lower --people or --variants")
     if options.seed + options.people > 2**32:
         raise InputError(f"--seed {options.seed}: the last person would have a seed above {2**32 - 1}; give less")
-    groups = {}
+    groups, reasons = {}, []
     for text in options.groups:
-        try:
-            layers = parse_layers(text)
-        except InputError as error:
-            raise InputError(str(error).replace("--layers", "--groups", 1)) from error
-        name = "{} {}-{}".format(text, *LAYER_GROUPS[text]) if text in LAYER_GROUPS else f"layers {text}"
-        groups[name] = layers
+        if text == POSE:
+            network = local_copy(options.network, "--network")
+            pose = pose_layers(options.network, file_sha256(network, "--network"))
+            reasons.append(pose.reason)
+            layers = pose.layers
+        else:
+            try:
+                layers = parse_layers(text)
+            except InputError as error:
+                raise InputError(str(error).replace("--layers", "--groups", 1)) from error
+        groups[f"{text} {layers_text(layers)}" if text in (POSE, *LAYER_GROUPS) else f"layers {text}"] = layers
         configure(options, layers, "")  # its checks, before the network is read
+    print(*(f"{reason}\n" for reason in reasons), sep="", end="", file=sys.stderr)
     return groups
 
 

@@ -1,4 +1,4 @@
-"""Measure how close images are to real people: FID, KID, precision and recall, density and coverage."""
+"""Measure how close images are to real people: FID, KID, precision, recall; or which layers hold a network's pose."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from datasets.people.image_sets import ImageSet
 from datasets.people.market1501 import TOY_RECORD
 from datasets.storage.local_copy import local_copy
 from datasets.storage.output import Output
-from jobs.common import connect, run_job
+from jobs.common import MALLOC_VARIABLES, connect, run_job
 from passersby import weights
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SCORES, TABLE = "score.json", "fid.md"
 SCORED = ("network", "folder", "run", "tree")
+NEEDED = {"out": "a folder for the scores", "reference": "a data set of real people to compare with"}
+NOT_OF_A_CARD = ("out", "folder", "run", "tree", "manifest", "inception", "workers", "generators")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,24 @@ class Config:
     Example: python jobs/score.py --network net.safetensors --reference /data/market1501 --out /data/score
     Real images are first brought to the size of the scored images.
     The reference's features are kept in the cache folder, so that the next comparison with it starts at once.
+
+    With --card the job measures a network alone: which layers hold the pose of its people.
+    Example: python jobs/score.py --card --network net.safetensors
     """
 
-    out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
     """Where to write score.json and fid.md."""
-    reference: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Real images to compare with: a Market-1501 tree, another data set for re-ID, or a folder of images."""
+    reference: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Real images to compare with: a Market-1501 tree, another data set for re-ID, or a folder of images.
+    With --card a data set of real people, who are then measured the same way."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """Score a generator, by one image of each of --people seeds."""
+    """Score a generator, by one image of each of --people seeds. With --card the default is the demo network."""
+    card: bool = False
+    """Measure which layers hold the network's pose, for --layers pose of jobs/generate.py, in this process.
+    The result is the file NAME.card.json beside the network's file. It takes minutes on a CPU."""
+    identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """With --card: a re-ID network that judges whether variants show the same person.
+    Take a network that was trained on other people than the generator."""
     folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Score the images of a folder, flat or with one sub-folder for each person. Every node must see it.
     Of a data set for re-ID only the people of --split are taken."""
@@ -58,12 +70,14 @@ class Config:
     Junk and distractors are left out."""
     reference_split: Literal["auto", "train", "held-out"] = "auto"
     """The same for --reference. auto: held-out if the tree has them, so that memorising does not help a generator."""
-    people: Annotated[int, Bound(ge=6)] = 2500
-    """With --network: number of images. Image i has seed --seed + i."""
+    people: Annotated[int | None, Bound(ge=6)] = None
+    """With --network: number of images, by default 2500. Image i has seed --seed + i.
+    With --card: number of people with 8 pictures each, by default 60."""
     seed: Annotated[int, Bound(ge=0)] = 0
     """First seed of --network. The seed also decides which images --images takes, and the subsets of KID."""
-    truncation_psi: float = 1.0
-    """With --network: 1 keeps the whole variety, for which FID is usually computed."""
+    truncation_psi: float | None = None
+    """With --network: by default 1, which keeps the whole variety, and for which FID is usually computed.
+    With --card: by default 0.7, that of jobs/generate.py."""
     verdict: Literal["kept", "all"] = "kept"
     """With --run: the images that passed the run's filters, or all images."""
     manifest: str | None = None
@@ -87,12 +101,23 @@ class Config:
     dry_run: bool = False
     """Check everything and print what would be compared; compute and write nothing."""
 
+    @property
+    def comparison(self) -> tuple[int, float]:
+        """Number of images and truncation of --network where it is compared with real people."""
+        return self.people or 2500, 1.0 if self.truncation_psi is None else self.truncation_psi
+
 
 def main(config: Config) -> None:
     """Say what is compared, compute, print, write."""
     start = time.monotonic()
     check(config)
-    output = Output(config.out)
+    if config.card:
+        measure_card(config)
+        return
+    assert config.out is not None  # `check` has made sure of both
+    assert config.reference is not None
+    people, psi = config.comparison
+    config, output = dataclasses.replace(config, people=people, truncation_psi=psi), Output(config.out)
     scored, made_by = scored_set(config)
     reference = reference_set(config)
     option = next(f"--{name}" for name in SCORED if getattr(config, name) is not None)
@@ -131,15 +156,35 @@ def main(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises InputError for options that cannot be used together or are out of range."""
+    """Raises InputError for options that are missing, cannot be used together or are out of range."""
+    if config.card:
+        for name in NOT_OF_A_CARD:
+            if getattr(config, name) is not None:
+                raise InputError(f"--{name} {getattr(config, name)}: it has no meaning with --card: leave it out")
+    elif config.identity is not None:
+        raise InputError(f"--identity {config.identity}: it belongs to --card")
     options = [f"--{name}" for name in SCORED if getattr(config, name) is not None]
-    if len(options) != 1:
+    if len(options) != 1 and not config.card:
         raise InputError(
             f"{' and '.join(options) or 'nothing'} to score: give one of --network, --folder, --run, --tree"
         )
+    for name in ("out", "reference"):
+        if getattr(config, name) is None and not config.card:
+            raise InputError(f"--{name} is missing: give {NEEDED[name]}")
     check_bounds(config)
     if (config.height is None) != (config.width is None):
         raise InputError(f"--height {config.height} --width {config.width}: give both, or none")
+
+
+def measure_card(config: Config) -> None:
+    """Measure a network's layers, print them, and write them into the card beside the network."""
+    from pipeline.card import Sample, card_of
+
+    given = {"people": config.people, "height": config.height, "width": config.width}
+    given |= {"truncation_psi": config.truncation_psi, "gallery": config.people and 4 * config.people}
+    sample = Sample(seed=config.seed, **{name: value for name, value in given.items() if value is not None})
+    network = weights.DEMO_NETWORK if config.network is None else config.network
+    card_of(network, sample, config.device, config.identity, config.reference, config.dry_run)
 
 
 def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
@@ -158,13 +203,15 @@ def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:
 
     assert config.network is not None  # `check` has made sure of it
     path = local_copy(config.network, "--network")
-    loaded, count = load_network(path), min(config.people, config.images)
-    images, configuration = network_images(path.name, loaded, count, config.seed, config.truncation_psi)
+    loaded, (people, psi) = load_network(path), config.comparison
+    count = min(people, config.images)
+    images, configuration = network_images(path.name, loaded, count, config.seed, psi)
     return images, (loaded.generator, configuration)
 
 
 def reference_set(config: Config) -> ImageSet:
     """The real images."""
+    assert config.reference is not None  # `check` has made sure of it
     root, split, limits = config.reference, config.reference_split, (config.images, config.seed)
     splits = image_sets.splits_of(root)
     if not splits:
@@ -187,4 +234,8 @@ def plan_workers(config: Config) -> "Workers":
 
 
 if __name__ == "__main__":
+    if "--card" in sys.argv:
+        from pipeline.ray_training import restart_with
+
+        restart_with(MALLOC_VARIABLES)  # freed memory that is kept makes synthesis on a CPU twice as fast
     run_job(main, Config)

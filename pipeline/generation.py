@@ -1,6 +1,7 @@
 """Options of jobs/generate.py, the files that they name, the configuration that both freeze, and the stages."""
 
 import dataclasses
+import functools
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,8 +10,9 @@ import tyro
 
 from datasets.latents.partners import check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
+from datasets.runs.card import PoseLayers, pose_layers
 from datasets.runs.configuration import RANDOM, RECIPE, Configuration, Origin
-from datasets.runs.plan import Plan, parse_layers
+from datasets.runs.plan import POSE, Plan, layers_text, parse_layers
 from datasets.runs.run import GenerationRun
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.local_copy import local_copy
@@ -40,13 +42,25 @@ THREADS = 1  # of every actor, on every machine: the number of threads can chang
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """The checked files that people are made from: the network, and where given the latents of real people, a re-ID
-    network with real pictures, and weights of YOLOv4-tiny or a detector of the user's own."""
+    network with real pictures, and weights of YOLOv4-tiny or a detector of the user's own. network_address: the path or
+    URI that `network` is the local copy of, where it is one; the network's card lies beside it."""
 
     network: Path
     latents: Latents | None = None
     identity: Identity | None = None
     yolo_weights: str | None = None
     detector: DetectorFile | None = None
+    network_address: str | None = None
+
+    @functools.cached_property
+    def network_sha256(self) -> str:
+        """The hash of the network's file. Raises InputError where it cannot be read."""
+        return file_sha256(self.network, "--network")
+
+    @functools.cached_property
+    def pose(self) -> PoseLayers:
+        """The layers that hold the network's pose. Raises InputError for a damaged card."""
+        return pose_layers(self.network_address or self.network, self.network_sha256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +95,10 @@ class Config:
     """mix: a variant takes the styles of the chosen layers from another code.
     interpolate: in the chosen layers a variant moves towards another code."""
     layers: str | None = None
-    """The layers in which variants differ: coarse (0-5), middle (5-11), fine (12-15), all, or numbers such as 3,5-8.
-    By default middle, which moves poses in the study's network; with --method interpolate all."""
+    """The layers in which variants differ: pose, coarse (0-5), middle (5-11), fine (12-15), all, or numbers like 3,5-8.
+    By default pose; with --method interpolate all.
+    pose: the layers that move the pose and keep the clothes, as the network's card says (jobs/score.py --card).
+    Without a card pose means middle, the study's layers. A run that was begun keeps its layers."""
     amount: float | None = None
     """How far --method interpolate moves, the same in every variant; 1 reaches the other code. By default 0.5."""
     truncation_psi: float = 0.7
@@ -182,7 +198,21 @@ class Config:
         }
         identity = identity_of(self.identity, self.real, latents, needing)
         detector = fetched_detector(self.detector_file, self.detector_person, self.yolo_weights)
-        return Inputs(network, latents, identity, self.yolo_weights, detector)
+        return Inputs(network, latents, identity, self.yolo_weights, detector, self.network)
+
+    def chosen_layers(self, inputs: Inputs, existing: Plan | None = None) -> tuple[tuple[int, ...], str | None]:
+        """The layers in which variants differ, and a line for the user where the command does not name them.
+
+        A plan freezes the layers that "pose" stood for when its folder was begun: a card that was measured later does
+        not change them. Raises InputError.
+        """
+        text = self.layers if self.layers is not None else POSE if self.method == "mix" else "all"
+        if text != POSE:
+            return parse_layers(text), None
+        if existing is not None:
+            layers = existing.configuration.layers
+            return layers, f"layers {layers_text(layers)}, which the plan of the folder says"
+        return inputs.pose.layers, inputs.pose.reason
 
     def frozen(self, inputs: Inputs, existing: Plan | None = None) -> Configuration:
         """The checked part of the options and inputs that changes the bytes of images.
@@ -193,8 +223,8 @@ class Config:
         mix, latents = self.method == "mix", inputs.latents
         if mix and self.amount is not None:
             raise InputError(f"--amount {self.amount}: it belongs to --method interpolate")
-        layers = parse_layers(self.layers if self.layers is not None else "middle" if mix else "all")
-        network = file_sha256(inputs.network, "--network")
+        layers, _ = self.chosen_layers(inputs, existing)
+        network = inputs.network_sha256
         origins: tuple[Origin, ...] = ()
         if latents is not None:
             check_generator(latents, network, str(inputs.network))

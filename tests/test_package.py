@@ -25,10 +25,13 @@ names = sorted(
 for name in names:
     module = importlib.import_module(name)
     assert pathlib.Path(module.__file__).is_relative_to(wheel), f"{name} comes from {module.__file__}"
+from datasets.runs.card import pose_layers
 from passersby.stylegan3 import load_network
 from passersby.weights import DEMO_NETWORK
 assert DEMO_NETWORK.is_relative_to(wheel)
-network = load_network(DEMO_NETWORK).generator.config
+loaded = load_network(DEMO_NETWORK)
+assert "says toy_crowd.card.json" in pose_layers(DEMO_NETWORK, loaded.sha256).reason
+network = loaded.generator.config
 print(len(names), "modules;", network.height, "x", network.width)
 """
 
@@ -80,7 +83,8 @@ def test_the_wheel_has_the_data_of_every_folder(wheel):
         paths = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file())
         return {str(path.relative_to(root)) for path in paths if path.suffix not in (".py", ".pyc")}
 
-    assert data(wheel) == data(ROOT) >= {"reporting/report.html.j2", "passersby/demo/toy_crowd.safetensors"}
+    named = {"reporting/report.html.j2", "passersby/demo/toy_crowd.safetensors", "passersby/demo/toy_crowd.card.json"}
+    assert data(wheel) == data(ROOT) >= named
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ machine and at any time, so a file that exists never has to be made again.
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from datasets.runs.configuration import Configuration, Origin
 from datasets.storage.output import Output
@@ -17,6 +17,7 @@ from passersby.options import agree, check, check_known, differences, with_folde
 PLAN_FILE = "plan.json"
 NUM_WS = 16  # style inputs of a StyleGAN3 generator
 LAYER_GROUPS = {"coarse": (0, 5), "middle": (5, 11), "fine": (12, 15), "all": (0, NUM_WS - 1)}
+POSE = "pose"  # the layers that a network's card names (datasets/runs/card.py)
 MAX_UNITS = 1_000_000  # shards/NNN/unit-NNNNNN.parquet has three and six digits
 UNIT_PIXEL_BYTES = 16_000_000  # the most raw pixels of a unit, even where --unit-images allows more
 UNITS_OF_A_SMALL_RUN = 32  # small runs get smaller units, so that all workers get some and progress is visible
@@ -32,13 +33,24 @@ def parse_layers(text: str) -> tuple[int, ...]:
     for part in (text if text not in LAYER_GROUPS else "{}-{}".format(*LAYER_GROUPS[text])).split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            names = ", ".join(LAYER_GROUPS)
+            names = ", ".join([POSE, *LAYER_GROUPS])
             raise InputError(f"--layers {text!r}: give {names}, or w indices such as 3,5-8")
         low, high = int(first), int(last or first)
         if not low <= high < NUM_WS:
             raise InputError(f"--layers {text!r}: {part.strip()} is not within the w indices 0 to {NUM_WS - 1}")
         layers.update(range(low, high + 1))
     return tuple(sorted(layers))
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Ascending w indices as `parse_layers` reads them, in the shortest form: [0, 1, 2, 5] is "0-2,5"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 @dataclasses.dataclass(frozen=True)

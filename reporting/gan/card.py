@@ -1,6 +1,6 @@
-"""The card of a network: its measured figures as Markdown tables, and pictures of its people.
+"""What is measured of a network, for people: lines about its layers, tables of its figures, pictures of its people.
 
-`benchmarks/network_card.py` measures the figures.
+`jobs/score.py --card` measures the layers, `benchmarks/network_card.py` all other figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from datasets.runs.verdicts import KEPT
 from passersby.options import Json
 from reporting.grid import SheetCell, SheetRow, contact_sheet
 from reporting.page import flatten
-from reporting.tables import percent
+from reporting.tables import aligned, percent
 
 # ---- The figures of a card.
 
@@ -229,6 +229,76 @@ def _safe(text: str) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= _LONGEST else line[:_LONGEST] + "..."
     return line.translate({ord(character): f"&#{ord(character)};" for character in "|<>[]`"})
+
+
+# ---- The layers that hold the pose: the section "layers" of the file NAME.card.json (datasets/runs/card.py).
+
+
+class Spread(TypedDict):
+    """The colour spread of a region, within people over between people."""
+
+    ratio: float
+
+
+class Judged(TypedDict, total=False):
+    """What a re-ID network says; shares of pairs are absent where there was no threshold."""
+
+    nearest_own: Required[Share]
+    same_person: Share
+    different_people: float
+
+
+class Group(TypedDict):
+    """Figures of variants that differ in a group of layers. pose_moved: 1 is as far as another person is."""
+
+    nearest_own: Share
+    pose_moved: float
+    edges: Spread
+    torso: Spread
+    judge: NotRequired[Judged]
+
+
+class Layers(TypedDict):
+    """The section. pose: the w indices that were chosen; groups: by their layers as text; real: of real people."""
+
+    pose: Sequence[int]
+    groups: Mapping[str, Group]
+    real: Group | None
+
+
+def layers_lines(layers: Layers, chosen: str) -> list[str]:
+    """The groups as a table, that which moves the pose most first. chosen: the name of the chosen group."""
+    groups = sorted(layers["groups"].items(), key=lambda pair: -pair[1]["pose_moved"])
+    real = [] if layers["real"] is None else [("real people", layers["real"])]
+    judged = any("judge" in group for _, group in [*groups, *real])
+    head = ("layers", "own clothes nearest", "pose moved", "edges", "torso")
+    head += ("judge: own nearest", "same person", "different people") * judged
+    rows = [
+        head,
+        *(_group_row(f"{name} *" if name == chosen else name, group, judged) for name, group in [*groups, *real]),
+    ]
+    return [
+        *aligned(rows),
+        "* the layers of --layers pose. Own clothes nearest: variants whose nearest person by colours is their own.",
+        "Pose moved: 100% is as far as another person is. Edges (the background), torso (the clothes): colour spread",
+        "within people over between people.",
+    ]
+
+
+def _group_row(name: str, group: Group, judged: bool) -> tuple[str, ...]:
+    row = (
+        name,
+        percent(group["nearest_own"]["value"]),
+        percent(group["pose_moved"]),
+        *(f"{group[region]['ratio']:.2f}" for region in ("edges", "torso")),
+    )
+    if not judged:
+        return row
+    judge = group.get("judge")
+    if judge is None:
+        return (*row, "", "", "")
+    same, other = judge.get("same_person"), judge.get("different_people")
+    return (*row, percent(judge["nearest_own"]["value"]), percent(same and same["value"]), percent(other))
 
 
 # ---- The pictures of a card.

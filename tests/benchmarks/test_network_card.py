@@ -72,7 +72,7 @@ def test_it_writes_the_figures_and_the_pictures(card):
     assert figures["filter"]["base"]["people"] == 4
     mixing = figures["mixing"]
     assert {name: group["people"] for name, group in mixing.items()} == {
-        "middle (5-11)": 4,
+        "pose (5-11)": 4,  # without a card of the network: the study's layers
         "coarse (0-4)": 2,
         "fine (12-15)": 2,
         "all (0-15)": 2,

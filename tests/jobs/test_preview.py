@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.runs.card import write_card
 from datasets.runs.plan import parse_layers
 from jobs.preview import Preview, check, draw, main
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.stylegan3 import Generator, GeneratorConfig, load_network, save_network, to_uint8
 
 
@@ -57,6 +59,19 @@ def test_headings_name_the_indices():
     groups = check(Preview(network=Path("x"), groups=("coarse", "middle", "fine", "3,5-8")))
     assert list(groups) == ["coarse 0-5", "middle 5-11", "fine 12-15", "layers 3,5-8"]
     assert groups["layers 3,5-8"] == parse_layers("3,5-8") == (3, 5, 6, 7, 8)
+
+
+def test_the_layers_of_the_pose_are_those_of_the_networks_card(tmp_path, capsys):
+    network = tmp_path / "net.safetensors"
+    network.write_bytes(b"weights")
+    write_card(network, {"sha256": file_sha256(network)}, {"layers": {"pose": [0, 1, 2]}})
+    assert check(Preview(network=network, groups=("pose", "fine"))) == {
+        "pose 0-2": (0, 1, 2), "fine 12-15": (12, 13, 14, 15),
+    }  # fmt: skip
+    assert capsys.readouterr().err == "layers 0-2 move the pose of this network, says net.card.json\n"
+    with pytest.raises(InputError, match="--groups 'hair'"):
+        check(Preview(network=network, groups=("pose", "hair")))
+    assert capsys.readouterr().err == ""  # bad input is one line
 
 
 @pytest.mark.parametrize(

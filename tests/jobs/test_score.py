@@ -9,12 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from datasets.people import image_sets
 from datasets.people.image_sets import run_images
+from datasets.runs.card import pose_layers
 from datasets.storage.output import Output
 from jobs.score import Config, main, reference_set, scored_set
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.weights import WEIGHTS
 from tests.helpers import export_runs as runs
 
@@ -163,6 +166,17 @@ def test_on_ray_the_scores_are_the_same(config, network, monkeypatch):
         ({"images": 0, "network": "n"}, "--images 0: must be 6 or more"),
         ({"height": 32, "network": "n"}, "--height 32 --width None: give both"),
         ({"seed": -1, "network": "n"}, "--seed -1: must be 0 or more"),
+        ({"network": "n", "out": None}, "--out is missing: give a folder for the scores"),
+        ({"network": "n", "reference": None}, "--reference is missing: give a data set of real people"),
+        ({"network": "n", "identity": "reid"}, "--identity reid: it belongs to --card"),
+        ({"card": True}, "has no meaning with --card: leave it out"),
+        ({"card": True, "out": None, "run": "r"}, "--run r: it has no meaning with --card"),
+        (
+            {"card": True, "out": None, "workers": None, "folder": Path("f")},
+            "--folder f: it has no meaning with --card",
+        ),
+        ({"card": True, "out": None, "workers": None, "network": "/nonexistent.pkl"}, "/nonexistent.pkl: no such file"),
+        ({"card": True, "out": None, "workers": None, "people": 5}, "--people 5: must be 6 or more"),
     ],
 )
 def test_bad_input_is_refused(config, changes, message):
@@ -185,6 +199,25 @@ def test_references_that_cannot_be_used_are_refused(config, network, tmp_path):
     (tmp_path / "run" / "manifest.parquet").unlink()
     with pytest.raises(InputError, match="no manifest.parquet says which images are kept: .*--verdict all"):
         main(dataclasses.replace(config, run=str(tmp_path / "run")))
+
+
+@pytest.mark.slow
+def test_a_card_is_written_beside_the_network_and_the_network_stays(config, network, tmp_path, capsys):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(network.read_bytes())
+    alone = dataclasses.replace(config, card=True, out=None, reference=None, workers=None, network=str(path), people=6)
+    threads = torch.get_num_threads()
+    main(dataclasses.replace(alone, dry_run=True))
+    assert not (tmp_path / "net.card.json").exists()
+    main(alone)
+    torch.set_num_threads(threads)
+    card = json.loads((tmp_path / "net.card.json").read_text())
+    assert card["network"]["sha256"] == file_sha256(path) == file_sha256(network)
+    assert (card["layers"]["sample"]["people"], card["layers"]["sample"]["gallery"]) == (6, 24)
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == str(tmp_path / "net.card.json")
+    assert "images/s" in said.err  # progress
+    assert pose_layers(path, file_sha256(path)).layers == tuple(card["layers"]["pose"])
 
 
 @pytest.mark.slow

@@ -4,8 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from passersby.errors import InputError
 from passersby.metrics.ssim import ssim
-from passersby.metrics.variants import by_person, measure_filter, measure_mixing, measure_pose, other_people, share
+from passersby.metrics.variants import (
+    by_person,
+    colour_histograms,
+    colour_spread,
+    measure_filter,
+    measure_mixing,
+    measure_pose,
+    measure_variants,
+    other_people,
+    others_edge_distance,
+    region_colours,
+    share,
+)
 
 COLOURS = np.array([(200, 30, 30), (30, 160, 40), (40, 40, 190), (220, 200, 60)], np.uint8)
 RANDOM = np.random.default_rng(0)
@@ -97,3 +110,57 @@ def test_a_share_counts_people_not_images():
     assert (found["value"], found["people"], found["images"]) == (0.75, 2, 4)
     assert found["low"] == 0.5
     assert found["high"] == 1.0
+
+
+def test_the_colours_of_edges_and_torso_are_those_of_their_pixels():
+    image = np.zeros((2, 120, 60, 3), np.uint8)
+    image[:, :40, :10], image[:, :40, 50:] = (255, 0, 0), (0, 0, 255)  # the top third, a sixth on each side
+    image[:, 34:58, 23:37] = (0, 102, 0)  # 28% and 48% of 120; 38% and 62% of 60, rounded
+    np.testing.assert_allclose(region_colours(image, "edges"), [[0.5, 0, 0.5]] * 2)
+    np.testing.assert_allclose(region_colours(image, "torso"), [[0, 0.4, 0]] * 2)
+    inverse = image.copy()
+    inverse[:, :40, :10] = inverse[:, :40, 50:] = inverse[:, 34:58, 23:37] = 7
+    for region in ("edges", "torso"):
+        np.testing.assert_allclose(region_colours(inverse, region), 7 / 255)  # every pixel of it, and no other
+
+
+def test_regions_of_a_tiny_picture_have_a_pixel():
+    assert region_colours(np.full((1, 2, 2, 3), 51, np.uint8), "edges").tolist() == [[0.2] * 3]
+    assert region_colours(np.full((1, 2, 2, 3), 51, np.uint8), "torso").tolist() == [[0.2] * 3]
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 8, 4, 3)), np.zeros((8, 4), np.uint8), np.zeros((2, 8, 4), np.uint8)])
+def test_regions_of_other_arrays_are_refused(images):
+    with pytest.raises(InputError, match="colours of regions need uint8"):
+        region_colours(images, "torso")
+
+
+def test_the_spread_of_colours_within_and_between_people():
+    # Two people, two pictures each, one channel moves: person 0 has 0.0 and 0.2, person 1 has 0.6 and 0.6.
+    colours = np.zeros((2, 2, 3))
+    colours[:, :, 0] = [[0.0, 0.2], [0.6, 0.6]]
+    spread = colour_spread(colours)
+    assert spread["within"] == pytest.approx((0.1 + 0) / 2 / 3)
+    assert spread["between"] == pytest.approx(0.25 / 3)  # of the means 0.1 and 0.6
+    assert spread["ratio"] == pytest.approx(0.2)
+    assert colour_spread(np.full((2, 3, 3), 0.5)) == {"within": 0, "between": 0, "ratio": 0}
+
+
+def test_what_variants_keep_and_change_whatever_made_them():
+    gallery = colour_histograms(MADE[:, 0])
+    same = measure_variants(MADE[:, [0, 0, 0]], gallery)
+    assert same["nearest_own"]["value"] == 1
+    assert same["edge_distance"] == same["edges"]["within"] == same["torso"]["within"] == 0
+    kept, taken = (measure_variants(images, gallery) for images in (MADE, DONORS))
+    assert (kept["nearest_own"]["value"], taken["nearest_own"]["value"]) == (1, 0)
+    assert (kept["nearest_own"]["people"], kept["nearest_own"]["images"]) == (4, 8)
+    assert kept["edge_distance"] == pytest.approx(
+        measure_mixing(MADE, SCORES, MADE[:, 0], DONORS, 0.6)["edge_distance"]
+    )
+    assert taken["torso"]["ratio"] > 1 > 0.5 > kept["torso"]["ratio"]
+    assert measure_variants(MADE, gallery[::-1].copy())["nearest_own"]["value"] == 0  # people in a wrong order
+
+
+def test_the_edge_distance_of_other_people_alone_is_the_same():
+    for count in (2, 4):
+        assert others_edge_distance(MADE[:count, 0]) == pytest.approx(other_people(MADE[:count, 0])["edge_distance"])

@@ -1,0 +1,214 @@
+"""Which layers hold the pose: the rule, and the measurement of a network whose layers are known."""
+
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from passersby.errors import InputError
+from passersby.stylegan3 import GeneratorConfig, LoadedNetwork
+from pipeline import card
+from pipeline.card import Maker, Sample, best_group, measure_layers, ranges_to_try
+from reporting.gan.card import layers_lines
+from reporting.progress import ProgressLine
+from tests.helpers import identity_runs
+
+POSE_LAYERS, CLOTHES_LAYERS = range(2, 6), range(9, 16)
+SAMPLE = Sample(people=12, variants=4, gallery=16, height=64, width=32)
+
+
+class Drawn(nn.Module):
+    """Stands in for a generator: layers 2-5 place a pale bar, layers 9-15 give the clothes' colour, others nothing."""
+
+    def __init__(self, height: int = 64, width: int = 32):
+        super().__init__()
+        self.config = GeneratorConfig.config_t(height, width, channel_base=256, channel_max=8)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def mapping(self, z: torch.Tensor, truncation_psi: float = 1.0) -> torch.Tensor:
+        return z[:, None].repeat(1, self.config.num_ws, 1)
+
+    def synthesis(self, ws: torch.Tensor, shared: int = 0) -> torch.Tensor:
+        height, width = self.config.height, self.config.width
+        images = torch.empty(len(ws), 3, height, width)
+        images[:] = torch.tanh(ws[:, list(CLOTHES_LAYERS), :3].mean(1))[:, :, None, None] * 0.8
+        for layer in POSE_LAYERS:  # each has a quarter of the height, and a bar in one of 16 places
+            for index, place in enumerate((ws[:, layer, 5].sigmoid() * 16).long().clamp(0, 15)):
+                top, left = (layer - POSE_LAYERS[0]) * height // 4, int(place) * width // 16
+                images[index, :, top : top + height // 4, left : left + 2] += 0.2
+        return images
+
+
+def drawn(**size: int) -> LoadedNetwork:
+    return LoadedNetwork(Drawn(**size), None, None, {}, "safetensors", "ab" * 32)
+
+
+@pytest.fixture(scope="module")
+def section() -> dict:
+    threads = torch.get_num_threads()
+    result = measure_layers(drawn(), "drawn.safetensors", SAMPLE)
+    torch.set_num_threads(threads)
+    return result
+
+
+def figures(own: float, pose: float) -> dict:
+    return {"nearest_own": {"value": own}, "pose_moved": pose}
+
+
+@pytest.mark.parametrize(
+    ("groups", "best"),
+    [
+        ({"a": (0.99, 0.4), "b": (0.90, 0.6), "c": (0.89, 0.9)}, "b"),  # the one that moves most, of the clear ones
+        ({"a": (1.0, 0.1), "b": (0.80, 0.6), "c": (0.85, 0.4)}, "c"),  # none is clear and moves: the purest that moves
+        ({"a": (1.0, 0.0), "b": (0.95, 0.3)}, "b"),  # nothing moves far
+        ({"a": (0.95, 0.5), "b": (0.99, 0.5)}, "a"),  # equal: the first
+        ({"a": (0.2, 0.9)}, "a"),
+    ],
+)
+def test_the_rule_takes_the_group_that_moves_most_and_keeps_the_clothes(groups, best):
+    assert best_group({name: figures(*pair) for name, pair in groups.items()}) == best
+
+
+def test_a_range_is_tried_where_the_shorter_ones_inside_keep_the_clothes():
+    assert ranges_to_try(1, 4, {}) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    kept = {(0, 0): 0.9, (1, 1): 0.8, (2, 2): 0.79, (3, 3): 1.0}
+    assert ranges_to_try(2, 4, kept) == [(0, 1)]
+    assert ranges_to_try(3, 4, kept | {(0, 1): 1.0}) == []
+
+
+def test_the_layers_that_place_the_bars_are_found_and_those_of_the_colour_are_not(section):
+    groups = section["groups"]
+    assert set(POSE_LAYERS) <= set(section["pose"])
+    assert not set(CLOTHES_LAYERS) & set(section["pose"])
+    best = groups[f"{section['pose'][0]}-{section['pose'][-1]}"]
+    assert best["nearest_own"]["value"] > 0.9
+    assert best["pose_moved"] > 0.5
+    assert best["torso"]["ratio"] < 0.2
+    assert groups["12-15"]["pose_moved"] < 0.2  # colours alone
+    assert groups["12-15"]["torso"]["ratio"] > best["torso"]["ratio"]
+    assert set(section["study"].values()) == {"0-5", "5-11", "12-15"} <= set(groups)
+    assert section["trial"]["0"] == {"nearest_own": 1.0, "pose_moved": pytest.approx(0, abs=0.02)}  # nothing moves
+    assert section["sample"] == {
+        "people": 12, "variants": 4, "gallery": 16, "seed": 0, "truncation_psi": 0.7, "height": 64, "width": 32,
+    }  # fmt: skip
+    assert section["judge"] is section["real"] is None
+    json.dumps(section)
+
+
+def test_the_lines_mark_the_chosen_group_and_have_a_column_each(section):
+    lines = layers_lines(section, "0-5")
+    head, *rows = lines[:-3]
+    assert head.split("  ")[0] == "layers"
+    assert len(rows) == len(section["groups"])
+    assert [row for row in rows if row.startswith("0-5 *")]
+    moved = [float(row.split("%")[1]) for row in rows]
+    assert moved == sorted(moved, reverse=True)
+
+
+def test_the_same_network_gives_the_same_figures(section):
+    threads = torch.get_num_threads()
+    again = measure_layers(drawn(), "another name", SAMPLE)
+    torch.set_num_threads(threads)
+    assert again == section
+
+
+def test_a_judge_and_real_people_stand_in_the_same_table(tmp_path):
+    random = np.random.default_rng(0)
+    (tmp_path / "bounding_box_train").mkdir()
+    for person in range(1, 5):
+        for picture in range(4 if person < 4 else 2):  # the fourth has too few pictures
+            pixels = np.clip((60 * person, 90, 250 - 60 * person) + random.normal(0, 9, (64, 32, 3)), 0, 255)
+            name = f"{person:04d}_c{picture + 1}s1_000001_00.jpg"
+            cv2.imwrite(str(tmp_path / "bounding_box_train" / name), pixels.astype(np.uint8))
+    (tmp_path / "bounding_box_train" / "0001_c1s1_000009_00.jpg").write_bytes(b"damaged")
+    threads = torch.get_num_threads()
+    result = measure_layers(
+        drawn(), "drawn", Sample(people=6, variants=3, gallery=8, height=64, width=32),
+        judge=identity_runs.tiny_network(), reference=tmp_path,
+    )  # fmt: skip
+    torch.set_num_threads(threads)
+    assert result["judge"]["sha256"] == "ab" * 32
+    assert -1 <= result["judge"]["threshold"] <= 1
+    real = result["real"]
+    assert (real["people"], real["gallery"]) == (3, 4)
+    assert real["nearest_own"]["value"] == 1
+    assert real["torso"]["ratio"] < 0.2
+    for group in [*result["groups"].values(), real]:
+        assert set(group["judge"]) == {"nearest_own", "same_person", "different_people"}
+        assert 0 <= group["judge"]["different_people"] <= 1
+    lines = layers_lines(result, "0-5")
+    assert lines[0].endswith("judge: own nearest  same person  different people")
+    assert [line for line in lines if line.startswith("real people")]
+
+
+def test_too_few_real_people_are_refused(tmp_path):
+    (tmp_path / "bounding_box_train").mkdir()
+    for person in (1, 2):
+        path = tmp_path / "bounding_box_train" / f"{person:04d}_c1s1_000001_00.jpg"
+        cv2.imwrite(str(path), np.full((64, 32, 3), 99, np.uint8))
+    with pytest.raises(InputError, match=r"--reference .*: 0 of its 2 training people have 4 pictures"):
+        measure_layers(drawn(), "drawn", SAMPLE, reference=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2**32 - 3}, "--seed 4294967293: seeds end at 4294967295"),
+        ({"truncation_psi": 3.0}, "--truncation-psi 3.0"),
+        ({"height": 0}, "--height 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        Maker(drawn(), "drawn", Sample(**changes), "cpu", 1)
+
+
+def test_a_network_with_broken_weights_is_refused():
+    network = drawn()
+    network.generator.synthesis = lambda ws, shared: torch.full((len(ws), 3, 64, 32), float("nan"))
+    line = ProgressLine(1, 1, stream=io.StringIO())
+    with pytest.raises(InputError, match="--network drawn: person 0: the network's image is not finite"):
+        Maker(network, "drawn", SAMPLE, "cpu", 1)((0,), 2, 2, line)
+
+
+def test_a_measured_card_is_that_of_its_network(tmp_path, monkeypatch, capsys):
+    """The card's file, from the command's function, with a network that a test can make in a second."""
+    from datasets.runs.card import pose_layers
+
+    network = tmp_path / "net.safetensors"
+    network.write_bytes(b"stands in")
+    monkeypatch.setattr(card, "load_network", lambda path: drawn())
+    threads = torch.get_num_threads()
+    card.card_of(network, SAMPLE, "cpu", None, None, dry_run=True)
+    assert not list(tmp_path.glob("*.json"))
+    card.card_of(network, SAMPLE, "cpu", None, None, dry_run=False)
+    torch.set_num_threads(threads)
+    written = network.with_suffix(".card.json")
+    assert capsys.readouterr().out.splitlines()[-1] == str(written)
+    content = json.loads(written.read_text())
+    assert content["network"] == {
+        "file": "net.safetensors", "sha256": "ab" * 32, "num_ws": 16, "height": 64, "width": 32,
+    }  # fmt: skip
+    assert str(tmp_path) not in written.read_text()
+    assert pose_layers(network, "ab" * 32).layers == tuple(content["layers"]["pose"])
+    assert network.read_bytes() == b"stands in"
+
+
+def test_the_demo_network_has_a_card_and_its_layers_are_those_of_the_default():
+    from datasets.runs.card import pose_layers
+    from passersby.files import file_sha256
+    from passersby.weights import DEMO_NETWORK
+    from pipeline.generation import Config, Inputs
+
+    sha256 = file_sha256(DEMO_NETWORK)
+    written = json.loads(Path(DEMO_NETWORK).with_suffix(".card.json").read_text())
+    assert written["network"]["sha256"] == sha256
+    assert written["layers"]["pose"] == list(pose_layers(DEMO_NETWORK, sha256).layers)
+    best = best_group(written["layers"]["groups"])
+    assert Config(out="").frozen(Inputs(DEMO_NETWORK)).layers == tuple(written["layers"]["pose"])
+    assert written["layers"]["groups"][best]["nearest_own"]["value"] >= card.CLEAR
