@@ -1,14 +1,14 @@
 """What the card of a network says about its layers, measured on people of the network in this process, without Ray.
 
-Variants take a range of layers from another code, as jobs/generate.py makes them. A trial with few people goes through
-the contiguous ranges; the best of them, and the study's groups, are then measured with more people. `best_group` states
-the rule by which one range becomes that of `--layers pose`.
+Variants take a range of layers from another code, as jobs/generate.py makes them. A trial with few people looks for the
+largest ranges that keep the clothes. The best of what it tried, and the study's groups, are then measured with more
+people. RULE says which range becomes that of `--layers pose`.
 """
 
 import dataclasses
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -37,6 +37,7 @@ from passersby.reid.network import FeatureNetwork
 from passersby.stylegan3 import LoadedNetwork, load_network
 from reporting.gan.card import Layers, layers_lines
 from reporting.progress import ProgressLine
+from reporting.tables import percent
 
 Figures: TypeAlias = dict[str, Any]  # of one group of layers, as JSON data
 Range: TypeAlias = tuple[int, int]  # the first and the last of contiguous layers
@@ -50,10 +51,10 @@ RULE = (
 )
 NAMED = ("coarse", "middle", "fine")
 
-# The trial. A range is tried where both ranges inside it that are one layer shorter keep the clothes of TRIED of the
-# variants: more layers change more. The figure is below CLEAR, as 60 variants give it to about 4 points.
-TRIAL_PEOPLE, TRIAL_VARIANTS, TRIED = 20, 4, 0.8
-FINALISTS, MOST_FINALISTS = 6, 12
+# More layers change more. So ranges within a range that keeps the clothes keep them too, and move the pose less. A
+# trial with few people looks for the largest ranges that keep the clothes of TRIED of the variants, which is below
+# CLEAR, as 36 variants give it to about 5 points. What it tried on its way is then measured with all people.
+TRIAL_PEOPLE, TRIAL_VARIANTS, TRIED = 12, 4, 0.8
 UNIT_PEOPLE = 4  # people made at once, between two updates of the progress line
 THRESHOLD_PICTURES = 2000  # real pictures, evenly spread, whose pairs give the judge's threshold
 
@@ -187,42 +188,66 @@ def _kept(figures: Figures) -> float:
     return figures["nearest_own"]["value"]
 
 
-def ranges_to_try(length: int, count: int, kept: Mapping[Range, float]) -> list[Range]:
-    """The ranges of `length` of `count` layers that are tried. kept: `nearest_own` of the shorter ranges."""
-    ranges = [(first, first + length - 1) for first in range(count - length + 1)]
-    if length == 1:
-        return ranges
-    return [r for r in ranges if all(kept.get(part, 0.0) >= TRIED for part in ((r[0] + 1, r[1]), (r[0], r[1] - 1)))]
+def _short(figures: Figures) -> Figures:
+    return {"nearest_own": round(_kept(figures), 3), "pose_moved": round(figures["pose_moved"], 3)}
 
 
-def _trial(maker: Maker, measurer: Measurer, count: int) -> dict[str, Figures]:
-    people, kept, trials = min(TRIAL_PEOPLE, maker.sample.people), {}, {}
-    for length in range(1, count + 1):
-        ranges = ranges_to_try(length, count, kept)
-        if not ranges:
-            break
-        print(f"{len(ranges)} groups of {length} layer{'s' * (length > 1)}", file=sys.stderr)
-        with ProgressLine(*_work(len(ranges), people, TRIAL_VARIANTS)) as line:
-            for first, last in ranges:
-                layers = range(first, last + 1)
-                figures = measurer(maker(layers, people, TRIAL_VARIANTS, line), judged=False)
-                kept[first, last] = _kept(figures)
-                trials[layers_text(layers)] = figures
-    return trials
+def largest_ranges(count: int, keeps: Callable[[Range], bool]) -> list[Range]:
+    """The ranges of `count` layers that keep the clothes, and that lie in no larger such range; by 2 * count trials.
+
+    keeps: whether a range keeps the clothes. It is taken as true for all ranges inside a range for which it is true.
+    """
+    ranges, first, last = [], 0, 0
+    while last < count:
+        if keeps((first, last)):
+            last += 1
+            continue
+        if last > first and (not ranges or ranges[-1][1] < last - 1):
+            ranges.append((first, last - 1))
+        first += 1
+        last = max(first, last)
+    return ranges + [(first, count - 1)] * (first < count)
 
 
-def _work(groups: int, people: int, variants: int) -> tuple[int, int]:
-    return groups * -(-people // UNIT_PEOPLE), groups * people * variants
+class Search:
+    """Looks for the range that RULE chooses. measure: figures of a range, by the people of the trial or by all."""
+
+    def __init__(self, count: int, measure: Callable[[Range, bool], Figures]):
+        self.count, self.measure = count, measure
+        self.trials: dict[Range, Figures] = {}
+        self.groups: dict[Range, Figures] = {}
+
+    def _keeps(self, layers: Range) -> bool:
+        self.trials[layers] = self.measure(layers, True)
+        return _kept(self.trials[layers]) >= TRIED
+
+    def run(self) -> None:
+        """Fill `trials` and `groups`: figures of the ranges that were tried, and of those that were measured.
+
+        The range that moves the pose most of those that are clear is found by bisection: what moves the pose more keeps
+        less of the clothes.
+        """
+        largest_ranges(self.count, self._keeps)
+        moving = [layers for layers in self.trials if self.trials[layers]["pose_moved"] >= MOVES]
+        order = [layers for layers in moving if _kept(self.trials[layers]) >= TRIED]
+        order.sort(key=lambda layers: -self.trials[layers]["pose_moved"])
+        first, end = 0, len(order)
+        while first < end:
+            middle = (first + end) // 2
+            figures = self.groups[order[middle]] = self.measure(order[middle], False)
+            first, end = (first, middle) if _kept(figures) >= CLEAR else (middle + 1, end)
+        if not any(_kept(figures) >= CLEAR for figures in self.groups.values()):
+            by_pose = max(self.trials, key=lambda layers: self.trials[layers]["pose_moved"])
+            best = max(moving, key=lambda layers: _kept(self.trials[layers])) if moving else by_pose
+            self.groups[best] = self.groups.get(best) or self.measure(best, False)
 
 
-def _finalists(trials: Mapping[str, Figures]) -> list[str]:
-    """The tried groups in the order of a final: those that may be clear and move the pose most, then the purest."""
-    moving = [name for name in trials if trials[name]["pose_moved"] >= MOVES]
-    near = [name for name in moving if _kept(trials[name]) >= TRIED]
-    near.sort(key=lambda name: -trials[name]["pose_moved"])
-    others = sorted((name for name in moving if name not in near), key=lambda name: -_kept(trials[name]))
-    still = sorted((name for name in trials if name not in moving), key=lambda name: -trials[name]["pose_moved"])
-    return [*near, *others, *still][:MOST_FINALISTS]
+def _name(layers: Range) -> str:
+    return layers_text(range(layers[0], layers[1] + 1))
+
+
+def _work(people: int, variants: int) -> tuple[int, int]:
+    return -(-people // UNIT_PEOPLE), people * variants
 
 
 def measure_layers(
@@ -243,24 +268,26 @@ def measure_layers(
     real = None if reference is None else _RealPeople.read(reference, sample, threads)
     judging = None if judge is None else Judge(judge.to(device), real and real.listing)
     count = network.generator.config.num_ws
-    with ProgressLine(*_work(1, sample.gallery, 1)) as line:
+    with ProgressLine(*_work(sample.gallery, 1)) as line:
         gallery = [pictures[0] for pictures in maker((0,), sample.gallery, 1, line)]
     measurer = Measurer(gallery, judging)
-    trials = _trial(maker, measurer, count)
-    study = [name for name in NAMED if parse_layers(name)[-1] < count]
-    groups, order = {}, _finalists(trials)
-    named = [layers_text(parse_layers(name)) for name in study]
-    first = list(dict.fromkeys([*order[:FINALISTS], *named]))
-    print(f"{len(first)} groups with {sample.people} people", file=sys.stderr)
-    with ProgressLine(*_work(len(first), sample.people, sample.variants)) as line:
-        for text in first:
-            groups[text] = measurer(maker(parse_layers(text), sample.people, sample.variants, line))
-    for text in (text for text in order if text not in groups):
-        if _kept(groups[best_group(groups)]) >= CLEAR:
-            break
-        print(f"one more: {text}", file=sys.stderr)
-        with ProgressLine(*_work(1, sample.people, sample.variants)) as line:
-            groups[text] = measurer(maker(parse_layers(text), sample.people, sample.variants, line))
+
+    def measure(layers: Range, trial: bool) -> Figures:
+        people, variants = (min(TRIAL_PEOPLE, sample.people), TRIAL_VARIANTS) if trial else full
+        with ProgressLine(*_work(people, variants)) as line:
+            figures = measurer(maker(range(layers[0], layers[1] + 1), people, variants, line), judged=not trial)
+        kept, moved = percent(_kept(figures)), percent(figures["pose_moved"])
+        about = f"{people} people: own clothes nearest {kept}, pose moved {moved}"
+        print(f"layers {_name(layers)}, {about}", file=sys.stderr, flush=True)
+        return figures
+
+    full, study = (sample.people, sample.variants), [name for name in NAMED if LAYER_GROUPS[name][1] < count]
+    search = Search(count, measure)
+    search.run()
+    for name in study:
+        if LAYER_GROUPS[name] not in search.groups:
+            search.groups[LAYER_GROUPS[name]] = measure(LAYER_GROUPS[name], False)
+    groups = {_name(layers): figures for layers, figures in sorted(search.groups.items())}
     best = best_group(groups)
     return {
         "pose": list(parse_layers(best)),
@@ -269,10 +296,10 @@ def measure_layers(
         "study": {name: "{}-{}".format(*LAYER_GROUPS[name]) for name in study},
         "sample": dataclasses.asdict(sample),
         "other_people_edge_distance": round(measurer.others, 5),
-        "trial": _rounded({text: _short(figures) for text, figures in trials.items()}),
+        "trial": {_name(layers): _short(figures) for layers, figures in search.trials.items()},
         "trial_sample": {"people": min(TRIAL_PEOPLE, sample.people), "variants": TRIAL_VARIANTS},
         "real": None if real is None else _rounded(real.figures(judging)),
-        "judge": None if judge is None or judging is None else _about(judge, judging),
+        "judge": judging and _rounded({"sha256": judging.network.sha256, "threshold": judging.threshold}),
         "software": {"torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__},
         "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
     }
@@ -311,14 +338,6 @@ def card_of(
     about = {"file": path.name, "sha256": loaded.sha256, "num_ws": config.num_ws}
     about |= {"height": config.height, "width": config.width}
     print(write_card(network, about, {LAYERS: section}))
-
-
-def _about(network: FeatureNetwork, judge: Judge) -> dict[str, Json]:
-    return {"sha256": network.sha256, "threshold": None if judge.threshold is None else round(judge.threshold, 5)}
-
-
-def _short(figures: Figures) -> Figures:
-    return {"nearest_own": _kept(figures), "pose_moved": figures["pose_moved"]}
 
 
 def _rounded(values: Any) -> Any:

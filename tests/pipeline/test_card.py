@@ -13,7 +13,7 @@ from torch import nn
 from passersby.errors import InputError
 from passersby.stylegan3 import GeneratorConfig, LoadedNetwork
 from pipeline import card
-from pipeline.card import Maker, Sample, best_group, measure_layers, ranges_to_try
+from pipeline.card import Maker, Sample, best_group, measure_layers
 from reporting.gan.card import layers_lines
 from reporting.progress import ProgressLine
 from tests.helpers import identity_runs
@@ -74,13 +74,78 @@ def test_the_rule_takes_the_group_that_moves_most_and_keeps_the_clothes(groups, 
     assert best_group({name: figures(*pair) for name, pair in groups.items()}) == best
 
 
-def test_a_range_is_tried_where_the_shorter_ones_inside_keep_the_clothes():
-    assert ranges_to_try(1, 4, {}) == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    kept = {(0, 0): 0.9, (1, 1): 0.8, (2, 2): 0.79, (3, 3): 1.0}
-    assert ranges_to_try(2, 4, kept) == [(0, 1)]
-    assert ranges_to_try(3, 4, kept | {(0, 1): 1.0}) == []
+@pytest.mark.parametrize(
+    ("bad", "largest"),
+    [
+        ([], [(0, 7)]),
+        ([(3, 3)], [(0, 2), (4, 7)]),
+        ([(0, 7)], [(0, 6), (1, 7)]),
+        ([(0, 0), (7, 7)], [(1, 6)]),
+        ([(1, 3), (2, 5)], [(0, 2), (2, 4), (3, 7)]),
+        ([(layer, layer) for layer in range(8)], []),
+        ([(7, 7)], [(0, 6)]),
+    ],
+)
+def test_the_largest_ranges_without_bad_ones_are_found_in_few_trials(bad, largest):
+    """bad: ranges that lose the clothes, and every range around one loses them."""
+    trials = []
+
+    def keeps(layers):
+        trials.append(layers)
+        return not any(layers[0] <= low and high <= layers[1] for low, high in bad)
+
+    assert card.largest_ranges(8, keeps) == largest
+    assert len(trials) <= 16
+    assert len(set(trials)) == len(trials)
 
 
+def searched(kept: dict, moved: dict, trial_error: float = 0.0) -> card.Search:
+    """A search among 6 layers. Each loses a share of clothes, and moves the pose, by a number of its own."""
+
+    def measure(layers, trial):
+        inside = range(layers[0], layers[1] + 1)
+        own = 1 - sum(kept.get(layer, 0) for layer in inside) + trial_error * trial
+        return figures(own, sum(moved.get(layer, 0) for layer in inside))
+
+    search = card.Search(6, measure)
+    search.run()
+    return search
+
+
+def chosen_by(search: card.Search) -> str:
+    return best_group({card._name(layers): figures for layers, figures in search.groups.items()})
+
+
+@pytest.mark.parametrize(
+    ("kept", "moved", "best"),
+    [
+        # 0-3 is the largest range of the trial and keeps 88%, as 0-2; 0-1 keeps 92% and moves the pose by 0.5.
+        ({0: 0.04, 1: 0.04, 2: 0.04, 4: 0.5}, {0: 0.2, 1: 0.3, 2: 0.3, 3: 0.1, 5: 0.4}, "0-1"),
+        ({0: 0.5, 4: 0.09, 5: 0.09}, dict.fromkeys(range(6), 0.2), "1-4"),
+        ({3: 0.5}, dict.fromkeys(range(6), 0.2), "0-2"),
+        ({}, dict.fromkeys(range(6), 0.2), "0-5"),
+    ],
+)
+@pytest.mark.parametrize("error", [-0.01, 0.0, 0.05])
+def test_the_search_finds_the_clear_range_that_moves_most(kept, moved, best, error):
+    search = searched(kept, moved, error)
+    assert chosen_by(search) == best
+    assert len(search.groups) <= 4  # bisection
+
+
+def test_the_search_ends_with_the_purest_range_that_moves_where_none_is_clear():
+    kept, moved = {layer: 0.12 + 0.02 * layer for layer in range(5)} | {5: 0.3}, dict.fromkeys(range(6), 0.5)
+    assert chosen_by(searched(kept, {layer: 0.5 - layer / 100 for layer in range(6)})) == "0"  # keeps 88%
+    lost = {layer: 0.5 - 0.05 * layer for layer in range(6)}  # not even the trial lets one through
+    assert chosen_by(searched(lost, moved)) == "5"
+
+
+def test_the_search_ends_where_nothing_moves_the_pose():
+    assert chosen_by(searched({}, {2: 0.1, 3: 0.1})) == "0-3"
+    assert len(searched({0: 0.3, 3: 0.3}, {}).groups) == 1
+
+
+@pytest.mark.slow
 def test_the_layers_that_place_the_bars_are_found_and_those_of_the_colour_are_not(section):
     groups = section["groups"]
     assert set(POSE_LAYERS) <= set(section["pose"])
@@ -93,6 +158,7 @@ def test_the_layers_that_place_the_bars_are_found_and_those_of_the_colour_are_no
     assert groups["12-15"]["torso"]["ratio"] > best["torso"]["ratio"]
     assert set(section["study"].values()) == {"0-5", "5-11", "12-15"} <= set(groups)
     assert section["trial"]["0"] == {"nearest_own": 1.0, "pose_moved": pytest.approx(0, abs=0.02)}  # nothing moves
+    assert len(section["trial"]) <= 32
     assert section["sample"] == {
         "people": 12, "variants": 4, "gallery": 16, "seed": 0, "truncation_psi": 0.7, "height": 64, "width": 32,
     }  # fmt: skip
@@ -100,6 +166,7 @@ def test_the_layers_that_place_the_bars_are_found_and_those_of_the_colour_are_no
     json.dumps(section)
 
 
+@pytest.mark.slow
 def test_the_lines_mark_the_chosen_group_and_have_a_column_each(section):
     lines = layers_lines(section, "0-5")
     head, *rows = lines[:-3]
@@ -110,6 +177,7 @@ def test_the_lines_mark_the_chosen_group_and_have_a_column_each(section):
     assert moved == sorted(moved, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_figures(section):
     threads = torch.get_num_threads()
     again = measure_layers(drawn(), "another name", SAMPLE)
@@ -117,6 +185,7 @@ def test_the_same_network_gives_the_same_figures(section):
     assert again == section
 
 
+@pytest.mark.slow
 def test_a_judge_and_real_people_stand_in_the_same_table(tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "bounding_box_train").mkdir()
@@ -176,6 +245,7 @@ def test_a_network_with_broken_weights_is_refused():
         Maker(network, "drawn", SAMPLE, "cpu", 1)((0,), 2, 2, line)
 
 
+@pytest.mark.slow
 def test_a_measured_card_is_that_of_its_network(tmp_path, monkeypatch, capsys):
     """The card's file, from the command's function, with a network that a test can make in a second."""
     from datasets.runs.card import pose_layers
