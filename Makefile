@@ -40,7 +40,7 @@ SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd --out $(CHAIN)/sweep -
 
 chain: setup  ## new people: 50 minutes on two cores
 	$(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
-	$(BIN)/python jobs/generate.py --people 640 --variants 12 --layers 0-4 --out $(CHAIN)/people
+	$(BIN)/python jobs/generate.py --people 640 --variants 12 --out $(CHAIN)/people
 	$(SWEEP) generated_share=None --sweep artificial-people --generated $(CHAIN)/people \
 	    --levels $(or $(LEVELS),80 160 320) --steps $(or $(STEPS),1000)
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
@@ -53,7 +53,7 @@ chain-variants: setup  ## new pictures of real people, three ways: hours on two 
 	    --identity-network $(CHAIN)/identity/network.safetensors --out $(CHAIN)/encoder
 	$(BIN)/python jobs/invert.py --data $(CHAIN)/crowd --encoder $(CHAIN)/encoder/encoder.safetensors --pictures 1 \
 	    --refine w --refine-steps 40 --identity $(CHAIN)/identity/network.safetensors --out $(CHAIN)/latents
-	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --variants 20 --layers 0-4 --out $(CHAIN)/variants \
+	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --variants 20 --out $(CHAIN)/variants \
 	    --identity $(CHAIN)/identity/network.safetensors --real $(CHAIN)/crowd
 	$(SWEEP) --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \
 	    --levels $(or $(LEVELS),16) --steps $(or $(STEPS),600) --arms "study: variants_labels=hard generated_share=None" \
