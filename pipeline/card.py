@@ -23,7 +23,7 @@ from datasets.people.decoding import decode, decode_bicubic, decode_listing, dec
 from datasets.people.listing import TRAIN, Listing
 from datasets.people.readers import read_split
 from datasets.runs.card import LAYERS, check_writable, write_card
-from datasets.runs.configuration import Configuration
+from datasets.runs.configuration import RECIPE, Configuration
 from datasets.runs.plan import LAYER_GROUPS, layers_text, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
@@ -91,6 +91,7 @@ class Maker:
             seed=s.seed, variants=variants, method="mix", layers=tuple(layers), amount=None,
             truncation_psi=s.truncation_psi, network=self.network.sha256, height=s.height, width=s.width, format="jpeg",
             jpeg_quality=95, unit_images=1, detector="", reference_threshold=0.0, ssim_data_range=1.0,
+            recipe=RECIPE,
         )  # fmt: skip
 
     def __call__(self, layers: Sequence[int], people: int, variants: int, line: ProgressLine) -> list[list[bytes]]:

@@ -22,19 +22,17 @@ POSE_LAYERS, CLOTHES_LAYERS = range(2, 6), range(9, 16)
 SAMPLE = Sample(people=12, variants=4, gallery=16, height=64, width=32)
 
 
-class Drawn(nn.Module):
-    """Stands in for a generator: layers 2-5 place a pale bar, layers 9-15 give the clothes' colour, others nothing."""
+class DrawnSynthesis(nn.Module):
+    """Layers 2-5 place a pale bar, layers 9-15 give the clothes' colour, others nothing."""
 
-    def __init__(self, height: int = 64, width: int = 32):
+    layer_names = ()
+
+    def __init__(self, height: int, width: int):
         super().__init__()
-        self.config = GeneratorConfig.config_t(height, width, channel_base=256, channel_max=8)
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.height, self.width = height, width
 
-    def mapping(self, z: torch.Tensor, truncation_psi: float = 1.0) -> torch.Tensor:
-        return z[:, None].repeat(1, self.config.num_ws, 1)
-
-    def synthesis(self, ws: torch.Tensor, shared: int = 0) -> torch.Tensor:
-        height, width = self.config.height, self.config.width
+    def forward(self, ws: torch.Tensor, shared: int = 0) -> torch.Tensor:
+        height, width = self.height, self.width
         images = torch.empty(len(ws), 3, height, width)
         images[:] = torch.tanh(ws[:, list(CLOTHES_LAYERS), :3].mean(1))[:, :, None, None] * 0.8
         for layer in POSE_LAYERS:  # each has a quarter of the height, and a bar in one of 16 places
@@ -42,6 +40,19 @@ class Drawn(nn.Module):
                 top, left = (layer - POSE_LAYERS[0]) * height // 4, int(place) * width // 16
                 images[index, :, top : top + height // 4, left : left + 2] += 0.2
         return images
+
+
+class Drawn(nn.Module):
+    """Stands in for a generator whose layers are known."""
+
+    def __init__(self, height: int = 64, width: int = 32):
+        super().__init__()
+        self.config = GeneratorConfig.config_t(height, width, channel_base=256, channel_max=8)
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.synthesis = DrawnSynthesis(height, width)
+
+    def mapping(self, z: torch.Tensor, truncation_psi: float = 1.0) -> torch.Tensor:
+        return z[:, None].repeat(1, self.config.num_ws, 1)
 
 
 def drawn(**size: int) -> LoadedNetwork:
@@ -239,7 +250,7 @@ def test_numbers_out_of_range_are_refused(changes, message):
 
 def test_a_network_with_broken_weights_is_refused():
     network = drawn()
-    network.generator.synthesis = lambda ws, shared: torch.full((len(ws), 3, 64, 32), float("nan"))
+    network.generator.synthesis.forward = lambda ws, shared: torch.full((len(ws), 3, 64, 32), float("nan"))
     line = ProgressLine(1, 1, stream=io.StringIO())
     with pytest.raises(InputError, match="--network drawn: person 0: the network's image is not finite"):
         Maker(network, "drawn", SAMPLE, "cpu", 1)((0,), 2, 2, line)
