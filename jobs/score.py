@@ -180,9 +180,16 @@ def measure_card(config: Config) -> None:
     """Measure a network's layers, print them, and write them into the card beside the network."""
     from pipeline.card import Sample, card_of
 
-    given = {"people": config.people, "height": config.height, "width": config.width}
-    given |= {"truncation_psi": config.truncation_psi, "gallery": config.people and 4 * config.people}
-    sample = Sample(seed=config.seed, **{name: value for name, value in given.items() if value is not None})
+    usual = Sample()
+    people, psi = config.people or usual.people, config.truncation_psi
+    sample = Sample(
+        people=people,
+        gallery=usual.gallery if config.people is None else 4 * people,
+        seed=config.seed,
+        truncation_psi=usual.truncation_psi if psi is None else psi,
+        height=config.height or usual.height,
+        width=config.width or usual.width,
+    )
     network = weights.DEMO_NETWORK if config.network is None else config.network
     card_of(network, sample, config.device, config.identity, config.reference, config.dry_run)
 
