@@ -116,7 +116,7 @@ def main(config: Config) -> None:
         return
     assert config.out is not None  # `check` has made sure of both
     assert config.reference is not None
-    people, psi = config.comparison
+    real_people, (people, psi) = config.reference, config.comparison
     config, output = dataclasses.replace(config, people=people, truncation_psi=psi), Output(config.out)
     scored, made_by = scored_set(config)
     reference = reference_set(config)
@@ -148,8 +148,8 @@ def main(config: Config) -> None:
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
     }
-    toy = (config.reference / TOY_RECORD).is_file()
-    row = own_row(scored, reference, scores["fid"], size, TOY if toy else config.reference.resolve().name)
+    toy = (real_people / TOY_RECORD).is_file()
+    row = own_row(scored, reference, scores["fid"], size, TOY if toy else real_people.resolve().name)
     output.write(TABLE, f"{fid_markdown([row])}\n".encode())
     output.write(SCORES, f"{json.dumps(record, indent=2)}\n".encode())
     print(*score_lines(scores), *([f"note: {note}"] if note else []), output.address(SCORES), sep="\n")

@@ -6,6 +6,7 @@ spell them as calls: `builtins.set` of a list, `_codecs.encode` of a text. Proto
 below stand for these names. They take plain values alone, and call nothing that a file names.
 """
 
+import builtins
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,7 @@ class PlainData:
         """Of bytes, or of a text that protocols 0 to 2 write for them."""
         return bytearray(self.encoded(data, encoding) if isinstance(data, str) else self.bytes(data))
 
-    def encoded(self, text: Any, encoding: Any = None) -> bytes:
+    def encoded(self, text: Any, encoding: Any = None) -> builtins.bytes:
         """The bytes whose numbers are the characters of `text`, as protocols 0 to 2 write bytes."""
         if not isinstance(text, str) or encoding not in _LATIN:
             raise InputError(f"damaged: bytes encoded as {describe(encoding)}")
