@@ -25,14 +25,18 @@ def ray_cluster():
     import ray
 
     from jobs.common import MALLOC_VARIABLES
+    from pipeline.connection import tried_twice
 
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        runtime_env={"env_vars": MALLOC_VARIABLES},
-        log_to_driver=False,
-    )
+    def init() -> None:
+        ray.init(
+            address="local",
+            num_cpus=8,
+            include_dashboard=False,
+            runtime_env={"env_vars": MALLOC_VARIABLES},
+            log_to_driver=False,
+        )
+
+    tried_twice(init)  # Ray's own time limits are short for a machine on which other tests run
     yield
     ray.shutdown()
 
