@@ -16,7 +16,8 @@ from datasets.runs.rows import NO_PARTNER, Reference, amounts_of, planned_column
 from datasets.runs.shards import SCHEMA
 from passersby.errors import InputError
 from passersby.restyle.pivotal import apply_delta, load_delta
-from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
+from passersby.stylegan2 import AnyGeneratorConfig
+from passersby.stylegan3 import Generator, to_uint8
 from passersby.stylegan3.generator import set_scaled_kernels
 
 # Images of one person that go through the network together. Units and pools never change this number, so images do not
@@ -24,7 +25,7 @@ from passersby.stylegan3.generator import set_scaled_kernels
 CHUNK = {"cuda": 64, "cpu": 8}
 
 
-def check_network(network: GeneratorConfig, configuration: Configuration, codes: RealCodes | None = None) -> None:
+def check_network(network: AnyGeneratorConfig, configuration: Configuration, codes: RealCodes | None = None) -> None:
     """Raise InputError when such a generator cannot make these people. The driver calls it before actors start."""
     needed = configuration.layers[-1] + 1
     if network.c_dim or network.num_ws < needed or network.img_channels != 3:

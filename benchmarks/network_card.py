@@ -29,7 +29,7 @@ from actors.style_mixer import StyleMixer
 from datasets.people.decoding import decode, decode_listing, decode_scaled
 from datasets.people.listing import Listing, joined
 from datasets.people.market1501 import list_split
-from datasets.runs.plan import LAYER_GROUPS, POSE, Configuration, layers_text, parse_layers
+from datasets.runs.plan import LAYER_GROUPS, POSE, Configuration, layer_groups, layers_text, parse_layers
 from datasets.runs.rows import images_of
 from jobs import generate
 from jobs.common import run_job
@@ -48,13 +48,11 @@ from passersby.metrics.variants import (
     share,
 )
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
+from passersby.stylegan3.config_limits import as_mapping
 from pipeline.generation import Inputs
 from reporting.gan.card import Card, card_markdown, mixes_picture, people_picture
 from reporting.grid import save_png
 
-# What --layers is compared with. With all layers of the donor the variant is the donor itself.
-GROUPS = {"coarse (0-4)": "0-4", "middle (5-11)": "5-11", "fine (12-15)": "12-15", "all (0-15)": "0-15"}
-DONORS = "all (0-15)"
 UNIT_PEOPLE = 8
 SHOWN_PEOPLE, SHOWN_DONORS = 96, 8
 
@@ -125,6 +123,17 @@ def configuration(config: Config, layers: str) -> Configuration:
     same = {name: getattr(config, name) for name in ("people", "variants", "seed", "truncation_psi", "height", "width")}
     job = generate.Config(out="", network=str(config.network), layers=layers, **same)
     return job.frozen(Inputs(config.network))
+
+
+def compared_groups(num_ws: int) -> tuple[dict[str, str], str]:
+    """What --layers is compared with: heading -> layers; and the heading of the group that is the donor itself.
+
+    Coarse layers end where the middle ones begin, so that no layer is in two groups.
+    """
+    ranges = layer_groups(num_ws)
+    ranges["coarse"] = (0, ranges["middle"][0] - 1)
+    texts = {name: f"{first}-{last}" for name, (first, last) in ranges.items()}
+    return {f"{name} ({text})": text for name, text in texts.items()}, f"all ({texts['all']})"
 
 
 def layers_name(text: str, layers: tuple[int, ...]) -> str:
@@ -237,7 +246,7 @@ def describe(config: Config, network: LoadedNetwork) -> dict:
             "file": config.network.name,
             "sha256": network.sha256,
             "parameters": sum(parameter.numel() for parameter in network.generator.parameters()),
-            "generator": dataclasses.asdict(network.generator.config),
+            "generator": as_mapping(network.generator.config),
             "record": network.record,
         },
         "settings": settings,
@@ -280,13 +289,15 @@ def main(config: Config) -> None:
     print(f"{made.scores.size:,} images: {card['filter']['all']['value']:.1%} pass the pedestrian filter", flush=True)
     some = min(config.people, config.comparison_people)
     name = layers_name(config.layers, plan.layers)
+    num_ws = network.generator.num_ws
+    compared, all_layers = compared_groups(num_ws)
     others = {
         other: text
-        for other, text in GROUPS.items()
-        if other != name and (other == DONORS or parse_layers(text) != plan.layers)
+        for other, text in compared.items()
+        if other != name and (other == all_layers or parse_layers(text, num_ws) != plan.layers)
     }
     groups = {name: made} | {other: maker(configuration(config, text), some) for other, text in others.items()}
-    donors = groups[DONORS].images
+    donors = groups[all_layers].images
     card["mixing"] = {
         name: measure_mixing(group.images, group.scores, made.images[:, 0], donors, threshold)
         for name, group in groups.items()
@@ -296,7 +307,7 @@ def main(config: Config) -> None:
     card["fid"] = measure_fid(config, config.reference, inception, made) if inception and config.reference else None
 
     rows = maker(SharedDonors.of(plan), min(config.people, SHOWN_DONORS))
-    head = maker(SharedDonors.of(configuration(config, GROUPS[DONORS])), 1)
+    head = maker(SharedDonors.of(configuration(config, compared[all_layers])), 1)
     people = made.images[:SHOWN_PEOPLE, 0], made.scores[:SHOWN_PEOPLE, 0]
     save_png(config.out / "people.png", people_picture(*people, threshold, config.network.stem))
     shown = (head.images[0, 1:], head.scores[0, 1:], rows.images, rows.scores)

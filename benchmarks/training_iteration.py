@@ -6,7 +6,8 @@
     python benchmarks/training_iteration.py --device cuda --sizes 128x64 --configs t --profile 25
 
 An iteration is the generator's and the discriminator's phase with their steps and the moving average; every
-sixteenth has R1 too. Both kinds are measured, in turns, and added up as a training meets them.
+sixteenth has R1 too, and every fourth of a StyleGAN2 the path lengths. All kinds are measured, in turns, and added up
+as a training meets them.
 """
 
 import dataclasses
@@ -27,21 +28,28 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
+from passersby import stylegan2
 from passersby.errors import InputError
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from passersby.stylegan3.mapping import set_precision
-from training.gan.step import Inputs, Latents, StepSettings, TrainingState, new_state, train_iteration
+from training.gan.inputs import Inputs, Latents, Noise
+from training.gan.step import StepSettings, TrainingState, new_state, train_iteration
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Seconds and memory of a training iteration of StyleGAN3."""
+    """Seconds and memory of a training iteration of StyleGAN3 or StyleGAN2."""
 
     sizes: tuple[str, ...] = ("128x64", "128x128", "256x256")
     """Height x width of the images."""
-    configs: tuple[Literal["t", "r"], ...] = ("t", "r")
+    configs: tuple[Literal["t", "r", "2"], ...] = ("t", "r")
+    """Config 2 is StyleGAN2, with path lengths in every fourth iteration."""
     channel_base: int = 32768
     channel_max: int = 512
+    margin_size: int = 10
+    """Samples beyond the image's edges in configs t and r; the preset tiny has 4."""
+    one_pass: bool = False
+    """Both networks learn from the same generated images."""
     batch: int = 32
     rounds: int = 1
     """Parts that the batch is worked on in: less memory."""
@@ -62,15 +70,23 @@ def make(config: Config, name: str, height: int, width: int) -> tuple[TrainingSt
     """New networks with their optimisers, and one batch of noise, all on the device."""
     torch.manual_seed(0)
     channels = {"channel_base": config.channel_base, "channel_max": config.channel_max}
-    generator = Generator(getattr(GeneratorConfig, f"config_{name}")(height, width, **channels))
-    discriminator = Discriminator(DiscriminatorConfig(height, width, **channels))
+    if name == "2":
+        generator = stylegan2.Generator(stylegan2.GeneratorConfig(height, width, **channels))
+    else:
+        make = getattr(GeneratorConfig, f"config_{name}")
+        generator = Generator(make(height, width, margin_size=config.margin_size, **channels))
+    last = 4 if name == "2" and width < height else None
+    discriminator = Discriminator(DiscriminatorConfig(height, width, **channels, last_height=last))
     for network in (generator, discriminator):
         set_precision(network.to(config.device), getattr(torch, config.precision))
-    state = new_state(generator, discriminator)
-    settings = StepSettings(gamma=1.0, rounds=config.rounds)
-    z = torch.randn(2, config.batch, generator.z_dim, device=config.device)
+    weight = 2.0 if name == "2" else 0.0
+    settings = StepSettings(gamma=1.0, rounds=config.rounds, path_length_weight=weight, one_pass=config.one_pass)
+    state = new_state(generator, discriminator, path_length_interval=settings.path_length_interval if weight else None)
+    places = torch.arange(config.batch, device=config.device)
+    z = torch.randn(3, config.batch, generator.z_dim, device=config.device)
+    latents = (Latents(z[i], noise=Noise(i, config.batch, places) if name == "2" else None) for i in range(3))
     reals = torch.rand(config.batch, 3, height, width, device=config.device) * 2 - 1
-    return state, settings, Inputs(reals, (Latents(z[0]), Latents(z[1])))
+    return state, settings, Inputs(reals, tuple(latents))
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
@@ -102,21 +118,21 @@ def measure(config: Config, name: str, height: int, width: int) -> str:
     if config.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
-    def iterate(penalty: bool) -> None:
-        state.step = 0 if penalty else 1
+    def iterate(step: int) -> None:
+        state.step = step
         train_iteration(state, settings, inputs)
 
-    times = {True: [], False: []}
+    # Steps 0, 4 and 1 of sixteen: with R1 and path lengths, with path lengths alone, and with neither.
+    steps = {0: [], settings.path_length_interval: [], 1: []}
     for repeat in range(config.warm_up + config.repeats):
-        for penalty, taken in times.items():
-            elapsed = seconds(lambda penalty=penalty: iterate(penalty), config.device)
+        for step, taken in steps.items():
+            elapsed = seconds(lambda step=step: iterate(step), config.device)
             if repeat >= config.warm_up:
                 taken.append(elapsed)
-    plain, full = statistics.median(times[False]), statistics.median(times[True])
-    share = 1 / settings.r1_interval
-    iteration = (1 - share) * plain + share * full
+    full, lazy, plain = (statistics.median(taken) for taken in steps.values())
+    iteration = (full + 3 * lazy + 12 * plain) / settings.r1_interval
     if config.profile:
-        print_profile(config, iterate)
+        print_profile(config, lambda penalty: iterate(0 if penalty else 1))
     label = f"{name.upper()} {height}x{width}"
     return (
         f"{label:12s} {iteration:9.3f} {full:11.3f} {1000 / config.batch * iteration:9.1f} "

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other pro
 
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
+from passersby import stylegan2
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network, save_network, save_state_dict
 from passersby.stylegan3.schedule import GeneratorConfig
@@ -23,7 +24,7 @@ _FREE = {"channel_base": 1, "channel_max": 1, "num_fp16_res": 4, "magnitude_ema_
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """Convert a StyleGAN3 network (a reference .pkl, our .safetensors, or a plain .pt) to .safetensors or .pt."""
+    """Convert a StyleGAN2 or StyleGAN3 (a reference .pkl, our .safetensors, or a plain .pt) to .safetensors or .pt."""
 
     network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")]
     """The network to read. The job sees from the contents what kind of file it is. It never runs code of the file."""
@@ -85,7 +86,10 @@ def describe(path: Path, network: LoadedNetwork) -> list[str]:
     """What a file holds, in lines for people."""
     config = network.generator.config
     kind = {"pickle": "reference pickle", "safetensors": ".safetensors", "state_dict": "plain state dict"}
-    family = "R" if config.use_radial_filters and config.conv_kernel == 1 else "T"
+    if isinstance(config, stylegan2.GeneratorConfig):
+        family = "StyleGAN2"
+    else:
+        family = "StyleGAN3-" + ("R" if config.use_radial_filters and config.conv_kernel == 1 else "T")
     labels = f", {config.c_dim} labels" if config.c_dim else ""
     parts = {
         "G_ema": network.generator,
@@ -96,7 +100,7 @@ def describe(path: Path, network: LoadedNetwork) -> list[str]:
     record = [f"  {key}: {value}" for key, value in sorted(network.record.items())] or ["  nothing"]
     return [
         f"{path}: {kind[network.format]}, sha256 {network.sha256}",
-        f"StyleGAN3-{family}, {config.height} x {config.width} (height x width){labels}, "
+        f"{family}, {config.height} x {config.width} (height x width){labels}, "
         f"channels {config.channel_base}/{config.channel_max}",
         f"parameters: {', '.join(counts)}",
         "record:",
@@ -118,18 +122,20 @@ def losses(config: ConvertConfig, network: LoadedNetwork) -> list[str]:
         return []
     shape = network.generator.config
     lines = ["a .pt holds the averaged generator alone: no configuration, no record, no G, no D"]
-    if shape.width != shape.height:
+    if shape.width != shape.height and not isinstance(shape, stylegan2.GeneratorConfig):
         lines.append(f"its tensors do not say that it is tall: give --width {shape.width} when you convert it back")
     return lines
 
 
-def editing_advice(config: GeneratorConfig) -> list[str]:
+def editing_advice(config: stylegan2.AnyGeneratorConfig) -> list[str]:
     """How stylegan3-editing takes this generator as a `.pt`, in lines for people; InputError if it cannot take it.
 
     Its SG3Generator(path, res, config) builds, for any `.pt`, config R with the channels of 1024 px networks (65536 and
     1024), or with config="landscape" config T with 32768 and 512; `res` is 1024 unless it is given. Tensors that do not
     fit by name are left out silently (strict=False), so that layers stay random.
     """
+    if isinstance(config, stylegan2.GeneratorConfig):
+        raise InputError("stylegan3-editing builds StyleGAN3 generators, and this is a StyleGAN2: leave out --for")
     size = config.height
     kinds = {"": GeneratorConfig.config_r(size, size), ', config="landscape"': GeneratorConfig.config_t(size, size)}
     for option, kind in kinds.items():

@@ -15,14 +15,14 @@ from actors.style_mixer import StyleMixer
 from datasets.people.decoding import decode
 from datasets.runs.card import pose_layers
 from datasets.runs.configuration import RECIPE
-from datasets.runs.plan import LAYER_GROUPS, POSE, Configuration, layers_text, parse_layers
+from datasets.runs.plan import LAYER_GROUPS, NUM_WS, POSE, Configuration, layers_text, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
 from jobs.common import run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.stylegan3 import LoadedNetwork, load_network
+from passersby.stylegan3.checkpoint import LoadedNetwork, load_config, load_network
 from passersby.weights import DEMO_NETWORK
 from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
 from reporting.page import is_toy
@@ -66,8 +66,8 @@ class Preview:
 
 def main(options: Preview) -> None:
     """Check, draw, save; prints the path of the sheet. Raises InputError for bad values."""
-    groups = check(options)
     path = local_copy(options.network, "--network")
+    groups = check(options, load_config(path).num_ws)
     network = load_network(path)
     base, groups_images = draw(options, network, list(groups.values()))
     toy = "made from a toy: drawn people, no real ones · " if is_toy(network.record) else ""
@@ -87,8 +87,11 @@ def main(options: Preview) -> None:
     print(options.out)
 
 
-def check(options: Preview) -> dict[str, tuple[int, ...]]:
-    """The groups by heading, each with its w indices. Raises InputError for the first value out of range."""
+def check(options: Preview, num_ws: int = NUM_WS) -> dict[str, tuple[int, ...]]:
+    """The groups by heading, each with its w indices. Raises InputError for the first value out of range.
+
+    num_ws: the network's style inputs.
+    """
     check_bounds(options)
     if not options.groups:
         names = ", ".join([POSE, *LAYER_GROUPS])
@@ -106,12 +109,12 @@ def check(options: Preview) -> dict[str, tuple[int, ...]]:
     for text in options.groups:
         if text == POSE:
             network = local_copy(options.network, "--network")
-            pose = pose_layers(options.network, file_sha256(network, "--network"))
+            pose = pose_layers(options.network, file_sha256(network, "--network"), num_ws)
             reasons.append(pose.reason)
             layers = pose.layers
         else:
             try:
-                layers = parse_layers(text)
+                layers = parse_layers(text, num_ws)
             except InputError as error:
                 raise InputError(str(error).replace("--layers", "--groups", 1)) from error
         groups[f"{text} {layers_text(layers)}" if text in (POSE, *LAYER_GROUPS) else f"layers {text}"] = layers

@@ -12,7 +12,7 @@ from datasets.people.readers import full_path
 from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
 from passersby.devices import pick_device
 from passersby.errors import InputError
-from passersby.stylegan3 import GeneratorConfig
+from passersby.stylegan2 import AnyGeneratorConfig
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
 from training.encoder.config import FREE_TO_CHANGE, PATHS, PRESETS, EncoderTraining, preset
 from training.encoder.run import VALIDATION_PICTURE, train
@@ -49,7 +49,7 @@ def main(config: EncoderTraining) -> None:
         print(f"stopped after --max-minutes {config.max_minutes:g}: the same command goes on")
 
 
-def train_on_ray(config: EncoderTraining, generator: GeneratorConfig) -> None:
+def train_on_ray(config: EncoderTraining, generator: AnyGeneratorConfig) -> None:
     """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
 
     The driver decodes the pictures once; workers of a node read them in the node's shared memory.

@@ -1,16 +1,17 @@
-"""Train a StyleGAN3 on people, on one or more Ray Train workers."""
+"""Train a StyleGAN3 or a StyleGAN2 on people, on one or more Ray Train workers."""
 
 import dataclasses
 import sys
 from pathlib import Path
 
 import ray
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
 from datasets.people.image_source import ImageSource
 from datasets.people.readers import full_path
-from jobs.common import CPU_VARIABLES, connect, preset_defaults, run_job, training_begun
+from jobs.common import CPU_VARIABLES, connect, given, named_preset, run_job, training_begun
 from passersby import weights
 from passersby.devices import pick_device
 from passersby.errors import InputError
@@ -46,6 +47,13 @@ def main(config: GanTraining) -> None:
     print(f"people and mixes: {config.out / 'grids'}\nlosses: {config.out / 'curves.png'}")
 
 
+def defaults(arguments: list[str]) -> GanTraining:
+    """The values of a command line's preset, with those that its --config brings; data and out are missing."""
+    config = given(arguments, "config")
+    known = config if config in ("t", "r", "2") else None  # the command line itself refuses others
+    return preset(named_preset(arguments, PRESETS), tyro.MISSING, tyro.MISSING, known)
+
+
 def train_on_ray(config: GanTraining, source: ImageSource) -> None:
     """Train on `config.workers` Ray Train workers and show the first one's log while it lasts.
 
@@ -69,4 +77,4 @@ def inception_bytes(config: GanTraining, on_gpu: bool) -> bytes | None:
 if __name__ == "__main__":
     restart_with(CPU_VARIABLES)  # freed memory that is kept makes training on CPUs more than twice as fast
     folder_options = training_begun(GanTraining, FREE_TO_CHANGE - {"kimg"}, is_begun)
-    run_job(main, GanTraining, preset_defaults(sys.argv[1:], PRESETS, preset), folder_options)
+    run_job(main, GanTraining, defaults(sys.argv[1:]), folder_options)

@@ -24,7 +24,7 @@ from datasets.people.listing import TRAIN, Listing
 from datasets.people.readers import read_split
 from datasets.runs.card import LAYERS, check_writable, write_card
 from datasets.runs.configuration import RECIPE, Configuration
-from datasets.runs.plan import LAYER_GROUPS, layers_text, parse_layers
+from datasets.runs.plan import layer_groups, layers_text, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
 from passersby.devices import chosen_device
@@ -282,19 +282,19 @@ def measure_layers(
         print(f"layers {_name(layers)}, {about}", file=sys.stderr, flush=True)
         return figures
 
-    full, study = (sample.people, sample.variants), [name for name in NAMED if LAYER_GROUPS[name][1] < count]
+    full, study = (sample.people, sample.variants), {name: layer_groups(count)[name] for name in NAMED}
     search = Search(count, measure)
     search.run()
-    for name in study:
-        if LAYER_GROUPS[name] not in search.groups:
-            search.groups[LAYER_GROUPS[name]] = measure(LAYER_GROUPS[name], False)
+    for layers in study.values():
+        if layers not in search.groups:
+            search.groups[layers] = measure(layers, False)
     groups = {_name(layers): figures for layers, figures in sorted(search.groups.items())}
     best = best_group(groups)
     return {
-        "pose": list(parse_layers(best)),
+        "pose": list(parse_layers(best, count)),
         "rule": RULE,
         "groups": _rounded(groups),
-        "study": {name: "{}-{}".format(*LAYER_GROUPS[name]) for name in study},
+        "study": {name: "{}-{}".format(*layers) for name, layers in study.items()},
         "sample": dataclasses.asdict(sample),
         "other_people_edge_distance": round(measurer.others, 5),
         "trial": {_name(layers): _short(figures) for layers, figures in search.trials.items()},

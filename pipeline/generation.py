@@ -12,7 +12,7 @@ from datasets.latents.partners import check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
 from datasets.runs.card import PoseLayers, pose_layers
 from datasets.runs.configuration import RANDOM, RECIPE, Configuration, Origin
-from datasets.runs.plan import POSE, Plan, layers_text, parse_layers
+from datasets.runs.plan import LAYER_GROUPS, NUM_WS, POSE, Plan, layers_text, parse_layers
 from datasets.runs.run import GenerationRun
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.local_copy import local_copy
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from datasets.latents.partners import RealCodes
     from passersby.stylegan3 import Generator
 
+MOST_WS = 256  # more style inputs than any network has
 THREADS = 1  # of every actor, on every machine: the number of threads can change the last bit of a score
 
 
@@ -60,7 +61,17 @@ class Inputs:
     @functools.cached_property
     def pose(self) -> PoseLayers:
         """The layers that hold the network's pose. Raises InputError for a damaged card."""
-        return pose_layers(self.network_address or self.network, self.network_sha256)
+        return pose_layers(self.network_address or self.network, self.network_sha256, self.num_ws)
+
+    @functools.cached_property
+    def num_ws(self) -> int:
+        """Style inputs of the network. A file that is no network counts as a StyleGAN3 until it is read and refused."""
+        from passersby.stylegan3.checkpoint import load_config  # needs PyTorch; a finished run does not
+
+        try:
+            return load_config(self.network).num_ws
+        except InputError:
+            return NUM_WS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +107,7 @@ class Config:
     interpolate: in the chosen layers a variant moves towards another code."""
     layers: str | None = None
     """The layers in which variants differ: pose, coarse (0-5), middle (5-11), fine (12-15), all, or numbers like 3,5-8.
+    Networks with other than 16 style inputs have the same shares of them; a StyleGAN2 of height 128 has 12.
     By default pose; with --method interpolate all.
     pose: the layers that move the pose and keep the clothes, as the network's card says (jobs/score.py --card).
     Without a card pose means middle, the study's layers. A run that was begun keeps its layers."""
@@ -207,10 +219,12 @@ class Config:
         not change them. Raises InputError.
         """
         text = self.layers if self.layers is not None else POSE if self.method == "mix" else "all"
+        layers = None if existing is None else existing.configuration.layers
         if text != POSE:
-            return parse_layers(text), None
-        if existing is not None:
-            layers = existing.configuration.layers
+            if layers and text not in LAYER_GROUPS and parse_layers(text, MOST_WS) == layers:
+                return layers, None  # the network was asked when the folder was begun
+            return parse_layers(text, inputs.num_ws), None
+        if layers:
             return layers, f"layers {layers_text(layers)}, which the plan of the folder says"
         return inputs.pose.layers, inputs.pose.reason
 

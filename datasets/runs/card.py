@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from datasets.runs.plan import LAYER_GROUPS, NUM_WS, layers_text, parse_layers
+from datasets.runs.plan import NUM_WS, layer_groups, layers_text, parse_layers
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.options import Json
@@ -112,8 +112,9 @@ class PoseLayers:
     reason: str
 
 
-def pose_layers(network: str | os.PathLike, sha256: str) -> PoseLayers:
-    """The layers that hold the pose of a network, by its card. network: its path or URI; sha256: of its file.
+def pose_layers(network: str | os.PathLike, sha256: str, num_ws: int = NUM_WS) -> PoseLayers:
+    """The layers that hold the pose of a network, by its card. network: its path or URI; sha256: of its file;
+    num_ws: its style inputs.
 
     A network without a card, and one beside the card of another network, get the study's middle layers. Raises
     InputError for a damaged card and for a card of a later version.
@@ -122,35 +123,37 @@ def pose_layers(network: str | os.PathLike, sha256: str) -> PoseLayers:
     try:
         text = output.read(name)
     except InputError as error:  # a store may refuse to say whether a file exists
-        return _study(str(error))
+        return _study(str(error), num_ws)
     if text is None:
-        return _study(f"there is no {name} beside the network; {MEASURE} measures which layers move its pose")
+        return _study(f"there is no {name} beside the network; {MEASURE} measures which layers move its pose", num_ws)
     card = _parsed(text, output.address(name))
     found = _sha256(card)
     if found != sha256:
-        return _study(f"{output.address(name)} is the card of another network ({str(found)[:12]}, not {sha256[:12]})")
+        return _study(
+            f"{output.address(name)} is the card of another network ({str(found)[:12]}, not {sha256[:12]})", num_ws
+        )
     section = card.get(LAYERS)
     if section is None:
-        return _study(f"{output.address(name)} does not say which layers move the pose")
-    layers = _checked(section, output.address(name))
+        return _study(f"{output.address(name)} does not say which layers move the pose", num_ws)
+    layers = _checked(section, output.address(name), num_ws)
     text = layers_text(layers)
     share = _share_of(section, text)
     kept = "" if share is None else f"; {share:.0%} of variants keep their clothes"
     return PoseLayers(layers, f"layers {text} move the pose of this network, says {name}{kept}")
 
 
-def _study(why: str) -> PoseLayers:
-    first, last = LAYER_GROUPS[_STUDY]
-    return PoseLayers(parse_layers(_STUDY), f"layers {first}-{last}, the study's: {why}")
+def _study(why: str, num_ws: int) -> PoseLayers:
+    first, last = layer_groups(num_ws)[_STUDY]
+    return PoseLayers(parse_layers(_STUDY, num_ws), f"layers {first}-{last}, the study's: {why}")
 
 
-def _checked(section: Json, address: str) -> tuple[int, ...]:
+def _checked(section: Json, address: str, num_ws: int) -> tuple[int, ...]:
     values = section.get("pose") if isinstance(section, Mapping) else None
     numbers = [value for value in values if type(value) is int] if isinstance(values, list) else []
     good = isinstance(values, list) and numbers == values == sorted(set(numbers)) and bool(numbers)
-    if not good or not 0 <= numbers[0] <= numbers[-1] < NUM_WS:
+    if not good or not 0 <= numbers[0] <= numbers[-1] < num_ws:
         raise InputError(
-            f"{address}: its layers of the pose are {json.dumps(values)[:60]}, not w indices from 0 to {NUM_WS - 1}: "
+            f"{address}: its layers of the pose are {json.dumps(values)[:60]}, not w indices from 0 to {num_ws - 1}: "
             f"remove the card, or measure it anew with {MEASURE}"
         )
     return tuple(numbers)

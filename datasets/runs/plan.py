@@ -15,29 +15,41 @@ from passersby.errors import InputError
 from passersby.options import agree, check, check_known, differences, with_folder_values
 
 PLAN_FILE = "plan.json"
-NUM_WS = 16  # style inputs of a StyleGAN3 generator
-LAYER_GROUPS = {"coarse": (0, 5), "middle": (5, 11), "fine": (12, 15), "all": (0, NUM_WS - 1)}
+NUM_WS = 16  # style inputs of a StyleGAN3 generator; a StyleGAN2 of height 64 has 10, of 128 12
 POSE = "pose"  # the layers that a network's card names (datasets/runs/card.py)
 MAX_UNITS = 1_000_000  # shards/NNN/unit-NNNNNN.parquet has three and six digits
 UNIT_PIXEL_BYTES = 16_000_000  # the most raw pixels of a unit, even where --unit-images allows more
 UNITS_OF_A_SMALL_RUN = 32  # small runs get smaller units, so that all workers get some and progress is visible
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
+def layer_groups(num_ws: int = NUM_WS) -> dict[str, tuple[int, int]]:
+    """The named groups of a network's style inputs: name -> first and last index.
+
+    For 16 inputs they are the study's: coarse 0-5, middle 5-11, fine 12-15 (index 5 belongs to two of them). Networks
+    with another number of inputs, which is 4 or more, have the same shares of them, rounded.
+    """
+    coarse, middle = round(5 * num_ws / 16), min(round(11 * num_ws / 16), num_ws - 2)
+    return {"coarse": (0, coarse), "middle": (coarse, middle), "fine": (middle + 1, num_ws - 1), "all": (0, num_ws - 1)}
+
+
+LAYER_GROUPS = layer_groups()  # of StyleGAN3, whose generators have 16 style inputs
+
+
+def parse_layers(text: str, num_ws: int = NUM_WS) -> tuple[int, ...]:
     """The w indices, ascending, of a group name (coarse, middle, fine, all) or a list such as "3,5-8".
 
-    The groups are the study's: coarse 0-5, middle 5-11, fine 12-15 (index 5 belongs to two of them).
-    Raises InputError for anything else than indices 0 to 15, and for an empty list.
+    num_ws: the network's style inputs, which decide what the groups are (`layer_groups`).
+    Raises InputError for anything else than indices 0 to num_ws - 1, and for an empty list.
     """
-    layers = set()
-    for part in (text if text not in LAYER_GROUPS else "{}-{}".format(*LAYER_GROUPS[text])).split(","):
+    layers, groups = set(), layer_groups(num_ws)
+    for part in (text if text not in groups else "{}-{}".format(*groups[text])).split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            names = ", ".join([POSE, *LAYER_GROUPS])
+            names = ", ".join([POSE, *groups])
             raise InputError(f"--layers {text!r}: give {names}, or w indices such as 3,5-8")
         low, high = int(first), int(last or first)
-        if not low <= high < NUM_WS:
-            raise InputError(f"--layers {text!r}: {part.strip()} is not within the w indices 0 to {NUM_WS - 1}")
+        if not low <= high < num_ws:
+            raise InputError(f"--layers {text!r}: {part.strip()} is not within the w indices 0 to {num_ws - 1}")
         layers.update(range(low, high + 1))
     return tuple(sorted(layers))
 

@@ -17,6 +17,7 @@ from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.restyle.encoder import EncoderConfig, RestyleEncoder
 from passersby.restyle.published import read_published
+from passersby.stylegan2 import AnyGeneratorConfig
 from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.generator import Generator
 from passersby.stylegan3.schedule import GeneratorConfig
@@ -85,7 +86,7 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
 
 def check_pair(
     loaded: LoadedEncoder,
-    generator_config: GeneratorConfig,
+    generator_config: AnyGeneratorConfig,
     generator_sha256: str,
     generator: Generator | None = None,
 ) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from passersby.checkpoints import fitted, named, read_tensors
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.stylegan3.schedule import GeneratorConfig
+from passersby.stylegan2 import AnyGeneratorConfig
 
 BLOCKS = {
     "resnet34": (3, 4, 6, 3),
@@ -251,7 +251,7 @@ def pooled(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return nn.functional.adaptive_avg_pool2d(images, (height, width))
 
 
-def working_size(encoder: EncoderConfig, generator: GeneratorConfig) -> tuple[int, int]:
+def working_size(encoder: EncoderConfig, generator: AnyGeneratorConfig) -> tuple[int, int]:
     """Height and width for decoding pictures and measuring losses: of each, the smaller value of the two networks."""
     return min(encoder.height, generator.height), min(encoder.width, generator.width)
 

@@ -34,7 +34,8 @@ from passersby.stylegan3.mapping import full_precision
 
 FORMAT_VERSION = 1
 METADATA_KEY = "passersby_delta"
-_NAME = re.compile(r"(L\d{1,2}_\d{1,5}_\d{1,5}\.(?:affine\.)?weight)\.(up|down)")
+_LAYER = r"(?:L\d{1,2}_\d{1,5}_\d{1,5}|b\d{1,5}\.conv[01])"  # of a StyleGAN3, of a StyleGAN2
+_NAME = re.compile(rf"({_LAYER}\.(?:affine\.)?weight)\.(up|down)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +237,8 @@ def variants(generator: Generator, pivots: torch.Tensor, seed: int) -> torch.Ten
 
 def tuned_weights(generator: Generator) -> dict[str, torch.Tensor]:
     """The kernels that tuning changes, by their names in `generator.synthesis`."""
-    layers = ((name, getattr(generator.synthesis, name)) for name in generator.synthesis.layer_names)
-    return {f"{name}.weight": layer.weight.detach() for name, layer in layers if not layer.spec.to_rgb}
+    synthesis = generator.synthesis
+    return {name: synthesis.get_parameter(name).detach() for name in synthesis.kernel_names}
 
 
 def _start(weight, rank, seed):

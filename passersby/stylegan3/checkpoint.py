@@ -1,8 +1,9 @@
 """Network files: `load_network` reads them, `save_network` writes them.
 
-Three kinds are read (`checkpoint_formats.py`): the reference's pickles, our own `.safetensors`, which carries
-its configuration and a record of its making, and plain `.pt` state dicts with the reference's names. Nothing
-that a file contains is ever executed, and no network is built that is larger than the file it comes from.
+Three kinds are read (`checkpoint_formats.py`), of StyleGAN2 and StyleGAN3: the reference's pickles, our own
+`.safetensors`, which carries its configuration and a record of its making, and plain `.pt` state dicts with the
+reference's names. Nothing that a file contains is ever executed, and no network is built that is larger than the file
+it comes from.
 """
 
 import contextlib
@@ -18,12 +19,12 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import nn
 
-from passersby import weights
+from passersby import stylegan2, weights
 from passersby.checkpoints import GENERATOR, Tensors, check_size, file_kind, fitted, named, save_own
 from passersby.errors import InputError
 from passersby.files import write_atomically
 from passersby.stylegan3.checkpoint_formats import READERS, Contents
-from passersby.stylegan3.config_limits import weight_count
+from passersby.stylegan3.config_limits import as_mapping, generator_class, weight_count
 from passersby.stylegan3.discriminator import Discriminator
 from passersby.stylegan3.generator import Generator
 
@@ -53,17 +54,30 @@ def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNet
     file that is missing, damaged, hostile or of another kind.
     """
     path = Path(path)
+    with _contents(path, width) as (contents, kind, data):
+        return _assemble(contents, kind, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def load_config(path: str | os.PathLike, width: int | None = None) -> stylegan2.AnyGeneratorConfig:
+    """The configuration of a file's generator, without building the network; arguments and errors of `load_network`."""
+    with _contents(Path(path), width) as (contents, _, _):
+        return contents.generator
+
+
+@contextlib.contextmanager
+def _contents(path: Path, width: int | None) -> Iterator[tuple[Contents, str, mmap.mmap]]:
+    """What a file holds, its kind, and its bytes; the errors of `load_network`."""
     with named("network", path), path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise InputError("the file is empty: fetch it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             stream = cast(BinaryIO, data)  # a memory map is read and sought like a file
-            kind = file_kind(stream, ".pkl (StyleGAN3), .safetensors and .pt are read", pickles=True)
+            kind = file_kind(stream, ".pkl (StyleGAN2, StyleGAN3), .safetensors and .pt are read", pickles=True)
             contents = READERS[kind](stream, path, width)
             if width is not None and width != contents.generator.width:
                 size = f"{contents.generator.height} x {contents.generator.width}"
                 raise InputError(f"width {width} was asked for, but the file says that the network is {size}")
-            return _assemble(contents, kind, hashlib.sha256(data).hexdigest(), len(data))
+            yield contents, kind, data
 
 
 def load_generator(file: str | os.PathLike = weights.DEMO_NETWORK, device: str = "cpu") -> Generator:
@@ -105,8 +119,8 @@ def save_network(
     if training_generator is not None and training_generator.config != generator.config:
         raise InputError("the training generator and its average have different configurations")
     metadata = {
-        "generator": dataclasses.asdict(generator.config),
-        "discriminator": None if discriminator is None else dataclasses.asdict(discriminator.config),
+        "generator": as_mapping(generator.config),
+        "discriminator": None if discriminator is None else as_mapping(discriminator.config),
         "record": record,
         "half": half,
     }
@@ -140,11 +154,12 @@ def stored_tensors(network: nn.Module, half: bool) -> Tensors:
 
 def _assemble(contents: Contents, kind: str, sha256: str, file_size: int) -> LoadedNetwork:
     networks = contents.networks
-    generator = _build(Generator, contents.generator, "G_ema", networks["G_ema"], file_size)
+    family = generator_class(contents.generator)
+    generator = _build(family, contents.generator, "G_ema", networks["G_ema"], file_size)
     generator.eval().requires_grad_(False)
     training = discriminator = None
     if "G" in networks:
-        training = _build(Generator, contents.generator, "G", networks["G"], file_size)
+        training = _build(family, contents.generator, "G", networks["G"], file_size)
     if contents.discriminator is not None:
         sizes = [(c.height, c.width) for c in (contents.generator, contents.discriminator)]
         if sizes[0] != sizes[1]:

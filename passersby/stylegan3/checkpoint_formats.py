@@ -4,22 +4,33 @@ import dataclasses
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from passersby import stylegan2
 from passersby.checkpoints import GENERATOR, Tensors, read_own, read_state
 from passersby.errors import InputError
-from passersby.stylegan3.config_limits import config_from_keywords, config_from_mapping
+from passersby.stylegan2.generator import reference_generator_config as reference_stylegan2_config
+from passersby.stylegan3.config_limits import (
+    config_from_keywords,
+    config_from_mapping,
+    generator_config_from_mapping,
+)
 from passersby.stylegan3.discriminator import DiscriminatorConfig, reference_discriminator_config
 from passersby.stylegan3.foreign_networks import refuse_foreign_module
 from passersby.stylegan3.generator import reference_generator_config
 from passersby.stylegan3.reference_pickle import PersistentObject, read_reference_pickle
-from passersby.stylegan3.schedule import GeneratorConfig
-from passersby.stylegan3.state_dict import find_networks, infer_discriminator_config, infer_generator_config
+from passersby.stylegan3.state_dict import (
+    STYLEGAN2_MARK,
+    find_networks,
+    infer_discriminator_config,
+    infer_generator_config,
+    infer_stylegan2_config,
+)
 
 
 @dataclasses.dataclass
 class Contents:
     """What a file says, before any network is built."""
 
-    generator: GeneratorConfig
+    generator: stylegan2.AnyGeneratorConfig
     discriminator: DiscriminatorConfig | None
     networks: dict[str, Tensors]  # "G_ema", perhaps "G" and "D"
     record: dict[str, Any]
@@ -31,7 +42,11 @@ def _read_pickle(data: BinaryIO, path: Path, width: int | None) -> Contents:
     networks = {name: found[name] for name in ("G_ema", "G", "D") if isinstance(found.get(name), PersistentObject)}
     averaged, discriminator = networks["G_ema"], networks.get("D")
     refuse_foreign_module(averaged.class_name, averaged.state)
-    config = config_from_keywords(reference_generator_config, averaged.keywords())
+    tensors = {name: network.tensors() for name, network in networks.items()}
+    if STYLEGAN2_MARK in tensors["G_ema"]:
+        config = config_from_keywords(reference_stylegan2_config, averaged.keywords())
+    else:
+        config = config_from_keywords(reference_generator_config, averaged.keywords())
     record: dict[str, Any] = {"trained_on": "unknown"}
     training_set = found.get("training_set_kwargs")
     if isinstance(training_set, dict):
@@ -44,7 +59,6 @@ def _read_pickle(data: BinaryIO, path: Path, width: int | None) -> Contents:
         discriminator_config = config_from_keywords(reference_discriminator_config, discriminator.keywords())
     else:
         discriminator_config = None
-    tensors = {name: network.tensors() for name, network in networks.items()}
     return Contents(config, discriminator_config, tensors, record)
 
 
@@ -55,7 +69,7 @@ def _read_safetensors(data: BinaryIO, path: Path, width: int | None) -> Contents
     for name, tensor in tensors.items():
         network, _, key = name.partition(".")
         networks.setdefault(network, {})[key] = tensor
-    generator = config_from_mapping(GeneratorConfig, metadata["generator"])
+    generator = generator_config_from_mapping(metadata["generator"])
     discriminator = metadata["discriminator"]
     if discriminator is not None:
         discriminator = config_from_mapping(DiscriminatorConfig, discriminator)
@@ -82,7 +96,10 @@ def _read_state_dict(data: BinaryIO, path: Path, width: int | None) -> Contents:
     if "D" in networks:
         discriminator = infer_discriminator_config(networks["D"])
         width = width or discriminator.width
-    generator = infer_generator_config(networks["G_ema"], width)
+    if STYLEGAN2_MARK in networks["G_ema"]:
+        generator = infer_stylegan2_config(networks["G_ema"])
+    else:
+        generator = infer_generator_config(networks["G_ema"], width)
     return Contents(generator, discriminator, networks, {"trained_on": "unknown"})
 
 

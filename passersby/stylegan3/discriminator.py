@@ -19,7 +19,11 @@ from passersby.stylegan3.schedule import check_size
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The whole configuration of a discriminator. `mbstd_group_size` images share one minibatch statistic."""
+    """The whole configuration of a discriminator. `mbstd_group_size` images share one minibatch statistic.
+
+    `last_height` is the height of the epilogue's maps. None: the height at which the shorter side is 4. Config 2 has 4,
+    as StyleGAN-Human's networks have: tall maps then end as 4 x 2.
+    """
 
     height: int
     width: int
@@ -33,15 +37,29 @@ class DiscriminatorConfig:
     mapping_layers: int = 8
     mbstd_group_size: int | None = 4
     mbstd_num_channels: int = 1
+    last_height: int | None = None
 
     def __post_init__(self):
         check_size(self.height, self.width)
+        last = self.last_height
+        if last is None:
+            return
+        if last < 4 or last & (last - 1) or last * 2 > self.height or last * self.width < self.height:
+            raise InputError(
+                f"discriminator: last_height={last} for {self.height} x {self.width}: it must be a power of two, at "
+                "least 4 and at most half the height, with one column or more"
+            )
 
     @property
     def heights(self) -> list[int]:
-        """Heights of the blocks; the last is the epilogue's. The shorter side of the epilogue is 4."""
-        last = 4 * self.height // self.width
+        """Heights of the blocks; the last is the epilogue's."""
+        last = self.last_height or 4 * self.height // self.width
         return [self.height >> i for i in range(int(math.log2(self.height // last)) + 1)]
+
+    @property
+    def last_size(self) -> tuple[int, int]:
+        """Height and width of the epilogue's maps."""
+        return self.heights[-1], self.heights[-1] * self.width // self.height
 
     def channels(self, height: int) -> int:
         """Channels of the block of that height."""
@@ -127,16 +145,16 @@ def minibatch_std(x: torch.Tensor, group_size: int | None, num_channels: int) ->
 
 
 class Epilogue(nn.Module):
-    """x [N, C, h, 4] -> logits [N, 1], or [N, cmap_dim] features that the label is projected on."""
+    """x [N, C, h, w] -> logits [N, 1], or [N, cmap_dim] features that the label is projected on."""
 
     def __init__(self, config: DiscriminatorConfig, cmap_dim: int):
         super().__init__()
-        height = config.heights[-1]
-        channels = config.channels(height)
+        self.size = config.last_size
+        channels = config.channels(self.size[0])
         self.group_size, self.num_channels = config.mbstd_group_size, config.mbstd_num_channels
         extra = self.num_channels
         self.conv = Conv(channels + extra, channels, 3, activation=True, clamp=config.conv_clamp)
-        self.fc = FullyConnected(channels * height * 4, channels, activation=True)
+        self.fc = FullyConnected(channels * math.prod(self.size), channels, activation=True)
         self.out = FullyConnected(channels, cmap_dim if cmap_dim > 0 else 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -148,7 +166,7 @@ class Epilogue(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """images [N, 3, height, width] float, -1..1 (and labels c [N, c_dim]) -> logits [N, 1], high = real."""
+    """images [N, img_channels, height, width] float, -1..1, and labels c [N, c_dim] -> logits [N, 1], high = real."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
@@ -167,10 +185,10 @@ class Discriminator(nn.Module):
 
     def forward(self, images: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [N, 1] float32; with labels, the projection on the embedded label."""
-        if images.ndim != 4 or images.shape[2:] != (self.config.height, self.config.width):
+        shape = (self.config.img_channels, self.config.height, self.config.width)
+        if images.ndim != 4 or images.shape[1:] != shape:
             raise InputError(
-                f"discriminator: images have shape {tuple(images.shape)}, "
-                f"expected [N, 3, {self.config.height}, {self.config.width}]"
+                f"discriminator: images have shape {tuple(images.shape)}, expected [N, {', '.join(map(str, shape))}]"
             )
         x = images.contiguous(memory_format=torch.channels_last)
         for height in self.heights:
@@ -181,13 +199,48 @@ class Discriminator(nn.Module):
         return (x * label).sum(1, keepdim=True) / math.sqrt(label.shape[1])
 
 
-def reference_discriminator_config(*, img_resolution: int, **keywords) -> DiscriminatorConfig:
-    """The `DiscriminatorConfig` of the reference's constructor keywords. Raises `InputError` on an unknown one."""
-    values = {"height": img_resolution, "width": img_resolution}
-    values["mapping_layers"] = dict(keywords.pop("mapping_kwargs", {})).pop("num_layers", 8)
-    for key, value in dict(keywords.pop("epilogue_kwargs", {})).items():
-        values[key] = value
-    keywords.pop("block_kwargs", None)  # it freezes layers, which concerns the training, not the network
+# Keywords of the reference with the only values that this code computes. None stands for the reference's default.
+# Training freezes layers and averages w; it has no effect on a finished network.
+MAPPING_VALUES = {"activation": ("lrelu",), "lr_multiplier": (0.01,), "embed_features": (None,)}
+MAPPING_VALUES |= {"layer_features": (None,), "w_avg_beta": None}
+BLOCK_VALUES = {"activation": ("lrelu",), "resample_filter": ([1, 3, 3, 1],), "freeze_layers": None}
+BLOCK_VALUES |= {"fp16_channels_last": None}
+
+
+def check_reference_values(network: str, keywords: dict, known: dict) -> None:
+    """Raise `InputError` for a keyword that `known` lacks, or with a value that is not among the keyword's.
+
+    `known`: keyword -> the possible values, or None where the value does not matter.
+    """
+    for key, value in keywords.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if key not in known:
+            raise InputError(f"{network} keyword {str(key)[:40]} is not known: is this a StyleGAN network?")
+        if known[key] is not None and value not in known[key]:
+            text = " or ".join(map(str, known[key]))
+            raise InputError(f"{network}: {key} is {str(value)[:40]}, and only {text} is known here")
+
+
+def reference_discriminator_config(*, img_resolution: int, square: bool = True, **keywords) -> DiscriminatorConfig:
+    """The `DiscriminatorConfig` of the reference's constructor keywords. Raises `InputError` on an unknown one.
+
+    The keywords are those of the repositories of StyleGAN3, StyleGAN2-ADA and StyleGAN-Human; `square=False` of the
+    last one is a width of half the height, and maps that end as 4 x 2.
+    """
+    values: dict = {"height": img_resolution, "width": img_resolution if square else img_resolution // 2}
+    if not square:
+        values["last_height"] = 4
+    mapping, epilogue = (dict(keywords.pop(f"{part}_kwargs", {})) for part in ("mapping", "epilogue"))
+    block = dict(keywords.pop("block_kwargs", {}))
+    layers = mapping.pop("num_layers", 8)
+    if keywords.get("c_dim", 0):
+        values["mapping_layers"] = layers
+        check_reference_values("discriminator", mapping, MAPPING_VALUES)
+    else:
+        values["mapping_layers"] = layers or 8  # of a mapping network that does not exist
+    check_reference_values("discriminator", block, BLOCK_VALUES)
+    check_reference_values("discriminator", {"activation": epilogue.pop("activation", "lrelu")}, BLOCK_VALUES)
+    values.update(epilogue)
     if keywords.pop("architecture", "resnet") != "resnet":
         raise InputError("discriminator: only the residual architecture of StyleGAN3 is known here")
     values.update(keywords)

@@ -1,4 +1,4 @@
-"""Networks of other programs that people take for StyleGAN3's: how each is recognised, and one line that names it."""
+"""Networks of other programs that people take for NVlabs': how each is recognised, and one line that names it."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
@@ -6,10 +6,9 @@ from typing import Any, NoReturn
 from passersby.errors import InputError
 
 _WAY_OUT = (
-    "only StyleGAN3 networks are read: take one of its configs T or R, or train one (jobs/train_gan.py starts from a "
-    "StyleGAN3 network, or from nothing)"
+    "only StyleGAN2 and StyleGAN3 networks in the format of NVlabs' PyTorch programs are read: take one of these, or "
+    "train one (jobs/train_gan.py starts from such a network, or from nothing)"
 )
-_STYLEGAN2 = "it is a StyleGAN2 network (StyleGAN2-ADA's format)"
 _ROSINALITY = "it is a StyleGAN2 network of rosinality's stylegan2-pytorch"
 _XL = "it is a StyleGAN-XL or Projected GAN network"
 
@@ -36,19 +35,12 @@ def refuse_foreign_module(class_name: str, state: Mapping[str, Any]) -> None:
     mapping = _mapping(keywords.get("mapping_kwargs"))
     if class_name == "SuperresGenerator" or _XL_KEYWORDS & {*map(str, keywords), *map(str, mapping)}:
         raise InputError(f"{_XL}: {_WAY_OUT}")
-    synthesis = _mapping(state.get("_modules")).get("synthesis")
-    blocks = _mapping(_mapping(getattr(synthesis, "state", None)).get("_modules"))
-    # StyleGAN2's synthesis has the blocks b4, b8, ... StyleGAN3's has an input and layers.
-    if "synthesis_kwargs" in keywords or ("b4" in blocks and "input" not in blocks):
-        raise InputError(f"{_STYLEGAN2}: {_WAY_OUT}")
 
 
 def refuse_foreign_tensors(names: Collection[str]) -> None:
-    """Raise InputError if these tensors of a state dict are a StyleGAN2's."""
+    """Raise InputError if these tensors of a state dict are those of rosinality's StyleGAN2."""
     if any(name.endswith(_ROSINALITY_NAMES) for name in names):
         raise InputError(f"{_ROSINALITY}: {_WAY_OUT}")
-    if any(name.endswith("synthesis.b4.const") for name in names):
-        raise InputError(f"{_STYLEGAN2}: {_WAY_OUT}")
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

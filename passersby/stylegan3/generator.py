@@ -5,6 +5,7 @@ The state dict of a square network has the names and shapes of the reference imp
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from passersby.stylegan3.mapping import FullyConnected, MappingNetwork, Precisio
 from passersby.stylegan3.ops.convolution import modulated_conv2d
 from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
 from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec, lowpass_filter
+
+if TYPE_CHECKING:
+    from passersby import stylegan2
 
 IMAGES_AT_ONCE = 16  # images in a chunk of `Generator.images`: some hundred megabytes of maps
 
@@ -140,6 +144,11 @@ class SynthesisNetwork(nn.Module):
         for spec in config.layers():
             setattr(self, spec.name, SynthesisLayer(spec, config))
 
+    @property
+    def kernel_names(self) -> list[str]:
+        """Names of the convolutions' weights, without ToRGB's."""
+        return [f"{name}.weight" for name in self.layer_names if not getattr(self, name).spec.to_rgb]
+
     def forward(self, ws: torch.Tensor, update_emas: bool = False, shared: int = 0) -> torch.Tensor:
         """Images of `ws`.
 
@@ -161,9 +170,12 @@ class Generator(nn.Module):
     """z [N, z_dim] (and labels c [N, c_dim]) -> images [N, 3, height, width] float32, nominally -1..1.
 
     `mapping(z, c, truncation_psi, truncation_cutoff)` gives ws [N, num_ws, w_dim], `synthesis(ws)` the images.
+    `passersby.stylegan2.Generator` has another configuration and another synthesis, and all else from this class.
     """
 
-    def __init__(self, config: GeneratorConfig):
+    config: "stylegan2.AnyGeneratorConfig"
+
+    def __init__(self, config: "stylegan2.AnyGeneratorConfig"):
         super().__init__()
         self.config = config
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = (
@@ -175,7 +187,12 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(
             config.z_dim, config.c_dim, config.w_dim, config.num_ws, num_layers=config.mapping_layers
         )
-        self.synthesis = SynthesisNetwork(config)
+        self.synthesis = self.new_synthesis(config)
+
+    @classmethod
+    def new_synthesis(cls, config):
+        """A new synthesis network of this class of generators."""
+        return SynthesisNetwork(config)
 
     def forward(self, z, c=None, truncation_psi=1.0, truncation_cutoff=None, update_emas=False) -> torch.Tensor:
         """Mapping, truncation and synthesis in one call."""
@@ -225,8 +242,9 @@ def set_scaled_kernels(generator: Generator, scaled: bool) -> None:
     Scaled kernels have the range of the reference's. Without, a map of 512 channels overflows at outputs of 963. Runs
     of recipe 1 have images of unscaled kernels. Other number formats give the same bits either way.
     """
-    for name in generator.synthesis.layer_names:
-        getattr(generator.synthesis, name).scaled_kernels = scaled
+    for layer in generator.synthesis.modules():
+        if isinstance(layer, SynthesisLayer):  # StyleGAN2's layers keep their values near 1 in another way
+            layer.scaled_kernels = scaled
 
 
 def z_of_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:

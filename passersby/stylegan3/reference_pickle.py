@@ -70,6 +70,8 @@ def read_reference_pickle(stream: BinaryIO) -> dict[str, Any]:
 def _is_plain(value: Any, depth: int) -> bool:
     if isinstance(value, dict):
         return depth > 0 and len(value) < 100 and all(_is_plain(item, depth - 1) for item in value.values())
+    if isinstance(value, (list, tuple)):  # taps of a filter
+        return depth > 0 and len(value) < 100 and all(_is_plain(item, depth - 1) for item in value)
     return value is None or isinstance(value, (str, int, float))
 
 

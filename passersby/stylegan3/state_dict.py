@@ -1,6 +1,6 @@
 """Plain state dicts with the reference's names: the networks in them, and the configurations of these networks.
 
-A state dict holds no configuration, but StyleGAN3's names and shapes determine nearly all of it. The name of a layer
+A state dict holds no configuration, but StyleGAN's names and shapes determine nearly all of it. The name of a layer
 has its size and channels, the weights give kernels and label sizes, and the low-pass filters give the frequencies.
 Four values leave no trace (conv_clamp, num_fp16_res, output_scale, magnitude_ema_beta): for these the defaults of the
 reference's training are assumed.
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from passersby import stylegan2
 from passersby.checkpoints import Tensors, check_plain
 from passersby.errors import InputError
 from passersby.stylegan3.config_limits import checked
@@ -20,9 +21,11 @@ from passersby.stylegan3.discriminator import DiscriminatorConfig
 from passersby.stylegan3.foreign_networks import refuse_foreign_tensors
 from passersby.stylegan3.schedule import GeneratorConfig, lowpass_filter
 
-_GENERATOR = re.compile(r"(|.*\.)synthesis\.input\.freqs")
+STYLEGAN2_MARK = "synthesis.b4.const"  # a tensor that every StyleGAN2 generator has, and no StyleGAN3 generator
+_GENERATOR = re.compile(r"(|.*\.)synthesis\.(?:input\.freqs|b4\.const)")
 _DISCRIMINATOR = re.compile(r"(|.*\.)b\d+\.out\.weight")
 _LAYER = re.compile(r"synthesis\.L(\d{1,2})_(\d{1,5})_(\d{1,5})\.weight")
+_STYLEGAN2_BLOCK = re.compile(r"synthesis\.b(\d{1,5})\.conv1\.weight")
 _BLOCK = re.compile(r"b(\d{1,5})\.conv0\.weight")
 _EPILOGUE = re.compile(r"b(\d{1,5})\.out\.weight")
 _AVERAGED, _TRAINING = {"G_ema", "g_ema", "generator_ema"}, {"G", "g", "generator"}
@@ -34,7 +37,7 @@ def find_networks(state: Any) -> dict[str, Tensors]:
 
     `state` is a generator's bare state dict, a state dict whose names share a prefix, or a dict of such state dicts.
     The averaged generator is the generator called G_ema, or the only generator. Raises `InputError` if there is no
-    StyleGAN3 generator, and if several could be the averaged one.
+    StyleGAN2 or StyleGAN3 generator, and if several could be the averaged one.
     """
     flat: Tensors = {}
     _flatten(state, "", 0, flat)
@@ -42,7 +45,10 @@ def find_networks(state: Any) -> dict[str, Tensors]:
     if not generators:
         refuse_foreign_tensors(flat)
         text = ", ".join(name[:40] for name in list(flat)[:3]) or "none"
-        raise InputError(f"no StyleGAN3 generator (tensor synthesis.input.freqs) among its tensors: {text}")
+        raise InputError(
+            f"no StyleGAN3 generator (tensor synthesis.input.freqs) and no StyleGAN2 generator (tensor "
+            f"{STYLEGAN2_MARK}) among its tensors: {text}"
+        )
     for name, tensor in flat.items():
         if name.startswith((*generators, *discriminators)):
             check_plain(name, tensor)
@@ -123,6 +129,43 @@ def infer_generator_config(tensors: Tensors, width: int | None = None) -> Genera
     return config
 
 
+def infer_stylegan2_config(tensors: Tensors) -> stylegan2.GeneratorConfig:
+    """The configuration of a StyleGAN2 generator's state dict, also of a tall one.
+
+    Its constant input says which shape it has. Raises `InputError` if names or shapes do not fit StyleGAN2's schedule.
+    """
+    heights = sorted(int(m[1]) for m in map(_STYLEGAN2_BLOCK.fullmatch, tensors) if m)
+    first = _shape(tensors, STYLEGAN2_MARK, 3)
+    if not heights or first[1] != heights[0]:
+        raise InputError(f"blocks of heights {heights[:20]}, constant input {first}: not StyleGAN2's")
+    channels = [_shape(tensors, f"synthesis.b{height}.conv1.weight", 4)[0] for height in heights]
+    w_dim = _shape(tensors, "mapping.w_avg", 1)[0]
+    c_dim = _shape(tensors, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in tensors else 0
+
+    def build(base: int, limit: int) -> stylegan2.GeneratorConfig:
+        return stylegan2.GeneratorConfig(
+            heights[-1],
+            heights[-1] * first[2] // first[1],
+            z_dim=_shape(tensors, "mapping.fc0.weight", 2)[1] - (w_dim if c_dim else 0),
+            c_dim=c_dim,
+            w_dim=w_dim,
+            mapping_layers=_count(tensors, "mapping.fc{}.weight"),
+            img_channels=_shape(tensors, f"synthesis.b{heights[-1]}.torgb.weight", 4)[0],
+            channel_base=base,
+            channel_max=limit,
+        )
+
+    def fits(candidate: stylegan2.GeneratorConfig) -> bool:
+        return candidate.heights == heights and [candidate.channels(height) for height in heights] == channels
+
+    return _with_channels(build, channels, _bases(channels, heights), fits)
+
+
+def _bases(channels: list[int], heights: list[int]) -> list[tuple[float, float]]:
+    # The smallest and largest channel base that give each block its channels: base // height.
+    return [(n * height, (n + 1) * height - 1) for n, height in zip(channels, heights, strict=True)]
+
+
 def infer_discriminator_config(tensors: Tensors) -> DiscriminatorConfig:
     """The configuration of a discriminator's state dict, also of a tall one.
 
@@ -134,13 +177,15 @@ def infer_discriminator_config(tensors: Tensors) -> DiscriminatorConfig:
         raise InputError("its discriminator has no blocks named b<size>: not StyleGAN3's")
     epilogue = f"b{last[0]}"
     channels = [_shape(tensors, f"b{height}.conv0.weight", 4)[1] for height in heights]
-    channels.append(_shape(tensors, f"{epilogue}.fc.weight", 2)[0])
+    linear = _shape(tensors, f"{epilogue}.fc.weight", 2)
+    channels.append(linear[0])
+    columns = linear[1] // max(linear[0] * last[0], 1)  # of the epilogue's maps
     embed = _shape(tensors, "mapping.embed.weight", 2) if "mapping.embed.weight" in tensors else None
 
     def build(base: int, limit: int) -> DiscriminatorConfig:
         return DiscriminatorConfig(
             heights[0],
-            4 * heights[0] // max(last[0], 1),
+            columns * heights[0] // max(last[0], 1),
             c_dim=embed[1] if embed else 0,
             img_channels=_shape(tensors, f"b{heights[0]}.fromrgb.weight", 4)[1],
             channel_base=base,
@@ -148,15 +193,15 @@ def infer_discriminator_config(tensors: Tensors) -> DiscriminatorConfig:
             cmap_dim=embed[0] if embed else None,
             mapping_layers=_count(tensors, "mapping.fc{}.weight") if embed else 8,
             mbstd_num_channels=_shape(tensors, f"{epilogue}.conv.weight", 4)[1] - channels[-1],
+            last_height=None if columns == 4 else last[0],
         )
 
     heights.append(last[0])
-    bounds = [(n * height, (n + 1) * height - 1) for n, height in zip(channels, heights, strict=True)]
 
     def fits(candidate: DiscriminatorConfig) -> bool:
         return candidate.heights == heights and [candidate.channels(height) for height in heights] == channels
 
-    return _with_channels(build, channels, bounds, fits)
+    return _with_channels(build, channels, _bases(channels, heights), fits)
 
 
 def _with_channels(build: Callable, channels: list[int], bounds: Sequence[tuple[float, float]], fits: Callable):
@@ -210,7 +255,7 @@ def _shape(tensors: Tensors, name: str, dimensions: int | None = None) -> tuple[
     shape = tuple(tensors[name].shape) if name in tensors else None
     if shape is None or (dimensions is not None and len(shape) != dimensions):
         problem = "missing" if shape is None else f"of shape {shape}"
-        raise InputError(f"its tensor {name} is {problem}: not a StyleGAN3 state dict, or incomplete")
+        raise InputError(f"its tensor {name} is {problem}: not a StyleGAN state dict, or incomplete")
     return shape
 
 

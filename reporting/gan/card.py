@@ -161,10 +161,12 @@ _LEGEND = """- passes: share that the pedestrian filter lets through; over base:
 
 def _network_rows(network: Network) -> list[tuple[str, str]]:
     generator, record = network["generator"], dict(network["record"])
-    kind = "R" if generator["use_radial_filters"] else "T"
+    kind = "StyleGAN2"
+    if generator.get("architecture") != "stylegan2":
+        kind = "StyleGAN3-" + ("R" if generator["use_radial_filters"] else "T")
     rows = [
         ("sha256", network["sha256"]),
-        ("architecture", f"StyleGAN3-{kind}, {generator['height']} x {generator['width']}"),
+        ("architecture", f"{kind}, {generator['height']} x {generator['width']}"),
         ("parameters", f"{network['parameters']:,}"),
     ]
     record.pop("configuration", None)  # the command contains it

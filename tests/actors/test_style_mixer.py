@@ -17,6 +17,7 @@ from datasets.latents.table import delta_name, read_latents
 from datasets.runs.plan import Configuration
 from datasets.runs.rows import images_of, people_without_partners
 from datasets.runs.shards import SCHEMA
+from passersby import stylegan2
 from passersby.errors import InputError
 from passersby.restyle.pivotal import Delta, save_delta
 from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
@@ -305,3 +306,43 @@ def test_a_run_on_a_gpu_keeps_the_kernels_of_its_recipe(generator, recipe, monke
 def test_on_a_cpu_all_recipes_give_the_same_bytes(generator):
     old, new = (make(generator, range(2), recipe=recipe, format="jpeg", jpeg_quality=95) for recipe in (1, 2))
     assert old == new
+
+
+# ---- StyleGAN2 networks.
+
+
+@pytest.fixture(scope="module")
+def second() -> stylegan2.Generator:
+    torch.manual_seed(0)
+    config = stylegan2.GeneratorConfig(64, 32, mapping_layers=2, channel_base=512, channel_max=16)
+    network = stylegan2.Generator(config)
+    network.mapping.w_avg.normal_()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("noise_strength"):
+                parameter.fill_(0.5)
+    return network.eval().requires_grad_(False)
+
+
+def test_a_stylegan2s_bytes_are_a_function_of_the_plan(second):
+    rows = make(second, range(2, 4), layers=(3, 4))
+    torch.manual_seed(77)  # noise is constant: no random number of the process matters
+    again = make(second, range(3, 4), layers=(3, 4))
+    assert [row["image"] for row in rows[4:]] == [row["image"] for row in again]
+    assert len({row["image"] for row in rows}) == len(rows)
+
+
+def test_a_stylegan2s_variants_mix_the_chosen_layers(second):
+    rows = make(second, range(2, 3), layers=(3, 4))
+    base = styles(second, 102)
+    assert close(pixels(rows[0]), picture(second, base))
+    for row in rows[1:]:
+        ws = base.clone()
+        ws[:, [3, 4]] = styles(second, row["mix_seed"])[:, [3, 4]]
+        assert close(pixels(row), picture(second, ws))
+
+
+def test_a_stylegan2_has_ten_style_inputs_at_height_64(second):
+    check_network(second.config, dataclasses.replace(CONFIGURATION, layers=(9,)))
+    with pytest.raises(InputError, match="10 style inputs.*11 style inputs"):
+        check_network(second.config, dataclasses.replace(CONFIGURATION, layers=(10,)))

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import torch
 
+from passersby import stylegan2
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 
 # As small as the formats allow: files of 100 kB, images in milliseconds.
@@ -62,20 +63,21 @@ def easy_dict_bytes(protocol: int, **items) -> bytes:
 
 
 def reference_bytes(
-    averaged, training=None, critic=None, source="raise SystemExit", keywords=None, protocol=4
+    averaged, training=None, critic=None, source="raise SystemExit", keywords=None, protocol=4, style="stylegan3"
 ) -> bytes:
     """A reference network file with these networks.
 
-    `source` is the text that the reference would execute, `keywords` replace those of the generators.
+    `source` is the text that the reference would execute, `keywords` replace those of the generators. `style`: the
+    repository whose keywords a StyleGAN2 has: stylegan3, stylegan2-ada-pytorch or StyleGAN-Human.
     """
     with _reference_modules() as easy_dict:
         content = {"G": None, "D": None}
         for name, network in (("G", training), ("G_ema", averaged)):
             if network is not None:
-                init_keywords = _generator_keywords(network.config, easy_dict) | (keywords or {})
+                init_keywords = _generator_keywords(network.config, easy_dict, style) | (keywords or {})
                 content[name] = _as_reference(network, source, _init_args=(), _init_kwargs=init_keywords)
         if critic is not None:
-            init_keywords = _discriminator_keywords(critic.config, easy_dict)
+            init_keywords = _discriminator_keywords(critic.config, easy_dict, style)
             content["D"] = _as_reference(critic, source, _init_args=(), _init_kwargs=init_keywords)
         content["augment_pipe"] = _Module("AugmentPipe", {"_buffers": {}, "p": np.float32(0.5)}, source)
         content["training_set_kwargs"] = easy_dict(path="/home/somebody/people.zip", resolution=16)
@@ -126,15 +128,33 @@ def _as_reference(module: torch.nn.Module, source: str, **extra) -> _Module:
     return _Module(type(module).__name__, state | extra, source)
 
 
-def _generator_keywords(config: GeneratorConfig, easy_dict: type) -> dict:
+def _generator_keywords(config: GeneratorConfig | stylegan2.GeneratorConfig, easy_dict: type, style: str) -> dict:
+    if isinstance(config, stylegan2.GeneratorConfig):
+        return _stylegan2_keywords(config, easy_dict, style)
     names = ("z_dim", "c_dim", "w_dim", "channel_base", "channel_max", "img_channels", "conv_kernel")
     keywords = {name: getattr(config, name) for name in (*names, "use_radial_filters")}
     keywords["mapping_kwargs"] = easy_dict(num_layers=config.mapping_layers)
     return keywords | {"img_resolution": config.height}
 
 
-def _discriminator_keywords(config: DiscriminatorConfig, easy_dict: type) -> dict:
+def _stylegan2_keywords(config: stylegan2.GeneratorConfig, easy_dict: type, style: str) -> dict:
+    keywords = {name: getattr(config, name) for name in ("z_dim", "c_dim", "w_dim", "img_channels")}
+    synthesis = {name: getattr(config, name) for name in ("channel_base", "channel_max", "conv_clamp", "num_fp16_res")}
+    keywords["mapping_kwargs"] = easy_dict(num_layers=config.mapping_layers)
+    keywords["img_resolution"] = config.height
+    if style == "stylegan3":
+        return keywords | synthesis | {"fused_modconv_default": "inference_only"}
+    # Files that were converted from TensorFlow name everything, also what has its default.
+    keywords["mapping_kwargs"] |= {"embed_features": None, "activation": "lrelu", "w_avg_beta": 0.995}
+    synthesis |= {"architecture": "skip", "resample_filter": [1, 3, 3, 1], "use_noise": True}
+    keywords["synthesis_kwargs"] = easy_dict(synthesis)
+    return keywords | ({"square": config.width == config.height} if style == "StyleGAN-Human" else {})
+
+
+def _discriminator_keywords(config: DiscriminatorConfig, easy_dict: type, style: str) -> dict:
     keywords = {name: getattr(config, name) for name in ("c_dim", "img_channels", "channel_base", "channel_max")}
     keywords |= {"block_kwargs": easy_dict(freeze_layers=0), "mapping_kwargs": easy_dict()}
     keywords["epilogue_kwargs"] = easy_dict(mbstd_group_size=4)
+    if style == "StyleGAN-Human":
+        keywords["square"] = config.width == config.height
     return keywords | {"img_resolution": config.height}

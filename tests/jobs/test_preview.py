@@ -12,6 +12,7 @@ from PIL import Image
 from datasets.runs.card import write_card
 from datasets.runs.plan import parse_layers
 from jobs.preview import Preview, check, draw, main
+from passersby import stylegan2
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.stylegan3 import Generator, GeneratorConfig, load_network, save_network, to_uint8
@@ -72,6 +73,18 @@ def test_the_layers_of_the_pose_are_those_of_the_networks_card(tmp_path, capsys)
     with pytest.raises(InputError, match="--groups 'hair'"):
         check(Preview(network=network, groups=("pose", "hair")))
     assert capsys.readouterr().err == ""  # bad input is one line
+
+
+def test_a_stylegan2_is_drawn_with_the_groups_of_its_style_inputs(tmp_path, capsys):
+    torch.manual_seed(0)
+    config = stylegan2.GeneratorConfig(32, 16, mapping_layers=2, channel_base=512, channel_max=16)
+    path = tmp_path / "second.safetensors"
+    save_network(path, stylegan2.Generator(config).eval(), record={})
+    main(options(path, tmp_path, people=1, variants=1))
+    assert Image.open(tmp_path / "sheet.png").size[0] > 4 * 64
+    with pytest.raises(InputError, match="8 is not within the w indices 0 to 7"):
+        main(options(path, tmp_path, groups=("8",)))
+    assert list(check(Preview(network=path), 8)) == ["coarse 0-2", "middle 2-6", "fine 7-7"]
 
 
 @pytest.mark.parametrize(

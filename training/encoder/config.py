@@ -9,7 +9,7 @@ from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.restyle.encoder import EncoderConfig
 from passersby.restyle.losses import LossWeights
-from passersby.stylegan3 import GeneratorConfig
+from passersby.stylegan2 import AnyGeneratorConfig
 from training.config import ALWAYS_FREE, TrainingConfig
 
 FREE_TO_CHANGE = ALWAYS_FREE | {"network", "weights", "identity_network", "alexnet"}
@@ -130,7 +130,7 @@ class EncoderTraining(TrainingConfig):
             "--weights: ImageNet weights are of resnet18 and resnet34 with --width-factor 1; leave them out",
         )
 
-    def encoder(self, generator: GeneratorConfig) -> EncoderConfig:
+    def encoder(self, generator: AnyGeneratorConfig) -> EncoderConfig:
         """The encoder's configuration for a generator."""
         return EncoderConfig(
             height=self.height,

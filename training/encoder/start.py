@@ -17,7 +17,7 @@ from passersby.restyle.checkpoint import load_encoder, save_encoder
 from passersby.restyle.encoder import RestyleEncoder, load_backbone, working_size
 from passersby.restyle.losses import InversionLoss
 from passersby.restyle.refinement import w_statistics
-from passersby.stylegan3 import GeneratorConfig
+from passersby.stylegan2 import AnyGeneratorConfig
 from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
 from training.checkpoints import claim, commit_checkpoint, damage_named, last_checkpoint, read_state
 from training.encoder.config import FREE_TO_CHANGE, EncoderTraining
@@ -132,7 +132,7 @@ def load_networks(config: EncoderTraining, device: torch.device) -> Networks:
     )
 
 
-def load_data(config: EncoderTraining, generator: GeneratorConfig) -> TrainingImages:
+def load_data(config: EncoderTraining, generator: AnyGeneratorConfig) -> TrainingImages:
     """List and decode the training images, the first of each person set aside. Raises InputError."""
     _refuse_test_people(config.data)
     height, width = working_size(config.encoder(generator), generator)
@@ -154,7 +154,7 @@ def _refuse_test_people(data: Path) -> None:
 
 
 def start(
-    config: EncoderTraining, generator: GeneratorConfig, device: torch.device
+    config: EncoderTraining, generator: AnyGeneratorConfig, device: torch.device
 ) -> tuple[EncoderState, tuple[str, ...]]:
     """(state, notes): encoder and optimiser at step 0, and notes on the encoder's weights."""
     with torch.random.fork_rng(devices=[]):

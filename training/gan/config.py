@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from passersby import stylegan2
 from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
@@ -24,7 +25,7 @@ BEFORE = {"augment": None}
 
 @dataclasses.dataclass(frozen=True)
 class GanTraining(TrainingConfig):
-    """Train a StyleGAN3 on people.
+    """Train a StyleGAN3 or a StyleGAN2 on people.
 
     The same command again continues where the training stopped, whatever stopped it.
 
@@ -36,32 +37,40 @@ class GanTraining(TrainingConfig):
     a table with the columns path and identity, or a zip with dataset.json."""
     out: Path
     """Folder for snapshots, grids, curves and logs. All machines must see it."""
-    preset: Literal["person-128x64-t", "person-128x64-r", "study", "tiny"] = "person-128x64-t"
-    """Sets the defaults of all options below. person-128x64-t, person-128x64-r: people on GPUs, config T or R.
+    preset: Literal["person-128x64-t", "person-128x64-r", "person-128x64-2", "study", "tiny", "tiny-2"] = (
+        "person-128x64-t"
+    )
+    """Sets the defaults of all options below. person-128x64-t, -r, -2: people on GPUs, config T, R or 2.
     study: the study's settings (config R, 64 x 64, batch 16, gamma 2, people stretched).
-    tiny: config T at 64 x 32, for two CPU cores."""
+    tiny, tiny-2: config T or 2 at 64 x 32, for two CPU cores."""
 
     # ---- the networks
     height: int = 128
     """Height of the images in pixels: a power of two, at least 16."""
     width: int = 64
     """Width of the images in pixels: the height, or the height divided by a power of two."""
-    config: Literal["t", "r"] = "t"
-    """t: StyleGAN3-T (3x3 convolutions). r: StyleGAN3-R (1x1, radial filters, twice the generator's channels)."""
+    config: Literal["t", "r", "2"] = "t"
+    """t: StyleGAN3-T (3x3 convolutions). r: StyleGAN3-R (1x1, radial filters, twice the generator's channels).
+    2: StyleGAN2, several times faster on a CPU. It also sets the defaults of --generator-lr (0.002) and
+    --style-mixing-probability (0.9), as the reference's configuration does."""
     channel_base: Annotated[int, Bound(ge=1)] = 32768
     """A layer has about this number divided by its resolution as channels, and at most --channel-max."""
     channel_max: Annotated[int, Bound(ge=1)] = 512
     """Most channels of a layer."""
     margin_size: Annotated[int, Bound(ge=0)] = 10
     """Samples that layers compute beyond the image's edges. Fewer are faster (4: a third less work at 64x32).
-    But then the image can see its edges, which is acceptable only for small demonstrations."""
+    But then the image can see its edges, which is acceptable only for small demonstrations.
+    Config 2 has no margin."""
+    mapping_layers: Annotated[int | None, Bound(ge=1, le=64)] = None
+    """Layers of the mapping network. By default 2, with config 2 8."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the layers of the highest four octaves, on a GPU. auto: float16, as in the reference.
     On a CPU it is always float32."""
 
     # ---- where it starts
     transfer: Path | None = None
-    """Start from the weights of this network. Any network file of any size, width and config will do."""
+    """Start from the weights of this network. Any network file of any size, width and config will do.
+    Only StyleGAN2 and StyleGAN3 do not fit each other."""
     freeze_d: Annotated[int, Bound(ge=0)] = 0
     """Keep the first N layers of the discriminator, from the image side, as they are (Freeze-D)."""
 
@@ -99,6 +108,12 @@ class GanTraining(TrainingConfig):
     style_mixing_probability: Annotated[float, Bound(ge=0, le=1)] = 0.5
     """Share of the training images that are made from two codes.
     The reference trains with 0, so that its networks have never seen mixed codes."""
+    path_length_weight: Annotated[float | None, Bound(ge=0)] = None
+    """Weight of the path-length penalty of config 2, which runs in every fourth iteration. 0: no penalty.
+    By default 2, as in the reference."""
+    one_pass: bool = False
+    """Let both networks learn from the same generated images, which are then made only once in an iteration.
+    This is faster. The discriminator learns first. It needs a whole worker's share in memory: no --batch-gpu."""
     augment: Literal["ada", "fixed", "none"] = "ada"
     """Augment what the discriminator sees. ada: with a probability that adapts.
     fixed: with the probability --augment-p. none: never."""
@@ -157,6 +172,12 @@ class GanTraining(TrainingConfig):
         self._check_sizes()
         self._check_batch()
 
+        require(
+            self.config == "2" or not self.path_length_weight,
+            f"--path-length-weight {self.path_length_weight}: the layers of StyleGAN3 have no second derivative; the "
+            "penalty belongs to --config 2",
+        )
+
     def _check_sizes(self) -> None:
         sizes = f"--height {self.height} --width {self.width}"
         require(
@@ -181,14 +202,46 @@ class GanTraining(TrainingConfig):
             f"{what} gives each worker {part} images: take less than {MINIBATCH_GROUP} "
             f"or a multiple of {MINIBATCH_GROUP}",
         )
+        require(
+            not self.one_pass or part == share,
+            f"--batch-gpu {self.batch_gpu} with --one-pass: the images stay in memory between the networks' steps, so "
+            "parts save no memory; leave one of them out",
+        )
 
-    def generator(self, label_size: int = 0) -> GeneratorConfig:
-        """The generator's configuration; its magnitude average halves every 20,000 images."""
+    @property
+    def has_noise(self) -> bool:
+        """Whether the generator's layers have noise."""
+        return self.config == "2"
+
+    @property
+    def path_length(self) -> float:
+        """The weight of the path-length penalty; 0 in a StyleGAN3."""
+        if self.config != "2":
+            return 0.0
+        return 2.0 if self.path_length_weight is None else self.path_length_weight
+
+    @property
+    def architecture(self) -> str:
+        """The generator's architecture for users."""
+        return "StyleGAN2" if self.config == "2" else f"StyleGAN3-{self.config.upper()}"
+
+    def generator(self, label_size: int = 0) -> stylegan2.AnyGeneratorConfig:
+        """The generator's configuration; the magnitude average of a StyleGAN3 halves every 20,000 images."""
+        if self.config == "2":
+            return stylegan2.GeneratorConfig(
+                self.height,
+                self.width,
+                c_dim=label_size,
+                mapping_layers=self.mapping_layers or 8,
+                channel_base=self.channel_base,
+                channel_max=self.channel_max,
+            )
         make = GeneratorConfig.config_r if self.config == "r" else GeneratorConfig.config_t
         return make(
             self.height,
             self.width,
             c_dim=label_size,
+            mapping_layers=self.mapping_layers or 2,
             channel_base=self.channel_base,
             channel_max=self.channel_max,
             margin_size=self.margin_size,
@@ -196,7 +249,7 @@ class GanTraining(TrainingConfig):
         )
 
     def discriminator(self, label_size: int = 0) -> DiscriminatorConfig:
-        """The discriminator's configuration: the same channels for T and R."""
+        """The discriminator's configuration: the same for T and R; with config 2 tall maps end as in StyleGAN-Human."""
         return DiscriminatorConfig(
             self.height,
             self.width,
@@ -204,6 +257,7 @@ class GanTraining(TrainingConfig):
             channel_base=self.channel_base,
             channel_max=self.channel_max,
             mbstd_group_size=MINIBATCH_GROUP,
+            last_height=4 if self.config == "2" and self.width < self.height else None,
         )
 
     def step_settings(self) -> StepSettings:
@@ -219,6 +273,8 @@ class GanTraining(TrainingConfig):
             ema_half_life_images=self.batch * 10_000 / 32,
             ema_ramp=None if self.transfer else 0.05,
             rounds=share // (self.batch_gpu or share),
+            path_length_weight=self.path_length,
+            one_pass=self.one_pass,
         )
 
     def ada(self) -> AdaController:
@@ -237,6 +293,7 @@ def _is_power_of_two(number: int) -> bool:
 PRESETS: dict[str, dict[str, Any]] = {
     "person-128x64-t": {},
     "person-128x64-r": {"config": "r"},
+    "person-128x64-2": {"config": "2"},
     # The study: train.py --cfg=stylegan3-r --gpus=1 --batch=16 --gamma=2 --kimg=5000 --snap=20, resumed from another
     # network, FID of 50,000 images against its own training set; people were stretched to squares.
     "study": {
@@ -268,8 +325,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "workers": 0,
     },
 }
+PRESETS["tiny-2"] = {name: value for name, value in PRESETS["tiny"].items() if name != "margin_size"} | {"config": "2"}
+
+# Values of config 2 that differ from GanTraining's defaults, which are for StyleGAN3: train.py --cfg=stylegan2.
+_STYLEGAN2_VALUES: dict[str, Any] = {"generator_lr": 0.002, "style_mixing_probability": 0.9}
 
 
-def preset(name: str, data: Path, out: Path) -> GanTraining:
-    """The preset's values for these data and this folder. KeyError if unknown."""
-    return dataclasses.replace(GanTraining(data, out), preset=name, **PRESETS[name])
+def preset(name: str, data: Path, out: Path, config: str | None = None) -> GanTraining:
+    """The preset's values for these data and this folder. KeyError if unknown.
+
+    config: a config that takes the place of the preset's. With config 2 the rates are StyleGAN2's.
+    """
+    values = PRESETS[name] | ({} if config is None else {"config": config})
+    if values.get("config") == "2":
+        values = values | _STYLEGAN2_VALUES
+    return dataclasses.replace(GanTraining(data, out), preset=name, **values)

@@ -14,10 +14,11 @@ import torch
 
 from training.gan.augment import Draws, draw
 from training.gan.config import GanTraining
-from training.gan.step import AUGMENTED, Inputs, Latents
+from training.gan.inputs import AUGMENTED, Inputs, Latents, Noise
 
 # Each use has an independent stream of random numbers.
 _ORDER, _MIRROR, _LATENTS, _AUGMENT = 0, 1, 2, 3  # _AUGMENT + k: stream of the k-th name of AUGMENTED
+_PATH_LENGTHS, _NOISE = _AUGMENT + len(AUGMENTED), _AUGMENT + len(AUGMENTED) + 1
 
 
 class Order:
@@ -77,10 +78,9 @@ class Batches:
         """All random inputs of the iteration after `images_seen` images, augmented with probability `p`."""
         indices = self.order.indices(images_seen, self.config.batch)[self.share]
         reals = to_float(self.reals(images_seen, indices), device)
-        first, second = self.latents(images_seen, z_dim, num_ws)
         return Inputs(
             reals,
-            (first.to(device), second.to(device)),
+            tuple(latents.to(device) for latents in self.latents(images_seen, z_dim, num_ws)),
             None if self.labels is None else torch.from_numpy(self.labels[indices]).to(device),
             {name: draws.to(device) for name, draws in self.draws(images_seen, p).items()},
         )
@@ -94,10 +94,20 @@ class Batches:
             batch[mirrored] = batch[mirrored, :, ::-1]
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
-    def latents(self, images_seen: int, z_dim: int, num_ws: int) -> tuple[Latents, Latents]:
-        """This worker's codes for the generator's phase and for the discriminator's phase."""
-        stream = np.random.default_rng([self.config.seed, _LATENTS, images_seen])
-        return self._phase(stream, z_dim, num_ws), self._phase(stream, z_dim, num_ws)
+    def latents(self, images_seen: int, z_dim: int, num_ws: int) -> tuple[Latents, ...]:
+        """This worker's codes for the generator's phase, the discriminator's, and perhaps that of the path lengths."""
+        config = self.config
+        stream = np.random.default_rng([config.seed, _LATENTS, images_seen])
+        phases = [self._phase(stream, z_dim, num_ws), self._phase(stream, z_dim, num_ws)]
+        if config.path_length > 0:
+            stream = np.random.default_rng([config.seed, _PATH_LENGTHS, images_seen])
+            phases.append(self._phase(stream, z_dim, num_ws))
+        if not config.has_noise:
+            return tuple(phases)
+        seeds = np.random.default_rng([config.seed, _NOISE, images_seen]).integers(2**48, size=3)
+        places = torch.arange(config.batch)[self.share]
+        noises = (Noise(int(seed), config.batch, places) for seed in seeds)
+        return tuple(dataclasses.replace(phase, noise=noise) for phase, noise in zip(phases, noises, strict=False))
 
     def draws(self, images_seen: int, p: float) -> dict[str, Draws]:
         """The augmentation of this worker's images, by name of AUGMENTED; without entries where `p` is 0."""
@@ -123,8 +133,8 @@ class Batches:
             mix_from = np.where(mixed, stream.integers(1, num_ws, batch), num_ws)
         if self.labels is not None:  # labels of fakes are as frequent as those of real images
             labels = self.labels[stream.integers(len(self.labels), size=batch)]
-        parts = (None if part is None else torch.from_numpy(part) for part in (mix_z, mix_from, labels))
-        return Latents(torch.from_numpy(z), *parts).share(self.share)
+        codes, crossing, rows = (None if part is None else torch.from_numpy(part) for part in (mix_z, mix_from, labels))
+        return Latents(torch.from_numpy(z), codes, crossing, rows).share(self.share)
 
 
 def to_float(reals: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -71,7 +71,7 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
     def _introduction(self) -> str:
         config, state = self.config, self.state
         return (
-            f"{self.data.source} at {config.height}x{config.width}; StyleGAN3-{config.config.upper()}, "
+            f"{self.data.source} at {config.height}x{config.width}; {config.architecture}, "
             f"{millions(state.generator):.2f} M parameters, discriminator {millions(state.discriminator):.2f} M; "
             f"{self.worker}"
         )

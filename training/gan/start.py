@@ -21,6 +21,7 @@ from passersby.errors import InputError
 from passersby.options import defaults
 from passersby.stylegan3 import Discriminator, Generator
 from passersby.stylegan3.checkpoint import load_network, save_network
+from passersby.stylegan3.config_limits import generator_class
 from passersby.stylegan3.mapping import set_precision
 from passersby.stylegan3.transfer import freeze_discriminator_layers, transfer
 from reporting.curves import Record
@@ -75,6 +76,7 @@ def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) 
         "discriminator_optimizer": state.discriminator_optimizer.state_dict(),
         "ada": state.ada.state_dict(),
         "real_signs": state.real_signs.cpu(),
+        "path_length": state.path_length.cpu(),
         "extra": extra,
     }
     return commit_checkpoint(out, state.images_seen, write, values)
@@ -137,6 +139,8 @@ def resume(state: TrainingState, folder: Path) -> dict:
         state.discriminator_optimizer.load_state_dict(values["discriminator_optimizer"])
         state.ada.load_state_dict(values["ada"])
         state.real_signs.copy_(values["real_signs"])
+        if "path_length" in values:  # older checkpoints, all of StyleGAN3, have no path lengths
+            state.path_length.copy_(values["path_length"])
         state.step, state.images_seen, extra = (values[name] for name in ("iteration", "images_seen", "extra"))
     return extra
 
@@ -172,7 +176,8 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
     folder = last_checkpoint(config.out)
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same weights on every device
         torch.manual_seed(config.seed)
-        generator = Generator(config.generator(label_size))
+        generator_config = config.generator(label_size)
+        generator = generator_class(generator_config)(generator_config)
         discriminator = Discriminator(config.discriminator(label_size))
     average, origin, lines = None, {}, []
     if config.transfer and folder is None:
@@ -181,12 +186,14 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         for network in (generator, discriminator):
             set_precision(network, _PRECISIONS[config.precision])
     frozen = frozenset(freeze_discriminator_layers(discriminator, config.freeze_d))
+    settings = config.step_settings()
     state = new_state(
         generator.to(device),
         discriminator.to(device),
         generator_lr=config.generator_lr,
         discriminator_lr=config.discriminator_lr,
-        r1_interval=config.step_settings().r1_interval,
+        r1_interval=settings.r1_interval,
+        path_length_interval=settings.path_length_interval if settings.path_length_weight else None,
         ada=config.ada(),
         frozen=frozen,
     )

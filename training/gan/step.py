@@ -1,14 +1,14 @@
-"""One training iteration of StyleGAN3: losses, phases, optimisers, the averaged generator. No Ray, no files.
+"""One training iteration of StyleGAN2 or StyleGAN3: losses, phases, optimisers, the averaged generator. No Ray.
 
 The loss is the non-saturating loss (Goodfellow et al. 2014) with R1 (Mescheder et al. 2018), which is applied lazily
 (Karras et al. 2020, StyleGAN2). At the start StyleGAN3-R blurs the discriminator's images (Karras et al. 2021, appendix
-F). The discriminator's images are augmented with a probability that adapts (Karras et al. 2020, ADA). Several workers
-call the same functions inside a `torch.distributed` group.
+F). A StyleGAN2 generator has lazy path-length regularisation (Karras et al. 2020, StyleGAN2). The discriminator's
+images are augmented with a probability that adapts (Karras et al. 2020, ADA). Several workers call the same functions
+inside a `torch.distributed` group.
 """
 
 import copy
 import dataclasses
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,96 +20,9 @@ from torch import (
 
 from passersby.stylegan3 import Discriminator, Generator
 from training.gan.augment import AdaController, Draws, apply
+from training.gan.inputs import Inputs, Latents
+from training.gan.losses import blur, discriminator_loss, generator_loss, path_lengths, r1_penalty, synthesize
 from training.workers import Scalars, average_over_workers, workers
-
-# ---- The losses of StyleGAN3's training and the blur before its discriminator, as functions of tensors.
-
-
-def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(D(G(z))), the non-saturating loss; [N, 1] -> [N, 1]."""
-    return F.softplus(-fake_logits)
-
-
-def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor) -> torch.Tensor:
-    """-log(1 - sigmoid(D(G(z)))) - log sigmoid(D(x)); [N, 1], [N, 1] -> [N, 1]."""
-    return F.softplus(fake_logits) + F.softplus(-real_logits)
-
-
-def r1_penalty(real_logits: torch.Tensor, reals: torch.Tensor, gamma: float) -> torch.Tensor:
-    """gamma / 2 * |grad_x D(x)|^2 of every image, differentiable; [N, 1], [N, 3, H, W] -> [N]."""
-    (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
-    return gradient.square().sum(dim=[1, 2, 3]) * (gamma / 2)
-
-
-def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Separable blur of [N, 3, H, W]: kernel 2^-(x/sigma)^2 (base 2), radius floor(3 sigma), zeros outside.
-
-    The blur is two products with banded matrices. At the start of training the kernel is longer than the image, so a
-    convolution would mostly multiply padding.
-    """
-    radius = int(sigma * 3)
-    if radius == 0:
-        return images
-    taps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=images.device).div(sigma)
-    total = taps.square().neg().exp2().sum()
-
-    def matrix(size: int) -> torch.Tensor:
-        position = torch.arange(size, dtype=torch.float32, device=images.device)
-        distance = position[:, None] - position[None, :]
-        kernel = distance.div(sigma).square().neg().exp2() / total
-        return torch.where(distance.abs() <= radius, kernel, 0.0)  # [size, size], symmetric
-
-    height, width = images.shape[2:]
-    return matrix(height) @ images @ matrix(width)
-
-
-# ---- Inputs of one iteration of a GAN training: real images, latent codes, draws of the augmentation.
-
-
-@dataclasses.dataclass(frozen=True)
-class Latents:
-    """The codes of one phase. With `mix_z`, sample i has the w of `mix_z[i]` from index `mix_from[i]` on."""
-
-    z: torch.Tensor  # [N, z_dim]
-    mix_z: torch.Tensor | None = None  # [N, z_dim]
-    mix_from: torch.Tensor | None = None  # [N] int64, 1..num_ws; num_ws = not mixed
-    labels: torch.Tensor | None = None  # [N, c_dim]
-
-    def share(self, index: slice) -> "Latents":
-        """The codes of some samples."""
-        return self._map(lambda part: part[index])
-
-    def to(self, device: torch.device) -> "Latents":
-        """The same codes on the device."""
-        return self._map(lambda part: part.to(device))
-
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Latents":
-        optional_parts = (None if part is None else change(part) for part in (self.mix_z, self.mix_from, self.labels))
-        return Latents(change(self.z), *optional_parts)
-
-
-# Images augmented in an iteration, each with separate draws: fakes that train G, fakes and reals that train D, R1.
-AUGMENTED = ("generator", "fakes", "reals", "r1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """All random inputs that one worker needs for an iteration."""
-
-    reals: torch.Tensor  # [N, 3, H, W] float32, -1..1
-    latents: tuple[Latents, Latents]  # of the generator's and of the discriminator's phase
-    labels: torch.Tensor | None = None  # [N, c_dim] of the reals
-    draws: dict[str, Draws] = dataclasses.field(default_factory=dict)  # by AUGMENTED; a missing name: no augmentation
-
-    def part(self, index: int, count: int) -> "Inputs":
-        """Samples index, index + count, ... This stride keeps the groups of the minibatch deviation."""
-        share = slice(index, None, count)
-        return Inputs(
-            self.reals[share],
-            (self.latents[0].share(share), self.latents[1].share(share)),
-            None if self.labels is None else self.labels[share],
-            {name: draws.share(share) for name, draws in self.draws.items()},
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +36,10 @@ class StepSettings:
     ema_half_life_images: float = 5000.0
     ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen so far
     rounds: int = 1  # parts of a worker's share, computed one after the other; their gradients are added up
+    path_length_weight: float = 0.0  # 0 = no path-length regularisation (StyleGAN3)
+    path_length_interval: int = 4
+    path_length_decay: float = 0.01  # how far an iteration moves the average length
+    one_pass: bool = False  # both networks learn from the same generated images
 
 
 @dataclasses.dataclass
@@ -139,6 +56,7 @@ class TrainingState:
     frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay unchanged (Freeze-D)
     step: int = 0
     images_seen: int = 0
+    path_length: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros([]))  # [], the average length
 
     def train(self, network: str, train: bool) -> None:
         """Switch gradients of one network's parameters on or off; parameters of Freeze-D never have gradients."""
@@ -153,23 +71,27 @@ def new_state(
     generator_lr: float = 0.0025,
     discriminator_lr: float = 0.002,
     r1_interval: int = 16,
+    path_length_interval: int | None = None,
     ada: AdaController | None = None,
     frozen: frozenset[str] = frozenset(),
 ) -> TrainingState:
     """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented.
 
     The discriminator takes 17 Adam steps in place of 16, so its rate and betas are adjusted (StyleGAN2,
-    appendix B: c = k / (k + 1), rate * c, betas ** c).
+    appendix B: c = k / (k + 1), rate * c, betas ** c); so are the generator's with a `path_length_interval`.
     """
     generator.train().requires_grad_(False)
     discriminator.train().requires_grad_(False)
     correction = r1_interval / (r1_interval + 1)
+    slower = 1.0 if path_length_interval is None else path_length_interval / (path_length_interval + 1)
     trained = [parameter for name, parameter in discriminator.named_parameters() if name not in frozen]
     return TrainingState(
         generator=generator,
         discriminator=discriminator,
         generator_ema=copy.deepcopy(generator).eval().requires_grad_(False),
-        generator_optimizer=torch.optim.Adam(generator.parameters(), lr=generator_lr, betas=(0.0, 0.99), eps=1e-8),
+        generator_optimizer=torch.optim.Adam(
+            generator.parameters(), lr=generator_lr * slower, betas=(0.0, 0.99**slower), eps=1e-8
+        ),
         discriminator_optimizer=torch.optim.Adam(
             trained,
             lr=discriminator_lr * correction,
@@ -179,27 +101,13 @@ def new_state(
         ada=ada or AdaController(),
         real_signs=torch.zeros(2, device=generator.mapping.w_avg.device),
         frozen=frozen,
+        path_length=torch.zeros([], device=generator.mapping.w_avg.device),
     )
 
 
 def blur_sigma(settings: StepSettings, images_seen: int) -> float:
     """Width in pixels of the blur before the discriminator: falls linearly from its start value to 0."""
     return settings.blur_start_sigma * max(1 - images_seen / settings.blur_fade_images, 0.0)
-
-
-def synthesize(generator: Generator, latents: Latents, update_emas: bool = False) -> torch.Tensor:
-    """Training images of one phase, [N, 3, H, W] float32, with style mixing where the latents ask for it.
-
-    Mixing is decided per sample, not per batch as in StyleGAN2. The expectation is the same, and every batch has
-    several crossing points instead of one.
-    """
-    ws = generator.mapping(latents.z, latents.labels, update_emas=update_emas)  # [N, num_ws, w_dim]
-    if latents.mix_z is not None:
-        assert latents.mix_from is not None  # with `mix_z` comes `mix_from`
-        mix_ws = generator.mapping(latents.mix_z, latents.labels)
-        index = torch.arange(ws.shape[1], device=ws.device)
-        ws = torch.where((index[None, :] < latents.mix_from[:, None])[:, :, None], ws, mix_ws)
-    return generator.synthesis(ws, update_emas=update_emas)
 
 
 def judge(
@@ -210,14 +118,70 @@ def judge(
     return state.discriminator(images if draws is None else apply(images, draws), labels)
 
 
-def generator_phase(state: TrainingState, latents: Latents, sigma: float, draws: Draws | None = None) -> Scalars:
-    """Add gradients of the generator's loss to its parameters' gradients. Returns per-image scalars."""
+def generator_phase(
+    state: TrainingState,
+    latents: Latents,
+    sigma: float,
+    draws: Draws | None = None,
+    fakes: torch.Tensor | None = None,
+) -> Scalars:
+    """Add gradients of the generator's loss to its parameters' gradients. Returns per-image scalars.
+
+    `fakes` are images of the latents whose graph leads to the generator; by default the phase makes them.
+    """
     state.train("generator", True)
-    logits = judge(state, synthesize(state.generator, latents), latents.labels, sigma, draws)
+    if fakes is None:
+        fakes = synthesize(state.generator, latents)
+    logits = judge(state, fakes, latents.labels, sigma, draws)
     loss = generator_loss(logits)
     loss.mean().backward()
     state.train("generator", False)
     return {"G/loss": loss.detach()}
+
+
+def path_length_phase(state: TrainingState, parts: list[Latents], settings: StepSettings) -> Scalars:
+    """Add gradients of the path-length penalty, times its interval, and move the average length.
+
+    `parts` are this worker's latents, a part for each round. As in the reference the first half of the whole batch is
+    used, and the penalty is the squared distance from the average length, which includes this batch. The average is
+    over all workers and rounds, so a training does not depend on their number.
+    """
+    noise = parts[0].noise
+    assert noise is not None
+    used = max(noise.batch // 2, 1)
+    state.train("generator", True)
+    chosen, weights = [], []
+    for latents in parts:
+        assert latents.noise is not None
+        index = (latents.noise.places < used).nonzero()[:, 0]
+        # A part without such a sample takes another one with weight 0: every worker needs gradients to average.
+        chosen.append(latents.share(index if len(index) else slice(0, 1)))
+        weights.append(float(len(index) > 0))
+    graphs = None
+    if len(parts) == 1:
+        graphs = [path_lengths(state.generator, chosen[0])]
+        lengths = [graphs[0].detach()]
+    else:  # the average of all rounds is needed before the first one's gradient
+        lengths = [path_lengths(state.generator, latents, False).detach() for latents in chosen]
+    total = sum(part.sum() * weight for part, weight in zip(lengths, weights, strict=True))
+    average = torch.as_tensor(total).reshape(1).clone()
+    average_over_workers([average])
+    average = average[0] * (workers() / used)  # of the whole half batch
+    decay = settings.path_length_decay
+    target = state.path_length.lerp(average, decay)
+    # The target moves with the lengths: d/dL of the mean of (L - target)^2, with the target's own derivative.
+    shift = (average - target) * decay
+    scale = settings.path_length_weight * settings.path_length_interval * workers() * len(parts) / used
+    penalties = []
+    for index, (latents, weight) in enumerate(zip(chosen, weights, strict=True)):
+        graph = graphs[index] if graphs else path_lengths(state.generator, latents)
+        distance = lengths[index] - target
+        (graph * (2 * (distance - shift))).sum().mul(scale * weight).backward()
+        if weight:
+            penalties.append(distance.square())
+    state.path_length.copy_(target)
+    state.train("generator", False)
+    return {"G/path_length": torch.cat(penalties or [lengths[0][:0]])}
 
 
 def discriminator_phase(
@@ -227,13 +191,16 @@ def discriminator_phase(
     sigma: float,
     labels: torch.Tensor | None = None,
     draws: tuple[Draws | None, Draws | None] = (None, None),
+    fakes: torch.Tensor | None = None,
 ) -> Scalars:
     """Add gradients of the discriminator's loss on reals [N, 3, H, W]; moves the averages inside the generator.
 
-    `draws` augment the fakes and the reals.
+    `draws` augment the fakes and the reals. `fakes` are images of the latents without a graph; by default the phase
+    makes them, and only then moves the averages.
     """
-    with torch.no_grad():
-        fakes = synthesize(state.generator, latents, update_emas=True)
+    if fakes is None:
+        with torch.no_grad():
+            fakes = synthesize(state.generator, latents, update_emas=True)
     state.train("discriminator", True)
     # Two forward passes, because the minibatch deviations of fakes and reals must not mix. Two backward passes need the
     # memory of only one.
@@ -304,22 +271,16 @@ def update_ema(average: Generator, generator: Generator, beta: float) -> None:
 def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs) -> Scalars:
     """A step each of generator, discriminator and R1 (every `r1_interval` iterations); then averages and adaptation.
 
-    Returns per-image scalars of this worker, still on the device.
+    With path-length regularisation the generator has another step every `path_length_interval` iterations. Returns
+    per-image scalars of this worker, still on the device.
     """
     sigma = blur_sigma(settings, state.images_seen)
     rounds = [inputs.part(index, settings.rounds) for index in range(settings.rounds)]
-    parts = [generator_phase(state, part.latents[0], sigma, part.draws.get("generator")) for part in rounds]
-    scalars = _joined(parts)
-    apply_gradients(state.generator_optimizer, settings.rounds)
-    scalars |= _joined(_discriminator_rounds(state, rounds, sigma))
-    apply_gradients(state.discriminator_optimizer, settings.rounds)
-    if state.step % settings.r1_interval == 0:
-        parts = [
-            regularization_phase(state, part.reals, sigma, settings, part.labels, part.draws.get("r1"))
-            for part in rounds
-        ]
-        scalars |= _joined(parts)
-        apply_gradients(state.discriminator_optimizer, settings.rounds)
+    if settings.one_pass:
+        scalars = _one_pass(state, settings, rounds, sigma)
+    else:
+        scalars = _generator_steps(state, settings, rounds, sigma)
+        scalars |= _discriminator_steps(state, settings, rounds, sigma)
     batch = len(inputs.reals) * workers()
     update_ema(state.generator_ema, state.generator, ema_beta(settings, state.images_seen, batch))
     state.step += 1
@@ -328,10 +289,68 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
     return scalars
 
 
+def _generator_steps(
+    state: TrainingState,
+    settings: StepSettings,
+    rounds: list[Inputs],
+    sigma: float,
+    fakes: torch.Tensor | None = None,
+) -> Scalars:
+    parts = [generator_phase(state, part.latents[0], sigma, part.draws.get("generator"), fakes) for part in rounds]
+    scalars = _joined(parts)
+    apply_gradients(state.generator_optimizer, settings.rounds)
+    if settings.path_length_weight and state.step % settings.path_length_interval == 0:
+        scalars |= path_length_phase(state, [part.latents[2] for part in rounds], settings)
+        apply_gradients(state.generator_optimizer, settings.rounds)
+    return scalars
+
+
+def _discriminator_steps(
+    state: TrainingState,
+    settings: StepSettings,
+    rounds: list[Inputs],
+    sigma: float,
+    fakes: torch.Tensor | None = None,
+) -> Scalars:
+    if fakes is None:
+        scalars = _joined(_discriminator_rounds(state, rounds, sigma))
+    else:
+        part = rounds[0]
+        draws = part.draws.get("fakes"), part.draws.get("reals")
+        scalars = discriminator_phase(state, part.reals, part.latents[0], sigma, part.labels, draws, fakes)
+    apply_gradients(state.discriminator_optimizer, settings.rounds)
+    if state.step % settings.r1_interval == 0:
+        parts = [
+            regularization_phase(state, part.reals, sigma, settings, part.labels, part.draws.get("r1"))
+            for part in rounds
+        ]
+        scalars |= _joined(parts)
+        apply_gradients(state.discriminator_optimizer, settings.rounds)
+    return scalars
+
+
+def _one_pass(state: TrainingState, settings: StepSettings, rounds: list[Inputs], sigma: float) -> Scalars:
+    """The discriminator's steps on the generator's images without their graph, then the generator's on the same images.
+
+    The order is the other way round than with two passes, so that the generator learns from the newer discriminator
+    and the graph of its images is still that of its weights.
+    """
+    (part,) = rounds  # the graph stays in memory while the discriminator learns, so parts would save none
+    state.train("generator", True)
+    fakes = synthesize(state.generator, part.latents[0], update_emas=True)
+    average_over_workers(_averages(state.generator))
+    scalars = _discriminator_steps(state, settings, rounds, sigma, fakes.detach())
+    return _generator_steps(state, settings, rounds, sigma, fakes) | scalars
+
+
+def _averages(generator: Generator) -> list[torch.Tensor]:
+    return [buffer for name, buffer in generator.named_buffers() if name.endswith(("_avg", "_ema"))]
+
+
 def _discriminator_rounds(state: TrainingState, rounds: list[Inputs], sigma: float) -> list[Scalars]:
     # The averages inside the generator are linear in the samples. So their mean over rounds and workers, each from the
     # same start, equals the averages of one worker with the whole batch, and all workers' generators stay the same.
-    averages = [buffer for name, buffer in state.generator.named_buffers() if name.endswith(("_avg", "_ema"))]
+    averages = _averages(state.generator)
     start = [buffer.clone() for buffer in averages]
     total = [torch.zeros_like(buffer) for buffer in averages]
     scalars = []

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from datasets.runs.plan import layer_groups
 from datasets.storage.feature_cache import real_features
 from passersby.errors import InputError
 from passersby.metrics.fid import fid
@@ -16,12 +17,13 @@ from reporting.grid import image_grid, save_png
 from training.gan.config import GanTraining
 from training.gan.data import to_float
 from training.gan.images import TrainingData
-from training.gan.step import Latents, TrainingState, synthesize
+from training.gan.inputs import Latents
+from training.gan.losses import synthesize
+from training.gan.step import TrainingState
 from training.workers import gather_rows, workers
 
 # ---- Pictures of a GAN training: grids of people and of style mixes, from the same codes every time.
 
-MIDDLE_LAYERS = slice(5, 12)  # the main job's default mix: w indices 5-11
 _PICTURES_AT_ONCE = 16  # images synthesised at a time
 
 
@@ -61,7 +63,8 @@ def mix_grid(generator: Generator, people: int = 6) -> np.ndarray:
     """
     ws = person_codes(generator, people)  # [P, num_ws, w_dim]
     mixes = ws[:, None].repeat(1, people, 1, 1)  # [A, B, num_ws, w_dim]
-    mixes[:, :, MIDDLE_LAYERS] = ws[None, :, MIDDLE_LAYERS]
+    first, last = layer_groups(generator.num_ws)["middle"]
+    mixes[:, :, first : last + 1] = ws[None, :, first : last + 1]
     unmixed = synthesize_in_chunks(generator, ws)
     images = synthesize_in_chunks(generator, mixes.flatten(0, 1)).reshape(people, people, *unmixed.shape[1:])
     corner = np.full_like(unmixed[:1], 255)

@@ -6,11 +6,15 @@ three operations for which libraries have a fast kernel: the convolution, its tr
 forward pass saves nothing for a gradient that is not needed.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+_weight_gradients = True  # `no_weight_gradients` switches them off
 
 
 def conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride=1, padding=0):
@@ -21,6 +25,41 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def filter2d(x: torch.Tensor, kernel: torch.Tensor, stride: int = 1, padding: int = 0) -> torch.Tensor:
     """Filter every channel of x [N, C, H, W] by the constant `kernel` [k, k], with zeros outside, and decimate it."""
     return _Filter.apply(x, kernel, stride, padding)
+
+
+def upsample2d(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Twice the height and width of x [N, C, H, W]: zeros between its samples, then 4 times `kernel` [4, 4], symmetric.
+
+    Zeros outside. It has gradients of any order.
+    """
+    size = (2 * x.shape[2], 2 * x.shape[3])
+    return _FilterTransposed.apply(x, kernel * 4, size, 2, 1)
+
+
+def upsampling_conv2d(x: torch.Tensor, weight: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """x [N, I, H, W] -> [N, O, 2H, 2W]: zeros between its samples, then the weight [O, I, 3, 3], then 4 times `kernel`.
+
+    The weight is convolved, not correlated, as in StyleGAN2, and nothing is cut off between the two filters. `kernel`
+    [4, 4] is symmetric. It has gradients of any order.
+    """
+    size = (2 * x.shape[2] + 1, 2 * x.shape[3] + 1)
+    x = _InputGradient.apply(x, weight.transpose(0, 1), size, 2, 0)
+    return filter2d(x, kernel * 4, padding=1)
+
+
+@contextlib.contextmanager
+def no_weight_gradients() -> Iterator[None]:
+    """Inside the context gradients do not go to the weights of `conv2d` and `upsampling_conv2d`: they are None.
+
+    For `torch.autograd.grad` with respect to inputs alone, whose backward pass would compute the weights' gradients too
+    and drop them. Second derivatives with respect to the weights are still right.
+    """
+    global _weight_gradients
+    _weight_gradients = False
+    try:
+        yield
+    finally:
+        _weight_gradients = True
 
 
 def convolve(x, weight, bias=None, stride=1, padding=0, groups=1):
@@ -66,7 +105,7 @@ class _Convolution(torch.autograd.Function):
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
             to_x = _InputGradient.apply(grad, weight, ctx.size, ctx.stride, ctx.padding)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and _weight_gradients:
             to_weight = _WeightGradient.apply(grad, x, ctx.kernel, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[2]:
             to_bias = grad.sum((0, 2, 3))
@@ -87,7 +126,7 @@ class _InputGradient(torch.autograd.Function):
         to_grad = to_weight = None
         if ctx.needs_input_grad[0]:
             to_grad = _Convolution.apply(x, weight, None, ctx.stride, ctx.padding)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and _weight_gradients:
             to_weight = _WeightGradient.apply(grad, x, ctx.kernel, ctx.stride, ctx.padding)
         return to_grad, to_weight, None, None, None
 

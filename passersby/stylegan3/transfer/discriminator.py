@@ -295,22 +295,25 @@ class _Transfer:
         sourced = len(rows) * (len(inputs) + extra) * 9
         self.ledger.put(f"{name}.conv.weight", value, conv, how or f"x {gain:.3f}", sourced)
         put_rows(self.ledger, f"{name}.conv.bias", old.conv.bias.detach(), outputs)
-        self._transfer_linear(old, new, name, last, end)
+        self._transfer_linear(old, new, name)
 
-    def _transfer_linear(self, old: Epilogue, new: Epilogue, name: str, last: int, end: int) -> None:
+    def _transfer_linear(self, old: Epilogue, new: Epilogue, name: str) -> None:
         weight = old.fc.weight.detach()
         inputs, outputs = self._keep("conv", "conv"), self._keep("fc", "fc")
-        matrix = weight.view(len(weight), -1, last, 4)[outputs][:, inputs]
-        gain, how = fan_in_gain(weight.shape[1], new.fc.weight.shape[1]), ""
-        # A map of another height counts as the same map, stretched. The weights of a row are divided among the rows at
+        matrix = weight.view(len(weight), -1, *old.size)[outputs][:, inputs]
+        gain = fan_in_gain(weight.shape[1], new.fc.weight.shape[1])
+        # A map of another size counts as the same map, stretched. The weights of a row are divided among the rows at
         # its position, or those of several rows are summed. With the gain of the fan-in, independent inputs also keep
         # their variance.
-        if end > last:
-            matrix, how = matrix.repeat_interleave(end // last, 2) / (end // last), f"{last} rows of map -> {end}"
-        elif end < last:
-            matrix, how = matrix.unflatten(2, (end, last // end)).sum(3), f"{last} rows of map -> {end}"
+        how = ""
+        for axis, noun, before, after in zip((2, 3), ("rows", "columns"), old.size, new.size, strict=True):
+            if after > before:
+                matrix = matrix.repeat_interleave(after // before, axis) / (after // before)
+            elif after < before:
+                matrix = matrix.unflatten(axis, (after, before // after)).sum(axis + 1)
+            how = joined(how, "" if after == before else f"{before} {noun} of map -> {after}")
         sourced = matrix.numel()
-        target = new.fc.weight.detach().view(len(new.fc.weight), -1, end, 4)
+        target = new.fc.weight.detach().view(len(new.fc.weight), -1, *new.size)
         value = fit_into(target, matrix * gain, matrix).flatten(1)
         how = joined(
             how,

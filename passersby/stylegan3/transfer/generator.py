@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from passersby.errors import InputError
 from passersby.stylegan3.generator import Generator, SynthesisLayer, z_of_seeds
-from passersby.stylegan3.schedule import LayerSpec
+from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec
 from passersby.stylegan3.transfer.channels import (
     Channels,
     changes,
@@ -75,7 +75,7 @@ def transfer_generator(source: Generator, target: Generator, ledger: Ledger) -> 
     """
     _check(source, target)
     transfer_mapping(source.mapping, target.mapping, ledger)
-    old, new = source.config.layers(), target.config.layers()
+    old, new = _layers(source), _layers(target)
     # Map b is the input of layer b: 0 is the Fourier features, len(old) the image.
     widths = {b: spec.in_channels for b, spec in enumerate(old)} | {len(old): old[-1].out_channels}
     channels = Channels(widths, lambda: _importance(source))
@@ -90,6 +90,11 @@ def transfer_generator(source: Generator, target: Generator, ledger: Ledger) -> 
             step = _Step(source, j, layer, channels, ledger)
             scale = step.run(scale)
             arrives = j + 1
+
+
+def _layers(generator: Generator) -> list[LayerSpec]:
+    assert isinstance(generator.config, GeneratorConfig)  # StyleGAN2 generators have their own transfer
+    return generator.config.layers()
 
 
 def _check(source: Generator, target: Generator) -> None:
@@ -131,7 +136,7 @@ class _Step:
 
     def run(self, scale: torch.Tensor) -> torch.Tensor:
         """Write the layer. `scale` [in] is the ratio of its input maps to the source's; returns that of its output."""
-        spec, new = self.source.config.layers()[self.j], self.layer.spec
+        spec, new = _layers(self.source)[self.j], self.layer.spec
         old, name = getattr(self.source.synthesis, spec.name), f"synthesis.{new.name}"
         inputs = self.channels.keep(self.j, new.in_channels)
         outputs = self.channels.keep(self.j + 1, new.out_channels)

@@ -8,7 +8,7 @@ from torch import nn
 
 # Buffers that training or chance made. Filters belong to the target's schedule: they are never transferred, and no part
 # of a report.
-_LEARNED_BUFFERS = ("w_avg", "magnitude_ema", "freqs", "phases")
+_LEARNED_BUFFERS = ("w_avg", "magnitude_ema", "freqs", "phases", "noise_const")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from datasets.runs.configuration import RECIPE, Origin
-from datasets.runs.plan import PLAN_FILE, Configuration, Plan, continue_plan, parse_layers, read_plan
+from datasets.runs.plan import PLAN_FILE, Configuration, Plan, continue_plan, layer_groups, parse_layers, read_plan
 from datasets.runs.run import Run
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -140,6 +140,25 @@ def test_twenty_thousand_units_are_small_and_quick():
     assert len(missing) == 3
     assert len(plan.to_json()) < 2000
     assert time.perf_counter() - start < 2  # 0.05 s on an idle core
+
+
+@pytest.mark.parametrize(
+    ("num_ws", "coarse", "middle", "fine"),
+    [
+        (16, (0, 5), (5, 11), (12, 15)),  # StyleGAN3: the study's
+        (10, (0, 3), (3, 7), (8, 9)),  # StyleGAN2 of height 64
+        (12, (0, 4), (4, 8), (9, 11)),  # of height 128
+        (18, (0, 6), (6, 12), (13, 17)),  # of height 1024
+        (4, (0, 1), (1, 2), (3, 3)),
+    ],
+)
+def test_layer_groups_come_from_the_networks_style_inputs(num_ws, coarse, middle, fine):
+    groups = layer_groups(num_ws)
+    assert groups == {"coarse": coarse, "middle": middle, "fine": fine, "all": (0, num_ws - 1)}
+    assert parse_layers("middle", num_ws) == tuple(range(middle[0], middle[1] + 1))
+    assert parse_layers(f"0,{num_ws - 1}", num_ws) == (0, num_ws - 1)
+    with pytest.raises(InputError, match=f"{num_ws} is not within the w indices 0 to {num_ws - 1}"):
+        parse_layers(f"{num_ws}", num_ws)
 
 
 @pytest.mark.parametrize(

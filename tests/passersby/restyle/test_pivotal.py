@@ -11,6 +11,7 @@ from passersby.errors import InputError
 from passersby.reid.identity_features import IdentityFeatures
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.pivotal import Delta, apply_delta, load_delta, save_delta, tune, variants
+from tests.helpers import stylegan2_reference
 from tests.helpers.gpu_path import go_the_way_of_a_gpu
 
 SHA, OTHER_SHA = "a" * 64, "b" * 64
@@ -324,3 +325,18 @@ def test_a_cut_file_is_refused(delta):
     content = save_delta(delta, SHA)
     for length in (7, 9, 100, len(content) - 1):
         refusal(content[:length], "damaged")
+
+
+def test_a_stylegan2_is_tuned_like_a_stylegan3():
+    generator, other = stylegan2_reference.generator("tall"), stylegan2_reference.generator("tall", mapping_layers=2)
+    with torch.no_grad():
+        pivots = generator.mapping(stylegan2_reference.codes(2))
+        target = PIXELS.target(other.synthesis(pivots).clamp(-1, 1))
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    with torch.no_grad():
+        generator.synthesis.b8.conv0.weight.add_(1.0)
+    delta = tune(generator, PIXELS, target, pivots, 5, rank=2, learning_rate=0.05)
+    assert set(delta.factors) == {"b4.conv1.weight", *(f"b{h}.conv{i}.weight" for h in (8, 16, 32) for i in (0, 1))}
+    with apply_delta(generator, load_delta(save_delta(delta, SHA), SHA)):
+        assert not torch.equal(generator.synthesis.b4.conv1.weight, before["synthesis.b4.conv1.weight"])
+    assert torch.equal(generator.synthesis.b4.conv1.weight, before["synthesis.b4.conv1.weight"])

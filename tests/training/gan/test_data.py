@@ -1,6 +1,5 @@
 """Order, shares, mirroring, codes and augmentation: functions of the seed and the images seen."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 from training.gan.config import GanTraining
 from training.gan.data import Batches, InMemory, Order, to_float
-from training.gan.step import AUGMENTED
+from training.gan.inputs import AUGMENTED
 
 CPU = torch.device("cpu")
 
@@ -40,20 +39,29 @@ def test_every_epoch_shows_every_image_once_in_another_order():
     assert (Order(20, seed=1).indices(0, 20) != stream[:20]).any()
 
 
-def test_workers_share_one_batch(images):
+@pytest.mark.parametrize("config", ["t", "2"])
+def test_workers_share_one_batch(images, config):
     labels = np.eye(3, dtype=np.float32)[np.arange(20) % 3]
-    make = lambda *share: batches(images, *share, labels=labels).inputs(40, 0.7, 512, 16, CPU)  # noqa: E731
+    make = lambda *share: batches(images, *share, labels=labels, config=config).inputs(  # noqa: E731
+        40, 0.7, 512, 10, CPU
+    )
     whole, parts = make(), [make(rank, 2) for rank in range(2)]
     assert set(whole.draws) == set(AUGMENTED)
     for rank, part in enumerate(parts):
         expected = whole.part(rank, 2)
         assert torch.equal(part.reals, expected.reals)
         assert torch.equal(part.labels, expected.labels)
-        for phase in range(2):
-            for field in dataclasses.fields(expected.latents[phase]):
-                assert torch.equal(
-                    getattr(part.latents[phase], field.name), getattr(expected.latents[phase], field.name)
-                )
+        assert len(part.latents) == len(whole.latents) == (3 if config == "2" else 2)  # path lengths have their own
+        for ours, theirs in zip(part.latents, expected.latents, strict=True):
+            for name in ("z", "mix_z", "mix_from", "labels"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+            assert (ours.noise is None) == (config == "t")
+            if ours.noise is not None:
+                assert torch.equal(ours.noise.draw(3, (4, 2)), theirs.noise.draw(3, (4, 2)))
+    noises = [latents.noise.seed for latents in whole.latents if latents.noise]
+    assert len(set(noises)) == len(noises)
+    for rank, part in enumerate(parts):
+        expected = whole.part(rank, 2)
         for name in AUGMENTED:
             assert torch.equal(part.draws[name].theta, expected.draws[name].theta)
             assert torch.equal(part.draws[name].colour, expected.draws[name].colour)

@@ -15,7 +15,7 @@ import torch.distributed
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from training.gan import step as gan
 from training.gan.augment import AdaController, draw
-from training.gan.step import AUGMENTED, Inputs, Latents
+from training.gan.inputs import AUGMENTED, Inputs, Latents
 
 BATCH = 16
 # Two phases whose gradients are compared before any step: Adam makes a whole step of a gradient that is only rounding.

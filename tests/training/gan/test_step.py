@@ -9,9 +9,9 @@ import torch
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from passersby.stylegan3.discriminator import reference_discriminator_config
 from passersby.stylegan3.generator import reference_generator_config
+from training.gan import losses as gan_losses
 from training.gan import step as gan
-from training.gan import step as gan_losses
-from training.gan.step import Inputs, Latents
+from training.gan.inputs import Inputs, Latents
 
 R64 = "oracles/stylegan3-r64"
 

@@ -1,0 +1,79 @@
+"""The random inputs of one iteration of a GAN training: real images, codes, noise, draws of the augmentation."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from training.gan.augment import Draws
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The noise of a StyleGAN2's layers in one phase. A sample's noise depends on its place in the whole batch.
+
+    So it does not depend on the number of workers or rounds. Every device has its own random numbers.
+    """
+
+    seed: int
+    batch: int  # samples of all workers
+    places: torch.Tensor  # [N] int64: the samples' places in the whole batch
+
+    def draw(self, layer: int, size: tuple[int, ...]) -> torch.Tensor:
+        """[N, *size] float32 of variance 1 for a layer, counted from 0, or for another use with a number of its own."""
+        device = self.places.device
+        generator = torch.Generator(device).manual_seed(self.seed + layer)
+        return torch.randn(self.batch, *size, generator=generator, device=device)[self.places]
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """The codes of one phase. With `mix_z`, sample i has the w of `mix_z[i]` from index `mix_from[i]` on.
+
+    Without `noise` a StyleGAN2 has its constant noise; a StyleGAN3 has no noise.
+    """
+
+    z: torch.Tensor  # [N, z_dim]
+    mix_z: torch.Tensor | None = None  # [N, z_dim]
+    mix_from: torch.Tensor | None = None  # [N] int64, 1..num_ws; num_ws = not mixed
+    labels: torch.Tensor | None = None  # [N, c_dim]
+    noise: Noise | None = None
+
+    def share(self, index: slice | torch.Tensor) -> "Latents":
+        """The codes of some samples."""
+        return self._map(lambda part: part[index])
+
+    def to(self, device: torch.device) -> "Latents":
+        """The same codes on the device."""
+        return self._map(lambda part: part.to(device))
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Latents":
+        mix_z, mix_from, labels = (
+            None if part is None else change(part) for part in (self.mix_z, self.mix_from, self.labels)
+        )
+        noise = self.noise and dataclasses.replace(self.noise, places=change(self.noise.places))
+        return Latents(change(self.z), mix_z, mix_from, labels, noise)
+
+
+# Images augmented in an iteration, each with separate draws: fakes that train G, fakes and reals that train D, R1.
+AUGMENTED = ("generator", "fakes", "reals", "r1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """All random inputs that one worker needs for an iteration."""
+
+    reals: torch.Tensor  # [N, 3, H, W] float32, -1..1
+    latents: tuple[Latents, ...]  # of the generator's and the discriminator's phase, perhaps of the path lengths
+    labels: torch.Tensor | None = None  # [N, c_dim] of the reals
+    draws: dict[str, Draws] = dataclasses.field(default_factory=dict)  # by AUGMENTED; a missing name: no augmentation
+
+    def part(self, index: int, count: int) -> "Inputs":
+        """Samples index, index + count, ... This stride keeps the groups of the minibatch deviation."""
+        share = slice(index, None, count)
+        return Inputs(
+            self.reals[share],
+            tuple(latents.share(share) for latents in self.latents),
+            None if self.labels is None else self.labels[share],
+            {name: draws.share(share) for name, draws in self.draws.items()},
+        )
