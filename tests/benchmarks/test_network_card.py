@@ -133,3 +133,10 @@ def test_wrong_options_are_named(command, settings, tmp_path, wrong, message):
     with pytest.raises(InputError, match=message):
         command.main(command.Config(out=tmp_path, **(settings | wrong)))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_compared_groups_do_not_overlap_and_fit_the_network(command):
+    groups, whole = command.compared_groups(16)
+    assert list(groups) == ["coarse (0-4)", "middle (5-11)", "fine (12-15)", "all (0-15)"]
+    assert groups[whole] == "0-15"
+    assert list(command.compared_groups(10)[0].values()) == ["0-2", "3-7", "8-9", "0-9"]

@@ -7,12 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from datasets.runs.card import write_card
 from datasets.runs.plan import read_plan
 from datasets.storage.output import Output
 from jobs import export, generate, verify
 from jobs.convert import describe
 from passersby import stylegan2
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network, save_network
 
 
@@ -51,6 +53,26 @@ def test_the_network_decides_what_a_group_of_layers_is(second, tmp_path):
     config = options(second, tmp_path, layers="5-10")
     with pytest.raises(InputError, match="10 is not within the w indices 0 to 9"):
         config.frozen(config.inputs())
+
+
+def test_without_a_card_the_pose_is_the_networks_middle_layers(second, tmp_path):
+    config = options(second, tmp_path)
+    layers, reason = config.chosen_layers(config.inputs())
+    assert layers == (3, 4, 5, 6, 7)
+    assert reason is not None
+    assert reason.startswith("layers 3-7, the study's")
+
+
+def test_a_cards_layers_are_within_the_networks_style_inputs(second, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(second.read_bytes())
+    config = options(copy, tmp_path / "out")
+    write_card(copy, {"sha256": file_sha256(copy)}, {"layers": {"pose": [0, 9]}})
+    assert config.frozen(config.inputs()).layers == (0, 9)
+    write_card(copy, {"sha256": file_sha256(copy)}, {"layers": {"pose": [0, 10]}})
+    inputs = config.inputs()
+    with pytest.raises(InputError, match="not w indices from 0 to 9"):
+        config.frozen(inputs)
 
 
 @pytest.mark.slow
