@@ -8,7 +8,8 @@ call the same functions inside a `torch.distributed` group.
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,11 @@ from torch import (
 )
 
 from passersby.stylegan3 import Discriminator, Generator
-from training.gan.augment import AdaController, Draws, apply
+from training.gan.augment import AdaController, Draws, apply, rows_of
 from training.workers import Scalars, average_over_workers, workers
+
+if TYPE_CHECKING:
+    from training.gan.pairs import PairInputs, PairTraining
 
 # ---- The losses of StyleGAN3's training and the blur before its discriminator, as functions of tensors.
 
@@ -75,9 +79,9 @@ class Latents:
     mix_from: torch.Tensor | None = None  # [N] int64, 1..num_ws; num_ws = not mixed
     labels: torch.Tensor | None = None  # [N, c_dim]
 
-    def share(self, index: slice) -> "Latents":
-        """The codes of some samples."""
-        return self._map(lambda part: part[index])
+    def share(self, index: slice, size: int = 1) -> "Latents":
+        """The codes of some samples; size: images of a sample, 2 for pairs (`rows_of`)."""
+        return self._map(lambda part: rows_of(part, index, size))
 
     def to(self, device: torch.device) -> "Latents":
         """The same codes on the device."""
@@ -90,6 +94,7 @@ class Latents:
 
 # Images augmented in an iteration, each with separate draws: fakes that train G, fakes and reals that train D, R1.
 AUGMENTED = ("generator", "fakes", "reals", "r1")
+OF_FAKES = AUGMENTED[:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +105,17 @@ class Inputs:
     latents: tuple[Latents, Latents]  # of the generator's and of the discriminator's phase
     labels: torch.Tensor | None = None  # [N, c_dim] of the reals
     draws: dict[str, Draws] = dataclasses.field(default_factory=dict)  # by AUGMENTED; a missing name: no augmentation
+    pairs: "PairInputs | None" = None  # with pairs, the fakes 2i and 2i + 1 are pair i, which is one sample
 
     def part(self, index: int, count: int) -> "Inputs":
         """Samples index, index + count, ... This stride keeps the groups of the minibatch deviation."""
-        share = slice(index, None, count)
+        share, size = slice(index, None, count), 1 if self.pairs is None else 2
         return Inputs(
             self.reals[share],
-            (self.latents[0].share(share), self.latents[1].share(share)),
+            (self.latents[0].share(share, size), self.latents[1].share(share, size)),
             None if self.labels is None else self.labels[share],
-            {name: draws.share(share) for name, draws in self.draws.items()},
+            {name: draws.share(share, size if name in OF_FAKES else 1) for name, draws in self.draws.items()},
+            None if self.pairs is None else self.pairs.part(index, count),
         )
 
 
@@ -137,6 +144,7 @@ class TrainingState:
     ada: AdaController
     real_signs: torch.Tensor  # [2]: sum of sign(D(real)) and count since p was last adapted, of this worker
     frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay unchanged (Freeze-D)
+    pairs: "PairTraining | None" = None  # the pair discriminator, where the training has one
     step: int = 0
     images_seen: int = 0
 
@@ -156,30 +164,30 @@ def new_state(
     ada: AdaController | None = None,
     frozen: frozenset[str] = frozenset(),
 ) -> TrainingState:
-    """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented.
-
-    The discriminator takes 17 Adam steps in place of 16, so its rate and betas are adjusted (StyleGAN2,
-    appendix B: c = k / (k + 1), rate * c, betas ** c).
-    """
+    """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented."""
     generator.train().requires_grad_(False)
     discriminator.train().requires_grad_(False)
-    correction = r1_interval / (r1_interval + 1)
     trained = [parameter for name, parameter in discriminator.named_parameters() if name not in frozen]
     return TrainingState(
         generator=generator,
         discriminator=discriminator,
         generator_ema=copy.deepcopy(generator).eval().requires_grad_(False),
         generator_optimizer=torch.optim.Adam(generator.parameters(), lr=generator_lr, betas=(0.0, 0.99), eps=1e-8),
-        discriminator_optimizer=torch.optim.Adam(
-            trained,
-            lr=discriminator_lr * correction,
-            betas=(0.0, 0.99**correction),
-            eps=1e-8,
-        ),
+        discriminator_optimizer=new_adam(trained, discriminator_lr, r1_interval),
         ada=ada or AdaController(),
         real_signs=torch.zeros(2, device=generator.mapping.w_avg.device),
         frozen=frozen,
     )
+
+
+def new_adam(parameters: Iterable[torch.nn.Parameter], lr: float, interval: int) -> torch.optim.Adam:
+    """Adam for a network with a lazy regularisation every `interval` steps.
+
+    Such a network takes 17 Adam steps in place of 16, so its rate and betas are adjusted (StyleGAN2, appendix B:
+    c = k / (k + 1), rate * c, betas ** c).
+    """
+    correction = interval / (interval + 1)
+    return torch.optim.Adam(parameters, lr=lr * correction, betas=(0.0, 0.99**correction), eps=1e-8)
 
 
 def blur_sigma(settings: StepSettings, images_seen: int) -> float:
@@ -210,14 +218,24 @@ def judge(
     return state.discriminator(images if draws is None else apply(images, draws), labels)
 
 
-def generator_phase(state: TrainingState, latents: Latents, sigma: float, draws: Draws | None = None) -> Scalars:
+def generator_phase(
+    state: TrainingState,
+    latents: Latents,
+    sigma: float,
+    draws: Draws | None = None,
+    pairs: "PairInputs | None" = None,
+) -> Scalars:
     """Add gradients of the generator's loss to its parameters' gradients. Returns per-image scalars."""
     state.train("generator", True)
-    logits = judge(state, synthesize(state.generator, latents), latents.labels, sigma, draws)
-    loss = generator_loss(logits)
-    loss.mean().backward()
+    images = synthesize(state.generator, latents)
+    loss = generator_loss(judge(state, images, latents.labels, sigma, draws))
+    total, scalars = loss.mean(), {"G/loss": loss.detach()}
+    if state.pairs is not None and pairs is not None:
+        pair_loss = state.pairs.generator_loss(images, latents.labels, sigma, pairs)
+        total, scalars = total + pair_loss.mean(), scalars | {"G/pair_loss": pair_loss.detach()}
+    total.backward()
     state.train("generator", False)
-    return {"G/loss": loss.detach()}
+    return scalars
 
 
 def discriminator_phase(
@@ -227,10 +245,11 @@ def discriminator_phase(
     sigma: float,
     labels: torch.Tensor | None = None,
     draws: tuple[Draws | None, Draws | None] = (None, None),
+    pairs: "PairInputs | None" = None,
 ) -> Scalars:
     """Add gradients of the discriminator's loss on reals [N, 3, H, W]; moves the averages inside the generator.
 
-    `draws` augment the fakes and the reals.
+    `draws` augment the fakes and the reals. With `pairs` the pair discriminator learns from the same fakes.
     """
     with torch.no_grad():
         fakes = synthesize(state.generator, latents, update_emas=True)
@@ -243,11 +262,14 @@ def discriminator_phase(
     F.softplus(-real_logits).mean().backward()
     state.train("discriminator", False)
     fake_logits, real_logits = fake_logits.detach(), real_logits.detach()
-    return {
+    scalars = {
         "D/loss": discriminator_loss(fake_logits, real_logits),
         "scores/fake": fake_logits,
         "scores/real": real_logits,
     }
+    if state.pairs is not None and pairs is not None:
+        scalars |= state.pairs.discriminator_phase(fakes, latents.labels, sigma, pairs)
+    return scalars
 
 
 def regularization_phase(
@@ -308,11 +330,13 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
     """
     sigma = blur_sigma(settings, state.images_seen)
     rounds = [inputs.part(index, settings.rounds) for index in range(settings.rounds)]
-    parts = [generator_phase(state, part.latents[0], sigma, part.draws.get("generator")) for part in rounds]
+    parts = [generator_phase(state, part.latents[0], sigma, part.draws.get("generator"), part.pairs) for part in rounds]
     scalars = _joined(parts)
     apply_gradients(state.generator_optimizer, settings.rounds)
     scalars |= _joined(_discriminator_rounds(state, rounds, sigma))
     apply_gradients(state.discriminator_optimizer, settings.rounds)
+    if state.pairs is not None:
+        apply_gradients(state.pairs.optimizer, settings.rounds)
     if state.step % settings.r1_interval == 0:
         parts = [
             regularization_phase(state, part.reals, sigma, settings, part.labels, part.draws.get("r1"))
@@ -320,11 +344,22 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
         ]
         scalars |= _joined(parts)
         apply_gradients(state.discriminator_optimizer, settings.rounds)
+        if state.pairs is not None:
+            scalars |= _joined(
+                [
+                    state.pairs.regularization_phase(sigma, settings.r1_interval, part.pairs)
+                    for part in rounds
+                    if part.pairs is not None
+                ]
+            )
+            apply_gradients(state.pairs.optimizer, settings.rounds)
     batch = len(inputs.reals) * workers()
     update_ema(state.generator_ema, state.generator, ema_beta(settings, state.images_seen, batch))
     state.step += 1
     state.images_seen += batch
-    adapt(state, scalars["scores/real"], batch)
+    adapt(state.ada, state.real_signs, scalars["scores/real"], state.step, batch)
+    if state.pairs is not None:
+        adapt(state.pairs.ada, state.pairs.real_signs, scalars["scores/pair_real"], state.step, batch)
     return scalars
 
 
@@ -338,7 +373,7 @@ def _discriminator_rounds(state: TrainingState, rounds: list[Inputs], sigma: flo
     for part in rounds:
         _foreach_copy_(averages, start)
         draws = part.draws.get("fakes"), part.draws.get("reals")
-        scalars.append(discriminator_phase(state, part.reals, part.latents[1], sigma, part.labels, draws))
+        scalars.append(discriminator_phase(state, part.reals, part.latents[1], sigma, part.labels, draws, part.pairs))
         _foreach_add_(total, averages, alpha=1 / len(rounds))
     _foreach_copy_(averages, total)
     average_over_workers(averages)
@@ -349,15 +384,19 @@ def _joined(parts: list[Scalars]) -> Scalars:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def adapt(state: TrainingState, real_scores: torch.Tensor, batch: int) -> None:
-    """Count the signs of D(real) and let the controller move p; waits for the device only when p may move."""
-    if not state.ada.adapts:
+def adapt(ada: AdaController, real_signs: torch.Tensor, real_scores: torch.Tensor, step: int, batch: int) -> None:
+    """Count the signs of D(real) and let the controller move p; waits for the device only when p may move.
+
+    real_signs: [2], the sum and the number of signs since p could last move, of this worker. step: number of the
+    iterations so far.
+    """
+    if not ada.adapts:
         return
     signs = real_scores.sign()
-    state.real_signs += torch.stack([signs.sum(), torch.full_like(signs.sum(), signs.numel())])
-    if state.step % state.ada.interval == 0:
-        average_over_workers([state.real_signs])
-        total, count = state.real_signs.tolist()
-        state.ada.add(total * workers(), round(count * workers()))
-        state.ada.update(batch * state.ada.interval)
-        state.real_signs.zero_()
+    real_signs += torch.stack([signs.sum(), torch.full_like(signs.sum(), signs.numel())])
+    if step % ada.interval == 0:
+        average_over_workers([real_signs])
+        total, count = real_signs.tolist()
+        ada.add(total * workers(), round(count * workers()))
+        ada.update(batch * ada.interval)
+        real_signs.zero_()
