@@ -67,16 +67,6 @@ PANELS = (
         ((_OVERFITTING, "", INK),),
     ),
     Panel(
-        "Pair discriminator's scores",
-        "score",
-        (
-            ("scores/pair_real", "pairs of training people", _DISCRIMINATOR),
-            ("scores/pair_validation", "pairs of validation people", _VALIDATION),
-            ("scores/pair_stranger", "pictures of two people", INK),
-            ("scores/pair_fake", "generated pairs", _GENERATOR),
-        ),
-    ),
-    Panel(
         "R1 penalty",
         "R1",
         (("D/r1", "", _DISCRIMINATOR), ("D/pair_r1", "pairs", _GENERATOR)),
@@ -84,6 +74,18 @@ PANELS = (
     ),
     Panel("Augmentation probability", "p", (("augment/p", "", INK), ("augment/pair_p", "pairs", _GENERATOR))),
     Panel("FID", "FID", (("fid", "", _GENERATOR),), logarithmic=True, points=True),
+)
+
+# Of a training with identity pairs, beside PANELS.
+PAIR_PANEL = Panel(
+    "Pair discriminator's scores",
+    "score",
+    (
+        ("scores/pair_real", "pairs of training people", _DISCRIMINATOR),
+        ("scores/pair_validation", "pairs of validation people", _VALIDATION),
+        ("scores/pair_stranger", "pictures of two people", INK),
+        ("scores/pair_fake", "generated pairs", _GENERATOR),
+    ),
 )
 
 # Keys for the overfitting and for the line at the best FID.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from passersby.stylegan3.checkpoint import z_halves
+from reporting.curves import PAIR_PANEL, PANELS
 from training.checkpoints import check_images
 from training.gan.config import GanTraining
 from training.gan.data import Batches
@@ -85,7 +86,8 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             pairs, self.pair_validation = data.validation_pairs(config), None
             if pairs is not None:
                 self.pair_validation = PairValidation(data.validation, data.validation_labels, pairs, self.device)
-            self.open_log(beginning.extra, [self._introduction(), *data.notes, *beginning.lines])
+            panels = (*PANELS, PAIR_PANEL) if config.pairs else PANELS
+            self.open_log(beginning.extra, [self._introduction(), *data.notes, *beginning.lines], panels)
             if beginning.extra is None and self.log:
                 self.log.draw(lambda: save_reals(config.out, data.sample))
 
