@@ -142,10 +142,11 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{"condition": "cluster", "clusters": 2}, {"pairs": True}])
 def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
-    ray_cluster, tree, tmp_path, monkeypatch, capsys
+    ray_cluster, tree, tmp_path, monkeypatch, capsys, options
 ):
-    settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1, "condition": "cluster", "clusters": 2}
+    settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1} | options
     main(GanTraining(data=tree, out=tmp_path / "memory", **settings))
     monkeypatch.setattr(gan_images, "fits", lambda *sizes: False)
     main(GanTraining(data=tree, out=tmp_path / "stream", **settings))

@@ -93,7 +93,7 @@ class GanTraining(TrainingConfig):
     """The seed that draws the labelled people. Of one seed, 60 people always include its 20 people."""
     pair_cameras: Literal["any", "different"] = "any"
     """The cameras of a real pair. any: drawn independently of each other, so that some pairs have one camera.
-    different: two cameras in every pair."""
+    different: two cameras in every pair. But generated pairs sometimes look like one camera, which gives them away."""
     pair_gamma: Annotated[float | None, Bound(ge=0)] = None
     """Weight of the R1 penalty of the pair discriminator. By default twice --gamma, as a pair has twice the values."""
     pair_strangers: Annotated[float, Bound(ge=0, le=1)] = 0.5

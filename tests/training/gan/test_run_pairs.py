@@ -1,5 +1,6 @@
 """Trainings with identity pairs: what they write, going on exactly, two workers. Tiny real networks."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from reporting.curves import read_history
 from tests.helpers.gan_trainings import ROOT, check_equal_trainings, kill_at, make_tree, run, tiny
 from training.checkpoints import STATE, last_checkpoint
 from training.gan.config import GanTraining
+from training.gan.data import Batches
+from training.gan.images import list_data, load_data
 from training.gan.run import train
 from training.gan.start import NETWORK, claim_folder, last_snapshot
 from training.gan.validation import identities_grid, person_latents
@@ -155,6 +158,38 @@ def test_pairs_with_labels_of_cameras_and_of_different_cameras(tree, tmp_path):
     assert loaded.has_who
     state = torch.load(last_checkpoint(tmp_path) / STATE, weights_only=True)
     assert state["pairs"]["discriminator"]["mapping.embed.weight"].shape[1] == 4  # labels of both pictures
+
+
+class FromIndices:
+    """A stream's reader: its images are those of its own sequence of indices, whatever it is asked for."""
+
+    def __init__(self, images, indices, batch, rank, world_size):
+        self.images, self.indices, self.batch, self.share = images, indices, batch, slice(rank, None, world_size)
+
+    def read(self, images_seen: int, indices: np.ndarray) -> np.ndarray:
+        assert images_seen % self.batch == 0  # a stream goes on batch by batch
+        return self.images[self.indices(images_seen)[self.share]]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_streamed_pairs_are_those_in_memory(tree, tmp_path, rank):
+    config = pairs(tree, tmp_path, batch=16, workers=2)
+    data = load_data(config, list_data(config))
+
+    def stream(source, target, indices, batch, *, rank, world_size):
+        return FromIndices(data.sample, indices, batch, rank, world_size)
+
+    def inputs(data, seen):
+        readers = data.reader(config, rank, 2), data.pair_reader(config, rank, 2)
+        made = Batches(readers[0], data.order(config), config, rank, 2, None, data.pair_order(config), readers[1])
+        return made.inputs(seen, 0.0, 512, 16, torch.device("cpu"))
+
+    streamed = dataclasses.replace(data, stream=stream)
+    for seen in (0, 16, 160):
+        one, two = inputs(data, seen), inputs(streamed, seen)
+        assert torch.equal(one.reals, two.reals)
+        assert torch.equal(one.pairs.reals, two.pairs.reals)
+        assert torch.equal(one.pairs.strangers, two.pairs.strangers)
 
 
 def test_too_few_people_for_pairs_are_named_before_anything_is_written(tree, tmp_path):
