@@ -83,7 +83,7 @@ def test_a_missing_tree_and_an_output_that_cannot_be_written(tree, tmp_path):
 
 
 def test_presets_are_defaults_that_options_override():
-    assert list(PRESETS) == ["person-128x64-t", "person-128x64-r", "study", "tiny"]
+    assert list(PRESETS) == ["person-128x64-t", "person-128x64-r", "study", "tiny", "tiny-pairs"]
     study = preset_defaults(["--data", "x", "--preset", "study"], PRESETS, preset)
     assert (study.config, study.batch, study.gamma, study.kimg, study.fid_images) == ("r", 16, 2.0, 5000.0, 50_000)
     assert preset_defaults(["--preset=tiny"], PRESETS, preset).workers == 0
