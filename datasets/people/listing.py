@@ -179,7 +179,10 @@ class Listing:
         """
         names = {self.people.get(identity, str(identity)): identity for identity in self.named_people()}
         if not 1 <= count <= len(names):
-            raise InputError(f"--labelled-people {count}: {self.name} has {len(names)} people of known identity")
+            raise InputError(
+                f"--labelled-people {count}: {self.name} has {len(names)} people of known identity: give fewer, or "
+                "data that say who is who"
+            )
         return sorted(names[name] for name in drawn_names(names, draw)[:count])
 
     def named_people(self) -> list[int]:

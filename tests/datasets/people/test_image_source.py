@@ -305,7 +305,9 @@ def test_labelled_people_are_never_set_aside(tmp_path):
         assert json.loads(json.dumps(record)) == record
     with pytest.raises(InputError, match="--validation-people 6: the data hold 5 without a label; give 0 to 5"):
         open_images(root, validation_people=6, labelled=(35, 0))
-    with pytest.raises(InputError, match="--labelled-people 41: m train has 40 people"):
+    with pytest.raises(
+        InputError, match="--labelled-people 41: m .Market-1501. train has 40 people of known identity: give fewer"
+    ):
         open_images(root, labelled=(41, 0))
 
 
