@@ -364,7 +364,7 @@ def test_r1_of_pairs_has_its_weight_and_covers_six_channels():
 def test_each_phase_trains_its_networks_only():
     state, inputs = new_state(), random_inputs("plain")
     judge = state.pairs.discriminator
-    gan.generator_phase(state, inputs.latents[0], 0.0, None, inputs.pairs)
+    gan.generator_phase(state, inputs.latents[0], 0.0, pairs=inputs.pairs)
     assert all(p.grad is not None for p in state.generator.parameters())
     assert all(p.grad is None for network in (state.discriminator, judge) for p in network.parameters())
     with_pairs = {name: p.grad.clone() for name, p in state.generator.named_parameters()}
@@ -399,7 +399,7 @@ def test_the_minibatch_deviation_keeps_pairs_whole_and_never_compares_the_two_pi
 
     monkeypatch.setattr(discriminator_module, "minibatch_std", watched)
     state, inputs = new_state(), random_inputs("plain")
-    gan.generator_phase(state, inputs.part(0, rounds).latents[0], 0.0, None, inputs.part(0, rounds).pairs)
+    gan.generator_phase(state, inputs.part(0, rounds).latents[0], 0.0, pairs=inputs.part(0, rounds).pairs)
     single, of_pairs = groups
     assert sorted(index for group in single for index in group) == list(range(BATCH // rounds))
     assert all(len(group) == len({index // 2 for index in group}) == 4 for group in single)  # no two of one pair
