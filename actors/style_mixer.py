@@ -11,14 +11,15 @@ import torch
 from torch.nn import functional
 
 from datasets.latents.partners import RealCodes, partners_of
-from datasets.runs.plan import Configuration
+from datasets.runs.configuration import CAMERA, Configuration
 from datasets.runs.rows import NO_PARTNER, Reference, amounts_of, planned_columns, resolved, with_columns
 from datasets.runs.shards import SCHEMA
 from passersby.errors import InputError
 from passersby.restyle.pivotal import apply_delta, load_delta
 from passersby.stylegan2 import AnyGeneratorConfig
 from passersby.stylegan3 import Generator, to_uint8
-from passersby.stylegan3.generator import set_scaled_kernels
+from passersby.stylegan3.generator import set_scaled_kernels, z_of_seeds
+from passersby.stylegan3.mapping import who_size
 
 # Images of one person that go through the network together. Units and pools never change this number, so images do not
 # depend on them. On a CPU small chunks stay in the caches.
@@ -27,11 +28,12 @@ CHUNK = {"cuda": 64, "cpu": 8}
 
 def check_network(network: AnyGeneratorConfig, configuration: Configuration, codes: RealCodes | None = None) -> None:
     """Raise InputError when such a generator cannot make these people. The driver calls it before actors start."""
-    needed = configuration.layers[-1] + 1
-    if network.c_dim or network.num_ws < needed or network.img_channels != 3:
+    needed, labels = max(configuration.layers, default=0) + 1, len(configuration.cameras)
+    if network.c_dim != labels or network.num_ws < needed or network.img_channels != 3:
+        wanted = f"with {labels} labels" if labels else "without labels"
         raise InputError(
             f"--network has {network.c_dim} labels, {network.num_ws} style inputs and {network.img_channels} channels: "
-            f"give one without labels, with {needed} style inputs or more and 3 channels"
+            f"give one {wanted}, with {needed} style inputs or more and 3 channels"
         )
     if codes is not None and codes.people.shape[1:] != (network.num_ws, network.w_dim):
         values = " x ".join(map(str, codes.people.shape[1:]))
@@ -45,8 +47,10 @@ class StyleMixer:
     Person i is the w of seed S + i, and variant 0 is the image of that w. Each other variant has its own second code
     (`Configuration.mix_seed`) under the same truncation. The method `mix` takes the style inputs of the chosen layers
     from the second code. The method `interpolate` moves these style inputs towards the second code, by the same
-    `amount` in every variant: all variants are equally far from the person and differ in direction. An image that is
-    not finite becomes a row with status "error" and no bytes.
+    `amount` in every variant: all variants are equally far from the person and differ in direction. The method
+    `camera` is for networks trained by identity pairs: a variant has the first half of the person's z, who, and the
+    second half, how, of the z of its second code's seed. In a network with a label for each camera every image has the
+    label of its camera. An image that is not finite becomes a row with status "error" and no bytes.
 
     With `codes`, person i is the i-th real person of a latents table, and variant 0 is the image of the person's own
     code, without truncation. If the person has a delta, the network with this delta makes all the person's images. The
@@ -121,6 +125,8 @@ class StyleMixer:
     def _styles(self, person: int) -> torch.Tensor:
         # [V, 16, w_dim] float32; [1, 16, w_dim], the base alone, where a person has no partner.
         c = self.configuration
+        if c.method == CAMERA:
+            return self._seen_by_cameras(person)
         code = None if self.codes is None else self.codes.people[[person]]
         base = self._map([c.person_seed(person)]) if code is None else self._tensor(code)  # [1, 16, w_dim]
         if c.variants == 1:
@@ -137,6 +143,21 @@ class StyleMixer:
             ws[1:, layers] = base[:, layers].lerp(second_codes[:, layers], steps)
         return ws
 
+    def _seen_by_cameras(self, person: int) -> torch.Tensor:
+        # [V, num_ws, w_dim]: equal halves who, other halves how, and the labels of the cameras.
+        c, size = self.configuration, self.generator.config.z_dim
+        seeds = [c.person_seed(person), *(c.mix_seed(person, variant) for variant in range(1, c.variants))]
+        z = z_of_seeds(seeds, size)  # [V, z_dim] float64
+        z[:, : who_size(size)] = z[0, : who_size(size)]
+        labels = None
+        if c.cameras:
+            columns = [
+                c.cameras.index(camera) for v in range(c.variants) if (camera := c.camera(person, v)) is not None
+            ]
+            labels = torch.eye(len(c.cameras), device=self.device)[columns]
+        z = torch.from_numpy(z).to(self.device, torch.float32)
+        return self.generator.mapping(z, labels, truncation_psi=c.truncation_psi)
+
     def _others(self, person: int) -> torch.Tensor:
         c = self.configuration
         if c.draws_codes or self.codes is None:
@@ -147,9 +168,7 @@ class StyleMixer:
         return torch.tensor(codes, dtype=torch.float32, device=self.device)
 
     def _map(self, seeds: list[int]) -> torch.Tensor:
-        size = self.generator.config.z_dim
-        # The reference tools draw these numbers too: from one legacy generator for each seed.
-        z = np.concatenate([np.random.RandomState(seed).randn(1, size) for seed in seeds])  # noqa: NPY002
+        z = z_of_seeds(seeds, self.generator.config.z_dim)
         z = torch.from_numpy(z).to(self.device, torch.float32)  # [N, z_dim]
         return self.generator.mapping(z, truncation_psi=self.configuration.truncation_psi)
 
@@ -160,7 +179,8 @@ class StyleMixer:
         c = self.configuration
         images = []
         for chunk in ws.split(CHUNK[self.device.type]):
-            outputs = self.generator.synthesis(chunk, shared=c.layers[0])  # [N, 3, h, w] float32, nominally -1..1
+            # [N, 3, h, w] float32, nominally -1..1
+            outputs = self.generator.synthesis(chunk, shared=min(c.layers, default=0))
             finite = outputs.isfinite().flatten(1).all(1).tolist()
             if outputs.shape[2:] != (c.height, c.width):
                 # Resizing with antialiasing, before quantising, avoids aliasing and a second rounding.

@@ -55,7 +55,7 @@ class Config:
     compact_ids: bool = False
     """Number the exported people one after the other. People without a kept image then leave no gaps."""
     camera: int = 1
-    """The camera of images that have none. Generated people have none."""
+    """The camera of images that have none. Generated people have one only if their network has labels of cameras."""
     cameras: int = 1
     """Spread images without a camera over N cameras, by variant. The first of them is --camera."""
     test_people: int = 0

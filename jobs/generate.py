@@ -60,9 +60,7 @@ def main(config: Config) -> int | None:
 
 def expect(config: Config, run: GenerationRun, inputs: Inputs) -> None:
     """A dry run: print what the pending units will take."""
-    from passersby.stylegan3.checkpoint import load_network
-
-    stages, machines = prepare(config, run, inputs, load_network(inputs.network).generator)
+    stages, machines = prepare(config, run, inputs, inputs.loaded.generator)
     images = sum(unit.people for unit in run.pending) * run.plan.configuration.variants
     pools = machines.pools(stages, len(run.pending))
     actors = [(stage.actor, stage.arguments) for stage in stages[:-1]]
@@ -71,10 +69,8 @@ def expect(config: Config, run: GenerationRun, inputs: Inputs) -> None:
 
 def make(config: Config, run: GenerationRun, inputs: Inputs) -> int | None:
     """Make what is missing, as the only driver in this folder; returns how many units failed for good."""
-    from passersby.stylegan3.checkpoint import load_network  # needs PyTorch; a finished run does not
-
     with run.held():
-        network, times = load_network(inputs.network), None
+        network, times = inputs.loaded, None
         if run.pending:
             stages, machines = prepare(config, run, inputs, network.generator)
             times, failed = make_units(run, stages, machines)

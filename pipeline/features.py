@@ -18,7 +18,7 @@ from actors.feature_extractor import FeatureExtractor
 from actors.style_mixer import StyleMixer, check_network
 from datasets.people.decoding import decode_bicubic, remarks
 from datasets.people.image_sets import ROW_IMAGES, ImageSet
-from datasets.runs.configuration import RECIPE, Configuration
+from datasets.runs.configuration import CAMERA, MIX, RECIPE, Configuration
 from datasets.storage.feature_cache import cached, feature_key
 from passersby.devices import chosen_device
 from passersby.errors import InputError
@@ -71,12 +71,14 @@ def network_images(
 ) -> tuple[ImageSet, Configuration]:
     """The images of seeds `seed` ... `seed` + count - 1, to be made by a StyleMixer of this configuration.
 
-    The reference StyleGAN3 tools make the same images, at the network's size. Raises InputError for a network with
-    labels, or values out of range.
+    The reference StyleGAN3 tools make the same images, at the network's size. With labels of cameras each image gets
+    the camera that the seed and the image's number decide. Raises InputError for a network with other labels, or values
+    out of range.
     """
     config = loaded.generator.config
     configuration = Configuration(
-        seed=seed, variants=1, method="mix", layers=(0,), amount=None, truncation_psi=truncation_psi,
+        seed=seed, variants=1, method=CAMERA if loaded.cameras else MIX, layers=() if loaded.cameras else (0,),
+        amount=None, truncation_psi=truncation_psi, cameras=loaded.cameras,
         network=loaded.sha256, height=config.height, width=config.width, format="png", jpeg_quality=None,
         unit_images=ROW_IMAGES, detector="", reference_threshold=0.0, ssim_data_range=1.0, recipe=RECIPE,
     )  # fmt: skip

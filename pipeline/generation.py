@@ -11,7 +11,7 @@ import tyro
 from datasets.latents.partners import check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
 from datasets.runs.card import PoseLayers, pose_layers
-from datasets.runs.configuration import RANDOM, RECIPE, Configuration, Origin
+from datasets.runs.configuration import CAMERA, INTERPOLATE, MIX, RANDOM, RECIPE, Configuration, Origin
 from datasets.runs.plan import LAYER_GROUPS, NUM_WS, POSE, Plan, layers_text, parse_layers
 from datasets.runs.run import GenerationRun
 from datasets.runs.verdicts import Thresholds
@@ -35,6 +35,7 @@ from pipeline.pools import Machines, Pool, Stage
 if TYPE_CHECKING:
     from datasets.latents.partners import RealCodes
     from passersby.stylegan3 import Generator
+    from passersby.stylegan3.checkpoint import LoadedNetwork
 
 MOST_WS = 256  # more style inputs than any network has
 THREADS = 1  # of every actor, on every machine: the number of threads can change the last bit of a score
@@ -73,6 +74,13 @@ class Inputs:
         except InputError:
             return NUM_WS
 
+    @functools.cached_property
+    def loaded(self) -> "LoadedNetwork":
+        """Everything in the network file. Raises InputError. It needs PyTorch, which a finished run does not."""
+        from passersby.stylegan3.checkpoint import load_network
+
+        return load_network(self.network)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -102,13 +110,15 @@ class Config:
     """Whose styles a variant takes. random: those of a random code. people: those of another real person's picture.
     pictures: those of another picture of the same person; this needs --method interpolate.
     A person with only one picture is then not varied."""
-    method: Literal["mix", "interpolate"] = "mix"
+    method: Literal["mix", "interpolate", "camera"] | None = None
     """mix: a variant takes the styles of the chosen layers from another code.
-    interpolate: in the chosen layers a variant moves towards another code."""
+    interpolate: in the chosen layers a variant moves towards another code.
+    camera: a variant keeps the half of its code that says who, and draws the half that says how the person is seen.
+    By default camera for networks of jobs/train_gan.py --pairs, which alone have such halves; mix for all others."""
     layers: str | None = None
     """The layers in which variants differ: pose, coarse (0-5), middle (5-11), fine (12-15), all, or numbers like 3,5-8.
     Networks with other than 16 style inputs have the same shares of them; a StyleGAN2 of height 128 has 12.
-    By default pose; with --method interpolate all.
+    By default pose; with --method interpolate all. --method camera mixes no layers.
     pose: the layers that move the pose and keep the clothes, as the network's card says (jobs/score.py --card).
     Without a card pose means middle, the study's layers. A run that was begun keeps its layers."""
     amount: float | None = None
@@ -218,7 +228,12 @@ class Config:
         A plan freezes the layers that "pose" stood for when its folder was begun: a card that was measured later does
         not change them. Raises InputError.
         """
-        text = self.layers if self.layers is not None else POSE if self.method == "mix" else "all"
+        method, _ = self._method(inputs, existing)
+        if method == CAMERA:
+            if self.layers is None:
+                return (), None
+            raise InputError(f"--layers {self.layers}: --method camera mixes no layers; give --method mix to mix them")
+        text = self.layers if self.layers is not None else POSE if method == MIX else "all"
         layers = None if existing is None else existing.configuration.layers
         if text != POSE:
             if layers and text not in LAYER_GROUPS and parse_layers(text, MOST_WS) == layers:
@@ -234,8 +249,9 @@ class Config:
         Origins come from an `existing` plan of the same latents, because the last bits of a machine may decide which of
         two pictures is nearer to a code. Raises InputError.
         """
-        mix, latents = self.method == "mix", inputs.latents
-        if mix and self.amount is not None:
+        method, cameras = self._method(inputs, existing)
+        latents = inputs.latents
+        if method != INTERPOLATE and self.amount is not None:
             raise InputError(f"--amount {self.amount}: it belongs to --method interpolate")
         layers, _ = self.chosen_layers(inputs, existing)
         network = inputs.network_sha256
@@ -249,9 +265,9 @@ class Config:
         return Configuration(
             seed=self.seed,
             variants=self.variants,
-            method=self.method,
+            method=method,
             layers=layers,
-            amount=None if mix else 0.5 if self.amount is None else self.amount,
+            amount=None if method != INTERPOLATE else 0.5 if self.amount is None else self.amount,
             truncation_psi=self.truncation_psi if latents is None or self.partners == RANDOM else None,
             network=network,
             height=self.height,
@@ -269,7 +285,28 @@ class Config:
             identity=inputs.identity and inputs.identity.sha256,
             real=inputs.identity and inputs.identity.fingerprint,
             detector_setup=inputs.detector and inputs.detector.setup,
+            cameras=cameras,
         )
+
+    def _method(self, inputs: Inputs, existing: Plan | None) -> tuple[str, tuple[int, ...]]:
+        """The method, and for the method camera the cameras that the network has labels for."""
+        if self.method in (MIX, INTERPOLATE):
+            return self.method, ()
+        if existing is not None and self.method == existing.configuration.method:
+            return CAMERA, existing.configuration.cameras  # without reading the network again
+        if self.layers not in (None, POSE):
+            parse_layers(self.layers)  # its refusals, before the network is read
+        network = inputs.loaded
+        if not network.has_who:
+            if self.method is None:
+                return MIX, ()
+            raise InputError(
+                f"--method camera: the record of {inputs.network.name} names no half of its codes that says who, as "
+                "networks of jobs/train_gan.py --pairs have: give such a network, or --method mix"
+            )
+        if self.method is None and inputs.latents is not None:
+            return MIX, ()
+        return CAMERA, network.cameras
 
 
 def fetched_detector(address: str | None, person: int | None, yolo_weights: str | Path | None) -> DetectorFile | None:
@@ -289,10 +326,8 @@ def options_begun(plan: Plan) -> dict[str, Json | Path]:
     c = plan.configuration
     names = ["variants", "seed", "partners", "method", "height", "width", "format", "ssim_data_range", "unit_images"]
     names += [name for name in ("amount", "truncation_psi", "jpeg_quality") if getattr(c, name) is not None]
-    return {name: getattr(c, name) for name in names} | {
-        "people": plan.people,
-        "layers": ",".join(map(str, c.layers)),
-    }
+    layers = {"layers": ",".join(map(str, c.layers))} if c.layers else {}
+    return {name: getattr(c, name) for name in names} | {"people": plan.people} | layers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

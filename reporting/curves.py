@@ -66,9 +66,26 @@ PANELS = (
         "(training - validation) / (training - generated)",
         ((_OVERFITTING, "", INK),),
     ),
-    Panel("R1 penalty", "R1", (("D/r1", "", _DISCRIMINATOR),), logarithmic=True),
-    Panel("Augmentation probability", "p", (("augment/p", "", INK),)),
+    Panel(
+        "R1 penalty",
+        "R1",
+        (("D/r1", "", _DISCRIMINATOR), ("D/pair_r1", "pairs", _GENERATOR)),
+        logarithmic=True,
+    ),
+    Panel("Augmentation probability", "p", (("augment/p", "", INK), ("augment/pair_p", "pairs", _GENERATOR))),
     Panel("FID", "FID", (("fid", "", _GENERATOR),), logarithmic=True, points=True),
+)
+
+# Of a training with identity pairs, beside PANELS.
+PAIR_PANEL = Panel(
+    "Pair discriminator's scores",
+    "score",
+    (
+        ("scores/pair_real", "pairs of training people", _DISCRIMINATOR),
+        ("scores/pair_validation", "pairs of validation people", _VALIDATION),
+        ("scores/pair_stranger", "pictures of two people", INK),
+        ("scores/pair_fake", "generated pairs", _GENERATOR),
+    ),
 )
 
 # Keys for the overfitting and for the line at the best FID.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from datasets.latents.table import About
-from datasets.people.listing import GALLERY, QUERY, TRAIN
+from datasets.people.listing import GALLERY, QUERY, TRAIN, drawn_names
 from datasets.people.market1501 import toy_crowd_record
 from datasets.people.names import printable_name
 from datasets.people.readers import address, read_split
@@ -157,7 +157,7 @@ def _judge_part(name: str, part: Mapping[str, Json], data: DataSet) -> Finding:
         return Finding(name, LEAK, f"{data_name}: split {part.get('split')} of the same toy crowd")
     if data.toy_hash is not None and toy_hash is not None:
         return Finding(name, UNKNOWN, f"{data_name}: a toy crowd drawn by another version of the program")
-    group = _group_of(sha256, count, data)
+    group = _group_of(sha256, count, data, part.get("labelled"))
     if group == TRAIN:
         return Finding(name, CLEAN, f"{data_name}: {count:,} people, those of {data.name} train")
     if group is not None:
@@ -165,26 +165,38 @@ def _judge_part(name: str, part: Mapping[str, Json], data: DataSet) -> Finding:
     return Finding(name, UNKNOWN, f"{data_name}: people who cannot be compared with those of {data.name}")
 
 
-def _group_of(sha256: Json, count: Json, data: DataSet) -> str | None:
+def _group_of(sha256: Json, count: Json, data: DataSet, labelled: Json = None) -> str | None:
     """The group of people in the data set that has this hash; None if there is none.
 
     The hash is that of the first `count` people of the group: the training of a generator excludes the last people, for
-    validation.
+    validation. labelled: the record of the people whose labels it used; if they were drawn, none of them is excluded.
     """
-    if not isinstance(sha256, str) or not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not _is_count(count) or not isinstance(sha256, str):
         return None
     groups = {TRAIN: data.train, "query and gallery": data.test, QUERY: data.query, GALLERY: data.gallery}
     groups["train, query and gallery"] = data.train | data.test
     for name, people in groups.items():
-        if count <= len(people) and people_sha256(_in_order(people)[:count]) == sha256:
+        if count <= len(people) and people_sha256(_in_order(people, labelled)[:count]) == sha256:
             return name
     return None
 
 
-def _in_order(people: Iterable[str]) -> list[str]:
+def _is_count(value: Json) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _in_order(people: Iterable[str], labelled: Json = None) -> list[str]:
+    """People by number or name; first of all those who were drawn to be labelled."""
     people = set(people)
     numbers = all(name.isascii() and name.isdecimal() for name in people)
-    return sorted(people, key=int if numbers else None)
+    ordered = sorted(people, key=int if numbers else None)
+    if not isinstance(labelled, Mapping):
+        return ordered
+    count, draw = labelled.get("count"), labelled.get("draw")
+    if not _is_count(count) or not isinstance(draw, int) or isinstance(draw, bool):
+        return ordered
+    drawn = set(drawn_names(people, draw)[:count])
+    return sorted(ordered, key=lambda name: name not in drawn)
 
 
 def judge_origins(origins: Iterable[Origin], data: DataSet) -> Finding:

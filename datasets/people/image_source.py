@@ -32,12 +32,25 @@ MOST_UNREADABLE = 0.1  # the largest share of all images
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelledPeople:
+    """The people whose identity labels a training may use.
+
+    identities: their identities, ascending. draw: the seed that chose them (`Listing.drawn_people`); None where
+    nobody was chosen, because all training people are labelled.
+    """
+
+    identities: tuple[int, ...]
+    draw: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageSource:
     """The undecoded images of a training: the training images, and those of people set aside for validation.
 
     `root` is a folder or zip file that every worker sees; the images' names are relative to it.
     `fingerprint` is a hash over the names, sizes, labels and the split of the first listing. It shows
-    whether a continued training has the data that it began with.
+    whether a continued training has the data that it began with. `labelled` is given where a training uses
+    identity labels.
     """
 
     root: Path
@@ -47,6 +60,7 @@ class ImageSource:
     left_out: Mapping[str, int]  # counts of junk, distractors, unreadable images and files of operating systems
     toy_crowd: dict[str, str | int | float] | None
     fingerprint: str
+    labelled: LabelledPeople | None = None
 
     @property
     def record(self) -> dict[str, Json]:
@@ -60,16 +74,22 @@ class ImageSource:
             "left_out": dict(self.left_out),
             "fingerprint": self.fingerprint,
         }
+        if self.labelled is not None:
+            listing = self.training.of_people(self.labelled.identities)
+            labelled = {"count": len(self.labelled.identities), "sha256": self._sha256(listing)}
+            record["labelled"] = {**labelled, "draw": self.labelled.draw, "images": len(listing)}
         return record | ({"toy_crowd": self.toy_crowd} if self.toy_crowd is not None else {})
 
     def _counts(self, listing: Listing) -> dict[str, Json]:
         people = listing.known_people
         if people is None:
             return {"images": len(listing), "identities": None}
+        return {"images": len(listing), "identities": {"count": len(people), "sha256": self._sha256(listing)}}
+
+    def _sha256(self, listing: Listing) -> str:
         # Most readers number people by their order: only their names say whether two records mean the same people.
         named = self.kind == "data set"
-        sha256 = people_sha256(listing.people.values()) if named else identities_sha256(people)
-        return {"images": len(listing), "identities": {"count": len(people), "sha256": sha256}}
+        return people_sha256(listing.people.values()) if named else identities_sha256(listing.known_people or ())
 
     def __str__(self) -> str:
         return f"{_say(self.training)}; set aside for validation: {_say(self.validation)}"
@@ -85,15 +105,19 @@ class ImageSource:
         )
 
 
-def open_images(path: Path, validation_people: int | None = None) -> ImageSource:
+def open_images(
+    path: Path, validation_people: int | None = None, labelled: tuple[int | None, int] | None = None
+) -> ImageSource:
     """List the images that a network may be trained on. Opens no image.
 
     path: a data set that the re-ID readers know (`datasets.people.readers.data_set`), of which only the split
     "train" is ever listed; a zip file or folder with a dataset.json (`list_archive`); or a folder of images
     (`any_folder.read`). validation_people: the number of people set aside; they are the last ones in ascending
     order of identity, and an image whose identity is unknown counts as a person. None stands for
-    `default_validation`. Raises InputError for a path that cannot be read or holds no image to train on, and for
-    data that would bring people of a test into the training.
+    `default_validation`. labelled: given where the training uses identity labels, as (count, draw): those of so many
+    people whom the seed `draw` chooses, none of whom is set aside; with the count None those of all training people.
+    Raises InputError for a path that cannot be read or holds no image to train on, for data that would bring people
+    of a test into the training, and for labels that the data do not have.
     """
     path = Path(path).expanduser()
     root = published_root(training_root(path.resolve()))
@@ -111,10 +135,16 @@ def open_images(path: Path, validation_people: int | None = None) -> ImageSource
     listing = listing.training(generator_data=root)
     if not len(listing):
         raise InputError(f"{path} holds only junk (-1) and distractors (0000): there is nobody to train on")
-    training, validation = _divided(listing, validation_people)
+    count, draw = labelled or (None, 0)
+    drawn = None if count is None else listing.drawn_people(count, draw)
+    training, validation = _divided(listing, validation_people, drawn or ())
+    people = None
+    if labelled is not None:
+        identities = training.named_people() if drawn is None else drawn
+        people = LabelledPeople(tuple(identities), None if drawn is None else draw)
     toy_crowd = toy_crowd_record(root) if kind == "tree" else None
     return ImageSource(
-        root, kind, training, validation, listing.left_out, toy_crowd, _fingerprint(training, validation)
+        root, kind, training, validation, listing.left_out, toy_crowd, _fingerprint(training, validation), people
     )
 
 
@@ -150,18 +180,22 @@ def default_validation(listing: Listing) -> int:
     return min(len(people) // VALIDATION_SHARE, MOST_VALIDATION_PEOPLE)
 
 
-def _divided(listing: Listing, count: int | None) -> tuple[Listing, Listing]:
-    """Training and validation images. Identities have no meaning, so the last people are as good a choice as any."""
+def _divided(listing: Listing, count: int | None, labelled: Collection[int]) -> tuple[Listing, Listing]:
+    """Training and validation images; the last people are set aside, as identities have no meaning.
+
+    Nobody of `labelled` is set aside: so few labels must not get fewer.
+    """
     people = listing.known_people
     keys = np.arange(len(listing)) if people is None else listing.identities
-    everybody = np.unique(keys)
-    count = default_validation(listing) if count is None else count
-    if not 0 <= count < len(everybody):
+    others = np.unique(keys) if people is None else np.setdiff1d(keys, list(labelled))
+    most = len(others) if labelled else len(others) - 1
+    count = min(default_validation(listing), most) if count is None else count
+    if not 0 <= count <= most:
+        whom = f"{len(others)} without a label" if labelled else f"{len(others)}"
         raise InputError(
-            f"--validation-people {count}: the data hold {len(everybody)}; give 0 to {len(everybody) - 1}, so that "
-            "somebody is left to train on"
+            f"--validation-people {count}: the data hold {whom}; give 0 to {most}, so that somebody is left to train on"
         )
-    is_validation = np.isin(keys, everybody[len(everybody) - count :])
+    is_validation = np.isin(keys, others[len(others) - count :])
     return listing.take(~is_validation), listing.take(is_validation)
 
 

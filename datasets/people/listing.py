@@ -169,6 +169,26 @@ class Listing:
             refuse_test_people(generator_data, self.names, self.contents)
         return self.people_only()
 
+    def drawn_people(self, count: int, draw: int) -> list[int]:
+        """The identities, ascending, of `count` people whom the seed `draw` chooses.
+
+        The draw depends on the people's names in the data set alone (a name that is a number counts by its value), so
+        every job and every reader draws the same people. It is nested: the first 20 people are among the first 60.
+        Junk and distractors are nobody. Raises InputError, which names --labelled-people, where the listing does not
+        have so many people of known identity.
+        """
+        names = {self.people.get(identity, str(identity)): identity for identity in self.named_people()}
+        if not 1 <= count <= len(names):
+            raise InputError(
+                f"--labelled-people {count}: {self.name} has {len(names)} people of known identity: give fewer, or "
+                "data that say who is who"
+            )
+        return sorted(names[name] for name in drawn_names(names, draw)[:count])
+
+    def named_people(self) -> list[int]:
+        """The identities, ascending, that name a person: not junk, distractors and unknown people."""
+        return [i for i in np.unique(self.identities).tolist() if i not in NOBODY and i != UNKNOWN_PERSON]
+
     # ---- The same images with other fields.
 
     def of_split(self, split: str) -> "Listing":
@@ -246,6 +266,26 @@ def _file_name(name: str, content: Content) -> str:
         return name
     file_name = "/".join(content.parts[-1 - name.count("/") :])
     return file_name if printable_name(file_name) == name else name
+
+
+def drawn_key(draw_seed: int, name: str) -> bytes:
+    """The sort key that puts names into the order that a seed draws: the sha256 of seed and name.
+
+    An item's key does not depend on other items, so the others keep their order where a filter removes an item.
+    In a permutation of numbers it would depend on them.
+    """
+    return hashlib.sha256(f"{draw_seed}\n{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+def drawn_names(names: Iterable[str], draw_seed: int) -> list[str]:
+    """People's names in the order that a seed draws. Names that are numbers count by their value, as 2 and 0002 are
+    one person in two readers."""
+
+    def key(name: str) -> tuple[bytes, str]:
+        is_number = name.isascii() and name.isdecimal() and len(name) < 19
+        return drawn_key(draw_seed, str(int(name)) if is_number else name), name
+
+    return sorted(names, key=key)
 
 
 def _size(content: Content) -> int:

@@ -3,7 +3,6 @@
 A caller may limit the numbers of people and images. It gets the first ones, or those that a seed draws.
 """
 
-import hashlib
 import itertools
 import os
 from collections import defaultdict
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.people.listing import UNKNOWN_CAMERA, Listing
+from datasets.people.listing import UNKNOWN_CAMERA, Listing, drawn_key
 from datasets.people.splits import DERIVED, derived_split
 from datasets.runs.manifest import READERS, manifest_name, read_manifest, thresholds_of
 from datasets.runs.plan import PLAN_FILE, Plan, Unit
@@ -40,15 +39,6 @@ def first(items: Iterable[Item], name: Callable[[Item], str], most: int | None, 
     if draw_seed is not None:
         ordered.sort(key=lambda item: drawn_key(draw_seed, name(item)))
     return ordered[:most]
-
-
-def drawn_key(draw_seed: int, name: str) -> bytes:
-    """The sort key that puts names into the order that a seed draws: the sha256 of seed and name.
-
-    An item's key does not depend on other items, so the others keep their order where a filter removes an item.
-    In a permutation of numbers it would depend on them.
-    """
-    return hashlib.sha256(f"{draw_seed}\n{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 # ---- The reader of runs.

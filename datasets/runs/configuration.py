@@ -9,7 +9,7 @@ import struct
 from passersby.errors import InputError
 from passersby.options import Json, canonical_sha256, check, stored_values
 
-METHODS = ("mix", "interpolate")
+METHODS = MIX, INTERPOLATE, CAMERA = ("mix", "interpolate", "camera")
 RANDOM, PEOPLE, PICTURES = PARTNERS = ("random", "people", "pictures")
 FORMATS = ("jpeg", "png")
 RECIPE = 2  # of new runs. 2: on a GPU, float16 kernels are scaled (`set_scaled_kernels`). On a CPU it is recipe 1
@@ -48,6 +48,10 @@ class Configuration:
     People come from seeds. With `latents` they are the people of a latents table, in its order, and `origins`
     has one entry for each of them. `partners` names the codes that variants take styles from: random people's,
     pictures of other real people, or other pictures of the same person.
+
+    The method `camera` is for networks trained by identity pairs: a variant keeps the half of z that says who, and
+    draws the half that says how the person is seen. No layers are mixed. `cameras` are the cameras of a network with a
+    label for each camera, in the order of its labels; every image then has one of them.
     """
 
     seed: int
@@ -72,12 +76,17 @@ class Configuration:
     identity: str | None = None  # sha256 of the re-ID network that compares people
     real: str | None = None  # fingerprint of the real pictures that it compares with
     detector_setup: str | None = None  # of another detector than YOLOv4-tiny: its layout, size and class of people
+    cameras: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_recipe(self.recipe, RECIPE)
         check("--seed", self.seed, 0 <= self.seed < 2**32, "0 to 4294967295")
         check("--variants", self.variants, self.variants >= 1, "1 or more (the base image is one of them)")
         check("--method", self.method, self.method in METHODS, " or ".join(METHODS))
+        if (self.method == CAMERA) != (not self.layers):
+            raise InputError(f"--method {self.method} with layers {list(self.layers)}: only camera mixes no layers")
+        if self.cameras and self.method != CAMERA:
+            raise InputError(f"--method {self.method} with labels of cameras: only --method camera draws them")
         if self.amount is not None:
             check("--amount", self.amount, 0 < self.amount <= 1, "above 0, at most 1")
         self._check_people()
@@ -102,6 +111,8 @@ class Configuration:
 
     def _check_people(self) -> None:
         check("--partners", self.partners, self.partners in PARTNERS, " or ".join(PARTNERS))
+        if self.method == CAMERA and self.latents is not None:
+            raise InputError("--method camera: its people come from seeds; leave --latents out, or give --method mix")
         if self.latents is None and self.partners != RANDOM:
             raise InputError(f"--partners {self.partners}: they are real people's, give them with --latents")
         if bool(self.origins) != (self.latents is not None):
@@ -161,5 +172,16 @@ class Configuration:
         The first four bytes (little-endian) of the sha256 of (seed, person, variant), each as an unsigned
         64-bit little-endian integer.
         """
-        digest = hashlib.sha256(struct.pack("<QQQ", self.seed, person, variant)).digest()
-        return int.from_bytes(digest[:4], "little")
+        return int.from_bytes(self._digest(person, variant)[:4], "little")
+
+    def camera(self, person: int, variant: int) -> int | None:
+        """The camera that an image is made for; None for networks without a label for each camera.
+
+        The next four bytes of the hash of `mix_seed`, modulo the number of cameras, choose it.
+        """
+        if not self.cameras:
+            return None
+        return self.cameras[int.from_bytes(self._digest(person, variant)[4:8], "little") % len(self.cameras)]
+
+    def _digest(self, person: int, variant: int) -> bytes:
+        return hashlib.sha256(struct.pack("<QQQ", self.seed, person, variant)).digest()

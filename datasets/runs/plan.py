@@ -184,6 +184,7 @@ def read_plan(output: Output) -> Plan | None:
         values = {**content["configuration"], "layers": tuple(content["configuration"]["layers"])}
         check_known(values, Configuration)
         values["origins"] = tuple(Origin(**origin) for origin in values.get("origins", ()))
+        values["cameras"] = tuple(values.get("cameras", ()))
         extents = tuple(Extent(**extent) for extent in content["extents"])
         plan = Plan(Configuration(**values), extents)
         intact = plan.configuration.hash == content["hash"]

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar, cast
 import numpy as np
 import pyarrow as pa
 
-from datasets.runs.configuration import PEOPLE, PICTURES, Configuration
+from datasets.runs.configuration import CAMERA, PEOPLE, PICTURES, Configuration
 from datasets.runs.verdicts import LATENT
 
 # ---- The layout of a row: its images as a table, and columns added to it.
@@ -94,15 +94,16 @@ def planned_columns(configuration: Configuration, person: int) -> dict[str, list
     constants = {
         "source": LATENT if latent else SEED,
         "source_path": origin.path if origin else None,
-        "camera": origin.camera if origin else None,
         "seed": None if latent else c.person_seed(person),
         "method": c.method,
         "height": c.height,
         "width": c.width,
     }
+    mix_layers = [None] * c.variants if c.method == CAMERA else [[], *(list(c.layers) for _ in varied)]
     return {name: [value] * c.variants for name, value in constants.items()} | {
+        "camera": [origin.camera if origin else c.camera(person, variant) for variant in range(c.variants)],
         "mix_seed": [None, *(c.mix_seed(person, variant) for variant in varied)],
-        "mix_layers": [[], *(list(c.layers) for _ in varied)],
+        "mix_layers": mix_layers,
         "amount": amounts_of(c, person),
         "truncation_psi": [None if latent else c.truncation_psi, *(c.truncation_psi for _ in varied)],
     }

@@ -27,6 +27,7 @@ from passersby.stylegan3.checkpoint_formats import READERS, Contents
 from passersby.stylegan3.config_limits import as_mapping, generator_class, weight_count
 from passersby.stylegan3.discriminator import Discriminator
 from passersby.stylegan3.generator import Generator
+from passersby.stylegan3.mapping import who_size
 
 
 @dataclasses.dataclass
@@ -44,6 +45,26 @@ class LoadedNetwork:
     record: dict[str, Any]
     format: str  # "pickle" | "safetensors" | "state_dict"
     sha256: str
+
+    @property
+    def has_who(self) -> bool:
+        """Whether the record says that the first half of z is who a person is, the second half how it is seen."""
+        return self.record.get("z") == z_halves(self.generator.z_dim)
+
+    @property
+    def cameras(self) -> tuple[int, ...]:
+        """The cameras that the generator has labels for, in the order of its labels, as the record says; () if none."""
+        trained_on = self.record.get("trained_on")
+        labels = trained_on.get("labels") if isinstance(trained_on, dict) else None
+        cameras = labels.get("cameras") if isinstance(labels, dict) else None
+        if not isinstance(cameras, list) or not all(type(camera) is int for camera in cameras):
+            return ()
+        return tuple(cameras) if len(cameras) == len(set(cameras)) == self.generator.c_dim else ()
+
+
+def z_halves(z_dim: int) -> dict[str, list[int]]:
+    """What the record of a network trained by identity pairs says of z: its first half is who, its second half how."""
+    return {"who": [0, who_size(z_dim)], "how": [who_size(z_dim), z_dim]}
 
 
 def load_network(path: str | os.PathLike, width: int | None = None) -> LoadedNetwork:

@@ -124,6 +124,12 @@ def normalize_second_moment(x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
+def who_size(z_dim: int) -> int:
+    """Number of the first values of z that say who a person is, in networks trained by identity pairs; the other values
+    say how the person is seen."""
+    return z_dim // 2
+
+
 class MappingNetwork(nn.Module):
     """z [N, z_dim] and, with `c_dim`, a label c [N, c_dim] -> ws [N, num_ws, w_dim] float32.
 

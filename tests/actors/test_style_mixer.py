@@ -91,6 +91,44 @@ def test_person_is_that_of_its_seed_and_variants_mix_the_chosen_layers(generator
     assert min(distances) > 10
 
 
+def test_the_method_camera_keeps_who_and_draws_how(generator):
+    rows = make(generator, range(2, 4), method="camera", layers=())
+    for row in rows:
+        z = np.random.RandomState(100 + row["person"]).randn(1, 512)  # noqa: NPY002
+        assert (row["seed"], row["method"], row["mix_layers"], row["camera"]) == (
+            100 + row["person"],
+            "camera",
+            None,
+            None,
+        )
+        if row["variant"]:
+            assert row["mix_seed"] == CONFIGURATION.mix_seed(row["person"], row["variant"])
+            z[:, 256:] = np.random.RandomState(row["mix_seed"]).randn(512)[256:]  # noqa: NPY002
+        ws = generator.mapping(torch.from_numpy(z).float(), truncation_psi=0.7)
+        assert close(pixels(row), picture(generator, ws))
+    images = [pixels(row).astype(int) for row in rows]
+    assert min(np.abs(a - b).max() for i, a in enumerate(images) for b in images[:i]) > 10
+
+
+def test_the_method_camera_gives_a_conditional_network_the_label_of_each_rows_camera():
+    torch.manual_seed(1)
+    config = GeneratorConfig.config_t(16, 8, channel_base=128, channel_max=8, output_scale=4.0, c_dim=3)
+    network = Generator(config).eval().requires_grad_(False)
+    network.mapping.w_avg.normal_()
+    changes = {"method": "camera", "layers": (), "cameras": (4, 6, 1), "height": 16, "width": 8, "variants": 12}
+    rows = make(network, range(1), **changes)
+    assert {row["camera"] for row in rows} == {4, 6, 1}
+    for row in rows:
+        z = np.random.RandomState(100).randn(1, 512)  # noqa: NPY002
+        if row["variant"]:
+            z[:, 256:] = np.random.RandomState(row["mix_seed"]).randn(512)[256:]  # noqa: NPY002
+        label = torch.eye(3)[[(4, 6, 1).index(row["camera"])]]
+        ws = network.mapping(torch.from_numpy(z).float(), label, truncation_psi=0.7)
+        assert close(pixels(row), picture(network, ws))
+    with pytest.raises(InputError, match="3 labels, 16 style inputs and 3 channels: give one with 2 labels"):
+        make(network, range(1), **changes | {"cameras": (4, 6)})
+
+
 def test_interpolation_moves_by_the_amount(generator):
     rows = make(generator, range(1), method="interpolate", layers=tuple(range(16)), amount=0.25)
     assert [row["amount"] for row in rows] == [None, 0.25, 0.25, 0.25]

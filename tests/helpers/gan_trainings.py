@@ -1,5 +1,11 @@
-"""Tiny GAN trainings for tests: their images, their options, and the comparison of two of them."""
+"""Helpers for tests of GAN trainings: a tree of noise, tiny trainings, killing one, comparing two."""
 
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +21,7 @@ from training.gan.start import NETWORK, claim_folder
 from training.log import HISTORY
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_tree(root: Path) -> Path:
@@ -55,8 +62,8 @@ def check_equal_trainings(one: Path, two: Path, histories: bool = True) -> None:
             assert torch.equal(value, state[name]), (part, name)
     outs = [folder.parent.parent for folder in (one, two)]
     states = [torch.load(last_checkpoint(out) / STATE, weights_only=True) for out in outs]
-    keys = ("iteration", "images_seen", "ada", "real_signs", "path_length", "generator_optimizer")
-    for key in (*keys, "discriminator_optimizer"):
+    assert states[0].keys() == states[1].keys()
+    for key in states[0].keys() - {"extra"}:
         assert same(states[0][key], states[1][key]), key
     if histories:
         assert same(states[0]["extra"]["means"], states[1]["extra"]["means"])
@@ -71,3 +78,54 @@ def same(one, two) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(two) and all(map(same, one, two))
     return one == two
+
+
+# A training that kills itself at a moment, with a checkpoint after every iteration.
+KILLED = """
+import json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from training import checkpoints, trainer
+from training.gan import run as gan_loop
+from training.gan.config import GanTraining
+from training.gan.start import claim_folder
+
+config, moment = GanTraining.from_json(json.loads(sys.argv[1])), sys.argv[2]
+trainer.ASK_EVERY = 1  # a checkpoint after every iteration
+claim_folder(config)
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if moment.startswith("iteration"):
+    step = gan_loop.train_iteration
+    def counted(state, *others):
+        if state.step == int(moment.split()[1]):
+            kill()
+        return step(state, *others)
+    gan_loop.train_iteration = counted
+elif moment == "writing":  # the state is half on the disk
+    write = checkpoints.write_state
+    def half(path, values):
+        write(path, values)
+        if values["iteration"] == 4:
+            os.truncate(path, path.stat().st_size // 2)
+            kill()
+    checkpoints.write_state = half
+elif moment == "snapshot":  # between the snapshot and the checkpoint of the same moment
+    save = gan_loop.save_snapshot
+    def then(out, state, record):
+        folder = save(out, state, record)
+        kill()
+    gan_loop.save_snapshot = then
+gan_loop.train(config, torch.device("cpu"))
+"""
+
+
+def kill_at(moment: str, config: GanTraining) -> None:
+    """Run a training in a process until it kills itself.
+
+    moment: "iteration N", "writing" (half of the fourth checkpoint lies there), "snapshot" (the first one is there).
+    """
+    values = json.dumps(dataclasses.replace(config, checkpoint_minutes=1e-6).as_json())
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", KILLED, values, moment]
+    died = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert died.returncode == -signal.SIGKILL, died.stderr

@@ -84,7 +84,7 @@ def test_a_missing_tree_and_an_output_that_cannot_be_written(tree, tmp_path):
 
 def test_presets_are_defaults_that_options_override():
     assert list(PRESETS) == [
-        "person-128x64-t", "person-128x64-r", "person-128x64-2", "study", "tiny", "tiny-2"
+        "person-128x64-t", "person-128x64-r", "person-128x64-2", "study", "tiny", "tiny-2", "tiny-pairs"
     ]  # fmt: skip
     study = preset_defaults(["--data", "x", "--preset", "study"], PRESETS, preset)
     assert (study.config, study.batch, study.gamma, study.kimg, study.fid_images) == ("r", 16, 2.0, 5000.0, 50_000)
@@ -144,10 +144,11 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{"condition": "cluster", "clusters": 2}, {"pairs": True}])
 def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
-    ray_cluster, tree, tmp_path, monkeypatch, capsys
+    ray_cluster, tree, tmp_path, monkeypatch, capsys, options
 ):
-    settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1, "condition": "cluster", "clusters": 2}
+    settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1} | options
     main(GanTraining(data=tree, out=tmp_path / "memory", **settings))
     monkeypatch.setattr(gan_images, "fits", lambda *sizes: False)
     main(GanTraining(data=tree, out=tmp_path / "stream", **settings))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.people.listing import identities_sha256
+from datasets.people.listing import drawn_names, identities_sha256
 from datasets.runs.configuration import Origin
 from passersby.errors import InputError
 from tune.leak_guard import (
@@ -53,6 +53,18 @@ def network(people, **more):
 )
 def test_people_are_known_by_their_hash(people, verdict):
     assert judge_training("generator", generator(people), MARKET).verdict == verdict
+
+
+def test_people_drawn_to_be_labelled_are_not_among_those_set_aside():
+    # Of seed 0 the two labelled people are 7 and 30: so the last of the others, 10, was set aside.
+    assert drawn_names(MARKET.train, 0)[:2] == ["0030", "0007"]
+    record = generator((2, 7, 30), labelled={"count": 2, "draw": 0, "sha256": identities_sha256((7, 30)), "images": 9})
+    assert judge_training("generator", record, MARKET).verdict == CLEAN
+    assert judge_training("generator", generator((2, 7, 30)), MARKET).verdict == UNKNOWN
+    everybody = generator((2, 7, 10), labelled={"count": 3, "draw": None, "sha256": "x", "images": 9})
+    assert judge_training("generator", everybody, MARKET).verdict == CLEAN
+    for broken in (7, {"count": "2", "draw": 0}, {"count": 2, "draw": True}, {"count": 99, "draw": 0}):
+        assert judge_training("generator", generator(TRAIN, labelled=broken), MARKET).verdict == CLEAN
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 
 from passersby.errors import InputError
-from training.gan.augment_draws import AUGMENTATIONS, GEOMETRY_PAD, Draws, band_matrices, doubling, draw, halving
+from training.gan.augment_draws import (
+    AUGMENTATIONS,
+    GEOMETRY_PAD,
+    Draws,
+    band_matrices,
+    doubling,
+    draw,
+    halving,
+    rows_of,
+)
 
 # ---- The probability of augmentation: fixed, or adapted to how far the discriminator overfits (Karras et al. 2020,
 # ADA).
@@ -104,7 +113,7 @@ class AdaController:
             self._sign_sum, self._count = sign_sum, count
 
 
-__all__ = ["AUGMENTATIONS", "Draws", "apply", "draw"]
+__all__ = ["AUGMENTATIONS", "Draws", "apply", "draw", "rows_of"]
 
 
 def apply(images: torch.Tensor, draws: Draws) -> torch.Tensor:

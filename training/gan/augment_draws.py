@@ -148,9 +148,14 @@ class Draws:
     cut_rows: torch.Tensor | None = None  # [N, H] bool; a pixel is black where its row and its column are both cut
     cut_columns: torch.Tensor | None = None  # [N, W] bool
 
-    def share(self, index: slice) -> "Draws":
-        """The draws of some samples."""
-        return self._map(lambda tensor: tensor[index])
+    def share(self, index: slice, size: int = 1) -> "Draws":
+        """The draws of some samples; size: images of a sample, 2 for pairs (`rows_of`)."""
+        return self._map(lambda tensor: rows_of(tensor, index, size))
+
+    def alike_in_pairs(self) -> "Draws":
+        """The same draws, but the images 2i and 2i + 1 have the colour transform of image 2i."""
+        colour = None if self.colour is None else self.colour[::2].repeat_interleave(2, 0)
+        return dataclasses.replace(self, colour=colour)
 
     def to(self, device: torch.device | str) -> "Draws":
         """The same draws on the device. The call does not wait for the device."""
@@ -163,6 +168,11 @@ class Draws:
     def _map(self, change) -> "Draws":
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Draws(**{name: change(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()})
+
+
+def rows_of(tensor: torch.Tensor, samples: slice | torch.Tensor, size: int = 1) -> torch.Tensor:
+    """The rows of some samples, where each sample is `size` rows one after the other."""
+    return tensor[samples] if size == 1 else tensor.unflatten(0, (-1, size))[samples].flatten(0, 1)
 
 
 class _Dice:

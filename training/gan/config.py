@@ -37,12 +37,12 @@ class GanTraining(TrainingConfig):
     a table with the columns path and identity, or a zip with dataset.json."""
     out: Path
     """Folder for snapshots, grids, curves and logs. All machines must see it."""
-    preset: Literal["person-128x64-t", "person-128x64-r", "person-128x64-2", "study", "tiny", "tiny-2"] = (
-        "person-128x64-t"
-    )
+    preset: Literal[
+        "person-128x64-t", "person-128x64-r", "person-128x64-2", "study", "tiny", "tiny-2", "tiny-pairs"
+    ] = "person-128x64-t"
     """Sets the defaults of all options below. person-128x64-t, -r, -2: people on GPUs, config T, R or 2.
     study: the study's settings (config R, 64 x 64, batch 16, gamma 2, people stretched).
-    tiny, tiny-2: config T or 2 at 64 x 32, for two CPU cores."""
+    tiny, tiny-2: config T or 2 at 64 x 32, for two CPU cores. tiny-pairs: tiny-2 with --pairs."""
 
     # ---- the networks
     height: int = 128
@@ -90,6 +90,24 @@ class GanTraining(TrainingConfig):
     dataset: the labels of dataset.json."""
     clusters: Annotated[int, Bound(ge=2, note="or give --condition none")] = 16
     """Number of groups with --condition cluster."""
+
+    # ---- identity pairs
+    pairs: bool = False
+    """Train people who are seen by many cameras: half of a code says who, the other half how the person is seen.
+    A second discriminator judges two pictures of one person at a time. The data must say who is who."""
+    labelled_people: Annotated[int | None, Bound(ge=2)] = None
+    """With --pairs: use the identity labels of N people only; all other pictures are trained on without labels.
+    By default the labels of all training people. The labelled people are never set aside for validation."""
+    label_draw: Annotated[int, Bound(ge=0)] = 0
+    """The seed that draws the labelled people. Of one seed, 60 people always include its 20 people."""
+    pair_cameras: Literal["any", "different"] = "any"
+    """The cameras of a real pair. any: drawn independently of each other, so that some pairs have one camera.
+    different: two cameras in every pair. But generated pairs sometimes look like one camera, which gives them away."""
+    pair_gamma: Annotated[float | None, Bound(ge=0)] = None
+    """Weight of the R1 penalty of the pair discriminator. By default twice --gamma, as a pair has twice the values."""
+    pair_strangers: Annotated[float, Bound(ge=0, le=1)] = 0.5
+    """Share of real pairs of two different people among what the pair discriminator learns to reject.
+    The other share is generated pairs."""
 
     # ---- learning
     batch: Annotated[int, Bound(ge=1)] = 32
@@ -171,7 +189,7 @@ class GanTraining(TrainingConfig):
         )
         self._check_sizes()
         self._check_batch()
-
+        self._check_pairs()
         require(
             self.config == "2" or not self.path_length_weight,
             f"--path-length-weight {self.path_length_weight}: the layers of StyleGAN3 have no second derivative; the "
@@ -207,6 +225,27 @@ class GanTraining(TrainingConfig):
             f"--batch-gpu {self.batch_gpu} with --one-pass: the images stay in memory between the networks' steps, so "
             "parts save no memory; leave one of them out",
         )
+
+    def _check_pairs(self) -> None:
+        if not self.pairs:
+            require(self.labelled_people is None, f"--labelled-people {self.labelled_people}: it belongs to --pairs")
+            return
+        require(
+            self.condition in ("none", "camera"),
+            f"--condition {self.condition} with --pairs: such labels would say who people are; give none or camera",
+        )
+        part = self.batch_gpu or self.check_workers()
+        what = f"--batch-gpu {self.batch_gpu}" if self.batch_gpu else f"--batch {self.batch}"
+        require(
+            part % (2 * MINIBATCH_GROUP) == 0,
+            f"{what} gives each worker {part} images: --pairs needs a multiple of {2 * MINIBATCH_GROUP}, "
+            f"which is {MINIBATCH_GROUP} pairs",
+        )
+
+    @property
+    def labels_used(self) -> tuple[int | None, int] | None:
+        """The identity labels that the training uses, as `datasets.people.image_source.open_images` takes them."""
+        return (self.labelled_people, self.label_draw) if self.pairs else None
 
     @property
     def has_noise(self) -> bool:
@@ -259,6 +298,10 @@ class GanTraining(TrainingConfig):
             mbstd_group_size=MINIBATCH_GROUP,
             last_height=4 if self.config == "2" and self.width < self.height else None,
         )
+
+    def pair_discriminator(self, label_size: int = 0) -> DiscriminatorConfig:
+        """The configuration of the discriminator of pairs: two pictures and two labels as one."""
+        return dataclasses.replace(self.discriminator(2 * label_size), img_channels=6)
 
     def step_settings(self) -> StepSettings:
         """The settings of an iteration, which depend on the batch as in the reference.
@@ -326,6 +369,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 PRESETS["tiny-2"] = {name: value for name, value in PRESETS["tiny"].items() if name != "margin_size"} | {"config": "2"}
+PRESETS["tiny-pairs"] = PRESETS["tiny-2"] | {"pairs": True, "batch": 32, "pair_gamma": 0.5}
 
 # Values of config 2 that differ from GanTraining's defaults, which are for StyleGAN3: train.py --cfg=stylegan2.
 _STYLEGAN2_VALUES: dict[str, Any] = {"generator_lr": 0.002, "style_mixing_probability": 0.9}

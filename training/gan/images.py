@@ -1,5 +1,6 @@
 """The images and labels of a GAN training, ready for its workers: decoded in memory, or streamed."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,7 +13,8 @@ from datasets.people.labels import Labels, colour_features, labels
 from datasets.people.listing import joined
 from passersby.errors import InputError
 from training.gan.config import GanTraining
-from training.gan.data import InMemory, Order, Reader
+from training.gan.data import InMemory, Order, PairOrder, Reader
+from training.gan.pairs import RealPairs
 from training.memory import available_memory, fits
 
 
@@ -59,19 +61,36 @@ class TrainingData:
         """The order of the training images."""
         return Order(len(self.source.training), config.seed)
 
+    def pair_order(self, config: GanTraining) -> PairOrder | None:
+        """The real pairs of every iteration; None in a training without pairs."""
+        pairs = _real_pairs(config, self.source)
+        return None if pairs is None else PairOrder(pairs, config.batch, config.seed)
+
+    def validation_pairs(self, config: GanTraining) -> RealPairs | None:
+        """Pairs of people set aside; None in a training without pairs, and where fewer than two people make pairs."""
+        if not config.pairs:
+            return None
+        with contextlib.suppress(InputError):
+            listing = self.source.validation
+            return RealPairs(listing, listing.named_people(), config.pair_cameras == "different")
+        return None
+
     def reader(self, config: GanTraining, rank: int, world_size: int) -> Reader:
         """The source of this worker's images."""
+        order, batch = self.order(config), config.batch
+        return self._reader(lambda seen: order.indices(seen, batch), batch, rank, world_size)
+
+    def pair_reader(self, config: GanTraining, rank: int, world_size: int) -> Reader | None:
+        """The source of this worker's real pairs, twice as many pictures; None in a training without pairs."""
+        order = self.pair_order(config)
+        if order is None:
+            return None
+        return self._reader(lambda seen: order.indices(seen // 2), 2 * config.batch, rank, world_size)
+
+    def _reader(self, indices: Callable[[int], np.ndarray], batch: int, rank: int, world_size: int) -> Reader:
         if self.stream is None:
             return InMemory(self.sample)
-        order, batch = self.order(config), config.batch
-        return self.stream(
-            self.source,
-            self.target,
-            lambda seen: order.indices(seen, batch),
-            batch,
-            rank=rank,
-            world_size=world_size,
-        )
+        return self.stream(self.source, self.target, indices, batch, rank=rank, world_size=world_size)
 
 
 def load_data(config: GanTraining, source: ImageSource) -> TrainingData:
@@ -113,7 +132,7 @@ def image_target(config: GanTraining) -> Target:
 
 def list_data(config: GanTraining) -> ImageSource:
     """The listing of `config.data`, split, not decoded. Raises InputError for too few images."""
-    source = open_images(config.data, config.validation_people)
+    source = open_images(config.data, config.validation_people, config.labels_used)
     _require_enough(config, source)
     return source
 
@@ -136,6 +155,10 @@ def assemble(
     notes = [*(note for note in source.training.notes if note), *remarks]
     if unreadable:
         notes.append(f"left out, unreadable: {len(unreadable)} images, the first is {unreadable[0]}")
+    if source.labelled is not None:
+        people = source.labelled.identities
+        count, others = len(source.training.of_people(people)), len(source.training)
+        notes.append(f"identity labels of {len(people)} people: {count} of {others} images; all others have none")
     if stream:
         notes.append("the images do not fit in half of a node's memory: they are streamed through Ray Data")
     conditional = config.condition != "none"
@@ -154,7 +177,14 @@ def assemble(
     )
 
 
+def _real_pairs(config: GanTraining, source: ImageSource) -> RealPairs | None:
+    if source.labelled is None:
+        return None
+    return RealPairs(source.training, source.labelled.identities, config.pair_cameras == "different")
+
+
 def _require_enough(config: GanTraining, source: ImageSource) -> None:
+    _real_pairs(config, source)
     if len(source.training) < config.batch:
         raise InputError(
             f"--batch {config.batch} is more than the {len(source.training)} training images in {config.data}"

@@ -2,10 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
-from training.gan.augment import Draws
+from training.gan.augment import Draws, rows_of
+
+if TYPE_CHECKING:
+    from training.gan.pairs import PairInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +43,9 @@ class Latents:
     labels: torch.Tensor | None = None  # [N, c_dim]
     noise: Noise | None = None
 
-    def share(self, index: slice | torch.Tensor) -> "Latents":
-        """The codes of some samples."""
-        return self._map(lambda part: part[index])
+    def share(self, index: slice | torch.Tensor, size: int = 1) -> "Latents":
+        """The codes of some samples; size: images of a sample, 2 for pairs (`rows_of`)."""
+        return self._map(lambda part: rows_of(part, index, size))
 
     def to(self, device: torch.device) -> "Latents":
         """The same codes on the device."""
@@ -57,6 +61,7 @@ class Latents:
 
 # Images augmented in an iteration, each with separate draws: fakes that train G, fakes and reals that train D, R1.
 AUGMENTED = ("generator", "fakes", "reals", "r1")
+OF_FAKES = AUGMENTED[:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +72,15 @@ class Inputs:
     latents: tuple[Latents, ...]  # of the generator's and the discriminator's phase, perhaps of the path lengths
     labels: torch.Tensor | None = None  # [N, c_dim] of the reals
     draws: dict[str, Draws] = dataclasses.field(default_factory=dict)  # by AUGMENTED; a missing name: no augmentation
+    pairs: "PairInputs | None" = None  # with pairs, the fakes 2i and 2i + 1 are pair i, which is one sample
 
     def part(self, index: int, count: int) -> "Inputs":
         """Samples index, index + count, ... This stride keeps the groups of the minibatch deviation."""
-        share = slice(index, None, count)
+        share, size = slice(index, None, count), 1 if self.pairs is None else 2
         return Inputs(
             self.reals[share],
-            tuple(latents.share(share) for latents in self.latents),
+            tuple(latents.share(share, size) for latents in self.latents),
             None if self.labels is None else self.labels[share],
-            {name: draws.share(share) for name, draws in self.draws.items()},
+            {name: draws.share(share, size if name in OF_FAKES else 1) for name, draws in self.draws.items()},
+            None if self.pairs is None else self.pairs.part(index, count),
         )

@@ -6,13 +6,23 @@ from typing import Any
 
 import torch
 
+from passersby.stylegan3.checkpoint import z_halves
+from reporting.curves import PAIR_PANEL, PANELS
 from training.checkpoints import check_images
 from training.gan.config import GanTraining
 from training.gan.data import Batches
 from training.gan.images import TrainingData, list_data, load_data
 from training.gan.start import Start, is_best, keep_best, save_checkpoint, save_snapshot, start
 from training.gan.step import StepSettings, TrainingState, train_iteration
-from training.gan.validation import SnapshotFid, Validation, save_grids, save_reals, stop_if_diverged, warnings
+from training.gan.validation import (
+    PairValidation,
+    SnapshotFid,
+    Validation,
+    save_grids,
+    save_reals,
+    stop_if_diverged,
+    warnings,
+)
 from training.log import Interval, TrainingLog, duration
 from training.trainer import Trainer, crosses, millions
 from training.workers import Report, Scalars, Worker, command_line, workers
@@ -56,7 +66,16 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
         self.about = {"trained_on": data.source.record | data.label_record}
         self.settings: StepSettings = config.step_settings()
         reader = data.reader(config, worker.rank, workers())
-        self.batches = Batches(reader, data.order(config), config, worker.rank, workers(), data.labels)
+        self.batches = Batches(
+            reader,
+            data.order(config),
+            config,
+            worker.rank,
+            workers(),
+            data.labels,
+            data.pair_order(config),
+            data.pair_reader(config, worker.rank, workers()),
+        )
         self.fid = SnapshotFid(config, data, self.device, worker.rank, inception)
         self.last_means: dict[str, float] = {}  # R1 runs so seldom that its last value may be older than a status line
         if worker.rank == 0:
@@ -64,7 +83,11 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             self.validation = None
             if len(data.validation):
                 self.validation = Validation(data.validation, data.validation_labels, z_dim, self.device)
-            self.open_log(beginning.extra, [self._introduction(), *data.notes, *beginning.lines])
+            pairs, self.pair_validation = data.validation_pairs(config), None
+            if pairs is not None:
+                self.pair_validation = PairValidation(data.validation, data.validation_labels, pairs, self.device)
+            panels = (*PANELS, PAIR_PANEL) if config.pairs else PANELS
+            self.open_log(beginning.extra, [self._introduction(), *data.notes, *beginning.lines], panels)
             if beginning.extra is None and self.log:
                 self.log.draw(lambda: save_reals(config.out, data.sample))
 
@@ -78,7 +101,10 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
 
     def _step(self) -> Scalars:
         state, generator = self.state, self.state.generator
-        inputs = self.batches.inputs(state.images_seen, state.ada.p, generator.z_dim, generator.num_ws, self.device)
+        pairs_p = state.pairs.ada.p if state.pairs else 0.0
+        inputs = self.batches.inputs(
+            state.images_seen, state.ada.p, generator.z_dim, generator.num_ws, self.device, pairs_p
+        )
         return train_iteration(state, self.settings, inputs)
 
     # ---- status lines
@@ -99,7 +125,21 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             f"score real {shown.get('scores/real', float('nan')):+.2f} "
             f"fake {shown.get('scores/fake', float('nan')):+.2f}  augment {p:.3f}"
         )
-        return words, {"augment/p": p, "time/seconds_per_kimg": seconds_per_kimg}
+        values = self._probabilities() | {"time/seconds_per_kimg": seconds_per_kimg}
+        return words + self._pair_words(shown), values
+
+    def _pair_words(self, shown: dict[str, float]) -> str:
+        if self.state.pairs is None:
+            return ""
+        names = {"real": "scores/pair_real", "fake": "scores/pair_fake", "strangers": "scores/pair_stranger"}
+        scores = " ".join(f"{word} {shown.get(name, float('nan')):+.2f}" for word, name in names.items())
+        r1 = shown.get("D/pair_r1", float("nan"))
+        loss = shown.get("G/pair_loss", float("nan"))
+        return f"  pairs G {loss:.3f} R1 {r1:.4f} score {scores} augment {self.state.pairs.ada.p:.3f}"
+
+    def _probabilities(self) -> dict[str, float]:
+        pairs = self.state.pairs
+        return {"augment/p": self.state.ada.p} | ({"augment/pair_p": pairs.ada.p} if pairs else {})
 
     def _stop_if_diverged(self) -> None:
         stop_if_diverged(self.figures, self.state.images_seen / 1000)
@@ -117,10 +157,12 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
         if not self.log:
             return
         state, log = self.state, self.log
-        measured = {"augment/p": state.ada.p}
+        measured = self._probabilities()
         clock = time.monotonic()
         if self.validation:
             measured |= self.validation.measure(state)
+        if self.pair_validation and state.pairs:
+            measured |= self.pair_validation.measure(state.pairs.discriminator)
         record = self.add_record(log, measured)
         log.clock += time.monotonic() - clock  # measuring and drawing are no training time
         stop_if_diverged(record, state.images_seen / 1000)
@@ -134,7 +176,8 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
 
     def record(self) -> dict[str, Any]:
         """The record of the training in a network's file."""
-        return super().record() | self.origin
+        halves = {"z": z_halves(self.state.generator.z_dim)} if self.state.pairs else {}
+        return super().record() | halves | self.origin
 
     def _snapshot_is_due(self) -> bool:
         return self._every(self.config.snapshot_kimg)
@@ -153,7 +196,7 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
     def _write_snapshot(self, log: TrainingLog, fid: float | None) -> Path:
         state, out = self.state, self.config.out
         folder = save_snapshot(out, state, self.record())
-        log.draw(lambda: save_grids(out, state.generator_ema, state.images_seen))
+        log.draw(lambda: save_grids(out, state.generator_ema, state.images_seen, pairs=state.pairs is not None))
         words = ""
         if fid is not None:
             best = is_best(log.history, fid)

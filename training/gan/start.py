@@ -28,7 +28,8 @@ from reporting.curves import Record
 from training.checkpoints import claim, commit, commit_checkpoint, damage_named, last_checkpoint, newest, read_state
 from training.gan.config import BEFORE, FREE_TO_CHANGE, GanTraining
 from training.gan.data import to_float
-from training.gan.step import TrainingState, new_state
+from training.gan.pairs import PairTraining
+from training.gan.step import TrainingState, new_adam, new_state
 
 NETWORK, BEST = "network.safetensors", "best.safetensors"
 
@@ -79,6 +80,8 @@ def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) 
         "path_length": state.path_length.cpu(),
         "extra": extra,
     }
+    if state.pairs is not None:
+        values["pairs"] = state.pairs.state_dict()
     return commit_checkpoint(out, state.images_seen, write, values)
 
 
@@ -141,6 +144,8 @@ def resume(state: TrainingState, folder: Path) -> dict:
         state.real_signs.copy_(values["real_signs"])
         if "path_length" in values:  # older checkpoints, all of StyleGAN3, have no path lengths
             state.path_length.copy_(values["path_length"])
+        if state.pairs is not None:
+            state.pairs.load_state_dict(values["pairs"])
         state.step, state.images_seen, extra = (values[name] for name in ("iteration", "images_seen", "extra"))
     return extra
 
@@ -179,11 +184,12 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         generator_config = config.generator(label_size)
         generator = generator_class(generator_config)(generator_config)
         discriminator = Discriminator(config.discriminator(label_size))
+        of_pairs = Discriminator(config.pair_discriminator(label_size)) if config.pairs else None
     average, origin, lines = None, {}, []
     if config.transfer and folder is None:
         average, origin, lines = _transfer(config.transfer, generator, discriminator, images)
     if config.precision != "auto":
-        for network in (generator, discriminator):
+        for network in (generator, discriminator, *((of_pairs,) if of_pairs else ())):
             set_precision(network, _PRECISIONS[config.precision])
     frozen = frozenset(freeze_discriminator_layers(discriminator, config.freeze_d))
     settings = config.step_settings()
@@ -197,6 +203,8 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         ada=config.ada(),
         frozen=frozen,
     )
+    if of_pairs is not None:
+        state.pairs = _pair_training(config, of_pairs.to(device), device)
     if average is not None:
         state.generator_ema.load_state_dict(average.state_dict())
     if frozen and folder is None:
@@ -206,6 +214,18 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         return Start(state, origin, None, lines)
     extra = resume(state, folder)
     return Start(state, extra["origin"], extra, [f"going on at kimg {state.images_seen / 1000:.1f}"])
+
+
+def _pair_training(config: GanTraining, discriminator: Discriminator, device: torch.device) -> PairTraining:
+    discriminator.train().requires_grad_(False)
+    return PairTraining(
+        discriminator,
+        new_adam(discriminator.parameters(), config.discriminator_lr, config.step_settings().r1_interval),
+        config.ada(),
+        real_signs=torch.zeros(2, device=device),
+        gamma=2 * config.gamma if config.pair_gamma is None else config.pair_gamma,
+        stranger_weight=config.pair_strangers,
+    )
 
 
 def _transfer(

@@ -9,6 +9,8 @@ inside a `torch.distributed` group.
 
 import copy
 import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,9 @@ from training.gan.augment import AdaController, Draws, apply
 from training.gan.inputs import Inputs, Latents
 from training.gan.losses import blur, discriminator_loss, generator_loss, path_lengths, r1_penalty, synthesize
 from training.workers import Scalars, average_over_workers, workers
+
+if TYPE_CHECKING:
+    from training.gan.pairs import PairInputs, PairTraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,7 @@ class TrainingState:
     ada: AdaController
     real_signs: torch.Tensor  # [2]: sum of sign(D(real)) and count since p was last adapted, of this worker
     frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay unchanged (Freeze-D)
+    pairs: "PairTraining | None" = None  # the pair discriminator, where the training has one
     step: int = 0
     images_seen: int = 0
     path_length: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros([]))  # [], the average length
@@ -75,34 +81,31 @@ def new_state(
     ada: AdaController | None = None,
     frozen: frozenset[str] = frozenset(),
 ) -> TrainingState:
-    """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented.
-
-    The discriminator takes 17 Adam steps in place of 16, so its rate and betas are adjusted (StyleGAN2,
-    appendix B: c = k / (k + 1), rate * c, betas ** c); so are the generator's with a `path_length_interval`.
-    """
+    """Optimisers and the averaged generator around two networks. Without `ada` nothing is augmented."""
     generator.train().requires_grad_(False)
     discriminator.train().requires_grad_(False)
-    correction = r1_interval / (r1_interval + 1)
-    slower = 1.0 if path_length_interval is None else path_length_interval / (path_length_interval + 1)
     trained = [parameter for name, parameter in discriminator.named_parameters() if name not in frozen]
     return TrainingState(
         generator=generator,
         discriminator=discriminator,
         generator_ema=copy.deepcopy(generator).eval().requires_grad_(False),
-        generator_optimizer=torch.optim.Adam(
-            generator.parameters(), lr=generator_lr * slower, betas=(0.0, 0.99**slower), eps=1e-8
-        ),
-        discriminator_optimizer=torch.optim.Adam(
-            trained,
-            lr=discriminator_lr * correction,
-            betas=(0.0, 0.99**correction),
-            eps=1e-8,
-        ),
+        generator_optimizer=new_adam(generator.parameters(), generator_lr, path_length_interval),
+        discriminator_optimizer=new_adam(trained, discriminator_lr, r1_interval),
         ada=ada or AdaController(),
         real_signs=torch.zeros(2, device=generator.mapping.w_avg.device),
         frozen=frozen,
         path_length=torch.zeros([], device=generator.mapping.w_avg.device),
     )
+
+
+def new_adam(parameters: Iterable[torch.nn.Parameter], lr: float, interval: int | None) -> torch.optim.Adam:
+    """Adam for a network with a lazy regularisation every `interval` steps; None: without one.
+
+    Such a network takes 17 Adam steps in place of 16, so its rate and betas are adjusted (StyleGAN2, appendix B:
+    c = k / (k + 1), rate * c, betas ** c).
+    """
+    correction = 1.0 if interval is None else interval / (interval + 1)
+    return torch.optim.Adam(parameters, lr=lr * correction, betas=(0.0, 0.99**correction), eps=1e-8)
 
 
 def blur_sigma(settings: StepSettings, images_seen: int) -> float:
@@ -124,19 +127,24 @@ def generator_phase(
     sigma: float,
     draws: Draws | None = None,
     fakes: torch.Tensor | None = None,
+    pairs: "PairInputs | None" = None,
 ) -> Scalars:
     """Add gradients of the generator's loss to its parameters' gradients. Returns per-image scalars.
 
-    `fakes` are images of the latents whose graph leads to the generator; by default the phase makes them.
+    `fakes` are images of the latents whose graph leads to the generator; by default the phase makes them. With `pairs`
+    the generator also learns from the pair discriminator.
     """
     state.train("generator", True)
     if fakes is None:
         fakes = synthesize(state.generator, latents)
-    logits = judge(state, fakes, latents.labels, sigma, draws)
-    loss = generator_loss(logits)
-    loss.mean().backward()
+    loss = generator_loss(judge(state, fakes, latents.labels, sigma, draws))
+    total, scalars = loss.mean(), {"G/loss": loss.detach()}
+    if state.pairs is not None and pairs is not None:
+        pair_loss = state.pairs.generator_loss(fakes, latents.labels, sigma, pairs)
+        total, scalars = total + pair_loss.mean(), scalars | {"G/pair_loss": pair_loss.detach()}
+    total.backward()
     state.train("generator", False)
-    return {"G/loss": loss.detach()}
+    return scalars
 
 
 def path_length_phase(state: TrainingState, parts: list[Latents], settings: StepSettings) -> Scalars:
@@ -192,11 +200,12 @@ def discriminator_phase(
     labels: torch.Tensor | None = None,
     draws: tuple[Draws | None, Draws | None] = (None, None),
     fakes: torch.Tensor | None = None,
+    pairs: "PairInputs | None" = None,
 ) -> Scalars:
     """Add gradients of the discriminator's loss on reals [N, 3, H, W]; moves the averages inside the generator.
 
     `draws` augment the fakes and the reals. `fakes` are images of the latents without a graph; by default the phase
-    makes them, and only then moves the averages.
+    makes them, and only then moves the averages. With `pairs` the pair discriminator learns from the same fakes.
     """
     if fakes is None:
         with torch.no_grad():
@@ -210,11 +219,14 @@ def discriminator_phase(
     F.softplus(-real_logits).mean().backward()
     state.train("discriminator", False)
     fake_logits, real_logits = fake_logits.detach(), real_logits.detach()
-    return {
+    scalars = {
         "D/loss": discriminator_loss(fake_logits, real_logits),
         "scores/fake": fake_logits,
         "scores/real": real_logits,
     }
+    if state.pairs is not None and pairs is not None:
+        scalars |= state.pairs.discriminator_phase(fakes, latents.labels, sigma, pairs)
+    return scalars
 
 
 def regularization_phase(
@@ -285,7 +297,9 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
     update_ema(state.generator_ema, state.generator, ema_beta(settings, state.images_seen, batch))
     state.step += 1
     state.images_seen += batch
-    adapt(state, scalars["scores/real"], batch)
+    adapt(state.ada, state.real_signs, scalars["scores/real"], state.step, batch)
+    if state.pairs is not None:
+        adapt(state.pairs.ada, state.pairs.real_signs, scalars["scores/pair_real"], state.step, batch)
     return scalars
 
 
@@ -296,7 +310,10 @@ def _generator_steps(
     sigma: float,
     fakes: torch.Tensor | None = None,
 ) -> Scalars:
-    parts = [generator_phase(state, part.latents[0], sigma, part.draws.get("generator"), fakes) for part in rounds]
+    parts = [
+        generator_phase(state, part.latents[0], sigma, part.draws.get("generator"), fakes, part.pairs)
+        for part in rounds
+    ]
     scalars = _joined(parts)
     apply_gradients(state.generator_optimizer, settings.rounds)
     if settings.path_length_weight and state.step % settings.path_length_interval == 0:
@@ -317,8 +334,10 @@ def _discriminator_steps(
     else:
         part = rounds[0]
         draws = part.draws.get("fakes"), part.draws.get("reals")
-        scalars = discriminator_phase(state, part.reals, part.latents[0], sigma, part.labels, draws, fakes)
+        scalars = discriminator_phase(state, part.reals, part.latents[0], sigma, part.labels, draws, fakes, part.pairs)
     apply_gradients(state.discriminator_optimizer, settings.rounds)
+    if state.pairs is not None:
+        apply_gradients(state.pairs.optimizer, settings.rounds)
     if state.step % settings.r1_interval == 0:
         parts = [
             regularization_phase(state, part.reals, sigma, settings, part.labels, part.draws.get("r1"))
@@ -326,6 +345,15 @@ def _discriminator_steps(
         ]
         scalars |= _joined(parts)
         apply_gradients(state.discriminator_optimizer, settings.rounds)
+        if state.pairs is not None:
+            scalars |= _joined(
+                [
+                    state.pairs.regularization_phase(sigma, settings.r1_interval, part.pairs)
+                    for part in rounds
+                    if part.pairs is not None
+                ]
+            )
+            apply_gradients(state.pairs.optimizer, settings.rounds)
     return scalars
 
 
@@ -357,7 +385,9 @@ def _discriminator_rounds(state: TrainingState, rounds: list[Inputs], sigma: flo
     for part in rounds:
         _foreach_copy_(averages, start)
         draws = part.draws.get("fakes"), part.draws.get("reals")
-        scalars.append(discriminator_phase(state, part.reals, part.latents[1], sigma, part.labels, draws))
+        scalars.append(
+            discriminator_phase(state, part.reals, part.latents[1], sigma, part.labels, draws, pairs=part.pairs)
+        )
         _foreach_add_(total, averages, alpha=1 / len(rounds))
     _foreach_copy_(averages, total)
     average_over_workers(averages)
@@ -368,15 +398,19 @@ def _joined(parts: list[Scalars]) -> Scalars:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def adapt(state: TrainingState, real_scores: torch.Tensor, batch: int) -> None:
-    """Count the signs of D(real) and let the controller move p; waits for the device only when p may move."""
-    if not state.ada.adapts:
+def adapt(ada: AdaController, real_signs: torch.Tensor, real_scores: torch.Tensor, step: int, batch: int) -> None:
+    """Count the signs of D(real) and let the controller move p; waits for the device only when p may move.
+
+    real_signs: [2], the sum and the number of signs since p could last move, of this worker. step: number of the
+    iterations so far.
+    """
+    if not ada.adapts:
         return
     signs = real_scores.sign()
-    state.real_signs += torch.stack([signs.sum(), torch.full_like(signs.sum(), signs.numel())])
-    if state.step % state.ada.interval == 0:
-        average_over_workers([state.real_signs])
-        total, count = state.real_signs.tolist()
-        state.ada.add(total * workers(), round(count * workers()))
-        state.ada.update(batch * state.ada.interval)
-        state.real_signs.zero_()
+    real_signs += torch.stack([signs.sum(), torch.full_like(signs.sum(), signs.numel())])
+    if step % ada.interval == 0:
+        average_over_workers([real_signs])
+        total, count = real_signs.tolist()
+        ada.add(total * workers(), round(count * workers()))
+        ada.update(batch * ada.interval)
+        real_signs.zero_()

@@ -12,13 +12,15 @@ from datasets.storage.feature_cache import real_features
 from passersby.errors import InputError
 from passersby.metrics.fid import fid
 from passersby.perception.inception import Inception, load_inception
-from passersby.stylegan3 import Generator, to_uint8
+from passersby.stylegan3 import Discriminator, Generator, to_uint8
+from passersby.stylegan3.mapping import who_size
 from reporting.grid import image_grid, save_png
 from training.gan.config import GanTraining
 from training.gan.data import to_float
 from training.gan.images import TrainingData
 from training.gan.inputs import Latents
 from training.gan.losses import synthesize
+from training.gan.pairs import RealPairs, as_pairs
 from training.gan.step import TrainingState
 from training.workers import gather_rows, workers
 
@@ -72,10 +74,28 @@ def mix_grid(generator: Generator, people: int = 6) -> np.ndarray:
     return image_grid(np.concatenate(rows), people + 1)
 
 
-def save_grids(out: Path, generator: Generator, images_seen: int) -> list[Path]:
-    """Both grids of the averaged generator as PNG files named by the images seen."""
+@torch.inference_mode()
+def identities_grid(generator: Generator, people: int = 10, hows: int = 10) -> np.ndarray:
+    """A row for each of the people 0 .. people - 1 of a network trained by identity pairs; uint8 [height, width, 3].
+
+    The first picture is the person as of the seed. The others keep who and have another how, the same in a column.
+    """
+    who, device = who_size(generator.z_dim), generator.mapping.w_avg.device
+    z = person_latents(people + hows - 1, generator.z_dim)
+    rows = z[:people, None].repeat(1, hows, 1)  # [people, hows, z_dim]
+    rows[:, 1:, who:] = z[people:, who:]
+    labels = None
+    if generator.c_dim:  # a column has one label
+        labels = torch.eye(generator.c_dim, device=device)[torch.arange(people * hows) % hows % generator.c_dim]
+    ws = generator.mapping(rows.flatten(0, 1).to(device), labels)
+    return image_grid(synthesize_in_chunks(generator, ws), hows)
+
+
+def save_grids(out: Path, generator: Generator, images_seen: int, pairs: bool = False) -> list[Path]:
+    """The grids of the averaged generator as PNG files named by the images seen; `pairs` adds that of identities."""
     paths = []
-    for name, draw in (("people", people_grid), ("mixes", mix_grid)):
+    grids = [("people", people_grid), ("mixes", mix_grid), *([("identities", identities_grid)] if pairs else [])]
+    for name, draw in grids:
         path = Path(out) / "grids" / f"{name}-{images_seen:09d}.png"
         save_png(path, draw(generator))
         paths.append(path)
@@ -160,6 +180,7 @@ def _whole_shares(count: int) -> int:
 
 _CHUNK = 16  # a multiple of the minibatch deviation's group
 _MOST = 256
+_PAIRS = 64
 _SEED = 2**31 - 1  # seed of codes that no training draws: the seeds of training's streams have three numbers
 
 
@@ -203,6 +224,26 @@ class Validation:
         return figures | ({"diversity": (spread[1] / spread[0]).item()} if spread[0] > 0 else {})
 
 
+class PairValidation:
+    """Scores of real pairs of people who were set aside, by the pair discriminator: the same pairs every time.
+
+    They fall below the scores of training pairs where the pair discriminator knows the labelled people by heart.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, pairs: RealPairs, device: torch.device):
+        rows = pairs.same(np.random.default_rng(_SEED), _PAIRS).flatten()  # the pictures 2i and 2i + 1 are pair i
+        pictures = to_float(torch.from_numpy(images[rows]).permute(0, 3, 1, 2), device)
+        self.pairs = as_pairs(pictures)
+        self.labels = None if labels is None else as_pairs(torch.from_numpy(labels[rows]).to(device))
+
+    @torch.no_grad()
+    def measure(self, discriminator: Discriminator) -> dict[str, float]:
+        """The mean score, without blur and augmentation."""
+        labels = [None] * (_PAIRS // _CHUNK) if self.labels is None else self.labels.split(_CHUNK)
+        chunks = zip(self.pairs.split(_CHUNK), labels, strict=True)
+        return {"scores/pair_validation": torch.cat([discriminator(*chunk) for chunk in chunks]).mean().item()}
+
+
 def stop_if_diverged(figures: dict[str, float], kimg: float) -> None:
     """Raises InputError where a loss or score is infinite or undefined: such a training does not recover."""
     diverged = {name: value for name, value in figures.items() if name in _LOSSES and not math.isfinite(value)}
@@ -215,6 +256,7 @@ def stop_if_diverged(figures: dict[str, float], kimg: float) -> None:
 
 
 _LOSSES = ("G/loss", "D/loss", "D/r1", "scores/real", "scores/fake", "validation/D_loss", "validation/G_loss")
+_LOSSES += ("G/pair_loss", "D/pair_loss", "D/pair_r1")
 
 
 def warnings(figures: dict[str, float]) -> list[str]:
@@ -230,9 +272,10 @@ def warnings(figures: dict[str, float]) -> list[str]:
             f"the discriminator tells every generated image (loss G {figures['validation/G_loss']:.1f}): "
             "a higher --gamma, or a lower --discriminator-lr, may help"
         )
-    if figures.get("augment/p", 0) >= 0.85:
-        lines.append(
-            f"augmentation has reached p = {figures['augment/p']:.2f}: there are too few images for this many kimg; "
-            "the best snapshot is likely an earlier one"
-        )
+    for name, what in (("augment/p", "augmentation"), ("augment/pair_p", "augmentation of pairs")):
+        if figures.get(name, 0) >= 0.85:
+            lines.append(
+                f"{what} has reached p = {figures[name]:.2f}: there are too few images for this many kimg; "
+                "the best snapshot is likely an earlier one"
+            )
     return lines

@@ -14,6 +14,7 @@ from PIL import Image
 from datasets.people.decoding import MOST_PIXELS, Problem, Reader, Target, decode_bytes
 from datasets.people.image_source import default_validation, load_images, open_images
 from datasets.people.listing import identities_sha256
+from datasets.people.readers import read_split
 from passersby.errors import InputError
 from tests.helpers.listings import known_labels, training_listing
 
@@ -282,3 +283,57 @@ def test_a_reader_gives_nothing_for_a_file_that_went_away(tmp_path):
     write(tmp_path / "a.png")
     assert Reader()(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
     assert Reader()(tmp_path / "b.png") is None
+
+
+# ---- identity labels that a training uses
+
+
+def test_labelled_people_are_never_set_aside(tmp_path):
+    root = market(tmp_path / "m", train=range(1, 41))
+    for count in (2, 5, 30):
+        source = open_images(root, validation_people=6, labelled=(count, 0))
+        labelled = source.labelled.identities
+        assert (len(labelled), source.labelled.draw) == (count, 0)
+        assert set(labelled) <= set(source.training.known_people)
+        others = sorted(set(range(1, 41)) - set(labelled))
+        assert source.validation.known_people == others[-6:]
+        assert source.training.known_people == sorted({*labelled, *others[:-6]})
+        record = source.record
+        assert record["labelled"] == {
+            "count": count, "sha256": identities_sha256(labelled), "draw": 0, "images": count,
+        }  # fmt: skip
+        assert json.loads(json.dumps(record)) == record
+    with pytest.raises(InputError, match="--validation-people 6: the data hold 5 without a label; give 0 to 5"):
+        open_images(root, validation_people=6, labelled=(35, 0))
+    with pytest.raises(
+        InputError, match="--labelled-people 41: m .Market-1501. train has 40 people of known identity: give fewer"
+    ):
+        open_images(root, labelled=(41, 0))
+
+
+def test_one_draw_labels_the_same_people_of_a_tree_a_folder_and_a_reid_training(tmp_path):
+    root = market(tmp_path / "tree" / "m", train=range(1, 21))
+    drawn = open_images(root, labelled=(4, 9)).labelled.identities
+    assert read_split(root, "train").drawn_people(4, 9) == list(drawn)
+    for person in range(1, 21):
+        write(tmp_path / "folder" / "f" / f"{person}" / "a.png")
+    assert open_images(tmp_path / "folder" / "f", labelled=(4, 9)).labelled.identities == drawn
+    assert set(drawn) < set(open_images(root, labelled=(6, 9)).labelled.identities)
+
+
+def test_without_a_number_all_training_people_are_labelled_and_without_use_nobody(tmp_path):
+    root = market(tmp_path / "m", train=range(1, 41))
+    source = open_images(root, validation_people=3, labelled=(None, 0))
+    assert (source.labelled.identities, source.labelled.draw) == (tuple(range(1, 38)), None)
+    assert source.validation.known_people == [38, 39, 40]
+    plain = open_images(root, validation_people=3)
+    assert plain.labelled is None
+    assert "labelled" not in plain.record
+    assert plain.fingerprint == source.fingerprint
+
+
+def test_everybody_may_be_labelled(tmp_path):
+    root = market(tmp_path / "m", train=range(1, 41))
+    source = open_images(root, labelled=(40, 0))  # by default 2 of 40 are set aside, here nobody is left for that
+    assert len(source.validation) == 0
+    assert source.labelled.identities == tuple(range(1, 41))

@@ -164,3 +164,47 @@ def test_gaps_are_closed_in_place():
     images = np.arange(6)[:, None]
     close_gaps(images, np.array([0, 2, 5]))
     assert images[:3, 0].tolist() == [0, 2, 5]
+
+
+# ---- people whom a seed draws
+
+
+def people_listing(identities, name=str) -> Listing:
+    listing = listing_of([b""] * len(identities), identities)
+    return dataclasses.replace(listing, people={i: name(i) for i in identities if i > 0})
+
+
+def test_a_draw_of_people_is_nested_and_the_same_for_ever():
+    listing = people_listing(range(1, 101))
+    assert listing.drawn_people(6, 0) == sorted([41, 72, 9, 49, 78, 99])
+    assert listing.drawn_people(6, 1) == sorted([44, 62, 54, 6, 64, 8])
+    draws = [listing.drawn_people(count, 5) for count in range(1, 101)]
+    assert all(set(a) < set(b) for a, b in zip(draws, draws[1:], strict=False))
+    assert draws[-1] == list(range(1, 101))
+
+
+def test_a_draw_of_people_depends_on_their_names_alone():
+    expected = people_listing(range(1, 101)).drawn_people(20, 3)
+    assert people_listing(range(1, 101), "{:04d}".format).drawn_people(20, 3) == expected  # another reader's names
+    shuffled = np.random.default_rng(0).permutation(np.repeat(range(1, 101), 3)).tolist()
+    assert people_listing(shuffled).drawn_people(20, 3) == expected  # any order, any number of pictures
+    renumbered = people_listing(range(101, 201), lambda identity: str(identity - 100)).drawn_people(20, 3)
+    assert [identity - 100 for identity in renumbered] == expected  # the names, not a reader's numbers
+    fewer = people_listing([i for i in range(1, 101) if i in expected or i > 50])
+    assert fewer.drawn_people(20, 3) == expected  # other people do not move it
+    words = people_listing(range(1, 6), lambda identity: "abcde"[identity - 1])
+    assert len(set(map(tuple, (words.drawn_people(2, draw) for draw in range(20))))) > 5
+
+
+def test_people_who_share_a_number_are_two_people():
+    listing = people_listing([1, 2], lambda identity: ("7", "007")[identity - 1])
+    assert listing.drawn_people(2, 0) == [1, 2]
+    assert listing.drawn_people(1, 0) == people_listing([2, 1], lambda i: ("7", "007")[i - 1]).drawn_people(1, 0)
+
+
+def test_nobody_is_drawn_who_is_not_known():
+    listing = people_listing([-1, 0, 3, 4, UNKNOWN_PERSON])
+    assert listing.drawn_people(2, 0) == [3, 4]
+    for count in (0, 3):
+        with pytest.raises(InputError, match=f"--labelled-people {count}: some has 2 people of known identity"):
+            listing.drawn_people(count, 0)

@@ -10,6 +10,7 @@ import pytest
 
 from datasets.runs.configuration import RECIPE, Origin
 from datasets.runs.plan import PLAN_FILE, Configuration, Plan, continue_plan, layer_groups, parse_layers, read_plan
+from datasets.runs.rows import planned_columns
 from datasets.runs.run import Run
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -231,6 +232,7 @@ def test_the_hash_covers_every_key():
     together["origins"] = {"latents": "t" * 64, "origins": ORIGINS[:2]}
     together["partners"] = together["latents"] | {"partners": "people"}
     together["real"] = together["identity"] | {"real": "r" * 64}
+    together["cameras"] = {"method": "camera", "layers": (), "cameras": (1, 2)}
     assert others.keys() | together.keys() == {field.name for field in dataclasses.fields(base)}
     changes = [{key: value} for key, value in others.items()] + list(together.values())
     hashes = {dataclasses.replace(base, **change).hash for change in changes} | {base.hash}
@@ -261,6 +263,37 @@ def test_a_recipe_of_a_later_version_is_refused_in_one_line(recipe, tmp_path):
     with pytest.raises(InputError, match=f"recipe {recipe}: must be 1 or 2; a later version began the folder") as error:
         read_plan(output)
     assert "\n" not in str(error.value)
+
+
+def test_the_method_camera_mixes_no_layers_and_is_read_back(tmp_path):
+    c = configuration(method="camera", layers=(), cameras=(2, 5, 3), variants=200)
+    plan, output = Plan(c).extended(3), Output(str(tmp_path))
+    output.write(PLAN_FILE, plan.to_json())
+    assert read_plan(output) == plan
+    columns = planned_columns(c, 1)
+    assert columns["mix_layers"] == [None] * 200
+    assert columns["method"] == ["camera"] * 200
+    assert columns["amount"] == [None] * 200
+    assert columns["mix_seed"] == [None, *(c.mix_seed(1, variant) for variant in range(1, 200))]
+    digest = hashlib.sha256(struct.pack("<QQQ", 7, 1, 4)).digest()
+    assert columns["camera"][4] == (2, 5, 3)[int.from_bytes(digest[4:8], "little") % 3]
+    assert min(columns["camera"].count(camera) for camera in (2, 5, 3)) > 40  # 200 / 3, 4 standard deviations
+    assert planned_columns(dataclasses.replace(c, cameras=()), 1)["camera"] == [None] * 200
+    assert "cameras" not in dataclasses.replace(c, cameras=()).values()  # as plans were before cameras
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "camera"}, "--method camera with layers"),
+        ({"method": "mix", "layers": ()}, "--method mix with layers"),
+        ({"method": "mix", "cameras": (1, 2)}, "--method mix with labels of cameras"),
+        ({"method": "camera", "layers": (), "latents": "t", "origins": ORIGINS}, "--method camera: .* leave --latents"),
+    ],
+)
+def test_methods_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        configuration(**changes)
 
 
 def test_plans_of_before_real_people_are_read_and_written_as_they_were(tmp_path):

@@ -1,10 +1,7 @@
 """The training loop in this process: snapshots, checkpoints, going on exactly, what it notices. Tiny real networks."""
 
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,7 +13,7 @@ from passersby.devices import pick_device
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
 from reporting.curves import read_history
-from tests.helpers.gan_trainings import CPU, check_equal_trainings, make_tree, run, tiny
+from tests.helpers.gan_trainings import CPU, check_equal_trainings, kill_at, make_tree, run, tiny
 from training import checkpoints
 from training.checkpoints import CHECKPOINTS_KEPT, STATE, last_checkpoint
 from training.gan import run as gan_loop
@@ -24,8 +21,6 @@ from training.gan.run import train
 from training.gan.start import NETWORK, claim_folder, last_snapshot, start
 from training.gan.validation import Validation
 from training.log import HISTORY
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -102,56 +97,11 @@ def test_stopped_and_continued_equals_never_stopped(straight, tree, tmp_path, im
     check_equal_trainings(straight, folder, histories=False)
 
 
-KILLED = """
-import os, signal, sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from tests_gan_loop import tiny
-from training import checkpoints, trainer
-from training.gan import run as gan_loop
-from training.gan.start import claim_folder
-
-config, moment = tiny(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_minutes=1e-6), sys.argv[3]
-trainer.ASK_EVERY = 1  # a checkpoint after every iteration
-claim_folder(config)
-kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-if moment.startswith("iteration"):
-    step = gan_loop.train_iteration
-    def counted(state, *others):
-        if state.step == int(moment.split()[1]):
-            kill()
-        return step(state, *others)
-    gan_loop.train_iteration = counted
-elif moment == "writing":  # the state is half on the disk
-    write = checkpoints.write_state
-    def half(path, values):
-        write(path, values)
-        if values["iteration"] == 4:
-            os.truncate(path, path.stat().st_size // 2)
-            kill()
-    checkpoints.write_state = half
-elif moment == "snapshot":  # between the snapshot and the checkpoint of the same moment
-    save = gan_loop.save_snapshot
-    def then(out, state, record):
-        folder = save(out, state, record)
-        kill()
-    gan_loop.save_snapshot = then
-gan_loop.train(config, torch.device("cpu"))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["iteration 3", "writing", "snapshot"])
 def test_killed_at_any_moment_and_continued_equals_never_killed(straight, tree, tmp_path, moment):
-    # Under another name, so that pytest's modules are not needed in the process that dies.
-    (tmp_path / "tests_gan_loop.py").write_bytes(Path(__file__).read_bytes())
-    (tmp_path / "killed.py").write_text(KILLED)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     out = tmp_path / "out"
-    command = [sys.executable, str(tmp_path / "killed.py"), str(tree), str(out), moment]
-    died = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    kill_at(moment, tiny(tree, out))
     assert last_checkpoint(out) is not None
     folder = run(tiny(tree, out))
     assert "going on" in (out / "log.txt").read_text()
