@@ -12,7 +12,7 @@ from datasets.latents.partners import check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
 from datasets.runs.card import PoseLayers, pose_layers
 from datasets.runs.configuration import CAMERA, INTERPOLATE, MIX, RANDOM, RECIPE, Configuration, Origin
-from datasets.runs.plan import LAYER_GROUPS, NUM_WS, POSE, Plan, layers_text, parse_layers
+from datasets.runs.plan import LAYER_GROUPS, POSE, Plan, layers_text, parse_layers
 from datasets.runs.run import GenerationRun
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.local_copy import local_copy
@@ -66,13 +66,10 @@ class Inputs:
 
     @functools.cached_property
     def num_ws(self) -> int:
-        """Style inputs of the network. A file that is no network counts as a StyleGAN3 until it is read and refused."""
+        """Style inputs of the network. Raises InputError for a file that is no network."""
         from passersby.stylegan3.checkpoint import load_config  # needs PyTorch; a finished run does not
 
-        try:
-            return load_config(self.network).num_ws
-        except InputError:
-            return NUM_WS
+        return load_config(self.network).num_ws
 
     @functools.cached_property
     def loaded(self) -> "LoadedNetwork":

@@ -14,16 +14,17 @@ from jobs.common import parse
 from jobs.generate import Config
 from passersby.errors import InputError
 from passersby.files import file_sha256
+from passersby.stylegan3.checkpoint import save_network
 from pipeline.generation import Inputs
 
 COARSE, MIDDLE = tuple(range(3)), tuple(range(5, 12))
 
 
 @pytest.fixture
-def measured(tmp_path) -> Path:
-    """A file in place of a network, whose card names layers 0-2."""
+def measured(tmp_path, tiny) -> Path:
+    """A network whose card names layers 0-2."""
     path = tmp_path / "net.safetensors"
-    path.write_bytes(b"weights")
+    save_network(path, tiny.generator(), record={})
     name_layers(path, [0, 1, 2])
     return path
 
@@ -68,8 +69,8 @@ def test_without_a_card_the_studys_layers_are_taken_and_it_is_said(measured, tmp
     assert "the study's: there is no net.card.json" in reason
 
 
-def test_the_card_of_an_older_network_of_this_name_is_not_taken(measured, tmp_path):
-    measured.write_bytes(b"trained for longer")
+def test_the_card_of_an_older_network_of_this_name_is_not_taken(measured, tmp_path, tiny):
+    save_network(measured, tiny.generator(seed=1), record={})  # trained for longer
     chosen, reason = layers_of(Config(out=str(tmp_path / "out")), measured)
     assert chosen == MIDDLE
     assert "is the card of another network" in reason

@@ -21,8 +21,8 @@ from training.gan import step as gan
 from training.gan.augment import AdaController, apply, draw
 from training.gan.config import GanTraining
 from training.gan.data import Batches, InMemory, Order, PairOrder
+from training.gan.inputs import AUGMENTED, Inputs, Latents
 from training.gan.pairs import PAIRS_AUGMENTED, PairInputs, PairTraining, RealPairs, as_pairs, as_pictures
-from training.gan.step import AUGMENTED, Inputs, Latents
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]
