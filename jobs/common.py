@@ -55,21 +55,27 @@ def run_job(
     """Read the command line into `config_class` (a frozen dataclass), call `main` with it, and exit.
 
     `default` and `begun` go to `parse`. Exit codes: what `main` returns (None is 0); 2 for bad input, with one line
-    on stderr; 130 when interrupted.
+    on stderr; 130 when interrupted; 141 when the program that reads the output has ended, as `head` does.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the terminal's encoding lacks must not end a job
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        config = on_disk(parse(config_class, sys.argv[1:], default, begun))
-        temporary_folder()
-        code = main(config) or 0
+        try:
+            config = on_disk(parse(config_class, sys.argv[1:], default, begun))
+            temporary_folder()
+            code = main(config) or 0
+        except SystemExit as end:  # after the help text, or an option that does not exist
+            code = end.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        code = 141
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         code = 130
-    sys.stdout.flush()
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """What all jobs share: paths of the command line that are addresses, letters that a terminal does not know."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,17 @@ def test_a_letter_that_the_terminal_does_not_know_ends_no_job(encoding):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "José 夜\n".encode(encoding, "backslashreplace")
+
+
+@pytest.mark.parametrize("arguments", [["--name", "x" * 100_000], ["--help"]])
+def test_a_reader_that_has_ended_ends_a_job_without_a_traceback(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` has done
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTING, *arguments],
+        env={"PYTHONPATH": str(ROOT), "HOME": str(ROOT), "PATH": ""},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
