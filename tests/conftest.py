@@ -13,9 +13,9 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test process per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Module-wide fixtures that run a whole job, which takes 10 s to a minute. A test that uses one is slow. The main job's
-# own tests are the exception, so that `make test` starts Ray and runs that job once.
-WHOLE_JOBS = {"finished", "exported"}
+# Module-wide fixtures that run a whole job or training, which takes 10 s to a minute. A test that uses one is slow. The
+# main job's own tests are the exception, so that `make test` starts Ray and runs that job once.
+WHOLE_JOBS = {"finished", "exported", "straight"}
 MAIN_JOB = Path(__file__).with_name("jobs") / "test_generate.py"
 
 
@@ -62,8 +62,8 @@ def tiny():
 def pytest_collection_modifyitems(items):
     """Add marks by the folder and the fixtures of a test.
 
-    `crash`: tests in that folder. `slow`: tests that wait for a whole job. `ray`: tests that use Ray. Tests marked
-    `gpu` are skipped, with the reason, if PyTorch sees no CUDA device.
+    `crash`: tests in that folder. `slow`: tests that wait for a whole job or training. `ray`: tests that use Ray. Tests
+    marked `gpu` are skipped, with the reason, if PyTorch sees no CUDA device.
     """
     import torch
 

@@ -1,5 +1,6 @@
 """`make setup`: quiet, alive, and an error of pip is seen. A script stands in for the environment's Python."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,7 +28,11 @@ def checkout(tmp_path):
         script = tmp_path / ".venv/bin/python"
         script.write_text(PYTHON.format(actions=actions))
         script.chmod(0o755)
-        return subprocess.run(["make", "setup", *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        # `make test` hands its own flags to every make below it, which then also says the folders that it enters.
+        environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+        return subprocess.run(
+            ["make", "setup", *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
 
     setup.folder = tmp_path
     return setup

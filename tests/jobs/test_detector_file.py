@@ -142,6 +142,7 @@ def test_calibrate_takes_it_and_prints_the_option(detector, tmp_path, capsys):
     assert words[words.index("--detector-file") + 1] == str(detector)
 
 
+@pytest.mark.slow
 def test_a_run_on_ray_with_it(ray_cluster, config, made, tmp_path):
     on_ray = dataclasses.replace(config, out=str(tmp_path / "out"))
     assert generate.main(on_ray) == 0

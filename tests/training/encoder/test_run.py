@@ -227,6 +227,7 @@ class FixedTarget(InversionLoss):
         return super().target(self.images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("near", [True, False])
 def test_in_float16_no_gradient_vanishes(files, tmp_path, monkeypatch, near):
     """Near: pictures that differ from the reconstruction by 0.03, as late in a training; far: other people's."""

@@ -407,6 +407,7 @@ def test_the_minibatch_deviation_keeps_pairs_whole_and_never_compares_the_two_pi
     assert all(len(group) == 4 for group in of_pairs)
 
 
+@pytest.mark.slow
 def test_each_discriminator_has_its_own_probability_of_augmentation():
     state = new_state(ada=AdaController("ada", kimg=1.0))
     state.ada = AdaController("ada", kimg=1.0)

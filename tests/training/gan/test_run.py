@@ -212,6 +212,7 @@ def write_without_end(file) -> None:
         file.write(bytes(1 << 12))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_for_a_while_changes_nothing(straight, tree, small_disk, monkeypatch, capsys):
     """Log, TensorBoard, history, curves, snapshot and checkpoint all meet it; from iteration 4 on there is room."""
     ballast, step = small_disk / "ballast", gan_loop.train_iteration

@@ -134,6 +134,7 @@ def test_a_checkpoint_without_its_pair_discriminator_is_damaged(tree, tmp_path):
         run(pairs(tree, tmp_path))
 
 
+@pytest.mark.slow
 def test_pairs_of_people_set_aside_are_scored_the_same_way_each_time(tree, tmp_path):
     out = tmp_path / "out"
     run(pairs(tree, out, validation_people=2, kimg=0.016, validation_kimg=0.008, discriminator_lr=1e-12))
