@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from passersby.stylegan3.generator import Generator, z_of_seeds
 from passersby.stylegan3.mapping import FullyConnected, MappingNetwork, normalize_second_moment
 from passersby.stylegan3.transfer.report import Ledger
 
@@ -142,3 +143,20 @@ def _identity(layer: FullyConnected) -> torch.Tensor:
     # The output of a leaky ReLU is nearly all positive, so another leaky ReLU changes it little. Weights of 1 / sqrt(2)
     # undo the gain. 4% of the variance is lost; a random layer would destroy every meaning of w.
     return torch.eye(*layer.weight.shape, device=layer.weight.device) / (layer.weight_gain * math.sqrt(2))
+
+
+IMPORTANCE_SEEDS = range(4)  # seeds of the codes that give the importance of channels
+
+
+def make_images_of_importance(source: Generator, hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
+    """Make the images of a few fixed codes, which call the hooks of the layers; then remove the hooks."""
+    try:
+        device = source.mapping.w_avg.device
+        for seed in IMPORTANCE_SEEDS:
+            z = torch.from_numpy(z_of_seeds([seed], source.z_dim)).to(device)
+            label = torch.eye(max(source.c_dim, 1), device=device)[[seed % max(source.c_dim, 1)]]
+            with torch.no_grad():
+                source(z, label if source.c_dim else None)
+    finally:
+        for hook in hooks:
+            hook.remove()

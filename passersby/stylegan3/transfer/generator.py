@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from passersby.errors import InputError
-from passersby.stylegan3.generator import Generator, SynthesisLayer, z_of_seeds
+from passersby.stylegan3.generator import Generator, SynthesisLayer
 from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec
 from passersby.stylegan3.transfer.channels import (
     Channels,
@@ -15,6 +15,7 @@ from passersby.stylegan3.transfer.channels import (
     fan_in_gain,
     fit_into,
     joined,
+    make_images_of_importance,
     match_layers,
     put_rows,
     transfer_mapping,
@@ -61,8 +62,6 @@ def _resampling(old: LayerSpec, new: LayerSpec) -> np.ndarray:
 
 
 # ---- The whole generator.
-
-IMPORTANCE_SEEDS = range(4)  # seeds of the codes that give the importance of channels
 
 
 def transfer_generator(source: Generator, target: Generator, ledger: Ledger) -> None:
@@ -222,14 +221,5 @@ def _importance(source: Generator) -> dict[int, torch.Tensor]:
         layer.register_forward_pre_hook(lambda module, inputs, b=b: note(b, module, inputs))
         for b, layer in enumerate(layers)
     ]
-    try:
-        for seed in IMPORTANCE_SEEDS:
-            source_device = source.mapping.w_avg.device
-            z = torch.from_numpy(z_of_seeds([seed], source.z_dim)).to(source_device)
-            label = torch.eye(max(source.c_dim, 1), device=source_device)[[seed % max(source.c_dim, 1)]]
-            with torch.no_grad():
-                source(z, label if source.c_dim else None)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    make_images_of_importance(source, hooks)
     return importance

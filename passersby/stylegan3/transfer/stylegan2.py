@@ -10,19 +10,17 @@ import torch.nn.functional as F
 
 from passersby.errors import InputError
 from passersby.stylegan2.generator import FIRST_HEIGHT, Generator, StyledConvolution, SynthesisBlock, ToRgb
-from passersby.stylegan3.generator import z_of_seeds
 from passersby.stylegan3.transfer.channels import (
     Channels,
     changes,
     fan_in_gain,
     fit_into,
     joined,
+    make_images_of_importance,
     put_rows,
     transfer_mapping,
 )
 from passersby.stylegan3.transfer.report import Ledger
-
-IMPORTANCE_SEEDS = range(4)  # seeds of the codes that give the importance of channels
 
 # Key of a map: "const", (height, "conv0") or (height, "conv1"), the layer that writes it.
 
@@ -138,14 +136,5 @@ def _importance(source: Generator) -> dict:
         layer.register_forward_pre_hook(lambda module, inputs, key=key: note(key, module, inputs))
         for layer, key in _layers(source).values()
     ]
-    try:
-        device = source.mapping.w_avg.device
-        for seed in IMPORTANCE_SEEDS:
-            z = torch.from_numpy(z_of_seeds([seed], source.z_dim)).to(device)
-            label = torch.eye(max(source.c_dim, 1), device=device)[[seed % max(source.c_dim, 1)]]
-            with torch.no_grad():
-                source(z, label if source.c_dim else None)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    make_images_of_importance(source, hooks)
     return importance
