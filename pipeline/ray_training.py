@@ -42,7 +42,8 @@ def enter_training(values: WorkerValues) -> None:
     """Ray Train's entry: train in this worker, unless an earlier worker refused its input.
 
     Ray Train starts workers again after any error. A restart does not improve bad input: so a worker writes the reason
-    into a file, and workers that find this file end at once.
+    into a file, and workers that find this file end at once. One worker alone ends without an error, which saves the
+    restart.
     """
     config = values["config"]
     refusal = config.out / REFUSAL
@@ -59,7 +60,8 @@ def enter_training(values: WorkerValues) -> None:
         )
     except InputError as error:
         refusal.write_text(str(error), "utf-8", "backslashreplace")
-        raise
+        if config.workers > 1:  # the others may wait for this one
+            raise
 
 
 # ---- Ray Train as the driver uses it.

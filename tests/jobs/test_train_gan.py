@@ -117,7 +117,7 @@ def test_two_ray_workers_learn_what_one_process_learns(ray_cluster, tree, tmp_pa
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tree, tmp_path, capsys):
-    settings = TINY | {"gamma": 1.0, "status_seconds": 0.001, "checkpoint_minutes": 1e-6}
+    settings = TINY | {"gamma": 1.0, "status_seconds": 0.001, "checkpoint_minutes": 1e-6, "threads": 1}
     killed = []
 
     def kill_when_it_works() -> None:
@@ -136,7 +136,7 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
     killer.join()
     assert killed
     assert "going on at kimg" in capsys.readouterr().out
-    main(GanTraining(data=tree, out=tmp_path / "one", workers=1, kimg=0.4, **settings))
+    main(GanTraining(data=tree, out=tmp_path / "one", workers=0, kimg=0.4, **settings))
     one, two = (load_network(last_snapshot(tmp_path / name) / NETWORK) for name in ("one", "two"))
     for part in ("generator", "training_generator", "discriminator"):
         other = getattr(two, part).state_dict()
@@ -148,8 +148,8 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
 def test_images_that_do_not_fit_are_streamed_and_train_the_same_network(
     ray_cluster, tree, tmp_path, monkeypatch, capsys, options
 ):
-    settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1} | options
-    main(GanTraining(data=tree, out=tmp_path / "memory", **settings))
+    settings = TINY | {"kimg": 0.024, "gamma": 1.0, "workers": 1, "threads": 1} | options
+    main(GanTraining(data=tree, out=tmp_path / "memory", **settings | {"workers": 0}))
     monkeypatch.setattr(gan_images, "fits", lambda *sizes: False)
     main(GanTraining(data=tree, out=tmp_path / "stream", **settings))
     assert "they are streamed through Ray Data" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_more_gpus_than_there_are_is_refused(ray_cluster, tree, tmp_path):
 @pytest.mark.slow
 def test_bad_input_inside_a_worker_is_one_line_and_not_tried_again(ray_cluster, tree, tmp_path, capsys):
     settings = TINY | {"workers": 1, "kimg": 0.016}
-    main(GanTraining(data=tree, out=tmp_path / "out", **settings))
+    main(GanTraining(data=tree, out=tmp_path / "out", **settings | {"workers": 0}))
     (last_checkpoint(tmp_path / "out") / "training_state.pt").write_bytes(b"no state")
     with pytest.raises(InputError, match="cannot go on from .*000000016"):
         main(GanTraining(data=tree, out=tmp_path / "out", **settings | {"kimg": 0.032}))
