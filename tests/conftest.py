@@ -1,6 +1,7 @@
 """Fixtures of all tests: one local Ray, and the folder of larger reference data, if it exists."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one test process per core
 # main job's own tests are the exception, so that `make test` starts Ray and runs that job once.
 WHOLE_JOBS = {"finished", "exported", "straight"}
 MAIN_JOB = Path(__file__).with_name("jobs") / "test_generate.py"
+
+# By marks, the first that fits.
+TYPICAL_SECONDS = {("crash",): 60.0, ("slow", "ray"): 40.0, ("slow",): 8.0, ("ray",): 2.0, (): 0.1}
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +67,8 @@ def pytest_collection_modifyitems(items):
     """Add marks by the folder and the fixtures of a test.
 
     `crash`: tests in that folder. `slow`: tests that wait for a whole job or training. `ray`: tests that use Ray. Tests
-    marked `gpu` are skipped, with the reason, if PyTorch sees no CUDA device.
+    marked `gpu` are skipped, with the reason, if PyTorch sees no CUDA device. The files that take longest come first,
+    so that no test process waits at the end for another's long file (--no-loadscope-reorder keeps this order).
     """
     import torch
 
@@ -77,3 +82,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        fitting = (value for marks, value in TYPICAL_SECONDS.items() if all(mark in item.keywords for mark in marks))
+        seconds[item.path] += next(fitting)
+    items.sort(key=lambda item: -seconds[item.path])  # stable: the tests of a file stay in their order

@@ -10,6 +10,7 @@ from datasets.runs.configuration import PEOPLE, PICTURES, Configuration, Origin
 from datasets.runs.rows import partner_count
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.weights import former_demo_network
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ def check_generator(latents: Latents, sha256: str, network: str) -> None:
     """Raises InputError unless the codes belong to the network of this sha256. `network` is its name for messages."""
     generator = latents.about["generator"]
     if generator["sha256"] != sha256:
+        if former := former_demo_network(generator["sha256"]):
+            raise InputError(f"the codes of --latents are of {former}")
         raise InputError(
             f"--network {network}: its sha256 is {sha256[:12]}..., but the codes of --latents are of "
             f"{generator.get('file') or 'a network'} with {generator['sha256'][:12]}...: give that one"

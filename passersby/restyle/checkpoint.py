@@ -21,6 +21,7 @@ from passersby.stylegan2 import AnyGeneratorConfig
 from passersby.stylegan3.config_limits import weight_count
 from passersby.stylegan3.generator import Generator
 from passersby.stylegan3.schedule import GeneratorConfig
+from passersby.weights import former_demo_network
 
 AVERAGE = "average"  # name of the tensor beside the tensors encoder.*
 _WAY_OUT = "encoders are .safetensors, or .pt of stylegan3-editing"
@@ -96,10 +97,12 @@ def check_pair(
     hash, but its generator: that generator must have the same structure and, if `generator` is given, the same weights.
     """
     config = loaded.encoder.config
+    sha256 = loaded.generator.get("sha256")
+    if sha256 != generator_sha256 and (former := former_demo_network(sha256 or "")):
+        raise InputError(f"the encoder was trained for {former}")
     codes = [(c.num_ws, c.w_dim) for c in (config, generator_config)]
     if codes[0] != codes[1]:
         raise InputError(f"the encoder makes {codes[0]} codes (num_ws, w_dim), the generator takes {codes[1]}")
-    sha256 = loaded.generator.get("sha256")
     if sha256 is not None and sha256 != generator_sha256:
         name = loaded.generator.get("file", "unknown")
         raise InputError(

@@ -17,7 +17,7 @@ from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
 from datasets.runs.plan import read_plan
 from datasets.runs.rows import images_of
-from datasets.runs.run import Run, shard_name
+from datasets.runs.run import Run, begin_run, shard_name
 from datasets.runs.shards import read_shard
 from datasets.storage.output import Output, _host
 from jobs import generate, refilter
@@ -260,6 +260,24 @@ def test_bad_input_is_refused_by_name_and_value(config, tmp_path, changes, messa
         generate.main(dataclasses.replace(config, **({"out": str(tmp_path / "out")} | changes)))
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_an_earlier_demo_network_says_how_to_go_on(config, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "DEMO_NETWORK", network)
+    former = "176214e5a71781b5dfbb1776447b566c5a81591df246f67aedc149276f387ace"
+    config = dataclasses.replace(config, out=str(tmp_path / "out"), network=None)
+    output = Output(config.out)
+    configuration = dataclasses.replace(config.frozen(config.inputs()), network=former)
+    begin_run(output, configuration, 3)
+    before = snapshot(config.out)
+    with pytest.raises(InputError) as caught:
+        generate.main(config)
+    assert str(caught.value) == (
+        f"--out {config.out} was begun with the demo network of an earlier version (sha256 {former}): write it into a "
+        "file, git show f00fa60:models/demo/toy_crowd.safetensors > former.safetensors, and give "
+        "--network former.safetensors"
+    )
+    assert snapshot(config.out) == before
 
 
 def test_networks_that_are_none_are_refused(config, network, tmp_path):
