@@ -15,7 +15,7 @@ import torch
 from actors.pedestrian_detector import PedestrianDetector
 from actors.similarity_scorer import SimilarityScorer
 from actors.style_mixer import StyleMixer
-from datasets.runs.plan import read_plan
+from datasets.runs.plan import PLAN_FILE, read_plan
 from datasets.runs.rows import images_of
 from datasets.runs.run import Run, begin_run, shard_name
 from datasets.runs.shards import read_shard
@@ -268,7 +268,7 @@ def test_a_folder_of_an_earlier_demo_network_says_how_to_go_on(config, network, 
     config = dataclasses.replace(config, out=str(tmp_path / "out"), network=None)
     output = Output(config.out)
     configuration = dataclasses.replace(config.frozen(config.inputs()), network=former)
-    begin_run(output, configuration, 3)
+    output.write(PLAN_FILE, begin_run(output, configuration, 3).plan.to_json())
     before = snapshot(config.out)
     with pytest.raises(InputError) as caught:
         generate.main(config)
