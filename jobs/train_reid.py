@@ -24,9 +24,9 @@ def main(config: ReidTraining) -> None:
     """Check everything that can be checked in seconds, then train in this process or on Ray."""
     config.check()
     config = with_full_paths(config)
-    for name in ("weights", "teacher"):
+    for name in ("weights", "teacher", "start"):
         path = getattr(config, name)
-        if path and not path.is_file():
+        if path and not path.is_file() and not (name == "start" and is_begun(config.out)):
             raise InputError(f"--{name} {path}: there is no such file")
     claim_folder(config)
     if (config.out / NETWORK).exists():
@@ -44,10 +44,10 @@ def main(config: ReidTraining) -> None:
 
 def with_full_paths(config: ReidTraining) -> ReidTraining:
     """The configuration with paths that hold in every worker's folder."""
-    names = ("data", "out", "weights", "teacher")
+    names = ("data", "out", "weights", "teacher", "start")
     paths = {name: full_path(getattr(config, name)) for name in names if getattr(config, name)}
     # Runs may lie on an object store.
-    many = {name: tuple(full_path(path) for path in getattr(config, name)) for name in ("people", "variants")}
+    many = {name: tuple(full_path(path) for path in getattr(config, name)) for name in ("people", "variants", "donors")}
     return dataclasses.replace(config, **paths, **many)
 
 

@@ -1,7 +1,9 @@
 """The sources of a re-ID training: listings of real people, artificial people, and variants of the real people.
 
-Every person gets a unique name here. Every generated picture is assigned to a new person or to a real one. No
-image is decoded.
+Every person gets a unique name here. Every generated picture is assigned to a new person or to a real one. Where a
+training may use the labels of some real people only, pictures of the others are unlabelled. Some of these may still be
+trained on: further people with their labels, for comparison, and single pictures, each of which is a class of its own.
+No image is decoded.
 """
 
 import collections
@@ -22,19 +24,28 @@ from datasets.reid.runs import first
 from passersby.errors import InputError
 from passersby.options import Json
 
-SOURCES = ("real", "people", "variants")
-REAL, PEOPLE, VARIANTS = range(3)
+SOURCES = ("real", "people", "variants", "further", "singles")
+REAL, PEOPLE, VARIANTS, FURTHER, SINGLES = range(5)
+GENERATED = (PEOPLE, VARIANTS)  # the other sources are real pictures
+LATER = (FURTHER, SINGLES)  # records of trainings without these sources do not name them
+SINGLE = "single"  # classes of single pictures are named "single/NAME"
 _SHOWN = 3  # the most names in a line
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The images of one data set or run: `kind` is REAL, PEOPLE or VARIANTS; persons[i] is image i's class name."""
+    """The images of one data set or run: `kind` is an index of SOURCES; persons[i] is image i's class name.
+
+    draw: the seed that chose the people whose labels are used (`Listing.drawn_people`); None where all are used.
+    pool: the listing from which some pictures were chosen, None where all were.
+    """
 
     kind: int
     listing: Listing
     persons: tuple[str, ...]
     toy_crowd: Mapping[str, str | int | float] | None = None
+    draw: int | None = None
+    pool: Listing | None = None
 
     def __len__(self) -> int:
         return len(self.persons)
@@ -48,14 +59,20 @@ class Source:
         """The source's record for a network's file, as plain JSON values. unreadable: names of images left out."""
         people = self.listing.people
         toy = {} if self.toy_crowd is None else {"toy_crowd": dict(self.toy_crowd)}
+        images, sha256 = len(self) - len(unreadable), people_sha256(people.values())
         record: dict[str, Json] = {
             "name": self.listing.name,
-            "images": len(self) - len(unreadable),
+            "images": images,
             "people": len(people),
-            "sha256": people_sha256(people.values()),
+            "sha256": sha256,
             "unreadable": list(unreadable),
             "fingerprint": self.listing.fingerprint(),
         }
+        if self.draw is not None:  # in the form of a generator's record
+            record["labelled"] = {"count": len(people), "sha256": sha256, "draw": self.draw, "images": images}
+        if self.pool is not None:
+            everybody = self.pool.people.values()
+            record["of"] = {"people": len(self.pool.people), "sha256": people_sha256(everybody)}
         return record | toy
 
 
@@ -72,6 +89,23 @@ def people_sha256(names: Iterable[str]) -> str:
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Whose labels a training may use: `people` of the real people, chosen by the seed `draw` (None: all of them).
+
+    further: the number of people after these in the draw, who are trained on as well, as a source of their own.
+    singles: the number of pictures of all other people, each a class of its own; the same seed draws them.
+    """
+
+    people: int | None = None
+    draw: int = 0
+    further: int = 0
+    singles: int = 0
+
+
+EVERYBODY = Labelled()
+
+
 def list_sources(
     real: str | Path,
     people: Sequence[str | Path] = (),
@@ -80,8 +114,11 @@ def list_sources(
     most_variants: int | None = None,
     draw_seed: int | None = None,
     filters: Sequence[str] = (),
+    labelled: Labelled = EVERYBODY,
 ) -> list[Source]:
     """List the sources of a training: the real data, then artificial people, then variants, in the order given.
+
+    labelled: whose labels the training may use. Sources of further people and of single pictures follow the first.
 
     most_people: take only this many artificial people, the first ones in that order. So the 20 people of one
     training include the 10 people of a smaller one. most_variants: take only the first this many variants of
@@ -92,9 +129,8 @@ def list_sources(
     run, and for variants that show none of the real people.
     """
     _check(people, variants, most_people, most_variants)
-    listing = read_split(real, TRAIN)
-    sources = [Source(REAL, listing, _persons(listing), _toy_crowd(real))]
-    taken = set(sources[0].people)
+    sources = _real_sources(real, labelled)
+    taken = {person for source in sources for person in source.people}
     remaining = most_people
     for root in people:
         if remaining == 0:
@@ -105,11 +141,70 @@ def list_sources(
         taken.update(named)
         remaining = None if remaining is None else remaining - len(sources[-1].people)
     seen: collections.Counter[str] = collections.Counter()
-    for root in variants:
+    for root in variants:  # of labelled people: who is on a variant is a label too
         source = _matched(_read(root, None, True, None, filters), sources[REAL], _toy_crowd(root))
         source = _first_images(source, most_variants, seen, draw_seed)
         if len(source):
             sources.append(source)
+    return sources
+
+
+def list_donors(real: str | Path, labelled: Labelled, roots: Sequence[str | Path], most: int) -> list[Source]:
+    """The pictures that give surroundings and colours: at most `most`, drawn by the seed of the labels.
+
+    roots: runs, folders or tables; by default the training pictures of all people beside the `labelled.people`, further
+    people included, so that trainings with and without these have the same donors. Where everybody is labelled, all
+    training pictures. Raises InputError as `list_sources` does.
+    """
+    if roots:
+        pools = [(_read(root, None, False, None, ()), _toy_crowd(root)) for root in roots]
+        listings = [pool for pool, _ in pools]
+    else:
+        pools = [(read_split(real, TRAIN), _toy_crowd(real))]
+        listings = [_without_labelled(pools[0][0], labelled)]
+    keys = [(number, index) for number, listing in enumerate(listings) for index in range(len(listing))]
+    chosen = first(keys, lambda key: f"{key[0]}/{listings[key[0]].names[key[1]]}", most, labelled.draw)
+    sources = []
+    for number, (pool, toy) in enumerate(pools):
+        listing = listings[number].take(sorted(index for place, index in chosen if place == number))
+        if len(listing):
+            sources.append(Source(REAL, listing, _persons(listing), toy, pool=pool))
+    return sources
+
+
+def _without_labelled(listing: Listing, labelled: Labelled) -> Listing:
+    if labelled.people is None:
+        return listing
+    others = listing.take(~np.isin(listing.identities, listing.drawn_people(labelled.people, labelled.draw)))
+    return others if len(others) else listing
+
+
+def _real_sources(real: str | Path, labelled: Labelled) -> list[Source]:
+    listing, toy, count = read_split(real, TRAIN), _toy_crowd(real), labelled.people
+    if count is None:
+        return [Source(REAL, listing, _persons(listing), toy)]
+    drawn = listing.drawn_people(count, labelled.draw)
+    known = len(listing.named_people())
+    if count + labelled.further > known:
+        raise InputError(
+            f"--further-people {labelled.further}: {listing.name} has {known - count} people beside the {count} of "
+            "--labelled-people: give fewer"
+        )
+    both = listing.drawn_people(count + labelled.further, labelled.draw)
+    parts = [(REAL, listing.of_people(drawn))]
+    if labelled.further:
+        parts.append((FURTHER, listing.of_people(sorted(set(both) - set(drawn)))))
+    sources = [Source(kind, part, _persons(part), toy, labelled.draw, listing) for kind, part in parts]
+    if labelled.singles:
+        rest = listing.take(~np.isin(listing.identities, both))
+        if labelled.singles > len(rest):
+            raise InputError(
+                f"--single-pictures {labelled.singles}: {listing.name} has {len(rest)} pictures of people without a "
+                "label: give fewer"
+            )
+        chosen = first(range(len(rest)), rest.names.__getitem__, labelled.singles, labelled.draw)
+        rest = rest.take(sorted(chosen))
+        sources.append(Source(SINGLES, rest, tuple(f"{SINGLE}/{name}" for name in rest.names), toy, pool=listing))
     return sources
 
 

@@ -12,11 +12,27 @@ import numpy as np
 
 from datasets.people.decoding import close_gaps, decode_bicubic, decode_into, remarks
 from datasets.people.names import FORMATS_TEXT
-from datasets.reid.sources import PEOPLE, REAL, SOURCES, VARIANTS, Source, bytes_needed, list_sources
+from datasets.reid.sources import (
+    EVERYBODY,
+    FURTHER,
+    GENERATED,
+    LATER,
+    PEOPLE,
+    REAL,
+    SINGLES,
+    SOURCES,
+    VARIANTS,
+    Labelled,
+    Source,
+    bytes_needed,
+    list_donors,
+    list_sources,
+)
 from passersby.errors import InputError
 from passersby.options import Json
 
-__all__ = ["PEOPLE", "REAL", "SOURCES", "VARIANTS", "TrainingImages", "bytes_needed", "load_training_images"]
+__all__ = ["FURTHER", "GENERATED", "PEOPLE", "REAL", "SINGLES", "SOURCES", "VARIANTS", "TrainingImages"]
+__all__ += ["bytes_needed", "load_training_images"]
 
 VALIDATION = ("none", "images")
 _SHOWN = 5  # the most names of unreadable images in a line; the record has all
@@ -27,11 +43,13 @@ class TrainingImages:
     """The N images to train on, image i in every field, and the V images set aside for validation.
 
     images: [N, H, W, 3] uint8 RGB, may be read-only shared memory. classes: [N] int64, 0..len(class_names)-1.
-    sources: [N] int64 of REAL, PEOPLE, VARIANTS. cameras: [N] int64, -1 where a camera is unknown. class_names:
+    sources: [N] int64, indices of SOURCES. cameras: [N] int64, -1 where a camera is unknown. class_names:
     first `real_classes` real people, under their names in the data set, then artificial people as "RUN/PERSON".
+    Classes of single pictures, "single/NAME", stand between them and count as real people.
     record: the sources of the images, as plain JSON values. fingerprint: sha256 in hex; equal fingerprints mean
     the same images in the same order. notes: lines for the user. validation_images: [V, H, W, 3] uint8, of real
-    people, never among `images`. validation_classes: [V].
+    people, never among `images`. validation_classes: [V]. donors: [D, H, W, 3] uint8, the pictures that give
+    surroundings and colours; None where nothing takes any.
     """
 
     images: np.ndarray
@@ -45,6 +63,7 @@ class TrainingImages:
     notes: tuple[str, ...]
     validation_images: np.ndarray
     validation_classes: np.ndarray
+    donors: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -62,13 +81,17 @@ def load_training_images(
     most_variants: int | None = None,
     draw_seed: int | None = None,
     filters: Sequence[str] = (),
+    labelled: Labelled = EVERYBODY,
+    donors: Sequence[str | Path] | None = None,
+    most_donors: int = 4000,
     threads: int = 4,
     check_memory: Callable[[int], None] | None = None,
 ) -> TrainingImages:
     """List the sources (`list_sources` says how) and decode them in parallel.
 
     validation: with "images", the first readable image of every real person with two or more is set aside and
-    never trained on, as in layumi's prepare.py; with "none", no image is set aside. check_memory: called with
+    never trained on, as in layumi's prepare.py; with "none", no image is set aside. donors: where surroundings and
+    colours come from (`list_donors`), None where they are not needed. check_memory: called with
     the bytes of the pixels before any image is decoded. Unreadable images are left out and listed in notes and
     record. People without a readable image are left out too. Raises InputError where `list_sources` does, and
     where none of a source's images can be read.
@@ -77,10 +100,12 @@ def load_training_images(
         raise InputError(f"--validation {validation}: give one of {', '.join(VALIDATION)}")
     if height < 1 or width < 1:
         raise InputError(f"--height {height} --width {width}: both must be 1 or more")
-    sources = list_sources(real, people, variants, most_people, most_variants, draw_seed, filters)
+    sources = list_sources(real, people, variants, most_people, most_variants, draw_seed, filters, labelled)
     counts = [len(source) for source in sources]
+    donor_sources = [] if donors is None else list_donors(real, labelled, donors, most_donors)
+    donor_counts = [len(source) for source in donor_sources]
     if check_memory is not None:
-        check_memory(bytes_needed(counts, height, width))
+        check_memory(bytes_needed(counts + donor_counts, height, width))
     images = np.empty((sum(counts), height, width, 3), np.uint8)
     peculiar: Counter[str] = Counter()
     readable = np.concatenate(_decode(sources, images, threads, peculiar))
@@ -100,6 +125,14 @@ def load_training_images(
     close_gaps(images, indices)
     lost = _names_of_lost(sources, readable)
     record = _record(sources, lost, kinds[indices], validation, len(validation_indices))
+    donor_images = None
+    if donor_sources:
+        donor_images = np.empty((sum(donor_counts), height, width, 3), np.uint8)
+        can_give = np.concatenate(_decode(donor_sources, donor_images, threads, peculiar))
+        lost_donors = _names_of_lost(donor_sources, can_give)
+        record["donors"] = [source.record(lost) for source, lost in zip(donor_sources, lost_donors, strict=True)]
+        close_gaps(donor_images, np.flatnonzero(can_give))
+        donor_images = donor_images[: can_give.sum()]
     return TrainingImages(
         images=images[: len(indices)],
         classes=classes[indices],
@@ -112,6 +145,7 @@ def load_training_images(
         notes=(*_notes(sources, lost, names, readable, classes), *remarks(peculiar)),
         validation_images=validation_images,
         validation_classes=validation_classes,
+        donors=donor_images,
     )
 
 
@@ -136,9 +170,10 @@ def _class_names(names: Sequence[str], kinds: np.ndarray, readable: np.ndarray) 
     """Class names in the order of the images, real people first, and the number of real people."""
     of_kind = [
         dict.fromkeys(names[index] for index in np.flatnonzero(readable & (kinds == kind)).tolist())
-        for kind in (REAL, PEOPLE)
+        for kind in (REAL, FURTHER, SINGLES, PEOPLE)
     ]
-    return (*of_kind[0], *of_kind[1]), len(of_kind[0])
+    real_classes = sum(map(len, of_kind[:-1]))
+    return tuple(name for kind in of_kind for name in kind), real_classes
 
 
 def _first_of_each(classes: np.ndarray, candidates: np.ndarray) -> list[int]:
@@ -169,8 +204,11 @@ def _record(
         name: [entry for source, entry in zip(sources, records, strict=True) if source.kind == kind]
         for kind, name in enumerate(SOURCES)
     }
+    for kind in LATER:
+        if not record[SOURCES[kind]]:
+            del record[SOURCES[kind]]
     toy: dict[str, Json] = {} if sources[0].toy_crowd is None else {"toy_crowd": dict(sources[0].toy_crowd)}
-    trained = {name: int((kinds == kind).sum()) for kind, name in enumerate(SOURCES)}
+    trained = {name: int((kinds == kind).sum()) for kind, name in enumerate(SOURCES) if name in record}
     return record | {"trained": trained, "validation": {"kind": validation, "images": validation_images}} | toy
 
 

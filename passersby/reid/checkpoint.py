@@ -53,6 +53,8 @@ def save_reid(
     if len(class_names) != network.config.classes:
         raise InputError(f"{len(class_names)} class names for a network of {network.config.classes} classes")
     config = dataclasses.asdict(network.config)
+    if network.config.width_factor == 1:
+        del config["width_factor"]  # older versions read files of such networks
     metadata = {"config": config, "class_names": list(class_names), "record": record}
     save_own(path, REID, network.state_dict(), metadata)
 
@@ -109,6 +111,8 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
     name = network.config.backbone
     if network.config.stem != "imagenet":
         raise InputError(f"stem {network.config.stem}: there are no ImageNet weights for it; take the stem imagenet")
+    if network.config.width_factor != 1:
+        raise InputError(f"width factor {network.config.width_factor:g}: there are no ImageNet weights for it; take 1")
     if name == "resnet10":
         raise InputError("resnet10: there are no ImageNet weights for it; take resnet18, or random weights")
     path = Path(path) if path is not None else _fetched(name)

@@ -18,6 +18,7 @@ from passersby.errors import InputError
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 BASIC, BOTTLENECK = "basic", "bottleneck"  # blocks of two 3 x 3 convolutions, and of 1 x 1, 3 x 3, 1 x 1
 EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # output channels of a block / channels of its 3 x 3 convolution
@@ -51,6 +52,7 @@ class ReidConfig:
     dropout: float = 0.5  # before the classifier
     domains: int = 1  # 2: generated images (domain 1) have their own batch normalisation
     stem: str = "imagenet"  # "small": 3 x 3 at stride 2 without maximum, for small images; no ImageNet weights fit it
+    width_factor: float = 1.0  # factor of the backbone's channels: below 1 for CPUs; ImageNet weights fit only 1
 
     def __post_init__(self):
         choices = {"backbone": BACKBONES, "neck": NECKS, "last_stride": (1, 2), "activation": ACTIVATIONS}
@@ -64,11 +66,18 @@ class ReidConfig:
                 raise InputError(f"{name} {value!r}: a whole number from 1 to {most} is needed")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout {self.dropout!r}: a share from 0 to below 1 is needed")
+        if type(self.width_factor) not in (int, float) or not 0.1 <= self.width_factor <= 4:
+            raise InputError(f"width_factor {self.width_factor!r}: a number from 0.1 to 4 is needed")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels of the 3 x 3 convolutions of the four stages: multiples of 8, for which kernels of CPUs are fast."""
+        return tuple(max(8, 8 * round(base * self.width_factor / 8)) for base in (64, 128, 256, 512))
 
     @property
     def pooled_width(self) -> int:
         """The number of the backbone's pooled features."""
-        return 512 * EXPANSION[BLOCKS[self.backbone][0]]
+        return self.stages[-1] * EXPANSION[BLOCKS[self.backbone][0]]
 
     @property
     def feature_width(self) -> int:
@@ -233,8 +242,10 @@ def _backbone(config: ReidConfig) -> "ResNet":
     block = BasicBlock if kind == BASIC else Bottleneck
     backbone = ResNet(block, layers, norm_layer=functools.partial(_norm, nn.BatchNorm2d, domains=config.domains))
     backbone.register_module("fc", nn.Identity())
+    if config.width_factor != 1:
+        _change_width(backbone, block, layers, config)
     if config.stem == "small":
-        backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+        backbone.conv1 = nn.Conv2d(3, config.stages[0], 3, stride=2, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         backbone.register_module("maxpool", nn.Identity())
     if config.last_stride == 1:
@@ -244,6 +255,23 @@ def _backbone(config: ReidConfig) -> "ResNet":
             if isinstance(convolution, nn.Conv2d):
                 convolution.stride = (1, 1)
     return backbone
+
+
+def _change_width(
+    backbone: "ResNet", block: "type[BasicBlock | Bottleneck]", layers: list[int], config: ReidConfig
+) -> None:
+    """Replace all convolutions and norms by those of `config.stages`, with torchvision's random weights."""
+    first = config.stages[0]
+    backbone.inplanes = first
+    backbone.conv1 = nn.Conv2d(3, first, 7, stride=2, padding=3, bias=False)
+    backbone.bn1 = _norm(nn.BatchNorm2d, first, config.domains)
+    for number, (planes, count) in enumerate(zip(config.stages, layers, strict=True), start=1):
+        # torchvision has no argument for the width of a network of basic blocks.
+        stage = backbone._make_layer(block, planes, count, stride=1 if number == 1 else 2)
+        backbone.register_module(f"layer{number}", stage)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _norm(kind: type[nn.Module], features: int, domains: int) -> nn.Module:

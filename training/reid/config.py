@@ -5,19 +5,23 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from datasets.reid.sources import Labelled
 from datasets.runs.verdicts import Thresholds, with_filters
 from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.reid.network import BACKBONES, ReidConfig
 from training.config import ALWAYS_FREE, TrainingConfig
 from training.reid.augment import AugmentConfig
+from training.reid.changes import Changes
 from training.reid.labels import Labelling
+from training.reid.stages import stages_of
 
-FREE_TO_CHANGE = ALWAYS_FREE | {"people", "variants", "weights", "teacher"}
+FREE_TO_CHANGE = ALWAYS_FREE | {"people", "variants", "weights", "teacher", "donors"}
 # Options that concern generated images only: in a training without generated images they change nothing.
 ABOUT_GENERATED = frozenset(
     ["people_labels", "variants_labels", "generated_smoothing", "teacher", "temperature", "generated_weight"]
     + ["generated_share", "generated_triplet", "ramp_epochs", "real_only_epochs", "separate_batchnorm", "filters"]
+    + ["generated_surroundings", "generated_colours", "generated_jitter"]
 )
 
 
@@ -35,10 +39,22 @@ class ReidTraining(TrainingConfig):
     A CSV or Parquet table will do too: with the columns path and identity, and camera if it is known."""
     out: Path
     """Folder for the network, checkpoints, curves and logs. All machines must see it."""
-    preset: Literal["strong", "study", "strong-small", "study-small", "tiny"] = "strong"
+    preset: Literal["strong", "study", "scarce", "strong-small", "study-small", "scarce-small", "tiny"] = "strong"
     """Sets the defaults of all options below. strong: the bag of tricks. study: the original study's recipe.
-    strong-small, study-small: the same recipes with a small backbone at 64x32, for CPUs.
+    scarce: for few labelled people, whose pictures get other surroundings and colours for most of the steps.
+    strong-small, study-small, scarce-small: these recipes with a small backbone at 64x32, for CPUs.
     tiny: seconds, for tests."""
+    labelled_people: Annotated[int | None, Bound(ge=2)] = None
+    """Use the identity labels of N people of --data only. By default the labels of all training people.
+    Pictures of the others may still give surroundings and colours."""
+    label_draw: Annotated[int, Bound(ge=0)] = 0
+    """The seed that draws the labelled people, the same ones in every job.
+    Of one seed, 60 people always include its 20 people."""
+    further_people: Annotated[int, Bound(ge=0)] = 0
+    """With --labelled-people: train on so many further real people too, as on artificial people.
+    It shows what artificial people could bring at best."""
+    single_pictures: Annotated[int, Bound(ge=0)] = 0
+    """With --labelled-people: train on so many pictures of people without a label too, each a class of its own."""
     people: tuple[Path, ...] = ()
     """Artificial people, who become new classes: runs of jobs/generate.py, folders or tables."""
     variants: tuple[Path, ...] = ()
@@ -67,6 +83,8 @@ class ReidTraining(TrainingConfig):
     """Height of the images in pixels, as the network sees them."""
     width: Annotated[int, Bound(ge=16)] = 128
     """Width of the images in pixels, as the network sees them."""
+    width_factor: Annotated[float, Bound(ge=0.1, le=4)] = 1.0
+    """Multiplies the channels of the backbone. ImageNet weights fit only 1."""
     last_stride: Literal[1, 2] = 1
     """Stride of the last stage. 1 keeps twice the height and width."""
     embedding: Annotated[int, Bound(ge=1)] = 512
@@ -79,6 +97,9 @@ class ReidTraining(TrainingConfig):
     """Start from ImageNet weights."""
     weights: Path | None = None
     """File of the ImageNet weights, for machines without internet."""
+    start: Path | None = None
+    """Start from this re-ID network, with new classes: one of ours, of layumi's baseline or of torchreid.
+    Its backbone and neck must be those of this training."""
 
     # ---- generated images
     people_labels: Literal["hard", "lsro"] = "hard"
@@ -97,7 +118,7 @@ class ReidTraining(TrainingConfig):
     """Weight of a generated image's loss. A real image's loss has weight 1."""
     generated_share: Annotated[float | None, Bound(ge=0, le=1)] = 0.25
     """Greatest share of generated images in a batch; they come from a list of their own.
-    None: real and generated images are in one list."""
+    None: real and generated images are in one list. Further people and single pictures count as generated here."""
     generated_triplet: bool = False
     """Let generated images take part in the triplet loss."""
     ramp_epochs: Annotated[float, Bound(ge=0)] = 0.0
@@ -146,6 +167,27 @@ class ReidTraining(TrainingConfig):
     """Mirror every second image, left to right."""
     erasing: Annotated[float, Bound(ge=0, le=1)] = 0.5
     """Probability that a random rectangle of an image is erased."""
+    surroundings: Annotated[float, Bound(ge=0, le=1)] = 0.0
+    """Probability that a real picture gets the surroundings of another picture, behind a soft mask of a person."""
+    colours: Annotated[float, Bound(ge=0, le=1)] = 0.0
+    """How far the colours of a real picture move towards those of another picture (Reinhard). 1: all the way."""
+    jitter: Annotated[float, Bound(ge=0)] = 0.0
+    """Strength of random changes of a real picture: gamma, gain, cast, contrast, saturation, blur and noise."""
+    generated_surroundings: Annotated[float | None, Bound(ge=0, le=1)] = None
+    """--surroundings of generated pictures. By default that of real pictures."""
+    generated_colours: Annotated[float | None, Bound(ge=0, le=1)] = None
+    """--colours of generated pictures. By default that of real pictures."""
+    generated_jitter: Annotated[float | None, Bound(ge=0)] = None
+    """--jitter of generated pictures. By default that of real pictures."""
+    donors: tuple[Path, ...] = ()
+    """The pictures that give surroundings and colours: runs of jobs/generate.py, folders or tables.
+    By default those of --data whose people are not labelled, or if all are, all training pictures."""
+    most_donors: Annotated[int, Bound(ge=1)] = 4000
+    """Take at most so many of these pictures; --label-draw draws them."""
+    stages: tuple[str, ...] = ()
+    """Parts of the steps with options of their own, such as 0.7:jitter=0.7,surroundings=1,colours=0.7 0.3:plain.
+    Each has a share of the steps, and a schedule of its own unless it says: continued. plain: pictures as they are.
+    sources=real/people names what a stage trains on: real (always), people, variants, further, singles."""
     validation: Literal["images", "none"] = "images"
     """images: set the first image of each real person aside, for the validation loss and the Rank-1 error.
     none: train on all images."""
@@ -188,9 +230,28 @@ class ReidTraining(TrainingConfig):
             f"--real-only-epochs {self.real_only_epochs:g} leaves none of --epochs {self.epochs:g} for generated ones",
         )
         require(
-            not (self.pretrained and self.backbone == "resnet10"),
+            not (self.pretrained and self.start is None and self.backbone == "resnet10"),
             "--backbone resnet10 has no ImageNet weights: give --no-pretrained, or another backbone",
         )
+        require(
+            not (self.pretrained and self.start is None and self.width_factor != 1),
+            f"--width-factor {self.width_factor:g} has no ImageNet weights: give --no-pretrained, or 1",
+        )
+        self._check_labels_and_stages()
+
+    def _check_labels_and_stages(self) -> None:
+        for name in ("further_people", "single_pictures"):
+            require(
+                not getattr(self, name) or self.labelled_people is not None,
+                f"--{name.replace('_', '-')} {getattr(self, name)}: give --labelled-people too, or everybody is "
+                "labelled",
+            )
+        require(
+            not (self.stages and self.real_only_epochs),
+            f"--real-only-epochs {self.real_only_epochs:g} with --stages: give a last stage with sources=real",
+        )
+        for stage in stages_of(self, self.steps or 1_000_000):
+            check_bounds(stage.config)
 
     def _check_batch(self) -> None:
         share = self.check_workers()
@@ -214,7 +275,13 @@ class ReidTraining(TrainingConfig):
             activation=self.activation,
             dropout=self.dropout,
             domains=2 if self.separate_batchnorm else 1,
+            width_factor=float(self.width_factor),
         )
+
+    @property
+    def labelled(self) -> Labelled:
+        """Whose labels the training uses."""
+        return Labelled(self.labelled_people, self.label_draw, self.further_people, self.single_pictures)
 
     def labelling(self, total_steps: int) -> Labelling:
         """How images become targets and weights."""
@@ -230,6 +297,19 @@ class ReidTraining(TrainingConfig):
     def augmentation(self) -> AugmentConfig:
         """The augmentation of the images."""
         return AugmentConfig(flip=0.5 if self.mirror else 0.0, pad=self.pad, erase=self.erasing)
+
+    def changes(self) -> tuple[Changes, Changes]:
+        """The changes of real and of generated pictures."""
+        real = Changes(self.surroundings, self.colours, self.jitter)
+        options = (self.generated_surroundings, self.generated_colours, self.generated_jitter)
+        names = ("surroundings", "colours", "jitter")
+        given = {name: value for name, value in zip(names, options, strict=True) if value is not None}
+        return real, dataclasses.replace(real, **given)
+
+    def needs_donors(self) -> bool:
+        """Whether any stage takes surroundings or colours from other pictures."""
+        stages = stages_of(self, self.steps or 1_000_000)
+        return any(change.needs_donors for stage in stages for change in stage.config.changes())
 
     def step_of(self, epochs: float, total_steps: int) -> int:
         """The step at which so many epochs are over: schedules stretch with `steps`."""
@@ -280,12 +360,25 @@ _SMALL = {
     "pad": 3,
     "workers": 0,
 }
+# For few labelled people. What helped on the toy crowd (docs/reid.md): other surroundings and colours and jitter for
+# 70% of the steps, then pictures as they are; a shuffled list and cross-entropy alone.
+_SCARCE = {
+    "sampler": "shuffle",
+    "triplet_weight": 0.0,
+    "surroundings": 1.0,
+    "colours": 0.7,
+    "jitter": 0.7,
+    "stages": ("0.7", "0.3:plain"),
+}
+_STRONG_SMALL = _SMALL | {"epochs": 10.0, "milestones": (6.0, 8.5), "warmup_epochs": 1.0, "lr": 0.001, "erasing": 0.25}
 PRESETS: dict[str, dict[str, Any]] = {
     "strong": {},
     "study": _STUDY,
+    "scarce": _SCARCE,
     # Few epochs leave little time to learn from half-erased images.
-    "strong-small": _SMALL
-    | {"epochs": 10.0, "milestones": (6.0, 8.5), "warmup_epochs": 1.0, "lr": 0.001, "erasing": 0.25},
+    "strong-small": _STRONG_SMALL,
+    # So few pictures fill few steps in ten epochs.
+    "scarce-small": _STRONG_SMALL | _SCARCE | {"last_stride": 2, "width_factor": 0.5, "steps": 1000},
     "study-small": _STUDY | _SMALL | {"epochs": 6.0, "milestones": (4.0,), "batch": 32},
     "tiny": _STUDY | _SMALL | {"height": 32, "width": 16, "epochs": 4.0, "milestones": (3.0,), "embedding": 32},
 }

@@ -1,24 +1,28 @@
 """The images of each step's batch: a function of the seed and the step, so exact resume needs no stored state."""
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from datasets.reid.training_set import TrainingImages
+from datasets.reid.training_set import GENERATED, REAL, TrainingImages
 from passersby.errors import InputError
 from training.reid.augment import draw
+from training.reid.changes import Changes, draw_changes
 from training.reid.config import ReidTraining
-from training.reid.labels import REAL
+from training.reid.stages import Stage
 from training.reid.step import Batch
 
 Sampler = Literal["shuffle", "pk"]
-# Each list of images has an independent stream of random numbers. Streams from 3 on are free for other uses.
+# Each list of images has an independent stream of random numbers. Later stages have streams from _LATER on.
 _MIXED, _GENERATED, _LAST = 0, 1, 2
+_AUGMENT, _CHANGE = 4, 5
+_LATER = 16
 
 
 class ReidBatches:
@@ -31,6 +35,9 @@ class ReidBatches:
         "pk" the number is rounded down so that whole people fill the batch. None: one list of all images, as in the
         study.
     real_only_from: from this step on batches hold real images only, in a new epoch; None: never.
+    stage: number of the training's stage; each has other random numbers.
+
+    "Generated" images are all that are not of the source REAL.
 
     Raises InputError where these values allow no batch.
     """
@@ -45,7 +52,9 @@ class ReidBatches:
         instances: int = 4,
         generated_share: float | None = None,
         real_only_from: int | None = None,
+        stage: int = 0,
     ):
+        streams = stage * _LATER
         self.batch_size, self.seed, self.sampler, self.instances = batch, seed, sampler, instances
         self.real_only_from = real_only_from
         self._classes = classes
@@ -53,11 +62,11 @@ class ReidBatches:
         self._check(generated, generated_share)
         self.generated_per_batch = self._generated_count(generated, generated_share)
         one_list = np.arange(len(classes)) if generated_share is None else real
-        self._main = self._source(one_list, batch - self.generated_per_batch, _MIXED)
+        self._main = self._source(one_list, batch - self.generated_per_batch, streams + _MIXED)
         self._extra = None
         if self.generated_per_batch:
-            self._extra = _Epochs(*_shuffled(generated, self.generated_per_batch, seed, _GENERATED))
-        self._last = None if real_only_from is None else self._source(real, batch, _LAST)
+            self._extra = _Epochs(*_shuffled(generated, self.generated_per_batch, seed, streams + _GENERATED))
+        self._last = None if real_only_from is None else self._source(real, batch, streams + _LAST)
         self._layout = _spread(self._blocks(batch - self.generated_per_batch), self.generated_per_batch)
 
     @property
@@ -133,6 +142,23 @@ class ReidBatches:
         """Sizes of the blocks of images that must stand together in a batch."""
         size = self.instances if self.sampler == "pk" else 1
         return np.full(count // size, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageBatches:
+    """The batches of a stage. images: [M] int64, the indices of its images; a step counts from the stage's first."""
+
+    stage: Stage
+    batches: ReidBatches
+    images: np.ndarray
+
+    def batch(self, step: int) -> np.ndarray:
+        """The images of a step of the training, [batch] int64."""
+        return self.images[self.batches.batch(step - self.stage.first)]
+
+    def share(self, step: int, rank: int, workers: int) -> np.ndarray:
+        """The part of worker `rank`, as `ReidBatches.share` gives it."""
+        return self.images[self.batches.share(step - self.stage.first, rank, workers)]
 
 
 class _Epochs:
@@ -249,7 +275,6 @@ def _spread(blocks: np.ndarray, singles: int) -> np.ndarray:
 
 # ---- Images are decoded once. They stay on the device where they fit, else each batch is sent ahead of its step.
 
-_AUGMENT = 4  # the stream of random numbers; ReidBatches has 0 to 3
 _DEVICE_SHARE = 0.4  # of a GPU's free memory that images may take; the rest is the network's
 
 
@@ -261,14 +286,18 @@ class Feeder:
     waited for their images.
     """
 
-    def __init__(self, data: TrainingImages, config: ReidTraining, batches: ReidBatches, device, rank=0, workers=1):
-        self.data, self.config, self.batches, self.device = data, config, batches, device
+    def __init__(
+        self, data: TrainingImages, config: ReidTraining, stages: Sequence[StageBatches], device, rank=0, workers=1
+    ):
+        self.data, self.config, self.stages, self.device = data, config, stages, device
         self.rank, self.workers, self.waited = rank, workers, 0.0
-        self.on_device = None
+        self.on_device = self.donors_on_device = None
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            if data.images.nbytes <= _DEVICE_SHARE * free:
+            donors = np.empty((0,), np.uint8) if data.donors is None else data.donors
+            if data.images.nbytes + donors.nbytes <= _DEVICE_SHARE * free:
                 self.on_device = torch.from_numpy(np.ascontiguousarray(data.images)).to(device)
+                self.donors_on_device = torch.from_numpy(np.ascontiguousarray(donors)).to(device)
         self.thread = ThreadPoolExecutor(1)
         self.ahead: tuple[int, Future] | None = None
 
@@ -277,30 +306,49 @@ class Feeder:
         clock = time.perf_counter()
         if self.ahead is None or self.ahead[0] != step:
             self.ahead = (step, self.thread.submit(self._gather, step))
-        indices, images, draws = self.ahead[1].result()
+        indices, images, donors, draws, changes = self.ahead[1].result()
         self.ahead = (step + 1, self.thread.submit(self._gather, step + 1))
-        if self.on_device is not None:
-            images = self.on_device[torch.from_numpy(indices).to(self.device)]
-        else:
-            images = images.to(self.device, non_blocking=True)
+        images = self._sent(self.on_device, indices, images)
+        if changes is not None and changes.takes.any():
+            donors = self._sent(self.donors_on_device, changes.donors, donors)
         classes, sources = (
             torch.from_numpy(values[indices]).to(self.device) for values in (self.data.classes, self.data.sources)
         )
         self.waited += time.perf_counter() - clock
-        return Batch(images, classes, sources, draws)
+        return Batch(images, classes, sources, draws, changes, donors)
 
     def close(self) -> None:
         """End the thread."""
         self.thread.shutdown(cancel_futures=True)
 
+    def _sent(self, on_device: torch.Tensor | None, indices: np.ndarray, images: torch.Tensor | None) -> torch.Tensor:
+        if on_device is not None:
+            return on_device[torch.from_numpy(indices).to(self.device)]
+        assert images is not None
+        return images.to(self.device, non_blocking=True)
+
     def _gather(self, step: int):
         config = self.config
-        indices = self.batches.share(step, self.rank, self.workers)
+        stage = next(each for each in reversed(self.stages) if step >= each.stage.first)
+        indices = stage.share(step, self.rank, self.workers)
         share = config.batch // self.workers
         mine = slice(self.rank * share, (self.rank + 1) * share)
         stream = np.random.default_rng([config.seed, _AUGMENT, step])
-        draws = draw(config.augmentation(), config.batch, config.height, config.width, stream).share(mine)
+        augmentation = stage.stage.config.augmentation()
+        draws = draw(augmentation, config.batch, config.height, config.width, stream).share(mine)
+        changes, settings = None, stage.stage.config.changes()
+        if any(setting != Changes() for setting in settings):
+            kinds = np.isin(self.data.sources[stage.batch(step)], GENERATED).astype(np.int64)
+            stream = np.random.default_rng([config.seed, _CHANGE, step])
+            changes = draw_changes(settings, kinds, self._donor_count(), stream).share(mine)
         if self.on_device is not None:
-            return indices, None, draws
-        images = torch.from_numpy(self.data.images[indices])
-        return indices, images.pin_memory() if self.device.type == "cuda" else images, draws
+            return indices, None, None, draws, changes
+        images, donors = torch.from_numpy(self.data.images[indices]), None
+        if changes is not None and self.data.donors is not None and changes.takes.any():
+            donors = torch.from_numpy(self.data.donors[changes.donors])
+        if self.device.type == "cuda":
+            images, donors = images.pin_memory(), None if donors is None else donors.pin_memory()
+        return indices, images, donors, draws, changes
+
+    def _donor_count(self) -> int:
+        return 0 if self.data.donors is None else len(self.data.donors)

@@ -11,11 +11,16 @@ from typing import Literal, get_args
 import torch
 from torch.nn.functional import pad
 
-from datasets.reid.sources import PEOPLE, REAL, VARIANTS
+from datasets.reid.sources import PEOPLE, VARIANTS
 from passersby.errors import InputError
 
 People = Literal["hard", "lsro"]
 Variants = Literal["hard", "smooth", "lsro", "teacher"]
+
+
+def is_generated(sources: torch.Tensor) -> torch.Tensor:
+    """Which images are generated, [n] bool; the others are real pictures. sources: [n] int64, indices of SOURCES."""
+    return (sources == PEOPLE) | (sources == VARIANTS)
 
 
 def one_hot(classes: torch.Tensor, count: int) -> torch.Tensor:
@@ -80,7 +85,7 @@ class Labelling:
         """Labels [n, count] float32, rows sum to 1, on the device of `classes`.
 
         classes: [n] int64; with "lsro" the classes of artificial people are ignored and may be past `count`.
-        sources: [n] int64 of REAL, PEOPLE, VARIANTS.
+        sources: [n] int64, indices of SOURCES; further people and single pictures are labelled like real people.
         teacher_logits: [n, T], T <= count, of the first T classes. Later classes, whose people the teacher does not
         know, get 0. Only rows of variants are used. `temperature` softens the teacher's logits (Hinton et al. 2015),
         but not the logits of the trained network.
@@ -100,7 +105,7 @@ class Labelling:
     def weights(self, sources: torch.Tensor, step: int) -> torch.Tensor:
         """Weight of each image at this step, [n] float32: 1 for real images, up to `generated_weight` for generated."""
         ramp_factor = 1.0 if self.ramp == 0 else min(1.0, step / self.ramp)
-        return torch.where(sources == REAL, 1.0, self.generated_weight * ramp_factor).to(torch.float32)
+        return torch.where(is_generated(sources), self.generated_weight * ramp_factor, 1.0).to(torch.float32)
 
     def _uniformly_labelled(self, sources: torch.Tensor) -> torch.Tensor:
         uniform_rows = torch.zeros_like(sources, dtype=torch.bool)

@@ -10,16 +10,27 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from datasets.reid.training_set import TrainingImages, load_training_images
+from datasets.reid.training_set import FURTHER, REAL, SINGLES, SOURCES, TrainingImages, load_training_images
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidNetwork
 from reporting.curves import Panel
 from reporting.palette import BLUE, GREEN, INK, VERMILION
 from training.log import Interval, TrainingLog, duration
 from training.memory import check_memory
+from training.reid.changes import Changes
 from training.reid.config import ReidTraining
 from training.reid.data import Feeder
-from training.reid.start import NETWORK, autocast_type, load_teacher, make_batches, resume, save_checkpoint, start
+from training.reid.stages import Stage
+from training.reid.start import (
+    NETWORK,
+    autocast_type,
+    load_teacher,
+    make_batches,
+    make_stages,
+    resume,
+    save_checkpoint,
+    start,
+)
 from training.reid.step import ReidState, StepSettings, autocast, train_step
 from training.trainer import Trainer, check_loss, crosses, millions
 from training.workers import Report, Scalars, Worker, command_line, workers
@@ -88,6 +99,9 @@ def load_data(config: ReidTraining) -> TrainingImages:
         most_variants=config.most_variants,
         draw_seed=config.draw_seed,
         filters=config.filters,
+        labelled=config.labelled,
+        donors=config.donors if config.needs_donors() else None,
+        most_donors=config.most_donors,
         check_memory=functools.partial(check_memory, way_out="--most-people, --most-variants, a smaller"),
     )
 
@@ -125,34 +139,41 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
         classes = config.labelling(1).class_count(data.real_classes, len(data.class_names))
         self.class_names = data.class_names[:classes]
         self.dtype = autocast_type(config.precision, device)
-        self.state, notes = start(config, classes, device, self.dtype)
+        self.state, notes, origin = start(config, classes, device, self.dtype)
         self.teacher = load_teacher(config, data, device)
-        batches = make_batches(config, data)
-        self.steps = config.steps or math.ceil(config.epochs * batches.steps_per_epoch)
-        if config.real_only_epochs:
-            batches = make_batches(config, data, config.step_of(config.epochs - config.real_only_epochs, self.steps))
-        self.settings = StepSettings(
-            config.labelling(self.steps), config.triplet_weight, config.margin, config.generated_triplet,
-            config.separate_batchnorm, config.temperature, self.dtype,
-        )  # fmt: skip
+        self.steps = config.steps or math.ceil(
+            config.epochs * make_batches(config, data.classes, data.sources).steps_per_epoch
+        )
+        stages = make_stages(config, data.classes, data.sources, self.steps)
+        self.stages = [each.stage for each in stages]
         checkpoint = self.resume(lambda folder: resume(self.state, folder, self.class_names), data.fingerprint)
-        self.feeder = Feeder(data, config, batches, device, worker.rank, workers())
+        self.about |= origin
+        if checkpoint and "transferred_from" in checkpoint:
+            self.about["transferred_from"] = checkpoint["transferred_from"]
+        self.feeder = Feeder(data, config, stages, device, worker.rank, workers())
         self.waited = 0.0  # seconds, until the last status line
         self.validation = None
         if worker.rank == 0:
             if len(data.validation_images):
                 self.validation = Validation(data.validation_images, data.validation_classes, device, self.dtype)
             lines = [self._introduction(), *(f"note: {line}" for line in (*data.notes, *notes))]
+            changed = any(change != Changes() for change in config.changes())
+            if config.stages or changed:
+                lines += [f"stage {number} of {len(stages)}: {stage}" for number, stage in enumerate(self.stages, 1)]
             if checkpoint:
                 lines.append(f"going on from step {self.state.step:,}")
             self.open_log(checkpoint, lines, PANELS)
 
     def _introduction(self) -> str:
         config, data = self.config, self.data
-        counts = [(data.sources == source).sum() for source in range(3)]
+        counts = [(data.sources == source).sum() for source in range(len(SOURCES))]
         precision = str(self.dtype or torch.float32).removeprefix("torch.")
+        others = f", {counts[FURTHER]:,} of further people" if counts[FURTHER] else ""
+        others += f", {counts[SINGLES]:,} single ones" if counts[SINGLES] else ""
+        others += f", {len(data.donors):,} that give surroundings and colours" if data.donors is not None else ""
+        people = len(np.unique(data.classes[data.sources == REAL]))
         return (
-            f"{counts[0]:,} real images of {data.real_classes:,} people, {counts[1]:,} of "
+            f"{counts[REAL]:,} real images of {people:,} people{others}, {counts[1]:,} of "
             f"{len(data.class_names) - data.real_classes:,} artificial ones, {counts[2]:,} variants, "
             f"{len(data.validation_images):,} for validation, at {config.height}x{config.width}; {config.backbone}, "
             f"{millions(self.state.network):.1f} M parameters, {len(self.class_names):,} classes; "
@@ -169,9 +190,20 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
         batch = self.feeder.batch(step)
         # Dropout draws from PyTorch's global stream. A new seed for each step makes it the same after a restart.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, step, self.worker.rank]).generate_state(1)[0]))
-        scalars = train_step(state, self.settings, batch, config.rate_factor(step, self.steps), self.teacher)
+        stage = next(stage for stage in reversed(self.stages) if step >= stage.first)
+        if step == stage.first and step and not stage.continued:
+            state.optimizer.state.clear()  # also of a checkpoint that was written just before
+        factor = stage.rate_factor(step, config, self.steps)
+        scalars = train_step(state, self._settings(stage), batch, factor, self.teacher)
         state.images_seen += config.batch
         return scalars
+
+    def _settings(self, stage: Stage) -> StepSettings:
+        config = stage.config
+        return StepSettings(
+            config.labelling(self.steps), config.triplet_weight, config.margin, config.generated_triplet,
+            config.separate_batchnorm, config.temperature, self.dtype,
+        )  # fmt: skip
 
     # ---- status lines
 

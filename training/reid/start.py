@@ -5,8 +5,11 @@ OUT/checkpoints/000004000/network.safetensors  the network of a step, and ...
 OUT/checkpoints/000004000/training_state.pt    ... optimiser and counters; the last two are kept
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from datasets.reid.training_set import TrainingImages
@@ -16,7 +19,8 @@ from passersby.reid.checkpoint import load_imagenet, load_reid, save_reid
 from passersby.reid.network import ReidNetwork
 from training.checkpoints import claim, commit_checkpoint, damage_named, last_checkpoint, read_state
 from training.reid.config import FREE_TO_CHANGE, ReidTraining
-from training.reid.data import ReidBatches
+from training.reid.data import ReidBatches, StageBatches
+from training.reid.stages import stages_of
 from training.reid.step import ReidState, make_optimizer
 
 NETWORK = "network.safetensors"
@@ -55,6 +59,8 @@ def save_checkpoint(out: Path, state: ReidState, class_names: tuple[str, ...], r
 def resume(state: ReidState, folder: Path, class_names: tuple[str, ...]) -> dict:
     """Put a checkpoint's weights, optimiser and counters into `state`; returns its `extra`.
 
+    Where the training began from another network, the key "transferred_from" has that network's record.
+
     Raises InputError for a damaged checkpoint, and for a checkpoint of other classes.
     """
     loaded = load_reid(folder / NETWORK)
@@ -69,7 +75,7 @@ def resume(state: ReidState, folder: Path, class_names: tuple[str, ...]) -> dict
         state.optimizer.load_state_dict(values["optimizer"])
         state.scaler.load_state_dict(values["scaler"])
         state.step, state.images_seen, extra = (values[name] for name in ("step", "images_seen", "extra"))
-    return extra
+    return extra | {name: loaded.record[name] for name in ("transferred_from",) if name in loaded.record}
 
 
 # ---- The start of a re-ID training: its network and optimiser, its teacher, the order of its images.
@@ -77,12 +83,34 @@ def resume(state: ReidState, folder: Path, class_names: tuple[str, ...]) -> dict
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def make_batches(config: ReidTraining, data: TrainingImages, real_only_from: int | None = None) -> ReidBatches:
-    """The images of every step's batch. Raises InputError where the data cannot fill a batch."""
+def make_batches(
+    config: ReidTraining, classes: np.ndarray, sources: np.ndarray, real_only_from: int | None = None, stage: int = 0
+) -> ReidBatches:
+    """The images of every step's batch, of images of these classes and sources, each [N] int64.
+
+    Raises InputError where the images cannot fill a batch.
+    """
     return ReidBatches(
-        data.classes, data.sources, config.batch, config.seed, config.sampler, config.instances,
-        config.generated_share, real_only_from,
+        classes, sources, config.batch, config.seed, config.sampler, config.instances, config.generated_share,
+        real_only_from, stage,
     )  # fmt: skip
+
+
+def make_stages(
+    config: ReidTraining, classes: np.ndarray, sources: np.ndarray, total_steps: int
+) -> tuple[StageBatches, ...]:
+    """The batches of every stage of a training. Raises InputError where a stage's images cannot fill a batch."""
+    stages = []
+    for number, stage in enumerate(stages_of(config, total_steps)):
+        images = np.arange(len(sources))
+        if stage.sources is not None:
+            images = np.flatnonzero(np.isin(sources, stage.sources))
+        real_only_from = None
+        if config.real_only_epochs:
+            real_only_from = config.step_of(config.epochs - config.real_only_epochs, total_steps)
+        batches = make_batches(stage.config, classes[images], sources[images], real_only_from, number)
+        stages.append(StageBatches(stage, batches, images))
+    return tuple(stages)
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
@@ -97,18 +125,48 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 
 def start(
     config: ReidTraining, classes: int, device: torch.device, dtype: torch.dtype | None
-) -> tuple[ReidState, tuple[str, ...]]:
-    """Network and optimiser at step 0, and notes on the network's weights."""
+) -> tuple[ReidState, tuple[str, ...], dict[str, Any]]:
+    """Network and optimiser at step 0, notes on the network's weights, and the record of the network of --start."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = ReidNetwork(config.network(classes))
     notes: tuple[str, ...] = ()
-    if config.pretrained and last_checkpoint(config.out) is None:
-        notes = load_imagenet(network, config.weights)
+    origin: dict[str, Any] = {}
+    if last_checkpoint(config.out) is None:
+        if config.start is not None:
+            origin, notes = _load_start(network, config)
+        elif config.pretrained:
+            notes = load_imagenet(network, config.weights)
     network = _on_device(network, device)
     optimizer, rates = make_optimizer(config, network)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    return ReidState(network, optimizer, scaler, rates), notes
+    return ReidState(network, optimizer, scaler, rates), notes, origin
+
+
+def _load_start(network: ReidNetwork, config: ReidTraining) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Fill backbone and neck with those of --start; returns the origin for the record, and notes.
+
+    The classifier keeps its random weights: the classes are others. With two domains both get the same batch norms.
+    Raises InputError for a network of another kind, and names the option that differs.
+    """
+    path = config.start
+    assert path is not None
+    loaded = load_reid(path)
+    old, new = loaded.network.config, network.config
+    names = ("backbone", "width_factor", "stem", "neck") + (("embedding",) if new.neck == "embedding" else ())
+    for name in names:
+        if getattr(old, name) != getattr(new, name):
+            raise InputError(
+                f"--start {path} has {name.replace('_', ' ')} {getattr(old, name)}, this training "
+                f"{getattr(new, name)}: give --{name.replace('_', '-')} {getattr(old, name)}, or another network"
+            )
+    tensors = {re.sub(r"\.norms\.0\.", ".", key): value for key, value in loaded.network.state_dict().items()}
+    for key, value in network.state_dict().items():
+        if not key.startswith("classifier."):
+            value.copy_(tensors[re.sub(r"\.norms\.[01]\.", ".", key)])
+    about = f"starts from {path.name}, sha256 {loaded.sha256}, with new classes"
+    record = {"file": path.name, "sha256": loaded.sha256, "record": loaded.record}
+    return {"transferred_from": record}, (about, *loaded.notes)
 
 
 def load_teacher(config: ReidTraining, data: TrainingImages, device: torch.device) -> ReidNetwork | None:

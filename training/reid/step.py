@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from datasets.reid.training_set import REAL
+from datasets.reid.training_set import SINGLES
 from passersby.reid.network import Outputs, ReidNetwork
 from training.reid.augment import Draws, augment
+from training.reid.changes import ChangeDraws, change
 from training.reid.config import ReidTraining
-from training.reid.labels import Labelling
+from training.reid.labels import Labelling, is_generated
 from training.workers import Scalars, average_over_workers, workers
 
 # ---- Losses of a re-ID network, one for each sample. They are computed in float32, also inside autocast.
@@ -98,12 +99,17 @@ class StepSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """This worker's part of a step's images, on the device: uint8 [n, H, W, 3]; classes and sources int64 [n]."""
+    """This worker's part of a step's images, on the device: uint8 [n, H, W, 3]; classes and sources int64 [n].
+
+    changes: the changes of the images, None for none. donors: uint8 [n, H, W, 3], if any image takes from its donor.
+    """
 
     images: torch.Tensor
     classes: torch.Tensor
     sources: torch.Tensor
     draws: Draws
+    changes: ChangeDraws | None = None
+    donors: torch.Tensor | None = None
 
 
 def make_optimizer(config: ReidTraining, network: ReidNetwork) -> tuple[torch.optim.Optimizer, tuple[float, ...]]:
@@ -128,8 +134,10 @@ def train_step(
     """
     network = state.network
     network.train()
-    images = augment(batch.images, batch.draws)
-    real = batch.sources == REAL
+    images = batch.images if batch.changes is None else change(batch.images, batch.donors, batch.changes)
+    images = augment(images, batch.draws)
+    real = ~is_generated(batch.sources)
+    person = real & (batch.sources != SINGLES)  # single pictures say little about how well people are told apart
     with autocast(settings.autocast, images.device):
         outputs = _forward(network, images, real, settings.separate_batchnorm)
     logits = outputs.logits.float()
@@ -147,9 +155,9 @@ def train_step(
     with torch.no_grad():
         wrong = (logits.argmax(1) != batch.classes).float()
         scalars = {
-            "loss/real": each.detach()[real],
+            "loss/real": each.detach()[person],
             "loss/generated": each.detach()[~real],
-            "error/real": wrong[real],
+            "error/real": wrong[person],
         }
     if settings.triplet_weight:
         taking_part = real | settings.generated_triplet

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.reid.sources import PEOPLE, REAL, VARIANTS
 from passersby.errors import InputError
 from training.reid.data import ReidBatches, most_steps, people_schedule
-from training.reid.labels import PEOPLE, REAL, VARIANTS
 
 # 12 real people of 4..9 images, 3 artificial ones of 5 and 20 variants, in mixed order.
 SIZES = [4, 9, 5, 6, 4, 8, 7, 4, 5, 6, 9, 5]

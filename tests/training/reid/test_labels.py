@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.reid.sources import PEOPLE, REAL, VARIANTS
 from passersby.errors import InputError
-from training.reid.labels import PEOPLE, REAL, VARIANTS, Labelling, one_hot, smoothed, uniform
+from training.reid.labels import Labelling, one_hot, smoothed, uniform
 
 # Classes 0..2 are real, 3 and 4 artificial people.
 CLASSES = torch.tensor([0, 2, 3, 4, 1, 2])
