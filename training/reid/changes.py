@@ -152,10 +152,11 @@ def change(images: torch.Tensor, donors: torch.Tensor | None, draws: ChangeDraws
 # ---- Surroundings behind a soft mask in the shape of a person.
 
 # Half of a person's width, as a share of the picture's, at heights as shares of the picture's. A crop of a detector
-# shows a person from top to bottom in the middle: head, shoulders with arms, hips, legs that may be in stride.
+# shows a person from top to bottom in the middle: head, shoulders with arms, hips, legs that may be in stride. Below 0
+# nothing of the row is the person.
 _PROFILE = (
     (0.0, 0.02, 0.06, 0.14, 0.18, 0.22, 0.30, 0.45, 0.55, 0.75, 0.92, 0.97, 1.0),
-    (0.0, 0.06, 0.12, 0.13, 0.15, 0.24, 0.28, 0.28, 0.26, 0.24, 0.27, 0.27, 0.18),
+    (-0.05, 0.04, 0.12, 0.13, 0.15, 0.24, 0.28, 0.28, 0.26, 0.24, 0.27, 0.27, 0.18),
 )
 _EDGE = 0.05  # the mask falls from 0.88 to 0.12 within this share of the width
 
@@ -191,7 +192,8 @@ def move_colours(images: torch.Tensor, donors: torch.Tensor, amounts: torch.Tens
     amounts: [n], 0 (stay) to 1.
 
     At 1 every channel of CIE Lab gets the donor's mean and standard deviation over the whole picture (Reinhard et al.,
-    "Color transfer between images", 2001, with Lab in place of their l-alpha-beta). Deviations change at most threefold.
+    "Color transfer between images", 2001, with Lab in place of their l-alpha-beta). No deviation changes more than
+    threefold.
     """
     lab = rgb_to_lab(images)
     mean, deviation = _statistics(lab)

@@ -1,4 +1,4 @@
-"""The stages of a re-ID training: parts of its steps with other sources, other changes of pictures, another schedule."""
+"""The stages of a re-ID training: parts of its steps with sources, changes of pictures and a schedule of their own."""
 
 import dataclasses
 import re
