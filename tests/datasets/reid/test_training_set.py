@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.reid.training_set import PEOPLE, REAL, VARIANTS, load_training_images
+from datasets.people.image_source import open_images
+from datasets.reid.sources import FURTHER, PEOPLE, REAL, SINGLES, VARIANTS, Labelled
+from datasets.reid.training_set import load_training_images
 from passersby.errors import InputError
 from tests.helpers import export_runs
 
@@ -99,3 +101,78 @@ def test_kept_images_of_a_run_are_people(tmp_path, places):
     assert data.class_names[3:] == ("people-run/0", "people-run/1")  # person 2 has no kept image
     assert (data.sources == PEOPLE).sum() == 2 * 3  # variant 1 of 4 does not pass
     assert data.record["people"][0]["people"] == 2
+
+
+@pytest.fixture
+def crowd(tmp_path):
+    """Nine people with four pictures each; the tens of a picture's value are its person."""
+    values = {f"{person:04d}": [10 * person + index for index in range(4)] for person in range(1, 10)}
+    return folder(tmp_path / "crowd", values)
+
+
+def people_of(images: np.ndarray) -> set[int]:
+    return {value // 10 for value in values_of(images)}
+
+
+def test_labelled_people_are_those_of_every_job(crowd):
+    """The same people, by their names, as a generator's training with the same options has (image_source.py)."""
+    data = load_training_images(crowd, height=32, width=16, labelled=Labelled(3, 7))
+    source = open_images(crowd, 0, (3, 7))
+    assert people_of(data.images) == set(source.labelled.identities)
+    assert len(data.class_names) == data.real_classes == 3
+    labelled = data.record["real"][0]["labelled"]
+    assert labelled == source.record["labelled"]
+    more = load_training_images(crowd, height=32, width=16, labelled=Labelled(5, 7))
+    assert people_of(more.images) > people_of(data.images)
+    other = load_training_images(crowd, height=32, width=16, labelled=Labelled(3, 8))
+    assert people_of(other.images) != people_of(data.images)
+    assert len({data.fingerprint, more.fingerprint, other.fingerprint}) == 3
+
+
+def test_further_people_and_single_pictures_are_sources_of_their_own(crowd, places):
+    labelled = Labelled(3, 7, further=2, singles=5)
+    data = load_training_images(crowd, [places["people"]], height=32, width=16, labelled=labelled)
+    by_source = {kind: data.images[data.sources == kind] for kind in (REAL, FURTHER, SINGLES, PEOPLE)}
+    first = load_training_images(crowd, height=32, width=16, labelled=Labelled(3, 7))
+    five = load_training_images(crowd, height=32, width=16, labelled=Labelled(5, 7))
+    assert people_of(by_source[REAL]) == people_of(first.images)
+    assert people_of(by_source[FURTHER]) == people_of(five.images) - people_of(first.images)
+    assert len(by_source[FURTHER]) == 8
+    assert len(by_source[SINGLES]) == 5
+    assert not people_of(by_source[SINGLES]) & people_of(five.images)
+    assert len(np.unique(data.classes[data.sources == SINGLES])) == 5
+    assert data.real_classes == 3 + 2 + 5
+    assert all(name.startswith("single/") for name in data.class_names[5:10])
+    assert all(name.startswith("run/") for name in data.class_names[10:])
+    assert data.record["trained"] == {"real": 9, "people": 5, "variants": 0, "further": 8, "singles": 5}
+    again = load_training_images(crowd, height=32, width=16, labelled=Labelled(3, 7, singles=7, further=2))
+    assert set(values_of(by_source[SINGLES])) < set(values_of(again.images[again.sources == SINGLES]))
+
+
+def test_donors_are_the_unlabelled_pictures_or_those_that_are_given(crowd, places):
+    data = load_training_images(crowd, height=32, width=16, labelled=Labelled(3, 7, further=2), donors=())
+    assert people_of(data.donors) == set(range(1, 10)) - people_of(data.images[data.sources == REAL])
+    assert len(data.donors) == 24
+    few = load_training_images(crowd, height=32, width=16, labelled=Labelled(3, 7), donors=(), most_donors=5)
+    assert set(values_of(few.donors)) < set(values_of(data.donors))
+    assert len(few.donors) == 5
+    everybody = load_training_images(crowd, height=32, width=16, donors=())
+    assert len(everybody.donors) == 36
+    given = load_training_images(crowd, height=32, width=16, donors=[places["people"], places["more"]])
+    assert sorted(values_of(given.donors)) == [110, 111, 120, 150, 151, 210]
+    assert [entry["name"] for entry in given.record["donors"]] == [given.record["donors"][0]["name"]] * 2
+    assert "donors" not in load_training_images(crowd, height=32, width=16).record
+    assert len({x.fingerprint for x in (data, few, everybody, given)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("labelled", "message"),
+    [
+        (Labelled(10), "--labelled-people 10: .*9 people"),
+        (Labelled(7, further=3), "--further-people 3: .*2 people beside the 7"),
+        (Labelled(7, further=1, singles=5), "--single-pictures 5: .*4 pictures"),
+    ],
+)
+def test_more_than_the_data_have_is_refused(crowd, labelled, message):
+    with pytest.raises(InputError, match=message):
+        load_training_images(crowd, height=32, width=16, labelled=labelled)

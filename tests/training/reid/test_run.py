@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.reid.training_set import PEOPLE, REAL, VARIANTS
+from datasets.reid.training_set import FURTHER, PEOPLE, REAL, SINGLES, VARIANTS
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid, save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
@@ -29,9 +29,10 @@ from training.log import HISTORY
 from training.reid import run as reid_loop
 from training.reid.augment import AugmentConfig, draw
 from training.reid.config import PRESETS, ReidTraining, preset
+from training.reid.data import Feeder
 from training.reid.labels import Labelling
 from training.reid.run import load_data, train
-from training.reid.start import NETWORK, claim_folder
+from training.reid.start import NETWORK, claim_folder, make_stages, start
 from training.reid.step import Batch, ReidState, StepSettings, make_optimizer, train_step
 
 CPU = torch.device("cpu")
@@ -135,6 +136,135 @@ def test_stopped_and_started_again_it_is_the_same_training(data, straight, tmp_p
     assert last_checkpoint(out).name == "000000003"
     run(make(data, out))
     check_equal(straight, out)
+
+
+def scarce(data: Path, out: Path, **changes) -> ReidTraining:
+    """All that comes with few labelled people: further people, single pictures, changes, stages of other sources."""
+    values = {"labelled_people": 3, "further_people": 2, "single_pictures": 5, "surroundings": 0.7, "colours": 0.7}
+    values |= {"jitter": 0.7, "generated_jitter": 0.2, "sampler": "shuffle", "triplet_weight": 0.0, "steps": 8}
+    values |= {"stages": ("0.5", "0.25:sources=real/further,lr=0.0005", "0.25:plain,continued,sources=real")}
+    return strong(data, out, **values | {"variants": (), "batch": 8} | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [3, 4])  # within a stage, and between two: the optimiser begins anew
+def test_a_training_of_stages_goes_on_exactly(data, tmp_path, monkeypatch, stopped):
+    run(scarce(data, tmp_path / "straight"))
+    config = scarce(data, tmp_path / "out", checkpoint_minutes=1e-9)
+    stop_before_step(monkeypatch, reid_loop, stopped, lambda: run(config))
+    run(scarce(data, tmp_path / "out"))
+    check_equal(tmp_path / "straight", tmp_path / "out")
+    log = (tmp_path / "out/log.txt").read_text()
+    assert "stage 2 of 3: 2 steps, surroundings 0.7; colours 0.7; jitter 0.7; sources real, further" in log
+    record = load_reid(tmp_path / "out" / NETWORK).record
+    assert record["configuration"]["stages"][2] == "0.25:plain,continued,sources=real"
+    assert record["trained_on"]["trained"] == {"real": 18, "people": 12, "variants": 0, "further": 14, "singles": 5}
+
+
+def batches_of(config: ReidTraining, rank: int = 0, workers: int = 1) -> list[Batch]:
+    images = load_data(config)
+    stages = make_stages(config, images.classes, images.sources, 8)
+    feeder = Feeder(images, config, stages, CPU, rank, workers)
+    result = [feeder.batch(step) for step in range(8)]
+    feeder.close()
+    return result
+
+
+def test_batches_of_stages_have_their_sources_and_changes(data):
+    config = scarce(data, Path("out"))
+    batches = batches_of(config)
+    sources = [set(batch.sources.tolist()) for batch in batches]
+    assert set.union(*sources[:4]) == {REAL, PEOPLE, FURTHER, SINGLES}
+    assert set.union(*sources[4:6]) == {REAL, FURTHER}
+    assert set.union(*sources[6:]) == {REAL}
+    assert all(batch.changes is not None and batch.donors is not None for batch in batches[:6])
+    assert all(batch.changes is None and batch.donors is None for batch in batches[6:])
+    generated = torch.cat([batch.sources == PEOPLE for batch in batches[:4]]).numpy()
+    gammas = np.abs(np.log2(np.concatenate([batch.changes.jitter[:, 0] for batch in batches[:4]])))
+    assert gammas[generated].max() <= 0.2 * 0.6 < gammas[~generated].max() <= 0.7 * 0.6
+
+
+def test_a_worker_s_images_are_its_part_of_the_whole_batch(data):
+    """Whatever the number of workers, and whichever step a feeder begins with."""
+    config = scarce(data, Path("out"))
+    whole, halves = batches_of(config), [batches_of(config, rank, 2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        parts = [half[step] for half in halves]
+        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+        if batch.changes is not None:
+            assert torch.equal(batch.donors, torch.cat([part.donors for part in parts]))
+            jitter = np.concatenate([part.changes.jitter for part in parts])
+            assert np.array_equal(batch.changes.jitter, jitter)
+    images = load_data(config)
+    feeder = Feeder(images, config, make_stages(config, images.classes, images.sources, 8), CPU)
+    late = feeder.batch(5)
+    feeder.close()
+    assert torch.equal(late.images, whole[5].images)
+    assert np.array_equal(late.changes.noise_starts, whole[5].changes.noise_starts)
+
+
+def test_further_people_and_single_pictures_count_as_real_pictures():
+    sources = [REAL] * 4 + [FURTHER] * 2 + [SINGLES] * 2
+    scalars, _ = one_step(Labelling(generated_weight=0.0, people="lsro"), sources, weight=1.0)
+    assert len(scalars["loss/real"]) == 6
+    assert len(scalars["loss/generated"]) == 0
+    assert len(scalars["loss/triplet"]) == 8
+    _, plain = one_step(Labelling(), [REAL] * 8, weight=1.0)
+    _, state = one_step(Labelling(generated_weight=0.0, people="lsro"), sources, weight=1.0)
+    assert torch.equal(state.network.classifier.weight, plain.network.classifier.weight)
+
+
+def save_start(path: Path, **changes) -> ReidNetwork:
+    torch.manual_seed(5)
+    network = ReidNetwork(dataclasses.replace(tiny(Path(), Path()).network(4), **changes))
+    names = [f"someone {number}" for number in range(network.config.classes)]
+    save_reid(path, network, class_names=names, record={"trained_on": {"real": [{"name": "elsewhere"}]}})
+    return network
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_training_starts_from_any_network_with_new_classes(data, tmp_path, separate):
+    network = save_start(tmp_path / "start.safetensors")
+    config = tiny(data, tmp_path / "out", start=tmp_path / "start.safetensors", separate_batchnorm=separate)
+    config.check()
+    state, notes, origin = start(config, 6, CPU, None)
+    assert state.network.classifier.weight.shape[0] == 6
+    for name, value in state.network.state_dict().items():
+        if not name.startswith("classifier."):
+            before = network.state_dict()[name.replace(".norms.0.", ".").replace(".norms.1.", ".")]
+            assert torch.equal(value, before), name
+    assert origin["transferred_from"]["record"] == {"trained_on": {"real": [{"name": "elsewhere"}]}}
+    assert len(origin["transferred_from"]["sha256"]) == 64
+    assert "start.safetensors" in notes[0]
+
+
+@pytest.mark.slow
+def test_the_record_of_the_start_is_kept_when_a_training_goes_on(data, tmp_path, monkeypatch):
+    save_start(tmp_path / "start.safetensors")
+    config = tiny(data, tmp_path / "out", start=tmp_path / "start.safetensors", checkpoint_minutes=1e-9)
+    stop_before_step(monkeypatch, reid_loop, 2, lambda: run(config))
+    (tmp_path / "start.safetensors").unlink()
+    run(config)
+    record = load_reid(tmp_path / "out" / NETWORK).record
+    assert record["transferred_from"]["file"] == "start.safetensors"
+    assert record["transferred_from"]["record"] == {"trained_on": {"real": [{"name": "elsewhere"}]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "resnet18"}, "--backbone resnet18"),
+        ({"width_factor": 0.5}, "--width-factor 0.5"),
+        ({"neck": "bnneck"}, "--neck bnneck"),
+        ({"embedding": 16}, "--embedding 16"),
+        ({"stem": "imagenet"}, "--stem imagenet"),
+    ],
+)
+def test_a_start_of_another_kind_is_refused(data, tmp_path, changes, message):
+    save_start(tmp_path / "start.safetensors", **changes)
+    config = tiny(data, tmp_path / "out", start=tmp_path / "start.safetensors")
+    with pytest.raises(InputError, match=f"give {message}"):
+        start(config, 6, CPU, None)
 
 
 @pytest.mark.slow
