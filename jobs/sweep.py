@@ -50,13 +50,16 @@ class Config:
     Their generators were trained apart from each other."""
     latents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR_OR_URI")] = ()
     """The latents of jobs/invert.py from which the runs were made. They say whom the encoder was trained on."""
+    networks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE")] = ()
+    """Re-ID networks that judged the runs' pictures or trained the encoder of the latents.
+    Their records say whose identity labels they know."""
     levels: tuple[int, ...] | None = None
     """The amounts of generated pictures to try. By default the original study's.
     Level 0, without generated pictures, is always part of the sweep."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed is another training, and draws other people or pictures.
     Three seeds are the fewest that show the noise between trainings."""
-    preset: Literal["strong", "study", "strong-small", "study-small", "tiny"] = "strong"
+    preset: Literal["strong", "study", "scarce", "strong-small", "study-small", "scarce-small", "tiny"] = "strong"
     """The preset of jobs/train_reid.py that all trials use."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Options of jobs/train_reid.py for all trials, such as batch=32 milestones=30+50.
@@ -83,7 +86,8 @@ class Config:
     retries: Annotated[int, Bound(ge=0)] = 3
     """How often a trial is started again, from its last checkpoint, after its process or node was lost."""
     allow_leak: bool = False
-    """Continue although the networks that made the pictures have seen test people. The report says so."""
+    """Continue although the networks that made the pictures have seen test people, or know more identity labels.
+    The report says so."""
     dry_run: bool = False
     """Print the trials and the resources that they ask for; write nothing."""
 
@@ -157,6 +161,7 @@ def describe(config: Config, sweep: "Sweep") -> str:
     if len(sweep.runs) == 1:
         lines.append("note: all seeds draw from one run: what is found holds for its generator")
     lines += [f"leak guard: {finding.what}: {finding.verdict}: {finding.reason}" for finding in sweep.findings]
+    lines += [f"label guard: {finding.what}: {finding.verdict}: {finding.reason}" for finding in sweep.labels]
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from tune.levels import GeneratedRun
 
 CLEAN, LEAK, UNKNOWN = VERDICTS = ("clean", "leak", "unknown")
 _MOST_ANCESTORS = 50
+_OTHER_SOURCES = ("further", "singles", "donors")  # real pictures of a re-ID training beside "real"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def verdict_of(findings: Iterable[Finding]) -> str:
 def judge_network(name: str, record: Json, data: DataSet) -> list[Finding]:
     """Findings on a network's record, and on the records of the networks that it started from, one after the other."""
     findings, number = [], 0
-    for number, ancestor in enumerate(_line(record)):
+    for number, ancestor in enumerate(line_of(record)):
         label = name if number == 0 else f"{name}, started from a network"
         findings.append(judge_training(label, ancestor.get("trained_on"), data))
     if number + 1 >= _MOST_ANCESTORS:
@@ -109,7 +110,8 @@ def judge_network(name: str, record: Json, data: DataSet) -> list[Finding]:
     return findings or [Finding(name, UNKNOWN, "no record says whom it was trained on")]
 
 
-def _line(record: Json) -> Iterator[Mapping[str, Json]]:
+def line_of(record: Json) -> Iterator[Mapping[str, Json]]:
+    """A network's record, then those of the networks that it started from; {} for a start without a record."""
     for _ in range(_MOST_ANCESTORS):
         if not isinstance(record, Mapping):
             return
@@ -126,15 +128,21 @@ def judge_training(name: str, trained_on: Json, data: DataSet) -> Finding:
     """The finding on one record "trained_on".
 
     It is the record of a generator (training/gan/run.py), or of a training on TrainingImages (encoders, re-ID
-    networks), whose `real` lists data sets.
+    networks), whose `real` lists data sets. Generated pictures of a re-ID network are of unknown networks.
     """
     if not isinstance(trained_on, Mapping):
         return Finding(name, UNKNOWN, "no record says whom it was trained on")
     parts = trained_on.get("real") if "real" in trained_on else [trained_on]
+    if isinstance(parts, list) and "real" in trained_on:
+        others = [trained_on.get(source, []) for source in _OTHER_SOURCES]
+        parts = [*parts, *(part for source in others if isinstance(source, list) for part in source)]
+    generated = [source for source in ("people", "variants") if trained_on.get(source) and "real" in trained_on]
     readable = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
     if not isinstance(parts, list) or not parts or len(readable) < len(parts):
         return Finding(name, UNKNOWN, "its record of whom it was trained on cannot be read")
     findings = [_judge_part(name, part, data) for part in readable]
+    if generated:
+        findings.append(Finding(name, UNKNOWN, "it has seen generated pictures, and nothing says by which networks"))
     verdict = verdict_of(findings)
     return next(finding for finding in findings if finding.verdict == verdict)
 
@@ -146,8 +154,10 @@ def _judge_part(name: str, part: Mapping[str, Json], data: DataSet) -> Finding:
         sha256, count = identities.get("sha256"), identities.get("count")
     else:
         sha256, count = part.get("sha256"), part.get("people")
-    toy = part.get("toy_crowd")
-    toy_hash = str(toy.get("content_hash")) if isinstance(toy, Mapping) else None
+    of = part.get("of")
+    if isinstance(of, Mapping):  # the people among whom those of the part were chosen
+        sha256, count = of.get("sha256"), of.get("people")
+    toy_hash = toy_hash_of(part)
     if data.toy_hash is None and toy_hash is not None:
         return Finding(name, CLEAN, f"{data_name}: drawn people, none of whom is real")
     if data.toy_hash is not None and toy_hash == data.toy_hash:
@@ -157,7 +167,7 @@ def _judge_part(name: str, part: Mapping[str, Json], data: DataSet) -> Finding:
         return Finding(name, LEAK, f"{data_name}: split {part.get('split')} of the same toy crowd")
     if data.toy_hash is not None and toy_hash is not None:
         return Finding(name, UNKNOWN, f"{data_name}: a toy crowd drawn by another version of the program")
-    group = _group_of(sha256, count, data, part.get("labelled"))
+    group = group_of(sha256, count, data, part.get("labelled"))
     if group == TRAIN:
         return Finding(name, CLEAN, f"{data_name}: {count:,} people, those of {data.name} train")
     if group is not None:
@@ -165,27 +175,33 @@ def _judge_part(name: str, part: Mapping[str, Json], data: DataSet) -> Finding:
     return Finding(name, UNKNOWN, f"{data_name}: people who cannot be compared with those of {data.name}")
 
 
-def _group_of(sha256: Json, count: Json, data: DataSet, labelled: Json = None) -> str | None:
+def toy_hash_of(part: Mapping[str, Json]) -> str | None:
+    """The hash of the program that drew the people of a record; None if they were not drawn."""
+    toy = part.get("toy_crowd")
+    return str(toy.get("content_hash")) if isinstance(toy, Mapping) else None
+
+
+def group_of(sha256: Json, count: Json, data: DataSet, labelled: Json = None) -> str | None:
     """The group of people in the data set that has this hash; None if there is none.
 
     The hash is that of the first `count` people of the group: the training of a generator excludes the last people, for
     validation. labelled: the record of the people whose labels it used; if they were drawn, none of them is excluded.
     """
-    if not _is_count(count) or not isinstance(sha256, str):
+    if not is_count(count) or not isinstance(sha256, str):
         return None
     groups = {TRAIN: data.train, "query and gallery": data.test, QUERY: data.query, GALLERY: data.gallery}
     groups["train, query and gallery"] = data.train | data.test
     for name, people in groups.items():
-        if count <= len(people) and people_sha256(_in_order(people, labelled)[:count]) == sha256:
+        if count <= len(people) and people_sha256(in_order(people, labelled)[:count]) == sha256:
             return name
     return None
 
 
-def _is_count(value: Json) -> TypeGuard[int]:
+def is_count(value: Json) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _in_order(people: Iterable[str], labelled: Json = None) -> list[str]:
+def in_order(people: Iterable[str], labelled: Json = None) -> list[str]:
     """People by number or name; first of all those who were drawn to be labelled."""
     people = set(people)
     numbers = all(name.isascii() and name.isdecimal() for name in people)
@@ -193,7 +209,7 @@ def _in_order(people: Iterable[str], labelled: Json = None) -> list[str]:
     if not isinstance(labelled, Mapping):
         return ordered
     count, draw = labelled.get("count"), labelled.get("draw")
-    if not _is_count(count) or not isinstance(draw, int) or isinstance(draw, bool):
+    if not is_count(count) or not isinstance(draw, int) or isinstance(draw, bool):
         return ordered
     drawn = set(drawn_names(people, draw)[:count])
     return sorted(ordered, key=lambda name: name not in drawn)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from datasets.people.readers import full_path
 from datasets.runs.verdicts import FILTERS
 from passersby.errors import InputError
 from passersby.options import flag
@@ -103,11 +104,12 @@ def _training(name: str, options: Mapping[str, str]) -> ReidTraining:
     except SystemExit as error:
         settings = ", ".join(f"{key}={value}" for key, value in options.items())
         raise InputError(f"--set, --arms or --cross {settings}: {_reason(output.getvalue())}") from error
-    paths = {key: getattr(training, key) for key in ("weights", "teacher") if getattr(training, key)}
+    paths = {key: getattr(training, key) for key in ("weights", "teacher", "start") if getattr(training, key)}
     for key, path in paths.items():
         if not path.is_file():
             raise InputError(f"--set {key}={path}: there is no such file")
-    return dataclasses.replace(training, **{key: path.resolve() for key, path in paths.items()})
+    donors = tuple(map(full_path, training.donors))
+    return dataclasses.replace(training, donors=donors, **{key: path.resolve() for key, path in paths.items()})
 
 
 def _reason(text: str) -> str:

@@ -10,9 +10,12 @@ from datasets.latents.table import About, read_latents
 from datasets.people.readers import address
 from datasets.reid.sources import REAL, Source, list_sources
 from passersby.errors import InputError
+from passersby.options import Json
+from passersby.reid.checkpoint import load_reid
 from training.reid.config import ReidTraining
 from training.reid.data import ReidBatches
-from tune.leak_guard import DataSet, Finding, judge_run, read_data_set, refuse_leak
+from tune.label_guard import allowed_people, judge_labels, judge_run_labels, read_networks, refuse_label_leak
+from tune.leak_guard import DataSet, Finding, judge_network, judge_run, read_data_set, refuse_leak
 from tune.levels import (
     LEVELS,
     PEOPLE_SWEEP,
@@ -45,6 +48,7 @@ class SweepOptions:
     steps: int | None
     equal_epochs: bool
     allow_leak: bool
+    networks: tuple[str, ...] = ()
 
 
 def plan_sweep(options: SweepOptions) -> Sweep:
@@ -63,10 +67,14 @@ def plan_sweep(options: SweepOptions) -> Sweep:
         for filters in dict.fromkeys(training.filters for training in arms.values()):
             filtered = read_generated(path, options.sweep, root, filters) if filters else run
             check_enough(filtered, options.sweep, levels)
-    findings = _findings(runs, options.latents, data)
+    abouts = _abouts(runs, options.latents)
+    starts = {name: load_reid(path).record for name, path in _starts(arms)}
+    findings = _findings(runs, abouts, starts, data)
     refuse_leak(findings, options.allow_leak)
+    labels = _label_findings(runs, abouts, starts, read_networks(options.networks), arms, data)
+    refuse_label_leak(labels, options.allow_leak)
     arms = _with_steps(arms, options, root, levels, runs, seeds)
-    return Sweep(options.sweep, root, data, levels, seeds, arms, runs, findings, options.allow_leak)
+    return Sweep(options.sweep, root, data, levels, seeds, arms, runs, findings, options.allow_leak, labels)
 
 
 def _runs_by_seed(options: SweepOptions) -> dict[int | str, str | Path]:
@@ -85,14 +93,49 @@ def _runs_by_seed(options: SweepOptions) -> dict[int | str, str | Path]:
     return {seed: path if isinstance(path, str) else path.resolve() for seed, path in addresses.items()}
 
 
-def _findings(runs: Mapping[int | str, GeneratedRun], latents: Sequence[str], data: DataSet) -> tuple[Finding, ...]:
+def _starts(arms: Mapping[str, ReidTraining]) -> list[tuple[str, Path]]:
+    """The re-ID networks that trainings start from or learn from, each once, with words for it."""
+    named = [(name, getattr(training, name)) for name in ("start", "teacher") for training in arms.values()]
+    paths = dict.fromkeys((name, path) for name, path in named if path is not None)
+    return [(f"{name} network {path.name}", path) for name, path in paths]
+
+
+def _abouts(runs: Mapping[int | str, GeneratedRun], latents: Sequence[str]) -> dict[str | None, About]:
+    """sha256 of latents -> their metadata. Raises InputError for latents from which no run was made."""
     tables = [read_latents(path) for path in latents]
     for table in tables:
         if all(run.record.get("latents") != table.sha256 for run in runs.values()):
             check_latents(next(iter(runs.values())), table)
-    abouts: dict[str | None, About] = {table.sha256: table.about for table in tables}
-    judgements = (judge_run(run, abouts.get(run.record.get("latents")), data) for run in runs.values())
+    return {table.sha256: table.about for table in tables}
+
+
+def _findings(
+    runs: Mapping[int | str, GeneratedRun],
+    abouts: Mapping[str | None, About],
+    starts: Mapping[str, Json],
+    data: DataSet,
+) -> tuple[Finding, ...]:
+    judgements = [judge_run(run, abouts.get(run.record.get("latents")), data) for run in runs.values()]
+    judgements += [judge_network(name, record, data) for name, record in starts.items()]
     return tuple(dict.fromkeys(finding for findings in judgements for finding in findings))
+
+
+def _label_findings(
+    runs: Mapping[int | str, GeneratedRun],
+    abouts: Mapping[str | None, About],
+    starts: Mapping[str, Json],
+    networks: Mapping[str, Json],
+    arms: Mapping[str, ReidTraining],
+    data: DataSet,
+) -> tuple[Finding, ...]:
+    """The label guard's findings, for every set of labelled people of the arms."""
+    findings: list[Finding] = []
+    for allowed in dict.fromkeys(allowed_people(data, training.labelled) for training in arms.values()):
+        for run in runs.values():
+            findings += judge_run_labels(run, abouts.get(run.record.get("latents")), networks, data, allowed)
+        for name, record in starts.items():
+            findings += judge_labels(name, record, data, allowed)
+    return tuple(dict.fromkeys(findings))
 
 
 def _with_steps(
@@ -109,15 +152,14 @@ def _with_steps(
     builds the batches of level 0 and of the next level, so that an impossible training fails at once.
     """
     first_level = next((level for level in levels if level), None)
-    real = list_sources(root)
     name = "people" if options.sweep == PEOPLE_SWEEP else "variants"
     trainings = {}
     for arm, training in arms.items():
         dataclasses.replace(training, data=Path("."), out=Path(".")).check()
-        baseline = _batches(training, real)
+        baseline = _batches(training, list_sources(root, labelled=training.labelled))
         if first_level is not None:
             limits = {name: [next(iter(runs.values())).path], f"most_{name}": first_level, "draw_seed": seeds[0]}
-            _batches(training, list_sources(root, **limits, filters=training.filters))
+            _batches(training, list_sources(root, **limits, filters=training.filters, labelled=training.labelled))
         steps = None if options.equal_epochs else options.steps or -(-training.epochs * baseline.steps_per_epoch // 1)
         trainings[arm] = dataclasses.replace(training, steps=None if steps is None else int(steps))
         trainings[arm].check()

@@ -25,9 +25,10 @@ class Sweep:
     """A sweep of trainings over levels and seeds.
 
     arms: name -> training (`tune.options.arms_of`), with the number of steps, or without it if epochs are equal. runs:
-    seed -> the run whose pictures the seed uses, or ONE_RUN -> the run of all seeds. findings: those of the leak guard;
-    allow_leak: whether a leak is allowed. known: the training options that the sweep's folder knows, None for all. The
-    configuration and its hash omit an unknown option at its default (passersby/options.py).
+    seed -> the run whose pictures the seed uses, or ONE_RUN -> the run of all seeds. findings: those of the leak guard,
+    labels: those of the label guard; allow_leak: whether a leak is allowed. known: the training options that the
+    sweep's folder knows, None for all. The configuration and its hash omit an unknown option at its default
+    (passersby/options.py).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Sweep:
     runs: Mapping[int | str, GeneratedRun]
     findings: tuple[Finding, ...]
     allow_leak: bool
+    labels: tuple[Finding, ...] = ()
     known: frozenset[str] | None = None
 
     def configuration(self) -> dict[str, Json]:
@@ -125,6 +127,11 @@ class Sweep:
                 "allowed": self.allow_leak,
                 "findings": [dataclasses.asdict(finding) for finding in self.findings],
             },
+            "labels": {
+                "verdict": verdict_of(self.labels),
+                "allowed": self.allow_leak,
+                "findings": [dataclasses.asdict(finding) for finding in self.labels],
+            },
             "generators": {seed: run.network for seed, run in runs.items()},
             "paths": {"data": str(self.root), "runs": {seed: str(run.path) for seed, run in runs.items()}},
             "command": command,
@@ -140,9 +147,10 @@ def _frozen(training: ReidTraining, known: Collection[str] | None) -> dict[str, 
     """The training options that change the result, without those of level and seed; known: as in `Sweep`."""
     steps = {"steps": training.steps}
     omitted = (FREE_TO_CHANGE | DECIDED.keys()) - {"preset"}
-    files = {
-        name: file_sha256(path) for name in ("weights", "teacher") if (path := getattr(training, name)) is not None
-    }
+    paths = {name: getattr(training, name) for name in ("weights", "teacher", "start")}
+    files: dict[str, Json] = {name: file_sha256(path) for name, path in paths.items() if path is not None}
+    if training.donors:
+        files["donors"] = [path.name for path in training.donors]
     values = {name: value for name, value in training.as_json().items() if name not in omitted} | steps | files
     return values if known is None else known_part(values, known, defaults(ReidTraining))
 

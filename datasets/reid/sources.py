@@ -37,7 +37,8 @@ class Source:
     """The images of one data set or run: `kind` is an index of SOURCES; persons[i] is image i's class name.
 
     draw: the seed that chose the people whose labels are used (`Listing.drawn_people`); None where all are used.
-    pool: the listing from which some pictures were chosen, None where all were.
+    after: the number of people before these in that draw. pool: the listing from which some pictures were chosen, None
+    where all were.
     """
 
     kind: int
@@ -45,6 +46,7 @@ class Source:
     persons: tuple[str, ...]
     toy_crowd: Mapping[str, str | int | float] | None = None
     draw: int | None = None
+    after: int = 0
     pool: Listing | None = None
 
     def __len__(self) -> int:
@@ -69,7 +71,8 @@ class Source:
             "fingerprint": self.listing.fingerprint(),
         }
         if self.draw is not None:  # in the form of a generator's record
-            record["labelled"] = {"count": len(people), "sha256": sha256, "draw": self.draw, "images": images}
+            drawn = {"count": len(people), "sha256": sha256, "draw": self.draw, "images": images}
+            record["labelled"] = drawn | ({"after": self.after} if self.after else {})
         if self.pool is not None:
             everybody = self.pool.people.values()
             record["of"] = {"people": len(self.pool.people), "sha256": people_sha256(everybody)}
@@ -191,10 +194,10 @@ def _real_sources(real: str | Path, labelled: Labelled) -> list[Source]:
             "--labelled-people: give fewer"
         )
     both = listing.drawn_people(count + labelled.further, labelled.draw)
-    parts = [(REAL, listing.of_people(drawn))]
+    parts = [(REAL, listing.of_people(drawn), 0)]
     if labelled.further:
-        parts.append((FURTHER, listing.of_people(sorted(set(both) - set(drawn)))))
-    sources = [Source(kind, part, _persons(part), toy, labelled.draw, listing) for kind, part in parts]
+        parts.append((FURTHER, listing.of_people(sorted(set(both) - set(drawn))), count))
+    sources = [Source(kind, part, _persons(part), toy, labelled.draw, after, listing) for kind, part, after in parts]
     if labelled.singles:
         rest = listing.take(~np.isin(listing.identities, both))
         if labelled.singles > len(rest):

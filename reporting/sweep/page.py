@@ -188,6 +188,7 @@ class SweepRecord(TypedDict, total=False):
     equal: str
     one_generator: bool
     leak: Leak | None
+    labels: Leak | None
     paths: SweepPaths
     command: str
 
@@ -211,12 +212,15 @@ def sweep_page(
     tables = {arm: trials.filter(pc.call_function("equal", [trials["arm"], arm])) for arm in arms}
     analyses = {score: {arm: analyse(trials_of(tables[arm], score)) for arm in arms} for score in SCORES}
     leak: Leak = sweep.get("leak") or {}
+    labels: Leak = sweep.get("labels") or {}
     return rendered(
         "sweep.html.j2",
         title=f"Sweep: {name.replace('-', ' ')}",
         toy=is_toy(cast(Mapping[str, Json], sweep)),
         leak=leak if leak.get("verdict") == "leak" else None,
         unknown=[finding for finding in leak.get("findings", []) if finding.get("verdict") == "unknown"],
+        label_leak=labels if labels.get("verdict") == "leak" else None,
+        labels=labels if labels.get("findings") else None,
         headline=_headline(trials, sweep),
         answers=[_answer(arm, analyses["mAP"][arm], MEANING.get(name, "levels")) for arm in arms],
         charts=[_charts(score, analyses[score], tables, name) for score in SCORES],

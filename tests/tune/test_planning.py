@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from datasets.people.listing import identities_sha256
+from datasets.reid.sources import people_sha256
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Plan
@@ -18,7 +20,10 @@ from datasets.runs.shards import shard_table, write_shard
 from datasets.runs.verdicts import Thresholds
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.reid.checkpoint import save_reid
+from passersby.reid.network import ReidNetwork
 from tests.helpers import sweep_data
+from training.reid.config import preset
 from tune.levels import Trial
 from tune.planning import SweepOptions, plan_sweep
 from tune.table import SCHEMA, write_table
@@ -148,3 +153,25 @@ def test_what_filters_leave_is_counted(wanted, data):
 def test_latents_that_a_run_was_not_made_from_are_refused(wanted, tmp_path):
     with pytest.raises(InputError):
         plan_sweep(dataclasses.replace(wanted, latents=(str(tmp_path),)))
+
+
+def test_a_start_network_and_the_judge_of_the_filters_are_judged(wanted, data, tmp_path):
+    """By their records: whom they have seen, and whose labels they know."""
+    names = [path.name[:4] for path in sorted((data / "bounding_box_train").iterdir())]
+    people = sorted(set(names))
+    part = {"name": "market train", "people": len(people), "sha256": people_sha256(people)}
+    torch.manual_seed(0)
+    training = preset("tiny", Path(), Path())
+    network = ReidNetwork(training.network(len(people)))
+    file = tmp_path / "start.safetensors"
+    save_reid(file, network, class_names=people, record={"trained_on": {"real": [part]}})
+    settings = ("batch=4", f"start={file}")
+    sweep = plan_sweep(dataclasses.replace(wanted, set=settings))
+    assert [finding.verdict for finding in sweep.findings if "start" in finding.what] == ["clean"]
+    assert [finding.verdict for finding in sweep.labels if "start" in finding.what] == ["clean"]
+    assert json.loads(sweep.to_json(""))["labels"]["findings"][-1]["what"] == "start network start.safetensors"
+    with pytest.raises(InputError, match="knows more labels than the trainings .*6 people, 2 of whom.*--allow-leak"):
+        plan_sweep(dataclasses.replace(wanted, set=(*settings, "labelled_people=4")))
+    allowed = plan_sweep(dataclasses.replace(wanted, set=(*settings, "labelled_people=4"), allow_leak=True))
+    assert json.loads(allowed.to_json(""))["labels"]["verdict"] == "leak"
+    assert sweep.hash != plan_sweep(dataclasses.replace(wanted, set=("batch=4",))).hash
