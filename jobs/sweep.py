@@ -66,7 +66,10 @@ class Config:
     Thresholds of the filters are options too: detector_threshold=0.8 identity_margin=0."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'NAME: KEY=VALUE ...'")] = ()
     """Sets of options, each with a name. The sweep runs all levels once with each set.
-    For example: "plain: variants_labels=hard" "gated: variants_labels=smooth identity_margin=0"."""
+    For example: "plain: variants_labels=hard" "gated: variants_labels=smooth identity_margin=0".
+    extras=real and extras=single let the levels add further real people, or single pictures without a label, in
+    place of generated people: "G: extras=generated" "U: extras=real" "S: extras=single".
+    recipe= sets several options at once: plain, changes, changes-first, changes-half (docs/sweeps.md)."""
     cross: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE,VALUE")] = ()
     """An option with several values. The sweep runs all levels once with each value.
     For example: variants_labels=hard,smooth detector_threshold=0.6,0.8.

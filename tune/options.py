@@ -23,6 +23,16 @@ DECIDED = {
     "gpus": "--gpus-per-trial", "threads": "--cpus-per-trial", "max_minutes": "no option: trials run to their end",
 }  # fmt: skip
 _KEYS = {field.name for field in dataclasses.fields(ReidTraining)}
+# What a level adds to the labelled people. Level 0 is the same training without it.
+GENERATED, FURTHER, SINGLE = EXTRAS = ("generated", "real", "single")
+_CHANGES = {"surroundings": "1", "colours": "0.7", "jitter": "0.7"}
+# The short list from which each arm takes its best recipe.
+RECIPES: dict[str, dict[str, str]] = {
+    "plain": {},
+    "changes": _CHANGES | {"stages": "0.7 0.3:plain"},
+    "changes-first": _CHANGES | {"stages": "0.7 0.3:plain,sources=real"},
+    "changes-half": _CHANGES | {"stages": "0.7 0.3:plain", "generated_share": "0.5"},
+}
 
 
 def arms_of(
@@ -33,9 +43,30 @@ def arms_of(
     name: the name of the preset. settings: "key=value", for all arms. named: "NAME: key=value key=value", one arm each.
     crossed: "key=value1,value2"; each combination of values, with each named arm, is an arm. Keys are the options of
     jobs/train_reid.py, and the names of the filters' thresholds (`datasets.runs.verdicts.FILTERS`). A crossed
-    preset=... brings the values of that preset. Without a setting for it, trainings run in the trial's own process
-    (workers 0). Raises InputError for an unknown key and for an impossible value.
+    preset=... brings the values of that preset, recipe=... those of RECIPES, which other settings replace. The key
+    extras goes to `extras_of`. Without a setting for it, trainings run in the trial's own process (workers 0). Raises
+    InputError for an unknown key and for an impossible value.
     """
+    arms = {}
+    for arm, options in _options_of(settings, crossed, named).items():
+        options = {key: value for key, value in options.items() if key != "extras"}
+        recipe = options.pop("recipe", "plain")
+        if recipe not in RECIPES:
+            raise InputError(f"recipe {recipe}: give one of {', '.join(RECIPES)}")
+        arms[arm] = _training(options.pop("preset", name), RECIPES[recipe] | options)
+    return arms
+
+
+def extras_of(settings: Sequence[str], crossed: Sequence[str], named: Sequence[str] = ()) -> dict[str, str]:
+    """Name of an arm -> what its levels add to the labelled people, one of EXTRAS. Arguments as of `arms_of`."""
+    extras = {arm: options.get("extras", GENERATED) for arm, options in _options_of(settings, crossed, named).items()}
+    strange = [value for value in extras.values() if value not in EXTRAS]
+    if strange:
+        raise InputError(f"extras {strange[0]}: give one of {', '.join(EXTRAS)}")
+    return extras
+
+
+def _options_of(settings: Sequence[str], crossed: Sequence[str], named: Sequence[str]) -> dict[str, dict[str, str]]:
     common = _all_parsed("--set", settings)
     starts = dict(map(_named_arm, named)) or {"": {}}
     if len(starts) < len(named):
@@ -53,8 +84,7 @@ def arms_of(
     for (label, arm_options), values in itertools.product(starts.items(), itertools.product(*choices.values())):
         crossed_options = dict(zip(choices, values, strict=True))
         arm = ", ".join([label] * bool(label) + [f"{key}={value}" for key, value in crossed_options.items()])
-        options = common | arm_options | crossed_options
-        arms[arm] = _training(options.pop("preset", name), options)
+        arms[arm] = common | arm_options | crossed_options
     return arms
 
 
@@ -79,7 +109,7 @@ def _parsed(option: str, text: str) -> tuple[str, str]:
         raise InputError(f"{option} {text}: give key=value, such as batch=32")
     if key in DECIDED:
         raise InputError(f"{option} {text}: a sweep decides {flag(key)} itself, by {DECIDED[key]}")
-    if key not in _KEYS | FILTERS.keys():
+    if key not in _KEYS | FILTERS.keys() | {"extras", "recipe"}:
         raise InputError(
             f"{option} {text}: {key} is neither an option of jobs/train_reid.py nor a threshold: see that job's --help"
         )

@@ -20,13 +20,14 @@ from tune.levels import (
     LEVELS,
     PEOPLE_SWEEP,
     GeneratedRun,
+    Trial,
     check_enough,
     check_latents,
     checked,
     read_generated,
     with_baseline,
 )
-from tune.options import arms_of
+from tune.options import GENERATED, arms_of, extras_of
 from tune.sweep import ONE_RUN, Sweep
 
 
@@ -59,6 +60,7 @@ def plan_sweep(options: SweepOptions) -> Sweep:
     if options.equal_epochs and options.steps is not None:
         raise InputError(f"--equal-epochs with --steps {options.steps}: give one of them")
     arms = arms_of(options.preset, options.set, options.cross, options.arms)
+    extras = extras_of(options.set, options.cross, options.arms)
     root = address(options.data)
     root = root if isinstance(root, str) else root.resolve()
     data = read_data_set(root)
@@ -74,7 +76,28 @@ def plan_sweep(options: SweepOptions) -> Sweep:
     labels = _label_findings(runs, abouts, starts, read_networks(options.networks), arms, data)
     refuse_label_leak(labels, options.allow_leak)
     arms = _with_steps(arms, options, root, levels, runs, seeds)
-    return Sweep(options.sweep, root, data, levels, seeds, arms, runs, findings, options.allow_leak, labels)
+    sweep = Sweep(
+        options.sweep, root, data, levels, seeds, arms, runs, findings, options.allow_leak, labels, extras=extras
+    )  # fmt: skip
+    _check_real_extras(sweep)
+    return sweep
+
+
+def _check_real_extras(sweep: Sweep) -> None:
+    """Raise InputError for a level with more real people or single pictures than the data have beside the labelled."""
+    for arm, kind in sweep.extras.items():
+        if kind == GENERATED:
+            continue
+        training = sweep.arms[arm]
+        if sweep.name != PEOPLE_SWEEP or training.labelled_people is None:
+            raise InputError(
+                f"extras={kind}: it belongs to --sweep {PEOPLE_SWEEP} with labelled_people=N, beside whom other people "
+                "of --data are left"
+            )
+        first_and_last = [level for level in sweep.levels if level][:1] + [sweep.levels[-1]]
+        for level in filter(None, first_and_last):  # the last needs most people, the first could be below a batch
+            trained = sweep.training(Trial(sweep.seeds[0], level, arm), Path("."))
+            _batches(trained, list_sources(sweep.root, labelled=trained.labelled))
 
 
 def _runs_by_seed(options: SweepOptions) -> dict[int | str, str | Path]:

@@ -10,9 +10,10 @@ from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.options import Json, agree, canonical_sha256, defaults, differences, known_part
 from training.reid.config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
+from training.reid.stages import without_extras
 from tune.leak_guard import DataSet, Finding, verdict_of
 from tune.levels import PEOPLE_SWEEP, GeneratedRun, Trial, trials_of
-from tune.options import DECIDED
+from tune.options import DECIDED, FURTHER, GENERATED, SINGLE
 
 SWEEP_FILE = "sweep.json"
 ONE_RUN = "every seed"  # the key of the run, if all seeds use the same run
@@ -28,7 +29,8 @@ class Sweep:
     seed -> the run whose pictures the seed uses, or ONE_RUN -> the run of all seeds. findings: those of the leak guard,
     labels: those of the label guard; allow_leak: whether a leak is allowed. known: the training options that the
     sweep's folder knows, None for all. The configuration and its hash omit an unknown option at its default
-    (passersby/options.py).
+    (passersby/options.py). extras: what the levels of an arm add (`tune.options.EXTRAS`); generated pictures where it
+    has no entry.
     """
 
     name: str
@@ -42,18 +44,21 @@ class Sweep:
     allow_leak: bool
     labels: tuple[Finding, ...] = ()
     known: frozenset[str] | None = None
+    extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def configuration(self) -> dict[str, Json]:
         """All values that change the result of a trial, as plain JSON.
 
         Folders and hardware are absent. Levels and seeds are absent because more of them extend a sweep.
         """
+        extras = {arm: kind for arm, kind in self.extras.items() if kind != GENERATED}
         data = {"name": self.data.name, "toy_crowd": self.data.toy_hash} | dict(self.data.fingerprints)
         return {
             "sweep": self.name,
             "data": data,
             "training": {arm: _frozen(training, self.known) for arm, training in self.arms.items()},
             "runs": {str(seed): {**run.record} for seed, run in self.runs.items()},
+            **({"extras": extras} if extras else {}),
         }
 
     @property
@@ -100,13 +105,23 @@ class Sweep:
         """A trial's training in OUT/trials/<trial>; resources: workers, gpus, threads."""
         generated: dict[str, int | tuple[str | Path]] = {}
         base = self.arms[trial.arm]
-        if trial.level:
+        extras = self.extras.get(trial.arm, GENERATED)
+        if trial.level and extras == FURTHER:
+            base = dataclasses.replace(base, further_people=trial.level)
+        elif trial.level and extras == SINGLE:
+            base = dataclasses.replace(base, single_pictures=self.single_pictures(trial))
+        elif trial.level:
             kind = "people" if self.name == PEOPLE_SWEEP else "variants"
             generated = {kind: (self.run_of(trial).path,), f"most_{kind}": trial.level, "draw_seed": trial.seed}
         else:
             base = _without_generated(base)
         folder = out / TRIALS / trial.name
         return dataclasses.replace(base, data=self.root, out=folder, seed=trial.seed, **generated, **resources)
+
+    def single_pictures(self, trial: Trial) -> int:
+        """As many single pictures as so many artificial people have on average."""
+        run = self.run_of(trial)
+        return round(run.images / run.people * trial.level)
 
     def to_json(self, command: str) -> bytes:
         """The text of sweep.json: the configuration and its hash, derived values, and values that may change."""
@@ -140,7 +155,7 @@ class Sweep:
 
 
 def _without_generated(training: ReidTraining) -> ReidTraining:
-    return dataclasses.replace(training, **_DEFAULTS)
+    return dataclasses.replace(training, **_DEFAULTS, stages=without_extras(training.stages))
 
 
 def _frozen(training: ReidTraining, known: Collection[str] | None) -> dict[str, Json]:

@@ -159,7 +159,7 @@ def evaluate(spec: Spec) -> Row:
         "rank10": float(ranking.rank10),
         "mAP": float(ranking.mAP),
         "mINP": float(ranking.mINP),
-        "generated_images": image_counts["people"] + image_counts["variants"],
+        "generated_images": sum(count for source, count in image_counts.items() if source != "real"),
         "real_images": image_counts["real"],
         "query_identity": features.sets[QUERY].identities.tolist(),
         "query_ap": ranking.average_precision.tolist(),

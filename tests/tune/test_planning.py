@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets.people.listing import identities_sha256
-from datasets.reid.sources import people_sha256
+from datasets.reid.sources import Labelled, people_sha256
 from datasets.runs.configuration import Configuration
 from datasets.runs.manifest import write_manifest
 from datasets.runs.plan import PLAN_FILE, Plan
@@ -175,3 +175,38 @@ def test_a_start_network_and_the_judge_of_the_filters_are_judged(wanted, data, t
     allowed = plan_sweep(dataclasses.replace(wanted, set=(*settings, "labelled_people=4"), allow_leak=True))
     assert json.loads(allowed.to_json(""))["labels"]["verdict"] == "leak"
     assert sweep.hash != plan_sweep(dataclasses.replace(wanted, set=("batch=4",))).hash
+
+
+def test_arms_of_generated_and_real_extras_share_their_control(wanted):
+    """C is level 0. G, U and S add to it generated people, further real people, single pictures without a label."""
+    arms = ("G: recipe=changes", "U: recipe=changes-first extras=real", "S: recipe=changes extras=single")
+    settings = ("labelled_people=3", "label_draw=5", "batch=4", "generated_share=0.5")
+    sweep = plan_sweep(dataclasses.replace(wanted, arms=arms, set=settings, levels=(2,)))
+    names = [trial.name for trial in sweep.trials() if trial.seed == 0]
+    assert sorted(names) == ["level-0000-seed-0-G", *(f"level-0002-seed-0-{arm}" for arm in "GSU")]
+    of = {arm: sweep.training(Trial(0, 2, arm), Path("out")) for arm in "GUS"}
+    assert (of["G"].most_people, of["G"].labelled.further, of["G"].labelled.singles) == (2, 0, 0)
+    assert (of["U"].people, of["U"].labelled.further, of["U"].labelled.singles) == ((), 2, 0)
+    assert of["U"].stages == ("0.7", "0.3:plain,sources=real")
+    images = sweep.run_of(Trial(0, 2, "S")).images
+    assert (of["S"].people, of["S"].labelled.further, of["S"].labelled.singles) == ((), 0, round(images / PEOPLE * 2))
+    control = sweep.training(Trial(0, 0, "G"), Path("out"))
+    assert (control.people, control.labelled, control.stages) == ((), Labelled(3, 5), ("0.7", "0.3:plain"))
+    assert {training.steps for training in sweep.arms.values()} == {3}
+    assert {training.surroundings for training in sweep.arms.values()} == {1.0}
+    swapped = plan_sweep(dataclasses.replace(wanted, arms=(*arms[:2], "S: recipe=changes"), set=settings, levels=(2,)))
+    assert swapped.hash != sweep.hash
+
+
+@pytest.mark.parametrize(
+    ("arm", "settings", "levels", "message"),
+    [
+        ("U: extras=real", ("batch=4",), (2,), "extras=real: it belongs to .*labelled_people=N"),
+        ("U: extras=real", ("batch=4", "labelled_people=3"), (4,), "--further-people 4: .*3 people beside the 3"),
+        ("U: extras=people", ("batch=4",), (2,), "extras people: give one of generated, real, single"),
+        ("U: recipe=best", ("batch=4",), (2,), "recipe best: give one of plain, changes"),
+    ],
+)
+def test_impossible_extras_and_recipes_are_refused(wanted, arm, settings, levels, message):
+    with pytest.raises(InputError, match=message):
+        plan_sweep(dataclasses.replace(wanted, arms=(arm,), set=settings, levels=levels))

@@ -78,6 +78,17 @@ def stages_of(training: "ReidTraining", total_steps: int) -> list[Stage]:
     return stages
 
 
+def without_extras(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts of the stages without what concerns generated and other extra pictures only."""
+    result = []
+    for text in texts:
+        share, colon, rest = text.partition(":")
+        items = [item.strip() for item in rest.split(",")]
+        items = [item for item in items if item and not item.replace("-", "_").startswith((f"{FROM}=", "generated_"))]
+        result.append(share + colon + ",".join(items) if items else share)
+    return tuple(result)
+
+
 def _parsed(text: str, training: "ReidTraining") -> tuple[float, dict[str, Any]]:
     share, _, rest = text.partition(":")
     try:
