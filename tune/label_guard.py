@@ -137,9 +137,10 @@ def _judge_reid(name: str, trained_on: Mapping[str, Json], data: DataSet, allowe
     findings = []
     for source in _SOURCES:
         parts = trained_on.get(source, [])
-        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+        readable = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+        if not isinstance(parts, list) or len(readable) < len(parts):
             return [Finding(name, UNKNOWN, "its record of whom it was trained on cannot be read")]
-        for part in parts:
+        for part in readable:
             drawn = part.get("labelled")
             people = drawn or {"count": part.get("people"), "sha256": part.get("sha256")}
             findings.append(_judge_people(name, part, people, data, allowed))
