@@ -212,3 +212,27 @@ def test_feature_network_of_bytes():
 def test_configuration_that_no_network_has(settings, said):
     with pytest.raises(InputError, match=said):
         ReidConfig(**({"classes": 3} | settings))
+
+
+@pytest.mark.parametrize(("stem", "last_stride", "domains"), [("imagenet", 2, 1), ("small", 1, 2)])
+def test_half_the_width_is_torchvision_s_network_with_half_the_channels(stem, last_stride, domains):
+    half = network(stem=stem, last_stride=last_stride, domains=domains, neck="bnneck", width_factor=0.5)
+    whole = network(stem=stem, last_stride=last_stride, domains=domains, neck="bnneck")
+    assert (half.config.pooled_width, whole.config.pooled_width) == (256, 512)
+    shapes = {name: tuple(value.shape) for name, value in whole.backbone.state_dict().items()}
+    for name, value in half.backbone.state_dict().items():
+        channels = value.shape[:2]
+        doubled = tuple(size if size == 3 else 2 * size for size in channels)  # 3: red, green and blue
+        assert (*doubled, *value.shape[2:]) == shapes[name], name
+    assert half(images()).logits.shape == (3, CLASSES)
+    # He's initialisation, as torchvision has it: variance 2 / (outputs * 9).
+    torch.manual_seed(0)
+    new = ReidNetwork(ReidConfig(CLASSES, backbone="resnet10", width_factor=0.5))
+    weight = new.backbone.layer4[0].conv2.weight
+    assert float(weight.detach().std()) == pytest.approx(math.sqrt(2 / (256 * 9)), rel=0.02)
+
+
+@pytest.mark.parametrize("factor", [0.05, 5.0, "half"])
+def test_impossible_widths_are_refused(factor):
+    with pytest.raises(InputError, match="width_factor"):
+        ReidConfig(CLASSES, width_factor=factor)

@@ -139,3 +139,17 @@ def test_axes_hold_every_value(values):
         assert 0 <= chart.y(score) <= 300
     assert 2 <= len(chart.y_ticks) <= 9
     assert chart.x_ticks[0] == 0
+
+
+def test_labels_are_listed_and_a_leak_of_labels_is_printed_in_red():
+    table, finding = sweeps.trials({"": 0.0}), {"what": "generator", "reason": "labels of 60 people"}
+
+    def page(verdict: str) -> str:
+        labels = {"verdict": verdict, "findings": [finding | {"verdict": verdict}]}
+        return sweep_page(sweeps.record() | {"labels": labels}, table)
+
+    assert "generator: clean: labels of 60 people" in words(page("clean"))
+    assert 'role="alert"' not in page("clean")
+    assert 'role="alert"' in page("leak")
+    assert "generator: labels of 60 people" in words(page("leak"))
+    assert "Identity labels known" not in words(sweep_page(sweeps.record(), table))
