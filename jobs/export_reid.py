@@ -43,7 +43,7 @@ class Config:
     """
 
     network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")]
-    """The network: our .safetensors, layumi's .pth, or torchreid's .pth.tar."""
+    """The network: our .safetensors, layumi's .pth, or torchreid's .pth.tar or .pth."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """The .onnx file to write."""
     flip: bool = True

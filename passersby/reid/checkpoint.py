@@ -12,11 +12,17 @@ import numpy as np
 import torch
 import torch.hub
 
-from passersby.checkpoints import REID, fitted, is_safetensors, named, read_tensors, save_own
+from passersby.checkpoints import REID, Tensors, fitted, is_safetensors, named, read_tensors, save_own
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.reid.formats import Contents, check_activation, read_foreign, read_passersby
+from passersby.reid.formats import Contents, check_activation, read_foreign, read_osnet, read_passersby
 from passersby.reid.network import FeatureNetwork, ReidNetwork
+from passersby.reid.osnet import OSNETS, is_osnet
+
+OSNET_WEIGHTS = (
+    "its weights are on Google Drive, named by torchreid's Model Zoo "
+    "(https://kaiyangzhou.github.io/deep-person-reid/MODEL_ZOO): fetch them and give --weights FILE, or --no-pretrained"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,18 +121,52 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
         raise InputError(f"width factor {network.config.width_factor:g}: there are no ImageNet weights for it; take 1")
     if name == "resnet10":
         raise InputError("resnet10: there are no ImageNet weights for it; take resnet18, or random weights")
+    if name in OSNETS:
+        return _load_torchreid_start(network, path)
     path = Path(path) if path is not None else _fetched(name)
     with named("ImageNet weights", path):
         sha256 = file_sha256(path)
         published = {key: value for key, value in read_tensors(path).items() if not key.startswith("fc.")}
         expected = network.backbone.state_dict()
-        # A domain's module is named after torchvision's: bn1.norms.0.weight is bn1.weight.
-        sources = {key: key.replace(".norms.0.", ".").replace(".norms.1.", ".") for key in expected}
-        tensors = {key: published[source] for key, source in sources.items() if source in published}
-        # `fitted` refuses these names.
-        tensors |= {key: published[key] for key in published.keys() - set(sources.values())}
-        network.backbone.load_state_dict(fitted(tensors, expected, f"torchvision's {name}"))
+        network.backbone.load_state_dict(_for_domains(published, expected, f"torchvision's {name}"))
     return (f"backbone {name} starts from ImageNet weights: {path.name}, sha256 {sha256}; their classifier is unused",)
+
+
+def _for_domains(published: Tensors, expected: Tensors, what: str) -> Tensors:
+    # A domain's module is named after the one without domains: bn1.norms.0.weight is bn1.weight.
+    sources = {key: key.replace(".norms.0.", ".").replace(".norms.1.", ".") for key in expected}
+    tensors = {key: published[source] for key, source in sources.items() if source in published}
+    # `fitted` refuses these names.
+    tensors |= {key: published[key] for key in published.keys() - set(sources.values())}
+    return fitted(tensors, expected, what)
+
+
+def _load_torchreid_start(network: ReidNetwork, path: str | os.PathLike | None) -> tuple[str, ...]:
+    name = network.config.backbone
+    if path is None:
+        raise InputError(f"{name}: {OSNET_WEIGHTS}")
+    path = Path(path)
+    with named("OSNet weights", path):
+        sha256 = file_sha256(path)
+        tensors = read_tensors(path)
+        if not is_osnet(tensors):
+            raise InputError(f"no OSNet of torchreid: {OSNET_WEIGHTS}")
+        of_file, tensors = read_osnet(tensors)
+        if of_file != name:
+            raise InputError(f"the file's network is {of_file}, not {name}: give --backbone {of_file}, or another file")
+        sizes = (network.config.embedding, network.config.pooled_width)
+        embeds = network.config.neck == "embedding" and "embed.weight" in tensors
+        embeds = embeds and tensors["embed.weight"].shape == sizes
+        expected = {
+            key: value
+            for key, value in network.state_dict().items()
+            if key.startswith(("backbone.", "embed.", "norm.") if embeds else "backbone.")
+        }
+        unused = ("classifier.",) if embeds else ("classifier.", "embed.", "norm.")
+        published = {key: value for key, value in tensors.items() if not key.startswith(unused)}
+        network.load_state_dict(_for_domains(published, expected, f"torchreid's {name}"), strict=False)
+    unused_parts = "its classifier is" if embeds else "its embedding and its classifier are"
+    return (f"backbone {name} starts from torchreid's weights: {path.name}, sha256 {sha256}; {unused_parts} unused",)
 
 
 def _fetched(name: str) -> Path:

@@ -1,8 +1,9 @@
 """Files of re-identification networks: each kind as a configuration and tensors, before any network is built.
 
 Three kinds: our own `.safetensors`; the state dicts (`net_last.pth`) of Zheng's Person_reID_baseline_pytorch, here
-"layumi", with ResNet backbones; the checkpoints (`model.pth.tar-60`) of Zhou's deep-person-reid, here "torchreid":
-resnet18, resnet34, resnet50 and resnet50_fc512. Nothing that a file contains is ever executed.
+"layumi", with ResNet backbones; the checkpoints (`model.pth.tar-60`, `osnet_x1_0_msmt17.pth`) of Zhou's
+deep-person-reid, here "torchreid": resnet18, resnet34, resnet50, resnet50_fc512, and every OSNet. Nothing that a file
+contains is ever executed.
 """
 
 import dataclasses
@@ -14,7 +15,11 @@ import torch
 
 from passersby.checkpoints import REID, Tensors, read_own, read_tensors
 from passersby.errors import InputError
+from passersby.reid import osnet
 from passersby.reid.network import ACTIVATIONS, BASIC, BLOCKS, BOTTLENECK, ReidConfig
+
+IMAGENET_CLASSES = 1000
+_TORCHREID_PREFIXES = {"classifier.": "classifier.", "fc.0.": "embed.", "fc.1.": "norm.", "": "backbone."}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +50,14 @@ def read_foreign(path: Path, activation: str | None, last_stride: int | None) ->
         return _layumi(tensors, path, activation, last_stride)
     if "conv1.weight" in tensors and "classifier.weight" in tensors:
         return _torchreid(tensors, activation, last_stride)
+    if osnet.is_osnet(tensors):
+        return _torchreid_osnet(tensors, activation)
     if "conv1.weight" in tensors and "fc.weight" in tensors:
         raise InputError("ImageNet weights, no re-identification network: training takes them with --weights")
     listed = ", ".join(name[:40] for name in list(tensors)[:3])
-    raise InputError(f"neither layumi's ResNet-50 nor torchreid's resnet ({listed}, ...): those are read, and our own")
+    raise InputError(
+        f"neither layumi's ResNet-50 nor torchreid's resnet ({listed}, ...) nor its osnet: those are read, and our own"
+    )
 
 
 def _layumi(tensors: Tensors, path: Path, activation: str | None, last_stride: int | None) -> Contents:
@@ -81,8 +90,7 @@ def _layumi(tensors: Tensors, path: Path, activation: str | None, last_stride: i
 
 
 def _torchreid(tensors: Tensors, activation: str | None, last_stride: int | None) -> Contents:
-    prefixes = {"classifier.": "classifier.", "fc.0.": "embed.", "fc.1.": "norm.", "": "backbone."}
-    renamed = _renamed(tensors, prefixes)
+    renamed = _renamed(tensors, _TORCHREID_PREFIXES)
     embedding = "embed.weight" in renamed
     if embedding and activation not in (None, "relu"):
         raise InputError(f"activation {activation}: torchreid's resnet50_fc512 has relu")
@@ -98,6 +106,32 @@ def _torchreid(tensors: Tensors, activation: str | None, last_stride: int | None
     model = f"{config.backbone}_fc{config.embedding}" if embedding else config.backbone
     notes = (f"taken for torchreid's {model}, whose last stride is {stride}: the file does not say it",)
     return Contents("torchreid", config, renamed, (), {"trained_on": "unknown"}, notes if last_stride is None else ())
+
+
+def _torchreid_osnet(tensors: Tensors, activation: str | None) -> Contents:
+    if activation not in (None, "relu"):
+        raise InputError(f"activation {activation}: torchreid's osnet has relu")
+    name, renamed = read_osnet(tensors)
+    config = ReidConfig(
+        classes=_rows(renamed, "classifier.weight"),
+        backbone=name,
+        embedding=_rows(renamed, "embed.weight"),
+        last_stride=1,  # its last stage keeps the size: 2 is refused as what the file does not have
+        dropout=0.0,
+    )
+    notes = [f"torchreid's {name} of {config.classes:,} classes"]
+    if config.classes == IMAGENET_CLASSES:
+        notes.append("1,000 classes: if they are ImageNet's, it has not learnt people yet: train with --weights FILE")
+    return Contents("torchreid", config, renamed, (), {"trained_on": "unknown"}, tuple(notes))
+
+
+def read_osnet(tensors: Tensors) -> tuple[str, Tensors]:
+    """The backbone's name, and the tensors of torchreid's OSNet under ReidNetwork's names."""
+    ours = osnet.our_names(tensors)
+    name = osnet.variant_name(ours)
+    if name is None:
+        raise InputError(f"an OSNet of another structure: those of {', '.join(osnet.OSNETS)} are read")
+    return name, _renamed(ours, _TORCHREID_PREFIXES)
 
 
 def _renamed(tensors: Tensors, prefixes: Mapping[str, str]) -> Tensors:

@@ -1,9 +1,10 @@
-"""The re-identification network: a ResNet, a neck and a classifier of the training's people.
+"""The re-identification network: a ResNet or an OSNet, a neck and a classifier of the training's people.
 
 There are three necks, each as in its source. "embedding" is the baseline of Zheng et al. (2019) with 512 values before
 the classifier, which torchreid calls fc512. "bnneck" is that of Luo et al., "Bag of Tricks and a Strong Baseline for
-Deep Person Re-identification" (2019). "none" is a classifier directly on the pooled features. Backbones are
-torchvision's (He et al., 2016), so torchvision's ImageNet weights fit. Files are read in passersby/reid/checkpoint.py.
+Deep Person Re-identification" (2019). "none" is a classifier directly on the pooled features. ResNets are
+torchvision's (He et al., 2016), so torchvision's ImageNet weights fit. OSNets are torchreid's
+(passersby/reid/osnet.py), where they have the neck "embedding". Files are read in passersby/reid/checkpoint.py.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from passersby.errors import InputError
+from passersby.reid.osnet import OSNETS, OSNet
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -28,7 +30,7 @@ BLOCKS = {
     "resnet18": (BASIC, [2, 2, 2, 2]),
     "resnet10": (BASIC, [1, 1, 1, 1]),  # for CPUs; torchvision does not have it, so there are no ImageNet weights
 }
-BACKBONES = tuple(BLOCKS)
+BACKBONES = (*BLOCKS, *OSNETS)
 NECKS = ("embedding", "bnneck", "none")
 ACTIVATIONS = ("relu", "none")
 STEMS = ("imagenet", "small")
@@ -46,7 +48,8 @@ class ReidConfig:
     neck: str = "embedding"  # one of NECKS
     height: int = 256  # of the images that the network was made for [pixels]; any size runs
     width: int = 128
-    last_stride: int = 2  # 1: the last stage keeps the size and has four times as many values (Luo et al. 2019)
+    # Of a ResNet. 1: the last stage keeps the size and has four times as many values (Luo et al. 2019).
+    last_stride: int = 2
     embedding: int = 512  # values of the embedding; this and the next two are for the neck "embedding" alone
     activation: str = "relu"  # one of ACTIVATIONS
     dropout: float = 0.5  # before the classifier
@@ -68,6 +71,8 @@ class ReidConfig:
             raise InputError(f"dropout {self.dropout!r}: a share from 0 to below 1 is needed")
         if type(self.width_factor) not in (int, float) or not 0.1 <= self.width_factor <= 4:
             raise InputError(f"width_factor {self.width_factor!r}: a number from 0.1 to 4 is needed")
+        if self.backbone in OSNETS and self.width_factor != 1:
+            raise InputError(f"width_factor {self.width_factor!r}: an OSNet has its width in its name")
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -77,6 +82,8 @@ class ReidConfig:
     @property
     def pooled_width(self) -> int:
         """The number of the backbone's pooled features."""
+        if self.backbone in OSNETS:
+            return OSNETS[self.backbone].channels[-1]
         return self.stages[-1] * EXPANSION[BLOCKS[self.backbone][0]]
 
     @property
@@ -235,12 +242,15 @@ class FeatureNetwork:
         return features
 
 
-def _backbone(config: ReidConfig) -> "ResNet":
+def _backbone(config: ReidConfig) -> "ResNet | OSNet":
+    norm_layer = functools.partial(_norm, nn.BatchNorm2d, domains=config.domains)
+    if config.backbone in OSNETS:
+        return OSNet(OSNETS[config.backbone], norm_layer, small_stem=config.stem == "small")
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # takes seconds: for those who build one
 
     kind, layers = BLOCKS[config.backbone]
     block = BasicBlock if kind == BASIC else Bottleneck
-    backbone = ResNet(block, layers, norm_layer=functools.partial(_norm, nn.BatchNorm2d, domains=config.domains))
+    backbone = ResNet(block, layers, norm_layer=norm_layer)
     backbone.register_module("fc", nn.Identity())
     if config.width_factor != 1:
         _change_width(backbone, block, layers, config)

@@ -17,6 +17,7 @@ from jobs.export_reid import Config, main
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid, save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
+from tests.helpers import osnet_files
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,23 @@ def test_opencv_gives_pytorchs_features_for_any_number_of_images(trained, export
     assert not {"Slice", "Expand"} & {node.op_type for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x0_25"])
+def test_osnets_give_pytorchs_features_in_onnxruntime_and_opencv(name, tmp_path, capsys):
+    torch.save(osnet_files.state(name), tmp_path / "a.pth")
+    main(Config(tmp_path / "a.pth", tmp_path / "a.onnx", height=64, width=32))
+    printed = capsys.readouterr().out
+    assert re.search(r"onnxruntime and PyTorch: largest 1 - cosine \d\.\de-(0[6-9]|1\d) on 8", printed)
+    assert re.search(r"OpenCV's DNN and PyTorch: largest 1 - cosine \d\.\de-(0[6-9]|1\d) on 8", printed)
+    module = export_reid.UnitFeature(load_reid(tmp_path / "a.pth", height=64, width=32).network, True)
+    images = osnet_files.images(3)
+    with torch.inference_mode():
+        expected = module(images).numpy()
+    np.testing.assert_allclose(run(tmp_path / "a.onnx", images.numpy()), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{"domains": 2}, {"neck": "bnneck", "last_stride": 1}, {"neck": "none"}])
-@pytest.mark.parametrize("backbone", ["resnet10", "resnet50"])
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet50", "osnet_x0_25", "osnet_ain_x0_25"])
 def test_folding_changes_no_feature(backbone, settings):
     torch.manual_seed(0)
     network = ReidNetwork(ReidConfig(3, backbone, height=64, width=32, **settings)).train()

@@ -9,7 +9,9 @@ from datasets.reid.sources import Labelled
 from datasets.runs.verdicts import Thresholds, with_filters
 from passersby.bounds import Bound, check_bounds
 from passersby.options import require
+from passersby.reid.checkpoint import OSNET_WEIGHTS
 from passersby.reid.network import BACKBONES, ReidConfig
+from passersby.reid.osnet import OSNETS
 from training.config import ALWAYS_FREE, TrainingConfig
 from training.reid.augment import AugmentConfig
 from training.reid.changes import Changes
@@ -71,13 +73,18 @@ class ReidTraining(TrainingConfig):
     For example: detector_threshold=0.8 identity_margin=0 ssim_floor=None"""
 
     # ---- the network
-    backbone: Literal["resnet50", "resnet34", "resnet18", "resnet10"] = "resnet50"
-    """One of torchvision's networks. resnet10 has one basic block in each stage and no ImageNet weights."""
+    backbone: Literal[
+        "resnet50", "resnet34", "resnet18", "resnet10", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
+        "osnet_ibn_x1_0", "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25",
+    ] = "resnet50"  # fmt: skip
+    """resnet50, 34, 18: torchvision's networks. resnet10 has one basic block in each stage and no ImageNet weights.
+    osnet: Zhou's networks, made for re-ID and small machines. x0_25 has a tenth of the parameters of x1_0.
+    ibn and ain have instance normalisation, for people of other cameras than those of the training."""
     neck: Literal["embedding", "bnneck", "none"] = "bnneck"
     """The layers between pooling and classifier. embedding: linear, batch norm, activation, dropout.
     bnneck: batch norm. none: no layers."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """The first layers. imagenet: torchvision's.
+    """The first layers. imagenet: the network's own, a 7x7 convolution of stride 2 and max-pool.
     small: a 3x3 convolution of stride 2 without max-pool, for small images."""
     height: Annotated[int, Bound(ge=16)] = 256
     """Height of the images in pixels, as the network sees them."""
@@ -86,7 +93,7 @@ class ReidTraining(TrainingConfig):
     width_factor: Annotated[float, Bound(ge=0.1, le=4)] = 1.0
     """Multiplies the channels of the backbone. ImageNet weights fit only 1."""
     last_stride: Literal[1, 2] = 1
-    """Stride of the last stage. 1 keeps twice the height and width."""
+    """Stride of a ResNet's last stage. 1 keeps twice the height and width. OSNet's last stage always does."""
     embedding: Annotated[int, Bound(ge=1)] = 512
     """Size of the feature with --neck embedding."""
     activation: Literal["relu", "none"] = "relu"
@@ -94,9 +101,10 @@ class ReidTraining(TrainingConfig):
     dropout: Annotated[float, Bound(ge=0, lt=1, note="at 1 nothing would be left")] = 0.5
     """Share of the feature's values that dropout sets to 0 with --neck embedding."""
     pretrained: bool = True
-    """Start from ImageNet weights."""
+    """Start from ImageNet weights, or from those of --weights."""
     weights: Path | None = None
-    """File of the ImageNet weights, for machines without internet."""
+    """File of the ImageNet weights, for machines without internet.
+    An OSNet needs a file of torchreid, trained on ImageNet or on people: its classifier is not used."""
     start: Path | None = None
     """Start from this re-ID network, with new classes: one of ours, of layumi's baseline or of torchreid.
     Its backbone and neck must be those of this training."""
@@ -232,6 +240,14 @@ class ReidTraining(TrainingConfig):
         require(
             not (self.pretrained and self.start is None and self.backbone == "resnet10"),
             "--backbone resnet10 has no ImageNet weights: give --no-pretrained, or another backbone",
+        )
+        require(
+            not (self.pretrained and self.backbone in OSNETS and self.weights is None and self.start is None),
+            f"--backbone {self.backbone}: {OSNET_WEIGHTS}",
+        )
+        require(
+            self.backbone not in OSNETS or self.width_factor == 1,
+            f"--width-factor {self.width_factor:g} with --backbone {self.backbone}: an OSNet has its width in its name",
         )
         require(
             not (self.pretrained and self.start is None and self.width_factor != 1),
