@@ -81,7 +81,7 @@ def test_opencv_gives_pytorchs_features_for_any_number_of_images(trained, export
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x0_25"])
+@pytest.mark.parametrize("name", ["osnet_x0_25", "osnet_ain_x0_25"])
 def test_osnets_give_pytorchs_features_in_onnxruntime_and_opencv(name, tmp_path, capsys):
     torch.save(osnet_files.state(name), tmp_path / "a.pth")
     main(Config(tmp_path / "a.pth", tmp_path / "a.onnx", height=64, width=32))
