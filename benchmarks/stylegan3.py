@@ -22,6 +22,8 @@ import torch
 import tyro
 
 from passersby.stylegan3 import Generator, GeneratorConfig
+from passersby.stylegan3.generator import set_kernel
+from passersby.stylegan3.ops.filtered_lrelu import Kernel
 
 MIDDLE, FINE = range(5, 12), range(12, 16)
 
@@ -38,6 +40,7 @@ class Config:
     repeats: int = 7
     threads: int = 2
     device: str = "cpu"
+    kernel: Kernel = "auto"
 
 
 def cases(config: Config, network: Generator) -> dict[str, tuple[int, Callable[[], torch.Tensor | None]]]:
@@ -92,6 +95,7 @@ def main(config: Config) -> None:
         torch.manual_seed(0)
         settings = make(config.height, config.width, config.channel_base, config.channel_max)
         network = Generator(settings).eval().to(config.device)
+        set_kernel(network, config.kernel)
         calls = cases(config, network)
         times = {case: [] for case in calls}
         for repeat in range(config.repeats + 1):

@@ -31,7 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from passersby import stylegan2
 from passersby.errors import InputError
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from passersby.stylegan3.generator import set_kernel
 from passersby.stylegan3.mapping import set_precision
+from passersby.stylegan3.ops.filtered_lrelu import Kernel
 from training.gan.inputs import Inputs, Latents, Noise
 from training.gan.step import StepSettings, TrainingState, new_state, train_iteration
 
@@ -55,6 +57,8 @@ class Config:
     """Parts that the batch is worked on in: less memory."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Number format of the highest resolutions; a CPU computes in float32 whatever is asked."""
+    kernel: Kernel = "auto"
+    """Of the filtered leaky ReLUs of configs t and r."""
     cudnn_benchmark: bool = True
     """Let cuDNN try its algorithms in the first iterations."""
     warm_up: int = 2
@@ -79,6 +83,7 @@ def make(config: Config, name: str, height: int, width: int) -> tuple[TrainingSt
     discriminator = Discriminator(DiscriminatorConfig(height, width, **channels, last_height=last))
     for network in (generator, discriminator):
         set_precision(network.to(config.device), getattr(torch, config.precision))
+    set_kernel(generator, config.kernel)
     weight = 2.0 if name == "2" else 0.0
     settings = StepSettings(gamma=1.0, rounds=config.rounds, path_length_weight=weight, one_pass=config.one_pass)
     state = new_state(generator, discriminator, path_length_interval=settings.path_length_interval if weight else None)

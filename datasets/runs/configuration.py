@@ -12,7 +12,9 @@ from passersby.options import Json, canonical_sha256, check, stored_values
 METHODS = MIX, INTERPOLATE, CAMERA = ("mix", "interpolate", "camera")
 RANDOM, PEOPLE, PICTURES = PARTNERS = ("random", "people", "pictures")
 FORMATS = ("jpeg", "png")
-RECIPE = 2  # of new runs. 2: on a GPU, float16 kernels are scaled (`set_scaled_kernels`). On a CPU it is recipe 1
+# Of new runs. On a CPU all recipes are the same. On a GPU, from 2 on float16 kernels are scaled (`set_scaled_kernels`),
+# and from 3 on the filtered leaky ReLU has the GPU's own kernel (`set_kernel`).
+RECIPE = 3
 PERSON_PIXEL_BYTES = 1_000_000_000  # a person is never divided, so this much must fit a worker
 
 

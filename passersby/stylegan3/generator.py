@@ -14,7 +14,7 @@ from torch import nn
 from passersby.errors import InputError
 from passersby.stylegan3.mapping import FullyConnected, MappingNetwork, Precision
 from passersby.stylegan3.ops.convolution import modulated_conv2d
-from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
+from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, Kernel, filtered_lrelu, kernel_on
 from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec, lowpass_filter
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class SynthesisLayer(nn.Module):
         self.reduced_precision = spec.rate_is_high(config.height, config.num_fp16_res)
         self.precision = Precision.of_layer(self.reduced_precision)
         self.scaled_kernels = True  # `set_scaled_kernels`
+        self.kernel: Kernel = "auto"  # `set_kernel`
         self.affine = FullyConnected(config.w_dim, spec.in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(spec.out_channels, spec.in_channels, spec.kernel, spec.kernel))
         self.bias = nn.Parameter(torch.zeros(spec.out_channels))
@@ -112,7 +113,7 @@ class SynthesisLayer(nn.Module):
         weight, style, demodulation = self._modulation(w)
         x = x.to(self.precision.of(x))
         x = modulated_conv2d(x, weight, style, demodulation, self.bias, self.scaled_kernels)
-        return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan)
+        return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan, self.kernel)
 
     def _modulation(self, w):
         # With weights W, styles s [N, I] and output scales d [N, O], the modulated, demodulated convolution is
@@ -245,6 +246,18 @@ def set_scaled_kernels(generator: Generator, scaled: bool) -> None:
     for layer in generator.synthesis.modules():
         if isinstance(layer, SynthesisLayer):  # StyleGAN2's layers keep their values near 1 in another way
             layer.scaled_kernels = scaled
+
+
+def set_kernel(generator: Generator, kernel: Kernel) -> None:
+    """Let the filtered leaky ReLUs of a StyleGAN3 compute with this kernel: `filtered_lrelu.kernel_on`.
+
+    Kernels differ by rounding alone. Runs of recipes 1 and 2 have images of the kernel `plain`. A StyleGAN2 has no such
+    layer. Raises InputError for a kernel that cannot run on the generator's device.
+    """
+    kernel_on(generator.mapping.w_avg.device, kernel)
+    for layer in generator.synthesis.modules():
+        if isinstance(layer, SynthesisLayer):
+            layer.kernel = kernel
 
 
 def z_of_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:

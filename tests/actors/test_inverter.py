@@ -23,7 +23,7 @@ from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.pivotal import apply_delta, load_delta
 from tests.helpers import inversion_networks as tiny
-from tests.helpers.gpu_path import go_the_way_of_a_gpu
+from tests.helpers.gpu_path import filter_kernels, go_the_way_of_a_gpu
 
 CONFIGURATION = InversionConfiguration(
     encoder="e", network="n", identity=None, perceptual="p", data="d", splits=("train",), pictures=None, steps=3,
@@ -227,11 +227,11 @@ def test_a_gpu_finds_what_the_cpu_finds(networks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [1, 2])
+@pytest.mark.parametrize("recipe", [1, 2, 3])
 def test_an_inversion_on_a_gpu_keeps_the_numbers_of_its_recipe(networks, recipe, monkeypatch):
     generator = tiny.tiny_generator()
     formats = [layer.precision for layer in generator.modules() if hasattr(layer, "precision")]
-    convolutions = go_the_way_of_a_gpu(monkeypatch, generator)
+    convolutions, kernels = go_the_way_of_a_gpu(monkeypatch, generator), filter_kernels(monkeypatch)
     batch = unit([png(picture(0)), png(picture(1))], [0, 1])
     inverter = Inverter(
         **networks | {"generator": generator}, configuration=dataclasses.replace(CONFIGURATION, recipe=recipe, **TUNED)
@@ -251,7 +251,8 @@ def test_an_inversion_on_a_gpu_keeps_the_numbers_of_its_recipe(networks, recipe,
     assert images_of(inverter(batch))["status"].to_pylist() == ["ok", "ok"]
     short = {torch.float16} if recipe == 1 else set()
     assert {name: dtypes - {torch.float32} for name, dtypes in phases.items()} == {"refine": short, "tune": short}
-    assert {scaled for _, scaled in convolutions[len(formats) :]} == {recipe == 2}
+    assert {scaled for _, scaled in convolutions[len(formats) :]} == {recipe >= 2}
+    assert set(kernels) == {"auto" if recipe == 3 else "plain"}
     assert convolutions[-1][0] == torch.float16  # measured as it will be drawn
 
 

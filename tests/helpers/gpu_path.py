@@ -31,6 +31,19 @@ def go_the_way_of_a_gpu(
     return convolutions
 
 
+def filter_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Returns a list that grows by the kernel that each filtered leaky ReLU asks for, until the test ends."""
+    kernels: list[str] = []
+    filtered_lrelu = generator.filtered_lrelu
+
+    def watched(x, up_filter, down_filter, plan, kernel="auto"):
+        kernels.append(kernel)
+        return filtered_lrelu(x, up_filter, down_filter, plan, kernel)
+
+    monkeypatch.setattr(generator, "filtered_lrelu", watched)
+    return kernels
+
+
 def gradients_at_codes(synthesis: nn.Module) -> list[torch.Tensor]:
     """Returns a list that grows by the gradient at the codes, after each backward pass through `synthesis`."""
     gradients: list[torch.Tensor] = []

@@ -8,6 +8,7 @@ from passersby import stylegan2
 from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.stylegan3 import DiscriminatorConfig, GeneratorConfig
+from passersby.stylegan3.ops.filtered_lrelu import Kernel
 from training.config import ALWAYS_FREE, TrainingConfig
 from training.gan.augment import AUGMENTATIONS, AdaController
 from training.gan.step import StepSettings
@@ -16,6 +17,7 @@ MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discrimi
 
 FREE_TO_CHANGE = ALWAYS_FREE | {
     "kimg", "snapshot_kimg", "batch_gpu", "validation_kimg", "fid_images", "fid_reference", "inception",
+    "kernel",
 }  # fmt: skip
 
 # Values of options in folders that are older than the option, where its default is another value. Folders older than
@@ -66,6 +68,9 @@ class GanTraining(TrainingConfig):
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the layers of the highest four octaves, on a GPU. auto: float16, as in the reference.
     On a CPU it is always float32."""
+    kernel: Kernel = "auto"
+    """How the filtered leaky ReLUs of configs t and r are computed; all ways differ by rounding alone.
+    plain: depthwise convolutions. matmul: matrix products. auto: plain on a CPU, matmul on a GPU."""
 
     # ---- where it starts
     transfer: Path | None = None

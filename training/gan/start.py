@@ -22,6 +22,7 @@ from passersby.options import defaults
 from passersby.stylegan3 import Discriminator, Generator
 from passersby.stylegan3.checkpoint import load_network, save_network
 from passersby.stylegan3.config_limits import generator_class
+from passersby.stylegan3.generator import set_kernel
 from passersby.stylegan3.mapping import set_precision
 from passersby.stylegan3.transfer import freeze_discriminator_layers, transfer
 from reporting.curves import Record
@@ -191,10 +192,11 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
     if config.precision != "auto":
         for network in (generator, discriminator, *((of_pairs,) if of_pairs else ())):
             set_precision(network, _PRECISIONS[config.precision])
+    set_kernel(generator.to(device), config.kernel)
     frozen = frozenset(freeze_discriminator_layers(discriminator, config.freeze_d))
     settings = config.step_settings()
     state = new_state(
-        generator.to(device),
+        generator,
         discriminator.to(device),
         generator_lr=config.generator_lr,
         discriminator_lr=config.discriminator_lr,

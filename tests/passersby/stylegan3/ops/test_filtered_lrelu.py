@@ -8,8 +8,8 @@ import scipy.signal
 import torch
 
 from passersby.stylegan3 import GeneratorConfig
-from passersby.stylegan3.ops import filtered_lrelu as module
 from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu
+from passersby.stylegan3.ops.filtered_lrelu import plain as module
 from passersby.stylegan3.schedule import lowpass_filter
 
 
@@ -98,7 +98,7 @@ def test_filters_are_scipys_to_the_bit():
 def test_what_cannot_be_clamped_is_not_looked_at_again():
     # The bound must be safe: inputs just below it, with the signs that add up worst, stay below the clamp.
     _, up, down, size, plan = make("r", 4, clamp=256.0)
-    gained = up * module._up_gain(plan)
+    gained = up * plan.up_gain
     limit = module._unclamped(gained, plan)
     assert 50 < limit < 256
     for phase in range(plan.up):
