@@ -70,7 +70,8 @@ class GanTraining(TrainingConfig):
     On a CPU it is always float32."""
     kernel: Kernel = "auto"
     """How the filtered leaky ReLUs of configs t and r are computed; all ways differ by rounding alone.
-    plain: depthwise convolutions. matmul: matrix products. auto: plain on a CPU, matmul on a GPU."""
+    plain: depthwise convolutions. matmul: matrix products. triton: one kernel for each layer, with the least memory.
+    auto: plain on a CPU; on a GPU triton where Triton runs, else matmul."""
 
     # ---- where it starts
     transfer: Path | None = None

@@ -2,21 +2,24 @@
 `filtered_lrelu`, which chooses one of three kernels:
 
 - `plain.py`: depthwise convolutions, the way of a CPU;
-- `matmul.py`: products with banded matrices, for a GPU.
+- `matmul.py`: products with banded matrices, for every GPU;
+- `fused.py`: one kernel of Triton, for GPUs on which Triton runs.
 """
 
+import functools
+import warnings
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
 from passersby.errors import InputError
-from passersby.stylegan3.ops.filtered_lrelu import matmul, plain
+from passersby.stylegan3.ops.filtered_lrelu import fused, matmul, plain
 from passersby.stylegan3.ops.filtered_lrelu.activation import FilterPlan, leaky_clamp_
 
 __all__ = ["KERNELS", "FilterPlan", "Kernel", "filtered_lrelu", "kernel_on", "leaky_clamp_"]
 
-Kernel = Literal["auto", "plain", "matmul"]
+Kernel = Literal["auto", "plain", "matmul", "triton"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 
@@ -37,17 +40,35 @@ def filtered_lrelu(
     if up_filter is None or down_filter is None:
         y = x if plan.slope == 1 else F.leaky_relu(x, plan.slope) * plan.gain
         return y if plan.clamp is None else y.clamp(-plan.clamp, plan.clamp)
-    way = {"plain": plain.FilteredLeakyReLU, "matmul": matmul.FilteredLeakyReLU}[kernel_on(x.device, kernel)]
-    return way.apply(x, up_filter, down_filter, plan)
+    ways = {
+        "plain": plain.FilteredLeakyReLU,
+        "matmul": matmul.FilteredLeakyReLU,
+        "triton": fused.FilteredLeakyReLU,
+    }
+    return ways[kernel_on(x.device, kernel)].apply(x, up_filter, down_filter, plan)
 
 
 def kernel_on(device: torch.device, kernel: Kernel = "auto") -> Kernel:
-    """The kernel that computes on this device. auto: `plain` on a CPU, `matmul` on a GPU.
+    """The kernel that computes on this device.
 
-    Raises InputError for an unknown kernel.
+    auto: `plain` on a CPU; on a GPU `triton` where it can run, else `matmul`, with a warning that says why.
+    Raises InputError for an unknown kernel, and for `triton` where it cannot run.
     """
     if kernel not in KERNELS:
         raise InputError(f"kernel {kernel} is not known: give one of {', '.join(KERNELS)}")
-    if kernel != "auto":
-        return kernel
-    return "plain" if device.type == "cpu" else "matmul"
+    if kernel == "triton" and (reason := fused.reason_against(device)):
+        raise InputError(f"kernel triton cannot run on {device}: {reason}; give auto, plain or matmul")
+    return _automatic(device) if kernel == "auto" else kernel
+
+
+@functools.cache
+def _automatic(device: torch.device) -> Kernel:
+    if device.type != "cuda":
+        return "plain"
+    if reason := fused.reason_against(device):
+        warnings.warn(
+            f"StyleGAN3's filters are matrix products on {device}, not the faster kernel of Triton: {reason}",
+            stacklevel=2,
+        )
+        return "matmul"
+    return "triton"

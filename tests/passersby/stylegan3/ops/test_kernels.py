@@ -10,7 +10,8 @@ import torch
 from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.generator import set_kernel
-from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu, kernel_on, matmul
+from passersby.stylegan3.ops import filtered_lrelu as kernels
+from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu, fused, kernel_on, matmul
 from passersby.stylegan3.schedule import lowpass_filter
 
 SIZES = [(64, 64), (128, 64), (256, 256)]
@@ -126,7 +127,21 @@ def test_a_network_makes_the_same_images_with_every_kernel(make):
 def test_the_device_chooses_the_kernel():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert kernel_on(cpu) == "plain"
-    assert kernel_on(gpu) == "matmul"
     assert {kernel_on(device, "plain") for device in (cpu, gpu)} == {"plain"}
-    with pytest.raises(InputError, match="kernel fast is not known: give one of auto, plain, matmul"):
+    with pytest.raises(InputError, match="kernel fast is not known: give one of auto, plain, matmul, triton"):
         kernel_on(cpu, "fast")
+    with pytest.raises(InputError, match="triton cannot run on cpu: .*; give auto, plain or matmul"):
+        kernel_on(cpu, "triton")
+
+
+@pytest.mark.parametrize("reason", [None, "Triton is not installed", "it failed in a test with OSError: no compiler"])
+def test_a_gpu_without_triton_computes_matrix_products_and_says_why(reason, monkeypatch):
+    monkeypatch.setattr(fused, "reason_against", lambda device: reason)
+    kernels._automatic.cache_clear()
+    gpu = torch.device("cuda", 7)
+    if reason is None:
+        assert kernel_on(gpu) == "triton"
+    else:
+        with pytest.warns(UserWarning, match=f"matrix products on cuda:7, .*: {reason}"):
+            assert kernel_on(gpu) == "matmul"
+    kernels._automatic.cache_clear()
