@@ -71,7 +71,7 @@ class GanTraining(TrainingConfig):
     kernel: Kernel = "auto"
     """How the filtered leaky ReLUs of configs t and r are computed; all ways differ by rounding alone.
     plain: depthwise convolutions. matmul: matrix products. triton: one kernel for each layer, with the least memory.
-    auto: plain on a CPU; on a GPU triton where Triton runs, else matmul."""
+    auto: plain on a CPU, matmul on a GPU."""
 
     # ---- where it starts
     transfer: Path | None = None

@@ -2,12 +2,10 @@
 `filtered_lrelu`, which chooses one of three kernels:
 
 - `plain.py`: depthwise convolutions, the way of a CPU;
-- `matmul.py`: products with banded matrices, for every GPU;
-- `fused.py`: one kernel of Triton, for GPUs on which Triton runs.
+- `matmul.py`: products with banded matrices, the way of a GPU;
+- `fused.py`: one kernel of Triton, for GPUs on which Triton runs, where it is asked for.
 """
 
-import functools
-import warnings
 from typing import Literal, get_args
 
 import torch
@@ -51,24 +49,13 @@ def filtered_lrelu(
 def kernel_on(device: torch.device, kernel: Kernel = "auto") -> Kernel:
     """The kernel that computes on this device.
 
-    auto: `plain` on a CPU; on a GPU `triton` where it can run, else `matmul`, with a warning that says why.
+    auto: `plain` on a CPU, `matmul` on a GPU: equal bytes on like GPUs, whether Triton is there or not.
     Raises InputError for an unknown kernel, and for `triton` where it cannot run.
     """
     if kernel not in KERNELS:
         raise InputError(f"kernel {kernel} is not known: give one of {', '.join(KERNELS)}")
     if kernel == "triton" and (reason := fused.reason_against(device)):
         raise InputError(f"kernel triton cannot run on {device}: {reason}; give auto, plain or matmul")
-    return _automatic(device) if kernel == "auto" else kernel
-
-
-@functools.cache
-def _automatic(device: torch.device) -> Kernel:
-    if device.type != "cuda":
-        return "plain"
-    if reason := fused.reason_against(device):
-        warnings.warn(
-            f"StyleGAN3's filters are matrix products on {device}, not the faster kernel of Triton: {reason}",
-            stacklevel=2,
-        )
-        return "matmul"
-    return "triton"
+    if kernel != "auto":
+        return kernel
+    return "matmul" if device.type == "cuda" else "plain"

@@ -10,7 +10,6 @@ import torch
 from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.generator import set_kernel
-from passersby.stylegan3.ops import filtered_lrelu as kernels
 from passersby.stylegan3.ops.filtered_lrelu import FilterPlan, filtered_lrelu, fused, kernel_on, matmul
 from passersby.stylegan3.schedule import lowpass_filter
 
@@ -135,13 +134,12 @@ def test_the_device_chooses_the_kernel():
 
 
 @pytest.mark.parametrize("reason", [None, "Triton is not installed", "it failed in a test with OSError: no compiler"])
-def test_a_gpu_without_triton_computes_matrix_products_and_says_why(reason, monkeypatch):
+def test_a_gpu_computes_matrix_products_and_triton_where_it_is_asked_for_and_runs(reason, monkeypatch):
     monkeypatch.setattr(fused, "reason_against", lambda device: reason)
-    kernels._automatic.cache_clear()
     gpu = torch.device("cuda", 7)
+    assert kernel_on(gpu) == "matmul"
     if reason is None:
-        assert kernel_on(gpu) == "triton"
+        assert kernel_on(gpu, "triton") == "triton"
     else:
-        with pytest.warns(UserWarning, match=f"matrix products on cuda:7, .*: {reason}"):
-            assert kernel_on(gpu) == "matmul"
-    kernels._automatic.cache_clear()
+        with pytest.raises(InputError, match=f"triton cannot run on cuda:7: {reason}; give auto, plain or matmul"):
+            kernel_on(gpu, "triton")
