@@ -1,4 +1,4 @@
-"""Measure how close images are to real people: FID, KID, precision, recall; or which layers hold a network's pose."""
+"""Measure how close images are to real people: FID, KID, precision, recall; or whether a network's people can teach."""
 
 import dataclasses
 import json
@@ -21,6 +21,7 @@ from jobs.common import MALLOC_VARIABLES, connect, run_job
 from passersby import weights
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
+from passersby.options import Json
 from reporting.gan.scores import TOY, describe_sets, fid_markdown, own_row, score_lines, set_record
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 SCORES, TABLE = "score.json", "fid.md"
 SCORED = ("network", "folder", "run", "tree")
 NEEDED = {"out": "a folder for the scores", "reference": "a data set of real people to compare with"}
-NOT_OF_A_CARD = ("out", "folder", "run", "tree", "manifest", "inception", "workers", "generators")
+NOT_OF_A_CARD = ("out", "folder", "run", "tree", "manifest", "workers", "generators")
+ONLY_OF_A_CARD = ("identity", "layers", "quick", "fid_images", "card_train", "yolo_weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Config:
     Real images are first brought to the size of the scored images.
     The reference's features are kept in the cache folder, so that the next comparison with it starts at once.
 
-    With --card the job measures a network alone: which layers hold the pose of its people.
-    Example: python jobs/score.py --card --network net.safetensors
+    With --card the job measures a network's people: which layers hold their pose, and whether a re-ID network can
+    learn from them. docs/networks.md explains the figures.
+    Example: python jobs/score.py --card --network net.safetensors --reference DATA --identity reid.safetensors
     """
 
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR_OR_URI")] = None
@@ -52,11 +55,26 @@ class Config:
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Score a generator, by one image of each of --people seeds. With --card the default is the demo network."""
     card: bool = False
-    """Measure which layers hold the network's pose, for --layers pose of jobs/generate.py, in this process.
-    The result is the file NAME.card.json beside the network's file. It takes minutes on a CPU."""
+    """Measure which layers hold the network's pose, and whether its people can teach, in this process.
+    The result is the file NAME.card.json beside the network's file. It takes minutes on a CPU.
+    Figures that need real people need --reference; the judge's figures need --identity too."""
     identity: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
-    """With --card: a re-ID network that judges whether variants show the same person.
-    Take a network that was trained on other people than the generator."""
+    """With --card: a re-ID network that judges whether pictures show the same person.
+    Take a network that was trained on other people than the generator and the measured people."""
+    layers: str | None = None
+    """With --card: measure people whose variants differ in these layers, as --layers of jobs/generate.py names them.
+    pose takes those of the card. By default the layers are searched, which takes most of the time.
+    Networks trained by identity pairs need no layers."""
+    quick: bool = False
+    """With --card: leave out FID, precision, recall and near-copies, which take most of the time with --reference."""
+    fid_images: Annotated[int | None, Bound(ge=6)] = None
+    """With --card and --reference: number of images for FID, precision and recall, by default 1000."""
+    card_train: Annotated[int, Bound(ge=0)] = 0
+    """With --card and --reference: train a small re-ID network for so many steps on the measured people alone.
+    The test people of --reference are ranked by it, beside one that is trained on as many real people.
+    1000 steps take about 10 minutes on a CPU."""
+    yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """With --card: path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
     folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Score the images of a folder, flat or with one sub-folder for each person. Every node must see it.
     Of a data set for re-ID only the people of --split are taken."""
@@ -75,9 +93,10 @@ class Config:
     With --card: number of people with 8 pictures each, by default 60."""
     seed: Annotated[int, Bound(ge=0)] = 0
     """First seed of --network. The seed also decides which images --images takes, and the subsets of KID."""
-    truncation_psi: float | None = None
+    truncation_psi: tuple[float, ...] = ()
     """With --network: by default 1, which keeps the whole variety, and for which FID is usually computed.
-    With --card: by default 0.7, that of jobs/generate.py."""
+    With --card: by default 0.7, that of jobs/generate.py. Of several, such as 0.7 0.85 1, the card names the one that
+    reaches most of what people who teach should reach."""
     verdict: Literal["kept", "all"] = "kept"
     """With --run: the images that passed the run's filters, or all images."""
     manifest: str | None = None
@@ -104,7 +123,7 @@ class Config:
     @property
     def comparison(self) -> tuple[int, float]:
         """Number of images and truncation of --network where it is compared with real people."""
-        return self.people or 2500, 1.0 if self.truncation_psi is None else self.truncation_psi
+        return self.people or 2500, self.truncation_psi[0] if self.truncation_psi else 1.0
 
 
 def main(config: Config) -> None:
@@ -117,7 +136,7 @@ def main(config: Config) -> None:
     assert config.out is not None  # `check` has made sure of both
     assert config.reference is not None
     real_people, (people, psi) = config.reference, config.comparison
-    config, output = dataclasses.replace(config, people=people, truncation_psi=psi), Output(config.out)
+    config, output = dataclasses.replace(config, people=people), Output(config.out)
     scored, made_by = scored_set(config)
     reference = reference_set(config)
     option = next(f"--{name}" for name in SCORED if getattr(config, name) is not None)
@@ -144,7 +163,7 @@ def main(config: Config) -> None:
         "compared_at": {"height": size[0], "width": size[1]},
         "inception": {"name": "inception-2015", "sha256": inception.sha256},
         "notes": [*lines[2:], *([note] if note else [])],
-        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()},
+        "configuration": recorded(config, psi),
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -155,14 +174,26 @@ def main(config: Config) -> None:
     print(*score_lines(scores), *([f"note: {note}"] if note else []), output.address(SCORES), sep="\n")
 
 
+def recorded(config: Config, psi: float) -> dict[str, Json]:
+    """The options of a comparison, for its record."""
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()}
+    left_out = {name for name in ONLY_OF_A_CARD if name != "identity"}
+    return {name: value for name, value in values.items() if name not in left_out} | {"truncation_psi": psi}
+
+
 def check(config: Config) -> None:
     """Raises InputError for options that are missing, cannot be used together or are out of range."""
     if config.card:
         for name in NOT_OF_A_CARD:
             if getattr(config, name) is not None:
                 raise InputError(f"--{name} {getattr(config, name)}: it has no meaning with --card: leave it out")
-    elif config.identity is not None:
-        raise InputError(f"--identity {config.identity}: it belongs to --card")
+    else:
+        for name in ONLY_OF_A_CARD:
+            if getattr(config, name):
+                raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: it belongs to --card")
+        if len(config.truncation_psi) > 1:
+            values = " ".join(f"{psi:g}" for psi in config.truncation_psi)
+            raise InputError(f"--truncation-psi {values}: several belong to --card; give one")
     options = [f"--{name}" for name in SCORED if getattr(config, name) is not None]
     if len(options) != 1 and not config.card:
         raise InputError(
@@ -177,21 +208,33 @@ def check(config: Config) -> None:
 
 
 def measure_card(config: Config) -> None:
-    """Measure a network's layers, print them, and write them into the card beside the network."""
-    from pipeline.card import Sample, card_of
+    """Measure a network's people, print the figures, and write them into the card beside the network."""
+    from pipeline.card.people import Sample
+    from pipeline.card.teaching import Measures, card_of
 
-    usual = Sample()
-    people, psi = config.people or usual.people, config.truncation_psi
+    usual, many = Sample(), config.people
     sample = Sample(
-        people=people,
-        gallery=usual.gallery if config.people is None else 4 * people,
+        people=many or usual.people,
+        gallery=usual.gallery if many is None else 4 * many,
         seed=config.seed,
-        truncation_psi=usual.truncation_psi if psi is None else psi,
         height=config.height or usual.height,
         width=config.width or usual.width,
     )
+    compared = config.reference is not None and not config.quick
+    measures = Measures(
+        psi=config.truncation_psi or (usual.truncation_psi,),
+        layers=config.layers,
+        reference=config.reference,
+        identity=config.identity,
+        comparison=reference_set(config) if compared else None,
+        scored=config.fid_images or Measures.scored,
+        inception=local_copy(config.inception, "--inception") if config.inception else None,
+        yolo_weights=config.yolo_weights,
+        near_copies=not config.quick,
+        train_steps=config.card_train,
+    )
     network = weights.DEMO_NETWORK if config.network is None else config.network
-    card_of(network, sample, config.device, config.identity, config.reference, config.dry_run)
+    card_of(network, sample, config.device, measures, config.dry_run)
 
 
 def scored_set(config: Config) -> tuple[ImageSet, tuple | None]:

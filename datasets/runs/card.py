@@ -2,8 +2,8 @@
 
 `NAME.card.json` lies beside `NAME.safetensors` (or `.pkl`, `.pt`) and names the network by its sha256. The network's
 own file is never rewritten, because plans and records name it by this hash. A card has a version and sections; a
-command that measures one section keeps the others. `jobs/score.py --card` (pipeline/card.py) measures the section
-"layers".
+command that measures one section keeps the others. `jobs/score.py --card` (pipeline/card/) measures the sections
+"layers" (which hold the pose) and "teaching" (whether the network's people can teach re-identification).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from passersby.errors import InputError
 from passersby.options import Json
 
 CARD_VERSION = 1  # raised only where a reader of the older version would misread a card
-LAYERS = "layers"
+LAYERS, TEACHING = "layers", "teaching"
 MEASURE = "python jobs/score.py --card --network FILE"
 _STUDY = "middle"
 
@@ -99,6 +99,19 @@ def write_card(
 def _sha256(card: Mapping[str, Json]) -> Json:
     about = card.get("network")
     return about.get("sha256") if isinstance(about, Mapping) else None
+
+
+def teaching_section(network: str | os.PathLike, sha256: str) -> dict[str, Json] | None:
+    """The section "teaching" of the card beside a network; None without one, or where the card is another network's.
+
+    A page shows it, and no page fails for its sake: None also for a card that cannot be read.
+    """
+    try:
+        card = read_card(network)
+    except InputError:
+        return None
+    section = card.get(TEACHING) if card and _sha256(card) == sha256 else None
+    return section if isinstance(section, dict) else None
 
 
 # ---- The layers of --layers pose.

@@ -12,8 +12,12 @@ from torch import nn
 
 from passersby.errors import InputError
 from passersby.stylegan3 import GeneratorConfig, LoadedNetwork
-from pipeline import card
-from pipeline.card import Maker, Sample, best_group, measure_layers
+from pipeline.card import layers as card
+from pipeline.card import teaching
+from pipeline.card.judge import Judge
+from pipeline.card.layers import best_group, measure_layers
+from pipeline.card.people import Maker, RealSample, Sample
+from pipeline.card.teaching import Measures, card_of
 from reporting.gan.card import layers_lines
 from reporting.progress import ProgressLine
 from tests.helpers import identity_runs
@@ -48,6 +52,7 @@ class Drawn(nn.Module):
     def __init__(self, height: int = 64, width: int = 32):
         super().__init__()
         self.config = GeneratorConfig.config_t(height, width, channel_base=256, channel_max=8)
+        self.z_dim = self.config.z_dim
         self.weight = nn.Parameter(torch.zeros(1))
         self.synthesis = DrawnSynthesis(height, width)
 
@@ -59,12 +64,20 @@ def drawn(**size: int) -> LoadedNetwork:
     return LoadedNetwork(Drawn(**size), None, None, {}, "safetensors", "ab" * 32)
 
 
-@pytest.fixture(scope="module")
-def section() -> dict:
+def measured(sample: Sample, judge=None, reference: Path | None = None) -> dict:
     threads = torch.get_num_threads()
-    result = measure_layers(drawn(), "drawn.safetensors", SAMPLE)
+    maker = Maker(drawn(), "drawn.safetensors", sample, "cpu", 1)
+    real = None if reference is None else RealSample.read(reference, sample, 1)
+    with ProgressLine(1, sample.gallery, stream=io.StringIO()) as line:
+        gallery = [pictures[0] for pictures in maker((0,), sample.gallery, 1, line)]
+    result = measure_layers(maker, judge and Judge(judge, real and real.listing), real, gallery)
     torch.set_num_threads(threads)
     return result
+
+
+@pytest.fixture(scope="module")
+def section() -> dict:
+    return measured(SAMPLE)
 
 
 def figures(own: float, pose: float) -> dict:
@@ -190,10 +203,7 @@ def test_the_lines_mark_the_chosen_group_and_have_a_column_each(section):
 
 @pytest.mark.slow
 def test_the_same_network_gives_the_same_figures(section):
-    threads = torch.get_num_threads()
-    again = measure_layers(drawn(), "another name", SAMPLE)
-    torch.set_num_threads(threads)
-    assert again == section
+    assert measured(SAMPLE) == section
 
 
 @pytest.mark.slow
@@ -206,12 +216,8 @@ def test_a_judge_and_real_people_stand_in_the_same_table(tmp_path):
             name = f"{person:04d}_c{picture + 1}s1_000001_00.jpg"
             cv2.imwrite(str(tmp_path / "bounding_box_train" / name), pixels.astype(np.uint8))
     (tmp_path / "bounding_box_train" / "0001_c1s1_000009_00.jpg").write_bytes(b"damaged")
-    threads = torch.get_num_threads()
-    result = measure_layers(
-        drawn(), "drawn", Sample(people=6, variants=3, gallery=8, height=64, width=32),
-        judge=identity_runs.tiny_network(), reference=tmp_path,
-    )  # fmt: skip
-    torch.set_num_threads(threads)
+    sample = Sample(people=6, variants=3, gallery=8, height=64, width=32)
+    result = measured(sample, identity_runs.tiny_network(), tmp_path)
     assert result["judge"]["sha256"] == "ab" * 32
     assert -1 <= result["judge"]["threshold"] <= 1
     real = result["real"]
@@ -232,7 +238,7 @@ def test_too_few_real_people_are_refused(tmp_path):
         path = tmp_path / "bounding_box_train" / f"{person:04d}_c1s1_000001_00.jpg"
         cv2.imwrite(str(path), np.full((64, 32, 3), 99, np.uint8))
     with pytest.raises(InputError, match=r"--reference .*: 0 of its 2 training people have 4 pictures"):
-        measure_layers(drawn(), "drawn", SAMPLE, reference=tmp_path)
+        RealSample.read(tmp_path, SAMPLE, 1)
 
 
 @pytest.mark.parametrize(
@@ -263,11 +269,11 @@ def test_a_measured_card_is_that_of_its_network(tmp_path, monkeypatch, capsys):
 
     network = tmp_path / "net.safetensors"
     network.write_bytes(b"stands in")
-    monkeypatch.setattr(card, "load_network", lambda path: drawn())
+    monkeypatch.setattr(teaching, "load_network", lambda path: drawn())
     threads = torch.get_num_threads()
-    card.card_of(network, SAMPLE, "cpu", None, None, dry_run=True)
+    card_of(network, SAMPLE, "cpu", Measures(), dry_run=True)
     assert not list(tmp_path.glob("*.json"))
-    card.card_of(network, SAMPLE, "cpu", None, None, dry_run=False)
+    card_of(network, SAMPLE, "cpu", Measures(), dry_run=False)
     torch.set_num_threads(threads)
     written = network.with_suffix(".card.json")
     assert capsys.readouterr().out.splitlines()[-1] == str(written)
