@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
+from datasets.runs.card import teaching_section
 from datasets.runs.plan import read_plan
 from datasets.runs.rows import people_without_partners
 from datasets.runs.run import GenerationRun, begin_run
@@ -85,7 +86,10 @@ def make(config: Config, run: GenerationRun, inputs: Inputs) -> int | None:
         if inputs.identity:
             inputs.identity.look_for_copies(run, config.device)
         record = {"file": inputs.network.name, "sha256": network.sha256, **network.record}
-        publish(run, config.thresholds, record, times)
+        # The card is about people from seeds.
+        address = None if inputs.latents else inputs.network_address or inputs.network
+        card = address and teaching_section(address, network.sha256)
+        publish(run, config.thresholds, record, times, card or None)
     return None
 
 

@@ -14,12 +14,14 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
+from datasets.runs.card import MEASURE, teaching_section
 from datasets.runs.manifest import read_manifest
 from datasets.runs.run import open_run
 from datasets.storage.output import Output
 from jobs.common import run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
+from passersby.options import Json
 
 if TYPE_CHECKING:
     from reporting.sweep.page import SweepRecord
@@ -43,6 +45,9 @@ class Config:
     """The folder or URI that jobs/sweep.py wrote."""
     training: tuple[Path, ...] = ()
     """With --run: folders of jobs/train_gan.py. The page then shows the curves and the FID of the generator."""
+    network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """With --run: the generator's file. The page then shows the card that lies beside it now (jobs/score.py --card).
+    By default it shows the card that lay there when the run ended."""
     sample: int = 1200
     """With --run: number of pictures in the page's galleries around the thresholds, 0 to 4000.
     Each picture takes about 3 kB."""
@@ -57,6 +62,8 @@ def main(config: Config) -> None:
         raise InputError(f"{'both' if config.run else 'neither'} --run and --sweep: give one of them")
     if config.training and config.run is None:
         raise InputError("--training goes with --run: a sweep trains no generator")
+    if config.network is not None and config.run is None:
+        raise InputError(f"--network {config.network}: it goes with --run, for the card of the run's generator")
     check_bounds(config)
     address = write_run_page(config) if config.run is not None else write_sweep_page(config)
     print(f"report: {address}")
@@ -74,12 +81,25 @@ def write_run_page(config: Config) -> str:
     run, summary = open_run(output, "--run"), read_summary(output)
     if summary is None or summary.get("plan_hash") != run.hash or summary.get("images") != run.plan.images:
         raise InputError(f"--run {output.root_address} is not finished: run the same jobs/generate.py command again")
+    if config.network is not None:
+        summary["card"] = card_beside(config.network, summary["network"].get("sha256"))
     toy = is_toy(summary.get("network", {}))
     trainings = [read_training(folder, toy) for folder in config.training]
     manifest = read_manifest(output, columns=COLUMNS)
     page = run_page(run, manifest, summary, sample=config.sample, trainings=trainings)
     output.write(REPORT, page.encode())
     return output.address(REPORT)
+
+
+def card_beside(network: str, sha256: Json) -> dict[str, Json]:
+    """The section "teaching" of the card beside a network. Raises InputError where there is none for this network."""
+    section = teaching_section(network, sha256) if isinstance(sha256, str) else None
+    if section is None:
+        raise InputError(
+            f"--network {network}: no card of the run's generator ({str(sha256)[:12]}) beside it says whether "
+            f"its people can teach: measure one with {MEASURE}"
+        )
+    return section
 
 
 def write_sweep_page(config: Config) -> str:

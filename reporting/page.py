@@ -22,6 +22,7 @@ from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.options import Json
 from reporting.gan.scores import HEADINGS, STUDY, WARNING, Training, fid_rows
+from reporting.gan.teaching import page_section
 from reporting.palette import FRAME_COLOURS
 from reporting.progress import duration
 from reporting.run.identity import (
@@ -156,7 +157,8 @@ class Summary(TypedDict):
     thresholds: of `datasets.runs.verdicts.Thresholds`; records of older runs lack the optional ones. seconds: wall
     clock of the last run; run_images: made by it; stage_seconds: name in STAGES or other -> seconds, summed over all
     workers. configuration: the frozen one; network: the record of the network.
-    identity, privacy: absent if the run compared no identities.
+    identity, privacy: absent if the run compared no identities. card: the section "teaching" of the network's card,
+    where it had one when the summary was written.
     """
 
     plan_hash: str
@@ -173,6 +175,7 @@ class Summary(TypedDict):
     network: Mapping[str, Json]
     identity: NotRequired[Identities]
     privacy: NotRequired[Privacy]
+    card: NotRequired[Mapping[str, Json]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +280,7 @@ def render_report(
         configuration=flatten(configuration),
         network=flatten(network),
         check_commands=check_commands,
+        teaching=page_section(summary.get("card"), configuration),
     )
 
 

@@ -1,7 +1,7 @@
 """The people that a card measures: people of the network, as jobs/generate.py makes them, and real people beside."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from actors.style_mixer import StyleMixer, check_network
 from datasets.people.decoding import decode, decode_listing, decode_scaled
-from datasets.people.listing import TRAIN, Listing
+from datasets.people.listing import TRAIN, Listing, drawn_key
 from datasets.people.readers import read_split
 from datasets.runs.configuration import CAMERA, MIX, RECIPE, Configuration
 from datasets.runs.rows import images_of
@@ -95,12 +95,15 @@ def decoded(people: Sequence[Sequence[bytes]]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RealSample:
-    """The training people of a data set, those with enough pictures first, in the size of the made pictures.
+    """Training people of a data set who have enough pictures, in the size of the made pictures.
+
+    People and pictures are drawn by a hash of their names, whatever their cameras: a picture from each camera in turn
+    would spread the colours of backgrounds further than pictures do that are drawn independently of each other.
 
     everyone: the pictures of all training people. listing: the same; where the judge knows some people, and enough
-    others have enough pictures, only those of the others. chosen [P][V]: the measured people's pictures, evenly spread
-    over each one's. gallery: one picture each of all people of the listing. known: the names of the measured people who
-    bear a name of `known_names`.
+    others have enough pictures, only those of the others. chosen [P][V]: the measured people's pictures. gallery: one
+    picture each of people of the listing, the measured ones first. known: the names of the measured people who bear a
+    name of `known_names`.
     """
 
     everyone: Listing
@@ -119,13 +122,14 @@ class RealSample:
         numbers = {plain_name(name) for name in known_names}
         known = {person for person, name in listing.people.items() if plain_name(name) in numbers}
         people, counts = np.unique(listing.identities, return_counts=True)
-        many = people[counts >= sample.variants].tolist()
+        many = _drawn(people[counts >= sample.variants], listing.people)
         unknown = [person for person in many if person not in known]
         if known and len(unknown) >= sample.people:
             many, listing = unknown, listing.of_people(set(listing.people) - known)
         of = {person: np.flatnonzero(listing.identities == person) for person in sorted(listing.people)}
         many = many[: sample.people]
-        pictures = _pictures(listing, [_spread(of[person], sample.variants) for person in many], sample, threads)
+        drawn = [_drawn(of[person], listing.names)[: sample.variants] for person in many]
+        pictures = _pictures(listing, [np.array(places) for places in drawn], sample, threads)
         usable = [index for index, contents in enumerate(pictures) if None not in contents]
         chosen, people = [pictures[index] for index in usable], [many[index] for index in usable]
         if len(chosen) < 2:
@@ -144,8 +148,9 @@ def plain_name(name: str) -> str:
     return str(int(name)) if name.isascii() and name.isdecimal() and len(name) < 19 else name
 
 
-def _spread(places: np.ndarray, count: int) -> np.ndarray:
-    return places[np.linspace(0, len(places) - 1, count).astype(int)]
+def _drawn(keys: np.ndarray, names: Mapping[int, str] | Sequence[str]) -> list[int]:
+    """Keys of names, in the order that a hash of the names draws."""
+    return sorted(keys.tolist(), key=lambda key: drawn_key(0, names[key]))
 
 
 def _pictures(listing: Listing, groups: Sequence[np.ndarray], sample: Sample, threads: int) -> list[list]:

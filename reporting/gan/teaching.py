@@ -79,12 +79,14 @@ def table_rows(section: Mapping[str, Json]) -> list[tuple[str, ...]]:
     return rows
 
 
-def gate_rows(section: Mapping[str, Json]) -> list[tuple[str, str, str, str]]:
-    """Rows of the gate at the chosen truncation: what, figure, wanted, "reached" or by how much it is missed."""
-    gates = _mapping(section.get("gate"))
-    lines = gates.get(str(section.get("psi")))
+def gate_rows(section: Mapping[str, Json], psi: str | None = None) -> list[tuple[str, str, str, str]]:
+    """Rows of the gate: what, figure, wanted, "reached" or by how much it is missed.
+
+    psi: a truncation of the section, by default the one that the card names.
+    """
+    lines = _mapping(section.get("gate")).get(_psi(section, psi))
     rows = []
-    for line in lines if isinstance(lines, list) else []:
+    for line in _list(lines):
         name = line.get("name") if isinstance(line, Mapping) else None
         if not isinstance(line, Mapping) or not isinstance(name, str) or name not in _LINES:
             continue
@@ -113,16 +115,20 @@ def _wanted(line: Mapping[str, Json], form: str) -> str:
     return "within 10 points of real people" if line.get("name") == "same_person" else ""
 
 
-def verdict(section: Mapping[str, Json]) -> str:
-    """One sentence: whether the network's people can teach, by the gate at the chosen truncation."""
-    rows = gate_rows(section)
+def _psi(section: Mapping[str, Json], psi: str | None) -> str:
+    return str(section.get("psi")) if psi is None else psi
+
+
+def verdict(section: Mapping[str, Json], psi: str | None = None) -> str:
+    """One sentence: whether the network's people can teach, by the gate at a truncation, as for `gate_rows`."""
+    rows = gate_rows(section, psi)
     missed = [row for row in rows if row[3].startswith("missed")]
     unknown = [row for row in rows if row[3].startswith("not measured")]
-    psi = _short(str(section.get("psi")))
+    psi = _short(_psi(section, psi))
     if not rows:
         return "The card has no gate."
     if missed:
-        return f"At psi {psi} these people are not yet fit to teach: {len(missed)} of {len(rows)} lines are missed."
+        return f"At psi {psi} these people are not yet fit to teach: {len(missed)} of {len(rows)} lines missed."
     if unknown:
         return f"At psi {psi} nothing is missed, but {len(unknown)} of {len(rows)} lines were not measured."
     return f"At psi {psi} these people can teach: all {len(rows)} lines are reached."
@@ -130,8 +136,7 @@ def verdict(section: Mapping[str, Json]) -> str:
 
 def notes(section: Mapping[str, Json]) -> list[str]:
     """The notes of the section, of modest length."""
-    values = section.get("notes")
-    texts = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+    texts = [value for value in _list(section.get("notes")) if isinstance(value, str)]
     return [_short(text) for text in texts[:_MOST_NOTES]]
 
 
@@ -147,18 +152,42 @@ def teaching_lines(section: Mapping[str, Json]) -> list[str]:
     ]
 
 
-def page_section(section: Json) -> dict[str, Json] | None:
-    """What the page of a run shows of the section; None for anything that is no such section."""
+class PageSection(TypedDict):
+    """What the page of a run shows: the table with its head, the gate's rows, the verdict, and notes."""
+
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    gate: list[tuple[str, str, str, str]]
+    verdict: str
+    notes: list[str]
+
+
+def page_section(section: Json, configuration: Mapping[str, Json]) -> PageSection | None:
+    """The section for the page of a run with this configuration; None for anything that is no such section.
+
+    The gate is that of the run's truncation where the card has it; else a note says so.
+    """
     if not isinstance(section, Mapping) or not isinstance(section.get("by_psi"), Mapping):
         return None
-    head, *rows = table_rows(section)
+    (head, *rows), said = table_rows(section), notes(section)
+    run_psi, psi = _number(configuration, "truncation_psi"), None
+    if run_psi is not None and f"{run_psi:g}" in _mapping(section.get("gate")):
+        psi = f"{run_psi:g}"
+    elif run_psi is not None:
+        said = [f"this run has psi {run_psi:g}, which the card did not measure", *said]
+    if [*_list(configuration.get("layers"))] != [*_list(section.get("layers"))]:
+        said = ["the variants of this run differ in other layers than those that the card measured", *said]
     return {
-        "head": list(head),
-        "rows": [list(row) for row in rows],
-        "gate": [list(row) for row in gate_rows(section)],
-        "verdict": verdict(section),
-        "notes": list(notes(section)),
+        "head": head,
+        "rows": rows,
+        "gate": gate_rows(section, psi),
+        "verdict": verdict(section, psi),
+        "notes": said,
     }
+
+
+def _list(value: Json) -> list[Json]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _mapping(value: Json) -> Mapping[str, Json]:

@@ -77,12 +77,14 @@ def publish(
     thresholds: Thresholds,
     network: Mapping[str, Json],
     times: RunTimes | None,
+    card: Mapping[str, Json] | None = None,
 ) -> dict[str, int]:
     """Derive manifest, contact sheet, report and summary of a finished run; returns images by verdict.
 
     network: the record of the network. times: of the run that has just ended; None keeps the times of an
-    earlier summary. Near-copies and doubles that pipeline.copies has written for these images go into report and
-    summary. Raises InputError when the shards do not make up the plan.
+    earlier summary. card: the section "teaching" of the network's card, for the report. Near-copies and doubles that
+    pipeline.copies has written for these images go into report and summary. Raises InputError when the shards do not
+    make up the plan.
     """
     output, plan = run.output, run.plan
     counts = write_manifest(run, plan.units(), thresholds)
@@ -110,6 +112,7 @@ def publish(
         "configuration": plan.configuration.settings(),
         "network": dict(network),
         **{name: figures for name, figures in scored.items() if figures},
+        **({"card": dict(card)} if card else {}),
     }
     summary = cast(Summary, content)
     write_for_people(output, SHEET, lambda: encode_png(draw_sheet(run, thresholds, toy=is_toy(network))))
