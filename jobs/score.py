@@ -31,6 +31,7 @@ SCORES, TABLE = "score.json", "fid.md"
 SCORED = ("network", "folder", "run", "tree")
 NEEDED = {"out": "a folder for the scores", "reference": "a data set of real people to compare with"}
 NOT_OF_A_CARD = ("out", "folder", "run", "tree", "manifest", "workers", "generators")
+MOST_PSI = 8  # columns of a card's table
 ONLY_OF_A_CARD = ("identity", "layers", "quick", "fid_images", "card_train", "yolo_weights")
 
 
@@ -187,6 +188,8 @@ def check(config: Config) -> None:
         for name in NOT_OF_A_CARD:
             if getattr(config, name) is not None:
                 raise InputError(f"--{name} {getattr(config, name)}: it has no meaning with --card: leave it out")
+        if len(config.truncation_psi) > MOST_PSI:
+            raise InputError(f"--truncation-psi: {len(config.truncation_psi)} values: give at most {MOST_PSI}")
     else:
         for name in ONLY_OF_A_CARD:
             if getattr(config, name):

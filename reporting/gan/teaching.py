@@ -130,8 +130,8 @@ def verdict(section: Mapping[str, Json], psi: str | None = None) -> str:
     if missed:
         return f"At psi {psi} these people are not yet fit to teach: {len(missed)} of {len(rows)} lines missed."
     if unknown:
-        return f"At psi {psi} nothing is missed, but {len(unknown)} of {len(rows)} lines were not measured."
-    return f"At psi {psi} these people can teach: all {len(rows)} lines are reached."
+        return f"At psi {psi} nothing is missed, but {len(unknown)} of {len(rows)} lines not measured."
+    return f"At psi {psi} these people can teach: all {len(rows)} lines reached."
 
 
 def notes(section: Mapping[str, Json]) -> list[str]:

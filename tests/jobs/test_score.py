@@ -169,6 +169,12 @@ def test_on_ray_the_scores_are_the_same(config, network, monkeypatch):
         ({"network": "n", "out": None}, "--out is missing: give a folder for the scores"),
         ({"network": "n", "reference": None}, "--reference is missing: give a data set of real people"),
         ({"network": "n", "identity": "reid"}, "--identity reid: it belongs to --card"),
+        ({"network": "n", "layers": "pose"}, "--layers pose: it belongs to --card"),
+        ({"network": "n", "quick": True}, "--quick True: it belongs to --card"),
+        ({"network": "n", "fid_images": 9}, "--fid-images 9: it belongs to --card"),
+        ({"network": "n", "card_train": 9}, "--card-train 9: it belongs to --card"),
+        ({"network": "n", "truncation_psi": (0.7, 1.0)}, "--truncation-psi 0.7 1: several belong to --card; give one"),
+        ({"card": True, "out": None, "workers": None, "fid_images": 5}, "--fid-images 5: must be 6 or more"),
         ({"card": True}, "has no meaning with --card: leave it out"),
         ({"card": True, "out": None, "run": "r"}, "--run r: it has no meaning with --card"),
         (
