@@ -254,9 +254,9 @@ def set_kernel(generator: Generator, kernel: Kernel) -> None:
     Kernels differ by rounding alone. Runs of recipes 1 and 2 have images of the kernel `plain`. A StyleGAN2 has no such
     layer. Raises InputError for a kernel that cannot run on the generator's device.
     """
-    kernel_on(generator.mapping.w_avg.device, kernel)
     for layer in generator.synthesis.modules():
         if isinstance(layer, SynthesisLayer):
+            kernel_on(layer.weight.device, kernel)
             layer.kernel = kernel
 
 

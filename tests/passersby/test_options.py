@@ -55,7 +55,7 @@ class LaterInversion(InversionConfiguration):
     """A program that has gained options."""
 
     glow: float = 0.25
-    colours: tuple[str, ...] = ()
+    hues: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +63,10 @@ class LaterTraining(ReidTraining):
     """A program that has gained options, one of them with a default that is not off."""
 
     glow: float = 0.25
-    colours: tuple[str, ...] = ()
+    hues: tuple[str, ...] = ()
 
     def as_json(self) -> dict:
-        return super().as_json() | {"colours": list(self.colours)}
+        return super().as_json() | {"hues": list(self.hues)}
 
 
 # ---- the rule itself
@@ -175,7 +175,7 @@ def test_an_inversion_goes_on_after_the_program_gained_an_option(tmp_path, monke
     )
     for changes, message in (
         ({"glow": 0.5}, r"glow is 0\.25, not 0\.5"),
-        ({"colours": ("red",)}, r'colours is \[\], not \["red"\]'),
+        ({"hues": ("red",)}, r'hues is \[\], not \["red"\]'),
     ):
         other = LaterInversion(**INVERSION, **changes)
         assert other.hash != old.configuration.hash
@@ -218,14 +218,14 @@ def test_a_training_goes_on_after_the_program_gained_an_option(tmp_path, monkeyp
     monkeypatch.setattr(reid_snapshot, "ReidTraining", LaterTraining)
     for changes, message in (
         ({"glow": 0.5}, r"with --glow 0\.25, not 0\.5: give the old value"),
-        ({"colours": ("red",)}, r"with --colours \[\], not \['red'\]"),
+        ({"hues": ("red",)}, r"with --hues \[\], not \['red'\]"),
         ({"seed": 1}, r"with --seed 0, not 1"),
     ):
         with pytest.raises(InputError, match=message):
             reid_snapshot.claim_folder(LaterTraining(**vars(old) | changes))
     assert record.read_text() == before
     reid_snapshot.claim_folder(LaterTraining(**vars(old)))
-    assert json.loads(record.read_text()) == json.loads(before) | {"glow": 0.25, "colours": []}
+    assert json.loads(record.read_text()) == json.loads(before) | {"glow": 0.25, "hues": []}
     monkeypatch.setattr(reid_snapshot, "ReidTraining", ReidTraining)
     with pytest.raises(InputError, match=r"with --glow 0\.25, which this program does not have: give another --out"):
         reid_snapshot.claim_folder(old)
@@ -280,7 +280,7 @@ def test_a_sweep_goes_on_after_the_program_gained_an_option(tmp_path, monkeypatc
     where = "" if arms == ("",) else r"training\.b\."
     for changes, message in (
         ({"glow": 0.5}, rf"another configuration: {where}glow is 0\.25, not 0\.5\. Choose"),
-        ({"colours": ("red",)}, rf'another configuration: {where}colours is \[\], not \["red"\]\. Choose'),
+        ({"hues": ("red",)}, rf'another configuration: {where}hues is \[\], not \["red"\]\. Choose'),
         ({"batch": 16}, rf"another configuration: {where}batch is 8, not 16\. Choose"),
     ):
         with pytest.raises(InputError, match=message):
