@@ -375,7 +375,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 PRESETS["tiny-2"] = {name: value for name, value in PRESETS["tiny"].items() if name != "margin_size"} | {"config": "2"}
-PRESETS["tiny-pairs"] = PRESETS["tiny-2"] | {"pairs": True, "batch": 32, "pair_gamma": 0.5}
+# Measured with 60 labelled people of the toy crowd (docs/demo-network.md).
+PRESETS["tiny-pairs"] = PRESETS["tiny-2"] | {
+    "pairs": True,
+    "batch": 16,
+    "mapping_layers": 2,
+    "path_length_weight": 0.0,
+    "one_pass": True,
+    "gamma": 0.05,
+    "pair_gamma": 0.2,
+    "ada_kimg": 100.0,
+    "kimg": 500.0,
+    "snapshot_kimg": 10.0,
+}
 
 # Values of config 2 that differ from GanTraining's defaults, which are for StyleGAN3: train.py --cfg=stylegan2.
 _STYLEGAN2_VALUES: dict[str, Any] = {"generator_lr": 0.002, "style_mixing_probability": 0.9}
