@@ -91,7 +91,7 @@ def test_scores_are_those_of_a_slow_obvious_ranking(finished, data):
 def test_a_trial_is_the_training_that_jobs_train_reid_runs(finished, data, tmp_path):
     values = PRESETS["tiny"] | {"batch": 8, "steps": 3, "seed": 1, "threads": 1, "most_people": 2, "draw_seed": 1}
     people = (Path(data["people"]),)
-    made = train(ReidTraining(Path(data["data"]), tmp_path, "tiny", people, **values), torch.device("cpu"))
+    made = train(ReidTraining(Path(data["data"]), tmp_path, "tiny", people=people, **values), torch.device("cpu"))
     one, two = (load_reid(path) for path in (made, finished / "trials/level-0002-seed-1/network.safetensors"))
     assert one.class_names == two.class_names
     for name, value in one.network.state_dict().items():
