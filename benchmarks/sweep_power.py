@@ -13,6 +13,10 @@ What comes out (RESULTS): without an effect "better" is said of any level or the
 seen in over 95% of sweeps at a seed deviation of 0.5 mAP. At 1.3, three seeds suffice for the trend over the study's 17
 levels (91% to 99%), but not for four levels (38% to 57%): there it takes 5 seeds (84%) to 10 (90%, where only the
 highest level is better); verdicts of single levels need 8 to 10 seeds.
+
+The second table is of arms that are compared with a control at equal steps, paired by seed (arms C, G, U, S of
+docs/sweeps.md). `deviation` is that of the differences of the pairs. "can be told": the true difference that is called
+better in 80% of sweeps. The last two columns: how often a difference of 2 mAP, and none, is called better, simulated.
 """
 
 import dataclasses
@@ -25,7 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from jobs.common import run_job
-from passersby.metrics.sweep_statistics import BETTER, CANNOT_TELL, Trials, analyse, critical_value, loadings
+from passersby.metrics.sweep_statistics import (
+    BETTER,
+    CANNOT_TELL,
+    Trials,
+    analyse,
+    critical_value,
+    detectable_difference,
+    loadings,
+    paired_difference,
+)
 
 RESULTS = """The command above, seed 0 (standard error of 0.05 in 1,000: 0.007); 74 s of one core:
 levels  seeds  deviation  effect  in common  any level  trend  either  better or worse  paired
@@ -55,6 +68,19 @@ levels  seeds  deviation  effect  in common  any level  trend  either  better or
     17     10     1.3 mAP  half    none           0.975  1.000   1.000            0.978   0.976
     17      3     1.3 mAP  top     none           0.318  0.914   0.918            0.333   0.336
     17     10     1.3 mAP  top     none           0.927  1.000   1.000            0.937   0.931
+"""
+
+PAIRED_RESULTS = """The same command, its second table; seconds:
+seeds  deviation  can be told  better at 2 mAP  better at 0
+    3    0.5 mAP      1.6 mAP            0.903        0.026
+    5    0.5 mAP      0.8 mAP            1.000        0.028
+   10    0.5 mAP      0.5 mAP            1.000        0.034
+    3    1.0 mAP      3.3 mAP            0.459        0.026
+    5    1.0 mAP      1.7 mAP            0.909        0.028
+   10    1.0 mAP      1.0 mAP            1.000        0.034
+    3    2.0 mAP      6.5 mAP            0.164        0.026
+    5    2.0 mAP      3.4 mAP            0.392        0.028
+   10    2.0 mAP      2.0 mAP            0.805        0.034
 """
 
 FOUR = (0, 10, 40, 100)  # the sweep of the README
@@ -151,6 +177,15 @@ def shares(case: Case, config: Config, random: np.random.Generator) -> np.ndarra
     return said / config.sweeps
 
 
+def paired_power(seeds: int, deviation: float, gain: float, config: Config) -> float:
+    """Share of sweeps in which an arm that is better by `gain` (0..1) is called better than its control."""
+    random, better = np.random.default_rng(config.seed), 0
+    for differences in random.normal(gain, deviation, (config.sweeps, seeds)):
+        found = paired_difference(dict.fromkeys(range(seeds), 0.4), dict(enumerate(0.4 + differences)))
+        better += found is not None and found.verdict == BETTER
+    return better / config.sweeps
+
+
 def main(config: Config) -> None:
     """Print one row for each case."""
     print("levels  seeds  deviation  effect  in common  any level  trend  either  better or worse  paired")
@@ -161,6 +196,20 @@ def main(config: Config) -> None:
             f"{found[0]:9.3f}  {found[1]:5.3f}  {found[2]:6.3f}  {found[3]:15.3f}  {found[4]:6.3f}",
             flush=True,
         )
+    print_paired(config)
+
+
+def print_paired(config: Config) -> None:
+    """Print the table of arms that are compared with a control, paired by seed."""
+    print(f"seeds  deviation  can be told  better at {100 * config.gain:g} mAP  better at 0")
+    for deviation in (0.005, 0.01, 0.02):
+        for seeds in (3, 5, 10):
+            told = detectable_difference(deviation, seeds)
+            shares = [paired_power(seeds, deviation, gain, config) for gain in (config.gain, 0.0)]
+            print(
+                f"{seeds:5}  {100 * deviation:5.1f} mAP  {100 * told:7.1f} mAP  {shares[0]:15.3f}  {shares[1]:11.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

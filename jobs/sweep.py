@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tune.progress import SweepProgress
     from tune.runner import TrialResources
     from tune.sweep import Sweep
+    from tune.table import Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,14 @@ class Config:
     """Sets of options, each with a name. The sweep runs all levels once with each set.
     For example: "plain: variants_labels=hard" "gated: variants_labels=smooth identity_margin=0".
     extras=real and extras=single let the levels add further real people, or single pictures without a label, in
-    place of generated people: "G: extras=generated" "U: extras=real" "S: extras=single".
+    place of generated people. extras=none is the control, which the other arms are compared with.
+    The names C, G, U and S alone stand for none, generated, real and single: --arms C G U S.
     recipe= sets several options at once: plain, changes, changes-first, changes-half (docs/sweeps.md)."""
+    choose: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RECIPE")] = ()
+    """Recipes from which each arm takes its best one. Trainings with one seed at the highest level come first; they
+    are tested with people set aside from training. For example: --arms C G U S --choose plain changes."""
+    choose_people: Annotated[int, Bound(ge=2)] = 100
+    """The number of people that --choose sets aside; those who are labelled last."""
     cross: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE,VALUE")] = ()
     """An option with several values. The sweep runs all levels once with each value.
     For example: variants_labels=hard,smooth detector_threshold=0.6,0.8.
@@ -112,26 +119,49 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         levels = {name: tuple(map(int, content[name])) for name in ("levels", "seeds")}
     except (ValueError, KeyError, TypeError, SystemExit):  # another version: the job says what is wrong
         return {}
-    names = ("sweep", "preset", "set", "arms", "cross", "steps", "equal_epochs")
+    names = ("sweep", "preset", "set", "arms", "cross", "choose", "choose_people", "steps", "equal_epochs")
     return {**{name: getattr(before, name) for name in names}, **levels}
 
 
 def main(config: Config) -> int | None:
-    """Check everything, run the missing trials, keep the table. Returns 1 when trials failed for good."""
+    """Check everything, choose recipes, run the missing trials, keep the table. Returns 1 when trials failed."""
+    from tune.choice import CHOICE, chosen_recipes, plan_choice
     from tune.planning import SweepOptions, plan_sweep
-    from tune.sweep import continue_sweep
 
     check_bounds(config)
     output = Output(config.out)
     if not output.local:
         raise InputError(f"--out {config.out}: trainings write to folders: give one that all nodes see")
     names = [field.name for field in dataclasses.fields(SweepOptions)]
-    sweep = plan_sweep(SweepOptions(**{name: getattr(config, name) for name in names}))
+    options = SweepOptions(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+    sweep = plan_sweep(options)
+    if config.choose and config.dry_run:
+        count = len(config.choose) * len(sweep.arms)
+        print(f"before it, {count} trainings choose a recipe for each arm", flush=True)
+    elif config.choose:
+        choice = plan_choice(sweep, options, config.choose, config.choose_people, output)
+        print(f"recipes are chosen first, with {config.choose_people} people set aside from training", flush=True)
+        rows = finished_rows(config, Output(f"{config.out}/{CHOICE}"), choice)
+        if rows is None:
+            return 1
+        recipes, record = chosen_recipes(sweep, choice, rows, config.choose, config.choose_people)
+        print("chosen: " + ", ".join(f"{arm}: {recipe}" for arm, recipe in recipes.items()), flush=True)
+        sweep = dataclasses.replace(plan_sweep(dataclasses.replace(options, recipes=recipes)), choice=record)
+    return 1 if finished_rows(config, output, sweep) is None else None
+
+
+def finished_rows(config: Config, output: Output, sweep: "Sweep") -> "list[Row] | None":
+    """The rows of all trials of a sweep, whose folder is `output`, after those that are missing have run.
+
+    With --dry-run nothing runs, and there are no rows. None where trials failed.
+    """
+    from tune.sweep import continue_sweep
+
     sweep = continue_sweep(output, sweep)
     print(describe(config, sweep), flush=True)
     if config.dry_run:
         plan_resources(config, sweep, len(sweep.trials()))
-        return None
+        return []
     with hold(output):
         sweep = continue_sweep(output, sweep)  # another driver may just have ended
         progress = run(config, output, sweep)
@@ -143,8 +173,8 @@ def main(config: Config) -> int | None:
             f"{folder}/*/failed.json. The same command tries them again",
             file=sys.stderr,
         )
-        return 1
-    return None
+        return None
+    return list(progress.rows.values())
 
 
 def describe(config: Config, sweep: "Sweep") -> str:
@@ -154,7 +184,7 @@ def describe(config: Config, sweep: "Sweep") -> str:
     arms += ", some of which share level 0," if sweep.sharing() else ""
     lines = [f"{sweep.name}: {len(sweep.levels)} levels x {len(sweep.seeds)} seeds{arms} = {trials} trials"]
     lines.append(f"levels {', '.join(map(str, sweep.levels))}; seeds {', '.join(map(str, sweep.seeds))}")
-    if config.levels is not None and 0 not in config.levels:
+    if config.levels is not None and 0 not in config.levels and not sweep.controls():
         lines.append("note: level 0 was added: all others are compared to it")
     if len(sweep.seeds) < 3:
         lines.append(f"note: {len(sweep.seeds)} seeds say little about noise: give three or more")

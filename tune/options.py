@@ -23,8 +23,10 @@ DECIDED = {
     "gpus": "--gpus-per-trial", "threads": "--cpus-per-trial", "max_minutes": "no option: trials run to their end",
 }  # fmt: skip
 _KEYS = {field.name for field in dataclasses.fields(ReidTraining)}
-# What a level adds to the labelled people. Level 0 is the same training without it.
-GENERATED, FURTHER, SINGLE = EXTRAS = ("generated", "real", "single")
+# What a level adds to the labelled people. Level 0 is the same training without it. An arm with NONE has level 0 only,
+# and the other arms are compared with it.
+GENERATED, FURTHER, SINGLE, NONE = EXTRAS = ("generated", "real", "single", "none")
+READY_ARMS = {"C": NONE, "G": GENERATED, "U": FURTHER, "S": SINGLE}  # arms of --arms that need no options
 _CHANGES = {"surroundings": "1", "colours": "0.7", "jitter": "0.7"}
 # The short list from which each arm takes its best recipe.
 RECIPES: dict[str, dict[str, str]] = {
@@ -36,7 +38,11 @@ RECIPES: dict[str, dict[str, str]] = {
 
 
 def arms_of(
-    name: str, settings: Sequence[str], crossed: Sequence[str], named: Sequence[str] = ()
+    name: str,
+    settings: Sequence[str],
+    crossed: Sequence[str],
+    named: Sequence[str] = (),
+    recipes: Mapping[str, str] | None = None,
 ) -> dict[str, ReidTraining]:
     """Name of an arm ("" for a single arm, else "NAME, key=value, ...") -> its training, still without data and out.
 
@@ -44,12 +50,15 @@ def arms_of(
     crossed: "key=value1,value2"; each combination of values, with each named arm, is an arm. Keys are the options of
     jobs/train_reid.py, and the names of the filters' thresholds (`datasets.runs.verdicts.FILTERS`). A crossed
     preset=... brings the values of that preset, recipe=... those of RECIPES, which other settings replace. The key
-    extras goes to `extras_of`. Without a setting for it, trainings run in the trial's own process (workers 0). Raises
-    InputError for an unknown key and for an impossible value.
+    extras goes to `extras_of`. recipes: name of an arm -> the recipe that was chosen for it. Without a setting for it,
+    trainings run in the trial's own process (workers 0). Raises InputError for an unknown key and for an impossible
+    value.
     """
-    arms = {}
+    arms, recipes = {}, recipes or {}
     for arm, options in _options_of(settings, crossed, named).items():
         options = {key: value for key, value in options.items() if key != "extras"}
+        if arm in recipes:
+            options["recipe"] = recipes[arm]
         recipe = options.pop("recipe", "plain")
         if recipe not in RECIPES:
             raise InputError(f"recipe {recipe}: give one of {', '.join(RECIPES)}")
@@ -90,8 +99,13 @@ def _options_of(settings: Sequence[str], crossed: Sequence[str], named: Sequence
 
 def _named_arm(text: str) -> tuple[str, dict[str, str]]:
     label, colon, options = text.partition(":")
+    if text.strip() in READY_ARMS:
+        return text.strip(), {"extras": READY_ARMS[text.strip()]}
     if not colon or not re.fullmatch(r"[A-Za-z0-9 ._-]{1,40}", label.strip()):
-        raise InputError(f'--arms {text}: give "NAME: key=value key=value", NAME of letters, digits, space, . _ -')
+        raise InputError(
+            f'--arms {text}: give "NAME: key=value key=value", NAME of letters, digits, space, . _ -, or '
+            f"one of {', '.join(READY_ARMS)}"
+        )
     return label.strip(), _all_parsed("--arms", options.split())
 
 

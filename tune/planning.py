@@ -27,7 +27,7 @@ from tune.levels import (
     read_generated,
     with_baseline,
 )
-from tune.options import GENERATED, arms_of, extras_of
+from tune.options import GENERATED, NONE, arms_of, extras_of
 from tune.sweep import ONE_RUN, Sweep
 
 
@@ -50,23 +50,25 @@ class SweepOptions:
     equal_epochs: bool
     allow_leak: bool
     networks: tuple[str, ...] = ()
+    recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name of an arm -> the recipe chosen for it
 
 
 def plan_sweep(options: SweepOptions) -> Sweep:
     """The sweep of these options. Raises InputError for the first option that cannot work, and for a leak."""
     levels = with_baseline(LEVELS[options.sweep] if options.levels is None else options.levels)
-    paths = _runs_by_seed(options)
     seeds = checked(options.seeds, "--seeds")
     if options.equal_epochs and options.steps is not None:
         raise InputError(f"--equal-epochs with --steps {options.steps}: give one of them")
-    arms = arms_of(options.preset, options.set, options.cross, options.arms)
+    arms = arms_of(options.preset, options.set, options.cross, options.arms, options.recipes)
     extras = extras_of(options.set, options.cross, options.arms)
+    paths = _runs_by_seed(options, GENERATED in extras.values())
     root = address(options.data)
     root = root if isinstance(root, str) else root.resolve()
     data = read_data_set(root)
     runs = {seed: read_generated(path, options.sweep, root) for seed, path in paths.items()}
+    generated_arms = [training for arm, training in arms.items() if extras[arm] == GENERATED]
     for path, run in zip(paths.values(), runs.values(), strict=True):
-        for filters in dict.fromkeys(training.filters for training in arms.values()):
+        for filters in dict.fromkeys(training.filters for training in generated_arms):
             filtered = read_generated(path, options.sweep, root, filters) if filters else run
             check_enough(filtered, options.sweep, levels)
     abouts = _abouts(runs, options.latents)
@@ -75,7 +77,7 @@ def plan_sweep(options: SweepOptions) -> Sweep:
     refuse_leak(findings, options.allow_leak)
     labels = _label_findings(runs, abouts, starts, read_networks(options.networks), arms, data)
     refuse_label_leak(labels, options.allow_leak)
-    arms = _with_steps(arms, options, root, levels, runs, seeds)
+    arms = _with_steps(arms, extras, options, root, levels, runs, seeds)
     sweep = Sweep(
         options.sweep, root, data, levels, seeds, arms, runs, findings, options.allow_leak, labels, extras=extras
     )  # fmt: skip
@@ -86,7 +88,7 @@ def plan_sweep(options: SweepOptions) -> Sweep:
 def _check_real_extras(sweep: Sweep) -> None:
     """Raise InputError for a level with more real people or single pictures than the data have beside the labelled."""
     for arm, kind in sweep.extras.items():
-        if kind == GENERATED:
+        if kind in (GENERATED, NONE):
             continue
         training = sweep.arms[arm]
         if sweep.name != PEOPLE_SWEEP or training.labelled_people is None:
@@ -100,7 +102,9 @@ def _check_real_extras(sweep: Sweep) -> None:
             _batches(trained, list_sources(sweep.root, labelled=trained.labelled))
 
 
-def _runs_by_seed(options: SweepOptions) -> dict[int | str, str | Path]:
+def _runs_by_seed(options: SweepOptions, needed: bool) -> dict[int | str, str | Path]:
+    if not needed and options.generated is None and not options.runs_per_seed:
+        return {}
     if (options.generated is None) == (not options.runs_per_seed):
         raise InputError("give either --generated, one run for all seeds, or --runs-per-seed, one for each")
     if options.runs_per_seed and len(options.runs_per_seed) != len(options.seeds):
@@ -126,6 +130,8 @@ def _starts(arms: Mapping[str, ReidTraining]) -> list[tuple[str, Path]]:
 def _abouts(runs: Mapping[int | str, GeneratedRun], latents: Sequence[str]) -> dict[str | None, About]:
     """sha256 of latents -> their metadata. Raises InputError for latents from which no run was made."""
     tables = [read_latents(path) for path in latents]
+    if tables and not runs:
+        raise InputError(f"--latents {latents[0]}: no arm uses generated pictures: leave it out")
     for table in tables:
         if all(run.record.get("latents") != table.sha256 for run in runs.values()):
             check_latents(next(iter(runs.values())), table)
@@ -163,6 +169,7 @@ def _label_findings(
 
 def _with_steps(
     arms: Mapping[str, ReidTraining],
+    extras: Mapping[str, str],
     options: SweepOptions,
     root: str | Path,
     levels: tuple[int, ...],
@@ -180,7 +187,7 @@ def _with_steps(
     for arm, training in arms.items():
         dataclasses.replace(training, data=Path("."), out=Path(".")).check()
         baseline = _batches(training, list_sources(root, labelled=training.labelled))
-        if first_level is not None:
+        if first_level is not None and extras[arm] == GENERATED:
             limits = {name: [next(iter(runs.values())).path], f"most_{name}": first_level, "draw_seed": seeds[0]}
             _batches(training, list_sources(root, **limits, filters=training.filters, labelled=training.labelled))
         steps = None if options.equal_epochs else options.steps or -(-training.epochs * baseline.steps_per_epoch // 1)

@@ -13,7 +13,7 @@ from training.reid.config import ABOUT_GENERATED, FREE_TO_CHANGE, ReidTraining
 from training.reid.stages import without_extras
 from tune.leak_guard import DataSet, Finding, verdict_of
 from tune.levels import PEOPLE_SWEEP, GeneratedRun, Trial, trials_of
-from tune.options import DECIDED, FURTHER, GENERATED, SINGLE
+from tune.options import DECIDED, FURTHER, GENERATED, NONE, SINGLE
 
 SWEEP_FILE = "sweep.json"
 ONE_RUN = "every seed"  # the key of the run, if all seeds use the same run
@@ -30,7 +30,7 @@ class Sweep:
     labels: those of the label guard; allow_leak: whether a leak is allowed. known: the training options that the
     sweep's folder knows, None for all. The configuration and its hash omit an unknown option at its default
     (passersby/options.py). extras: what the levels of an arm add (`tune.options.EXTRAS`); generated pictures where it
-    has no entry.
+    has no entry. choice: how the arms' recipes were chosen (tune/choice.py), None if the command gives them.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Sweep:
     labels: tuple[Finding, ...] = ()
     known: frozenset[str] | None = None
     extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    choice: Mapping[str, Json] | None = None
 
     def configuration(self) -> dict[str, Json]:
         """All values that change the result of a trial, as plain JSON.
@@ -71,16 +72,47 @@ class Sweep:
         """Every trial, in the order of the starts.
 
         The longest trials start first, because the cluster would have to wait for a long trial that starts last. Trials
-        of equal length start seed by seed. Arms that share level 0 have one trial for it.
+        of equal length start seed by seed. Arms that share level 0 have one trial for it, and a control has no other.
         """
         copies = {arm for arms in self.sharing().values() for arm in arms}
+        controls = {arm for arm in self.arms if self.extras.get(arm) == NONE}
         trials = [
-            trial for trial in trials_of(self.levels, self.seeds, self.arms) if trial.level or trial.arm not in copies
+            trial
+            for trial in trials_of(self.levels, self.seeds, self.arms)
+            if (trial.arm not in controls if trial.level else trial.arm not in copies)
         ]
         return sorted(trials, key=lambda trial: (-self.length(trial), trial.seed))
 
+    def controls(self) -> dict[str, str]:
+        """Arm -> the control that it is compared with: an arm without extras that has as many labelled people.
+
+        Of several, the one whose training is the arm's own without extras, or else the first. Empty for a sweep without
+        controls. Raises InputError for an arm without one.
+        """
+        controls = [arm for arm in self.arms if self.extras.get(arm) == NONE]
+        matched = {}
+        for arm, training in self.arms.items() if controls else ():
+            if arm in controls:
+                continue
+            possible = [control for control in controls if _labels_of(self.arms[control]) == _labels_of(training)]
+            if not possible:
+                people = training.labelled_people
+                raise InputError(f"arm {arm}: no control has labelled_people={people}: give an arm with extras=none")
+            alone = _without_generated(training)
+            equal = [control for control in possible if _without_generated(self.arms[control]) == alone]
+            matched[arm] = (equal or possible)[0]
+        return matched
+
     def sharing(self) -> dict[str, list[str]]:
-        """Arm -> later arms with the same training at level 0: they differ only in options about generated images."""
+        """Arm -> the arms that have no training of their own at level 0.
+
+        These are the arms of a control, or else later arms that differ only in options about generated images.
+        """
+        compared: dict[str, list[str]] = {}
+        for arm, control in self.controls().items():
+            compared.setdefault(control, []).append(arm)
+        if compared:
+            return compared
         groups: dict[ReidTraining, list[str]] = {}
         for arm, training in self.arms.items():
             groups.setdefault(_without_generated(training), []).append(arm)
@@ -91,11 +123,16 @@ class Sweep:
         training = self.arms[trial.arm]
         if training.steps:
             return float(training.steps * training.batch)
-        run, share = self.run_of(trial), 0.0
-        if training.generated_share is None:
-            available = run.people if self.name == PEOPLE_SWEEP else run.pictures
-            share = run.images * min(trial.level / available, 1.0)
-        return training.epochs * (self.data.train_images + share)
+        added = 0.0
+        if training.generated_share is None and trial.level:
+            extras = self.extras.get(trial.arm, GENERATED)
+            if extras == GENERATED:
+                run = self.run_of(trial)
+                available = run.people if self.name == PEOPLE_SWEEP else run.pictures
+                added = run.images * min(trial.level / available, 1.0)
+            else:
+                added = self._pictures_of_a_person(trial if extras == SINGLE else None) * trial.level
+        return training.epochs * (self.data.train_images + added)
 
     def run_of(self, trial: Trial) -> GeneratedRun:
         """The run whose pictures a trial trains on."""
@@ -119,9 +156,15 @@ class Sweep:
         return dataclasses.replace(base, data=self.root, out=folder, seed=trial.seed, **generated, **resources)
 
     def single_pictures(self, trial: Trial) -> int:
-        """As many single pictures as so many artificial people have on average."""
+        """As many single pictures as so many artificial people have on average, or without a run real people."""
+        return round(self._pictures_of_a_person(trial) * trial.level)
+
+    def _pictures_of_a_person(self, trial: Trial | None) -> float:
+        """The mean number of pictures of an artificial person of a trial's run, or else of a real person."""
+        if trial is None or not self.runs:
+            return self.data.train_images / len(self.data.train)
         run = self.run_of(trial)
-        return round(run.images / run.people * trial.level)
+        return run.images / run.people
 
     def to_json(self, command: str) -> bytes:
         """The text of sweep.json: the configuration and its hash, derived values, and values that may change."""
@@ -133,6 +176,9 @@ class Sweep:
             "levels": list(self.levels),
             "seeds": list(self.seeds),
             "arms": list(self.arms),
+            "controls": self.controls(),
+            "extras": {arm: self.extras.get(arm, GENERATED) for arm in self.arms},
+            "choice": self.choice,
             "trials": len(self.trials()),
             "equal": "steps" if all(training.steps for training in self.arms.values()) else "epochs",
             "steps": {arm: training.steps for arm, training in self.arms.items()},
@@ -152,6 +198,10 @@ class Sweep:
             "command": command,
         }
         return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _labels_of(training: ReidTraining) -> tuple[int | None, int]:
+    return training.labelled_people, training.label_draw if training.labelled_people is not None else 0
 
 
 def _without_generated(training: ReidTraining) -> ReidTraining:

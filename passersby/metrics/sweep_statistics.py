@@ -19,7 +19,7 @@ test set.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -384,3 +384,63 @@ def query_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, (tail, 1 - tail))
     return QueryInterval(difference, float(low), float(high), len(gain), count)
+
+
+# ---- Arms of equal level: differences paired by seed.
+
+DETECTION = 0.8  # the probability with which a difference that can be told is told
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedDifference:
+    """The mean difference of two arms over the seeds that both have, by Student's paired t test.
+
+    A seed gives both arms the same start and the same order, so that pairing removes what they share; the test holds
+    whether they share anything or not. low..high: the interval; deviation: of the differences. These are nan with fewer
+    than two seeds, and where all differences are equal. seeds: the number of pairs. verdict: BETTER, WORSE or
+    CANNOT_TELL. told: the true difference whose interval lies above 0 with the probability DETECTION, if the deviation
+    is as seen; nan where that is not known.
+    """
+
+    seeds: int
+    mean: float
+    low: float
+    high: float
+    deviation: float
+    verdict: str
+    told: float
+
+
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], confidence: float = 0.95
+) -> PairedDifference | None:
+    """`second` minus `first`, both seed -> score; None without a common seed."""
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return None
+    differences = np.array([second[seed] - first[seed] for seed in seeds])
+    mean, count = float(differences.mean()), len(seeds)
+    deviation = float(differences.std(ddof=1)) if count > 1 else math.nan
+    if not deviation > _NO_NOISE:
+        return PairedDifference(count, mean, math.nan, math.nan, math.nan, CANNOT_TELL, math.nan)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * deviation / math.sqrt(count)
+    low, high = mean - half, mean + half
+    told = detectable_difference(deviation, count, confidence)
+    return PairedDifference(count, mean, low, high, deviation, _verdict(low, high), told)
+
+
+def detectable_difference(deviation: float, seeds: int, confidence: float = 0.95, power: float = DETECTION) -> float:
+    """The true difference of two arms that `seeds` pairs tell from 0 with the probability `power`.
+
+    deviation: of the paired differences, in any unit, that of the result. By the noncentral t distribution. Raises
+    InputError for fewer than two seeds, and for a confidence or power out of range.
+    """
+    if seeds < 2 or not (0 < confidence < 1 and 0 < power < 1):
+        raise InputError(f"{seeds} seeds, confidence {confidence}, power {power}: give 2 seeds or more, and 0..1")
+    critical = float(stats.t.ppf((1 + confidence) / 2, seeds - 1))
+
+    def missing(shift: float) -> float:
+        return float(stats.nct.sf(critical, seeds - 1, shift)) - power
+
+    shift = optimize.brentq(missing, 0.0, 4 * critical + 10)
+    return deviation * float(cast(float, shift)) / math.sqrt(seeds)

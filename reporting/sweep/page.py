@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ from passersby.errors import InputError
 from passersby.metrics.sweep_statistics import BETTER, WORSE, Analysis, Trials, analyse, query_interval
 from passersby.options import Json
 from reporting.page import flatten, is_toy, rendered
+from reporting.sweep.comparison import MEANING as ADDED
+from reporting.sweep.comparison import Comparison, comparisons, label_curve
 
 # ---- Charts: lines with bands over levels, and the coordinates in which the page draws them.
 
@@ -37,12 +39,16 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A plot of one or more series. description: the sentence that screen readers read instead of the plot."""
+    """A plot of one or more series. description: the sentence that screen readers read instead of the plot.
+
+    over: the meaning of the horizontal axis, "" for that of the sweep's levels.
+    """
 
     title: str
     description: str
     unit: str
     series: Sequence[Series]
+    over: str = ""
 
     @property
     def _levels(self) -> list[float]:
@@ -178,12 +184,26 @@ class SweepPaths(TypedDict, total=False):
     runs: dict[str, str]
 
 
+class Choice(TypedDict, total=False):
+    """How recipes were chosen: the people set aside, and the mAP 0..1 of each arm with each recipe."""
+
+    people: int
+    mAP: dict[str, dict[str, float]]
+    chosen: dict[str, str]
+
+
 class SweepRecord(TypedDict, total=False):
-    """The values of sweep.json (tune/sweep.py) that the page reads; any may be missing. trials: the planned number."""
+    """The values of sweep.json (tune/sweep.py) that the page reads; any may be missing. trials: the planned number.
+
+    controls: arm -> the arm that it is compared with; extras: arm -> what its levels add.
+    """
 
     configuration: Mapping[str, Json]
     sweep: str
     arms: list[str]
+    controls: dict[str, str]
+    extras: dict[str, str]
+    choice: Choice | None
     trials: int
     equal: str
     one_generator: bool
@@ -222,6 +242,9 @@ def sweep_page(
         label_leak=labels if labels.get("verdict") == "leak" else None,
         labels=labels if labels.get("findings") else None,
         headline=_headline(trials, sweep),
+        compared=_comparisons(trials, sweep),
+        label_chart=_label_chart(trials, sweep),
+        choice=_choice(sweep),
         answers=[_answer(arm, analyses["mAP"][arm], MEANING.get(name, "levels")) for arm in arms],
         charts=[_charts(score, analyses[score], tables, name) for score in SCORES],
         chart_width=WIDTH,
@@ -262,15 +285,64 @@ def trials_of(table: pa.Table, score: str) -> Trials:
 
 
 def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
-    """The arms whose level 0 has finished, in the sweep's order. Raises InputError if there is none."""
+    """The arms whose level 0 has finished, in the sweep's order, without controls. Raises InputError without any."""
     pairs = zip(trials["arm"].to_pylist(), trials["level"].to_pylist(), strict=True)
-    with_baseline = dict.fromkeys(arm for arm, level in pairs if level == 0)
+    controls = set((sweep.get("controls") or {}).values())
+    with_baseline = dict.fromkeys(arm for arm, level in pairs if level == 0 and arm not in controls)
     arms = list(dict.fromkeys([*(arm for arm in sweep.get("arms") or () if arm in with_baseline), *with_baseline]))
     if not arms:
         raise InputError(
             "trials.parquet has no finished trial of level 0 yet, which all others are compared with: wait for one"
         )
     return arms
+
+
+def _labelled(sweep: SweepRecord) -> dict[str, int | None]:
+    """Arm -> its number of labelled people, None where all are labelled."""
+    trainings = sweep.get("configuration", {}).get("training")
+    trainings = trainings if isinstance(trainings, Mapping) else {}
+    people = {
+        arm: training.get("labelled_people") for arm, training in trainings.items() if isinstance(training, Mapping)
+    }
+    return {arm: count if isinstance(count, int) else None for arm, count in people.items()}
+
+
+def _comparisons(trials: pa.Table, sweep: SweepRecord) -> list[Comparison]:
+    recipes = (sweep.get("choice") or {}).get("chosen", {})
+    controls, extras = sweep.get("controls") or {}, sweep.get("extras") or {}
+    return comparisons(trials, controls, extras, _labelled(sweep), recipes)
+
+
+def _label_chart(trials: pa.Table, sweep: SweepRecord) -> Chart | None:
+    """mAP over the number of labelled people, where the sweep has controls with several numbers."""
+    curves = label_curve(trials, sweep.get("extras") or {}, _labelled(sweep)) if sweep.get("controls") else {}
+    series = [
+        Series(
+            ADDED.get(kind, kind),
+            f"series-{number}",
+            [(people, 100 * mAP, f"{people:,} labelled people: {100 * mAP:.1f}") for people, mAP in curve],
+        )
+        for number, (kind, curve) in enumerate(curves.items())
+    ]
+    description = "; ".join(f"{one.name}: " + ", ".join(text for *_, text in one.points) for one in series)
+    return Chart("mAP", description, "%", series, "the number of labelled people") if series else None
+
+
+def _choice(sweep: SweepRecord) -> dict[str, Any] | None:
+    """The table of the recipes that were tried: their names, and for each arm the percentages and the chosen one."""
+    choice = sweep.get("choice")
+    if not choice:
+        return None
+    names = list(dict.fromkeys(name for figures in choice.get("mAP", {}).values() for name in figures))
+    rows = [
+        {
+            "arm": arm,
+            "figures": [f"{100 * figures[name]:.1f}" if name in figures else "" for name in names],
+            "chosen": choice.get("chosen", {}).get(arm, ""),
+        }
+        for arm, figures in choice.get("mAP", {}).items()
+    ]
+    return {"people": choice.get("people"), "names": names, "rows": rows}
 
 
 def best_level(analysis: Analysis) -> int | None:

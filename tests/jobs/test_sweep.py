@@ -195,3 +195,31 @@ def test_without_steps_every_level_has_those_of_level_0(ray_cluster, config, tmp
     sweep.main(dataclasses.replace(dry, equal_epochs=True))
     assert "4 epochs, batches of 8" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_recipes_are_chosen_first_and_every_arm_is_compared_with_the_control(ray_cluster, config, tmp_path, capsys):
+    options = {"set": ("batch=8", "labelled_people=3", "surroundings=0.5"), "arms": ("C", "G", "U", "S"), "steps": 2}
+    chosen = dataclasses.replace(
+        config, out=str(tmp_path / "out"), levels=(2,), choose=("plain", "changes"), choose_people=2, **options
+    )
+    assert sweep.main(dataclasses.replace(chosen, dry_run=True)) is None
+    assert "before it, 8 trainings choose a recipe for each arm" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert sweep.main(chosen) is None
+    choice = json.loads((tmp_path / "out/sweep.json").read_text())["choice"]
+    first = pq.read_table(tmp_path / "out/choice/trials.parquet").to_pylist()
+    tried = {(row["arm"], row["level"]): row["mAP"] for row in first}
+    for arm, level in (("C", 0), ("G", 2), ("U", 2), ("S", 2)):
+        figures = {recipe: tried[f"{arm}, recipe={recipe}", level] for recipe in ("plain", "changes")}
+        assert choice["mAP"][arm] == figures
+        assert figures[choice["chosen"][arm]] == max(figures.values())
+    rows = pq.read_table(tmp_path / "out/trials.parquet").to_pylist()
+    assert len({row["trial"] for row in rows}) == 8
+    assert sorted({(row["arm"], row["level"]) for row in rows if row["level"]}) == [("G", 2), ("S", 2), ("U", 2)]
+    stages = {row["arm"]: load_reid(tmp_path / "out" / row["network"]).record for row in rows if row["level"]}
+    for arm, record in stages.items():
+        assert bool(record["configuration"]["stages"]) == (choice["chosen"][arm] == "changes")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}
+    assert sweep.main(chosen) is None  # nothing is trained again
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}

@@ -4,7 +4,7 @@ import pytest
 
 from passersby.errors import InputError
 from training.reid.config import PRESETS
-from tune.options import arms_of
+from tune.options import arms_of, extras_of
 
 
 def test_settings_have_the_types_of_their_options():
@@ -91,3 +91,13 @@ def test_what_is_no_option_or_no_value_is_one_line(settings, crossed, message, c
         arms_of("tiny", settings, crossed)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().err == ""
+
+
+def test_arms_named_by_a_letter_need_no_options():
+    arms = arms_of("tiny", (), (), ("C", "G", "U", "S: extras=single jitter=0.5"), {"G": "changes"})
+    assert [arm for arm, training in arms.items() if training.stages] == ["G"]
+    assert extras_of((), (), ("C", "G", "U", "S: extras=single")) == {
+        "C": "none", "G": "generated", "U": "real", "S": "single",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="--arms X: give .* or one of C, G, U, S"):
+        arms_of("tiny", (), (), ("X",))

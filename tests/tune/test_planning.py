@@ -203,7 +203,7 @@ def test_arms_of_generated_and_real_extras_share_their_control(wanted):
     [
         ("U: extras=real", ("batch=4",), (2,), "extras=real: it belongs to .*labelled_people=N"),
         ("U: extras=real", ("batch=4", "labelled_people=3"), (4,), "--further-people 4: .*3 people beside the 3"),
-        ("U: extras=people", ("batch=4",), (2,), "extras people: give one of generated, real, single"),
+        ("U: extras=people", ("batch=4",), (2,), "extras people: give one of generated, real, single, none"),
         ("U: recipe=best", ("batch=4",), (2,), "recipe best: give one of plain, changes"),
     ],
 )

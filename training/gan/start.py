@@ -26,7 +26,16 @@ from passersby.stylegan3.generator import set_kernel
 from passersby.stylegan3.mapping import set_precision
 from passersby.stylegan3.transfer import freeze_discriminator_layers, transfer
 from reporting.curves import Record
-from training.checkpoints import claim, commit, commit_checkpoint, damage_named, last_checkpoint, newest, read_state
+from training.checkpoints import (
+    STATE,
+    claim,
+    commit,
+    commit_checkpoint,
+    damage_named,
+    last_checkpoint,
+    newest,
+    read_state,
+)
 from training.gan.config import BEFORE, FREE_TO_CHANGE, GanTraining
 from training.gan.data import to_float
 from training.gan.pairs import PairTraining
@@ -189,6 +198,8 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
     average, origin, lines = None, {}, []
     if config.transfer and folder is None:
         average, origin, lines = _transfer(config.transfer, generator, discriminator, images)
+        if of_pairs is not None:
+            lines.append(_transfer_pairs(config.transfer, of_pairs))
     if config.precision != "auto":
         for network in (generator, discriminator, *((of_pairs,) if of_pairs else ())):
             set_precision(network, _PRECISIONS[config.precision])
@@ -216,6 +227,22 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         return Start(state, origin, None, lines)
     extra = resume(state, folder)
     return Start(state, extra["origin"], extra, [f"going on at kimg {state.images_seen / 1000:.1f}"])
+
+
+def _transfer_pairs(path: Path, of_pairs: Discriminator) -> str:
+    """Give a pair discriminator the weights of the checkpoint in which the network `path` lies; a line for the log.
+
+    Files of networks hold no pair discriminator, as only training needs it: without a checkpoint it starts anew.
+    """
+    if (path.parent / STATE).is_file():
+        with damage_named(path.parent):
+            pairs = read_state(path.parent).get("pairs")
+            weights = {} if pairs is None else pairs["discriminator"]
+            ours = of_pairs.state_dict()
+            if weights.keys() == ours.keys() and all(weights[name].shape == ours[name].shape for name in ours):
+                of_pairs.load_state_dict(weights)
+                return "the pair discriminator is the checkpoint's"
+    return "the pair discriminator starts anew: give a network in a folder of checkpoints/ to keep its own"
 
 
 def _pair_training(config: GanTraining, discriminator: Discriminator, device: torch.device) -> PairTraining:

@@ -16,7 +16,9 @@ from passersby.metrics.sweep_statistics import (
     Trials,
     analyse,
     critical_value,
+    detectable_difference,
     loadings,
+    paired_difference,
     query_interval,
     shown_with_probability,
     simultaneous_p_value,
@@ -258,3 +260,38 @@ def test_query_intervals_of_what_does_not_fit_are_refused():
         query_interval(np.ones((2, 5)), np.ones((2, 6)), np.ones(5))
     with pytest.raises(InputError, match="0 and 1 seeds"):
         query_interval(np.ones((0, 5)), np.ones((1, 5)), np.ones(5))
+
+
+def test_paired_differences_are_students_paired_t_test():
+    first = {0: 0.50, 1: 0.52, 2: 0.51, 7: 0.2}
+    second = {0: 0.53, 1: 0.54, 2: 0.545, 9: 0.9}
+    found = paired_difference(first, second)
+    test = stats.ttest_rel([second[seed] for seed in range(3)], [first[seed] for seed in range(3)])
+    interval = test.confidence_interval(0.95)
+    assert found is not None
+    assert found.seeds == 3
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert found.verdict == "better"
+    back = paired_difference(second, first)
+    assert back is not None
+    assert (back.mean, back.verdict) == (pytest.approx(-found.mean), "worse")
+
+
+def test_few_or_equal_pairs_tell_nothing():
+    assert paired_difference({0: 0.5}, {1: 0.6}) is None
+    for first, second in (({0: 0.5}, {0: 0.9}), ({0: 0.5, 1: 0.6}, {0: 0.7, 1: 0.8})):
+        found = paired_difference(first, second)
+        assert found is not None
+        assert found.verdict == "cannot tell"
+        assert math.isnan(found.low)
+        assert math.isnan(found.told)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_difference_that_can_be_told_is_told_in_80_percent(seeds):
+    difference = detectable_difference(0.01, seeds)
+    samples = np.random.default_rng(0).normal(difference, 0.01, (20000, seeds))
+    error = samples.std(1, ddof=1) / np.sqrt(seeds)
+    assert (samples.mean(1) > stats.t.ppf(0.975, seeds - 1) * error).mean() == pytest.approx(0.8, abs=0.01)
+    with pytest.raises(InputError, match="give 2 seeds or more"):
+        detectable_difference(0.01, 1)

@@ -23,7 +23,7 @@ from training.gan.config import GanTraining
 from training.gan.data import Batches
 from training.gan.images import list_data, load_data
 from training.gan.run import train
-from training.gan.start import NETWORK, claim_folder, last_snapshot
+from training.gan.start import NETWORK, claim_folder, last_snapshot, start
 from training.gan.validation import identities_grid, person_latents
 from training.log import HISTORY
 
@@ -79,6 +79,17 @@ def test_training_moves_every_weight_of_the_pair_discriminator(straight, tree, t
     before, after = (state["pairs"]["discriminator"] for state in states)
     assert before["b16.fromrgb.weight"].shape[1] == 6
     assert all(not torch.equal(value, after[name]) for name, value in before.items() if not name.endswith("filter"))
+
+
+def test_a_transfer_from_a_checkpoint_keeps_its_pair_discriminator(straight, tree, tmp_path):
+    checkpoint = last_checkpoint(straight.parent.parent)
+    learned = torch.load(checkpoint / STATE, weights_only=True)["pairs"]["discriminator"]
+    for folder, kept in ((checkpoint, True), (straight, False)):
+        config = pairs(tree, tmp_path / folder.name, transfer=folder / NETWORK)
+        started = start(config, torch.device("cpu"), images=None)
+        ours = started.state.pairs.discriminator.state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in learned.items()) == kept
+        assert f"the pair discriminator {'is the checkpoint' if kept else 'starts anew'}" in started.lines[-1]
 
 
 def test_a_training_without_pairs_writes_what_it_wrote_before(tree, tmp_path):
