@@ -199,7 +199,7 @@ def test_without_steps_every_level_has_those_of_level_0(ray_cluster, config, tmp
 
 @pytest.mark.slow
 def test_recipes_are_chosen_first_and_every_arm_is_compared_with_the_control(ray_cluster, config, tmp_path, capsys):
-    options = {"set": ("batch=8", "labelled_people=3", "surroundings=0.5"), "arms": ("C", "G", "U", "S"), "steps": 2}
+    options = {"set": ("batch=8", "labelled_people=2"), "arms": ("C", "G", "U", "S"), "steps": 2}
     chosen = dataclasses.replace(
         config, out=str(tmp_path / "out"), levels=(2,), choose=("plain", "changes"), choose_people=2, **options
     )
