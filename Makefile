@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup generate chain chain-variants chromium test test-rest test-all lint format clean
+.PHONY: setup generate chain chain-full chain-variants chromium test test-rest test-all lint format clean
 
 setup: $(VENV)/.ready
 
@@ -30,20 +30,36 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 generate: setup  ## 24 people x 16 variants with the built-in demo network
 	$(BIN)/python jobs/generate.py --people 24 --variants 16 --unit-images 64 --out $(abspath $(or $(OUT),out/demo))
 
-# Does augmentation help? Whole chains on drawn people, from the crowd to a page with the answer. The demo network has seen
-# none of those who are tested with. Each step goes on where it stopped; a larger grid on GPUs, for example:
-# make chain OUT=/data/chain LEVELS="10 20 40 80 160 320" SEEDS="0 1 2 3 4" STEPS=5000 GPU_SHARE=0.125
+# Does augmentation help? Whole chains on drawn people, from the crowd to a page with the answer. The generator knows the
+# identity labels of the 60 labelled people only, and has seen none of those who are tested with. Each step goes on where
+# it stopped. A larger one on GPUs, for example:
+# make chain-full OUT=/data/chain FULL_SEEDS="0 1 2 3 4 5 6 7 8 9" STEPS=5000 GPU_SHARE=0.125
 SEEDS ?= 0 1 2
+FULL_SEEDS ?= 0 1 2 3 4
 CHAIN = $(or $(OUT),out/$@)
-SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd --out $(CHAIN)/sweep --seeds $(SEEDS) \
-    $(if $(GPU_SHARE),--gpus-per-trial $(GPU_SHARE)) --preset strong-small --set sampler=shuffle triplet_weight=0
+PAIRS = passersby/demo/toy_crowd_pairs.safetensors
+GPUS = $(if $(GPU_SHARE),--gpus-per-trial $(GPU_SHARE))
+SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd $(GPUS)
+SCARCE = $(SWEEP) --preset scarce-small --sweep artificial-people --generated $(CHAIN)/people --steps $(or $(STEPS),1000)
+CROWD_AND_PEOPLE = $(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 \
+    --out $(CHAIN)/crowd && \
+  $(BIN)/python jobs/generate.py --network $(PAIRS) --people 640 --variants 12 --out $(CHAIN)/people
 
-chain: setup  ## new people: 50 minutes on two cores
-	$(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
-	$(BIN)/python jobs/generate.py --people 640 --variants 12 --out $(CHAIN)/people
-	$(SWEEP) generated_share=None --sweep artificial-people --generated $(CHAIN)/people \
-	    --levels $(or $(LEVELS),80 160 320) --steps $(or $(STEPS),1000)
+chain: setup  ## 60 labelled people alone, with artificial people, real people, unlabelled pictures: an hour on two cores
+	$(CROWD_AND_PEOPLE)
+	$(SCARCE) --set labelled_people=60 recipe=changes --arms C G U S --levels $(or $(LEVELS),160) --seeds $(SEEDS) \
+	    --out $(CHAIN)/sweep
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
+
+# Recipes are chosen on people set aside from training.
+chain-full: setup  ## the same with chosen recipes and five seeds, then 200 labelled people: many hours on two cores
+	$(CROWD_AND_PEOPLE)
+	$(SCARCE) --set labelled_people=60 --arms C G U S --choose plain changes changes-first changes-half \
+	    --levels $(or $(LEVELS),160) --seeds $(FULL_SEEDS) --out $(CHAIN)/sweep-60
+	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep-60
+	$(SCARCE) --set labelled_people=200 --arms C G --choose plain changes changes-first changes-half \
+	    --levels 320 --seeds 0 1 2 --out $(CHAIN)/sweep-200
+	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep-200
 
 # The study's way with such pictures, and others: filtered by identity, softly labelled, few in a batch, none at the end.
 chain-variants: setup  ## new pictures of real people, three ways: hours on two cores, most for the encoder
@@ -55,7 +71,8 @@ chain-variants: setup  ## new pictures of real people, three ways: hours on two 
 	    --refine w --refine-steps 40 --identity $(CHAIN)/identity/network.safetensors --out $(CHAIN)/latents
 	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --variants 20 --out $(CHAIN)/variants \
 	    --identity $(CHAIN)/identity/network.safetensors --real $(CHAIN)/crowd
-	$(SWEEP) --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \
+	$(SWEEP) --out $(CHAIN)/sweep --seeds $(SEEDS) --preset strong-small --set sampler=shuffle triplet_weight=0 \
+	    --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \
 	    --levels $(or $(LEVELS),16) --steps $(or $(STEPS),600) --arms "study: variants_labels=hard generated_share=None" \
 	    "gated: variants_labels=smooth generated_share=0.25 real_only_epochs=2 identity_margin=0" \
 	    "gentle: variants_labels=smooth generated_share=0.1 generated_weight=0.5 real_only_epochs=4 identity_margin=0"
