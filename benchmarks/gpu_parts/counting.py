@@ -21,8 +21,9 @@ from passersby.stylegan3.ops.filtered_lrelu.matmul import SEPARATION_TOLERANCE, 
 # Operations that move no bytes: views, and new memory without values.
 FREE = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "broadcast_to", "chunk", "detach", "device", "empty",
-    "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "reshape", "select",
-    "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+    "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty", "new_empty_strided", "permute", "reshape",
+    "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze",
+    "view",
 }  # fmt: skip
 FOREACH_TENSORS = 100  # about so many tensors share one launch of a `_foreach` operation
 
