@@ -31,7 +31,7 @@ TOP = 10
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Rank a gallery for every query with a network of this project, of layumi's baseline or of torchreid.
+    """Rank a gallery for every query with a re-ID network of this project or of another program.
 
     Example: python jobs/evaluate_reid.py --network reid.safetensors --data /data/market1501 --out /data/evaluation
     With --features instead of --network, the job ranks features that another tool has computed: Parquet as this
@@ -42,7 +42,8 @@ class Config:
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write ranking.json, features.parquet, queries.parquet and the pictures."""
     network: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The network: a .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or of torchreid."""
+    """The network: a .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline, torchreid, fast-reid,
+    BoT or TransReID."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Images with query and gallery. With --features they are used only for the pictures. Every node must see them."""
     features: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -56,6 +57,8 @@ class Config:
     activation: Literal["relu", "none"] | None = None
     """The activation after the 512 values of a layumi checkpoint, which does not say it.
     relu: as in the study. none: as in layumi's own code."""
+    neck_feature: Literal["after", "before"] | None = None
+    """The feature of a BNNeck: after its batch norm, or before it. By default after, of TransReID's files before."""
     height: Annotated[int | None, Bound(ge=8)] = None
     """Bring the images to this height in pixels. By default the network's height."""
     width: Annotated[int | None, Bound(ge=8)] = None
@@ -132,7 +135,7 @@ def evaluated(config: Config) -> "Evaluated":
         return evaluated_file(config.features, config.data, config.multi_query)
     assert config.network is not None  # `check` has made sure of it
     assert config.data is not None
-    loaded = load_reid(config.network, config.activation, config.height, config.width)
+    loaded = load_reid(config.network, config.activation, config.height, config.width, neck_feature=config.neck_feature)
     if not config.here:
         connect()
     workers = Workers.chosen(config.device, config.here, config.workers)

@@ -26,6 +26,7 @@ from passersby.errors import InputError
 from passersby.files import write_atomically
 from passersby.reid.checkpoint import LoadedReid, load_reid
 from passersby.reid.network import DomainBatchNorm, ReidNetwork
+from passersby.reid.timm_backbone import is_timm
 
 OPSET = 18  # of 2022: readers of that year and later take it
 METADATA_KEY = "passersby-reid"
@@ -43,7 +44,7 @@ class Config:
     """
 
     network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")]
-    """The network: our .safetensors, layumi's .pth, or torchreid's .pth.tar or .pth."""
+    """The network: our .safetensors, or a checkpoint of layumi's baseline, torchreid, fast-reid, BoT or TransReID."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
     """The .onnx file to write."""
     flip: bool = True
@@ -88,7 +89,8 @@ def folded(network: ReidNetwork) -> ReidNetwork:
     (4.14). In a file without batch normalisations behind convolutions there is nothing to fold.
     """
     network = copy.deepcopy(network).eval()
-    for module in [*network.backbone.modules()]:
+    # timm's batch normalisations may contain an activation, and its modules need not stand in the order of the flow.
+    for module in [] if is_timm(network.config.backbone) else [*network.backbone.modules()]:
         for (name, layer), (norm_name, norm) in itertools.pairwise([*module.named_children()]):
             norm = norm.norms[0] if isinstance(norm, DomainBatchNorm) else norm  # real images have domain 0
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

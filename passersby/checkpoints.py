@@ -150,12 +150,14 @@ def read_state(
 def read_tensors(path: Path) -> Tensors:
     """The state dict of a `.pth` or `.safetensors`, without wrappers: plain names and tensors.
 
-    Of a dict with "state_dict" in it that entry is read. Prefixes of DataParallel, AveragedModel and torch.compile are
-    removed. Raises InputError for a file that holds anything else than plain data, or more tensors than bytes.
+    Of a dict with "state_dict" in it that entry is read, or with "model" as in fast-reid's. Prefixes of DataParallel,
+    AveragedModel and torch.compile are removed. Raises InputError for a file that holds anything else than plain data,
+    or more tensors than bytes.
     """
     state = read_safetensors(path)[0] if is_safetensors(path) else read_state(path, _NUMPY)
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    for name in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
     if not isinstance(state, Mapping) or not state or not all(isinstance(name, str) for name in state):
         raise InputError(f"it holds a {type(state).__name__}, not a state dict")
     state = {name: value for name, value in state.items() if name != "n_averaged"}  # of AveragedModel

@@ -16,9 +16,16 @@ from passersby.checkpoints import REID, Tensors, fitted, is_safetensors, named, 
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.reid.formats import Contents, check_activation, read_foreign, read_osnet, read_passersby
-from passersby.reid.network import FeatureNetwork, ReidNetwork
+from passersby.reid.network import IBN_NETS, FeatureNetwork, ReidConfig, ReidNetwork
 from passersby.reid.osnet import OSNETS, is_osnet
+from passersby.reid.timm_backbone import about, fetched, is_timm, published_state, resized
 
+# Of ReidConfig: fields that files of older versions do not have.
+LATER_FIELDS = ("width_factor", "pooling", "non_local", "neck_feature", "mean", "deviation")
+IBN_WEIGHTS = (
+    "its ImageNet weights are among IBN-Net's releases (https://github.com/XingangPan/IBN-Net), resnet50_ibn_a: fetch "
+    "them and give --weights FILE, or --no-pretrained"
+)
 OSNET_WEIGHTS = (
     "its weights are on Google Drive, named by torchreid's Model Zoo "
     "(https://kaiyangzhou.github.io/deep-person-reid/MODEL_ZOO): fetch them and give --weights FILE, or --no-pretrained"
@@ -29,7 +36,7 @@ OSNET_WEIGHTS = (
 class LoadedReid:
     """The contents of a file: the network in eval mode, float32 on the CPU, and what is known about it.
 
-    `class_names` are empty if the file does not store them (layumi, torchreid). `notes` are lines for the user:
+    `class_names` are empty if the file does not store them, as files of other programs. `notes` are lines for the user:
     assumptions about values that the file does not store. `sha256` is the hash of the file.
     """
 
@@ -37,7 +44,7 @@ class LoadedReid:
     class_names: tuple[str, ...]
     record: dict[str, Any]
     sha256: str
-    kind: str  # "passersby" | "layumi" | "torchreid"
+    kind: str  # as in passersby/reid/formats.py
     notes: tuple[str, ...]
 
     def features(self, images: np.ndarray, device: str | torch.device | None = None) -> np.ndarray:
@@ -59,8 +66,9 @@ def save_reid(
     if len(class_names) != network.config.classes:
         raise InputError(f"{len(class_names)} class names for a network of {network.config.classes} classes")
     config = dataclasses.asdict(network.config)
-    if network.config.width_factor == 1:
-        del config["width_factor"]  # older versions read files of such networks
+    for field in dataclasses.fields(ReidConfig):
+        if field.name in LATER_FIELDS and config[field.name] == field.default:
+            del config[field.name]  # older versions read files of such networks
     metadata = {"config": config, "class_names": list(class_names), "record": record}
     save_own(path, REID, network.state_dict(), metadata)
 
@@ -72,12 +80,14 @@ def load_reid(
     width: int | None = None,
     *,
     last_stride: int | None = None,
+    neck_feature: str | None = None,
 ) -> LoadedReid:
-    """Read a network of ours, of layumi's baseline or of torchreid (passersby/reid/formats.py).
+    """Read a network of ours, or a file of another program that passersby/reid/formats.py reads.
 
     The contents of the file decide its kind. Files of other programs do not store everything: `activation` ("relu" as
     in the study, "none" as in layumi's own code) and `last_stride` (1 | 2) complete them. If the file stores a value,
-    the argument must agree. `height` and `width` [pixels] replace the image size of the file, or 256 x 128 in files of
+    the argument must agree. `neck_feature` ("after" | "before" the batch normalisation of a bnneck) replaces that of
+    the file. `height` and `width` [pixels] replace the image size of the file, or 256 x 128 in files of
     other programs. Raises InputError, one line with the path and the problem, for a file that is missing, damaged,
     hostile or of another kind.
 
@@ -93,6 +103,10 @@ def load_reid(
         sha256 = file_sha256(path)
         contents = read_passersby(path) if is_safetensors(path) else read_foreign(path, activation, last_stride)
         config, notes = contents.config, list(contents.notes)
+        if neck_feature is not None:
+            if config.neck != "bnneck":
+                raise InputError(f"neck_feature {neck_feature} was asked for, but its neck is {config.neck}, no bnneck")
+            config = dataclasses.replace(config, neck_feature=neck_feature)
         activated = config.activation if config.neck == "embedding" else "none"
         has = {"activation": activated, "last_stride": config.last_stride}
         for name, asked in (("activation", activation), ("last_stride", last_stride)):
@@ -101,8 +115,7 @@ def load_reid(
         size = (height or config.height, width or config.width)
         if contents.kind == "passersby" and size != (config.height, config.width):
             notes.append(f"images of {size[0]} x {size[1]}: it was made for {config.height} x {config.width}")
-        contents = dataclasses.replace(contents, config=dataclasses.replace(config, height=size[0], width=size[1]))
-        network = _build(contents)
+        network = _build(contents, config, size)
     return LoadedReid(network, contents.class_names, contents.record, sha256, contents.kind, tuple(notes))
 
 
@@ -115,7 +128,7 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
     kind, or if it cannot be fetched.
     """
     name = network.config.backbone
-    if network.config.stem != "imagenet":
+    if network.config.stem == "small":
         raise InputError(f"stem {network.config.stem}: there are no ImageNet weights for it; take the stem imagenet")
     if network.config.width_factor != 1:
         raise InputError(f"width factor {network.config.width_factor:g}: there are no ImageNet weights for it; take 1")
@@ -123,12 +136,19 @@ def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -
         raise InputError("resnet10: there are no ImageNet weights for it; take resnet18, or random weights")
     if name in OSNETS:
         return _load_torchreid_start(network, path)
+    if is_timm(name):
+        return load_timm(network, path)[0]
+    if name in IBN_NETS and path is None:
+        raise InputError(f"{name}: {IBN_WEIGHTS}")
     path = Path(path) if path is not None else _fetched(name)
     with named("ImageNet weights", path):
         sha256 = file_sha256(path)
         published = {key: value for key, value in read_tensors(path).items() if not key.startswith("fc.")}
         expected = network.backbone.state_dict()
-        network.backbone.load_state_dict(_for_domains(published, expected, f"torchvision's {name}"))
+        kept = {key: value for key, value in expected.items() if ".non_local." in key or key == "avgpool.p"}
+        source = "IBN-Net's" if name in IBN_NETS else "torchvision's"
+        wanted = {key: value for key, value in expected.items() if key not in kept}
+        network.backbone.load_state_dict(kept | _for_domains(published, wanted, f"{source} {name}"))
     return (f"backbone {name} starts from ImageNet weights: {path.name}, sha256 {sha256}; their classifier is unused",)
 
 
@@ -139,6 +159,27 @@ def _for_domains(published: Tensors, expected: Tensors, what: str) -> Tensors:
     # `fitted` refuses these names.
     tensors |= {key: published[key] for key in published.keys() - set(sources.values())}
     return fitted(tensors, expected, what)
+
+
+def load_timm(network: ReidNetwork, path: str | os.PathLike | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Fill a backbone of timm, in place, with timm's published weights, or with those of a file of such a network.
+
+    Returns notes for the user, and the weights' name, licence, source and sha256 for the record. Raises InputError as
+    `load_imagenet` does.
+    """
+    config = network.config
+    stated = about(config.backbone)
+    path, source = (Path(path), None) if path is not None else fetched(config.backbone)
+    with named("weights of timm", path):
+        sha256 = file_sha256(path)
+        published = published_state(config.backbone, config.height, config.width, read_tensors(path))
+        expected = network.backbone.state_dict()
+        network.backbone.load_state_dict(_for_domains(published, expected, f"timm's {config.backbone}"))
+    licence = stated.licence or "not stated"
+    origin = f"{source}, licence {licence}" if source else f"given by --weights (timm's own have the licence {licence})"
+    note = f"backbone {stated.name} starts from timm's weights: {path.name}, sha256 {sha256}, {origin}"
+    record = {"name": stated.name, "licence": licence if source else f"not known; timm's own: {licence}"}
+    return (note,), record | {"source": source or path.name, "sha256": sha256}
 
 
 def _load_torchreid_start(network: ReidNetwork, path: str | os.PathLike | None) -> tuple[str, ...]:
@@ -190,8 +231,21 @@ def _fetched(name: str) -> Path:
     return path
 
 
-def _build(contents: Contents) -> ReidNetwork:
-    with torch.device("meta"):  # no initial weights are drawn: loading must not change what a seed gives
-        network = ReidNetwork(contents.config)
-    network.load_state_dict(fitted(contents.tensors, network.state_dict()), strict=True, assign=True)
+def _build(contents: Contents, config: ReidConfig, size: tuple[int, int]) -> ReidNetwork:
+    """The network for images of `size`. Loading must not draw from PyTorch's stream: it would change a seed's results.
+
+    A network of timm may have tables without weights, so it is built with values, and for the size of its file.
+    """
+    sized = dataclasses.replace(config, height=size[0], width=size[1])
+    if not is_timm(config.backbone):
+        with torch.device("meta"):
+            network = ReidNetwork(sized)
+        network.load_state_dict(fitted(contents.tensors, network.state_dict()), strict=True, assign=True)
+        return network.eval()
+    with torch.random.fork_rng(devices=[]):
+        network = ReidNetwork(config)
+        network.load_state_dict(fitted(contents.tensors, network.state_dict()), strict=True)
+        if sized != config:
+            resized(network.backbone, config.backbone, *size)
+            network.config = sized
     return network.eval()

@@ -1,14 +1,18 @@
-"""The re-identification network: a ResNet or an OSNet, a neck and a classifier of the training's people.
+"""The re-identification network: a backbone (ResNet, OSNet, any of timm's), a neck and the people's classifier.
 
 There are three necks, each as in its source. "embedding" is the baseline of Zheng et al. (2019) with 512 values before
 the classifier, which torchreid calls fc512. "bnneck" is that of Luo et al., "Bag of Tricks and a Strong Baseline for
 Deep Person Re-identification" (2019). "none" is a classifier directly on the pooled features. ResNets are
-torchvision's (He et al., 2016), so torchvision's ImageNet weights fit. OSNets are torchreid's
-(passersby/reid/osnet.py), where they have the neck "embedding". Files are read in passersby/reid/checkpoint.py.
+torchvision's (He et al., 2016), so torchvision's ImageNet weights fit. resnet50_ibn_a is that of X. Pan et al., "Two at
+Once: Enhancing Learning and Generalization Capacities via IBN-Net" (2018), whose weights fit. OSNets are torchreid's
+(passersby/reid/osnet.py), where they have the neck "embedding". "timm:NAME" is a network of timm
+(passersby/reid/timm_backbone.py). Files are read in passersby/reid/checkpoint.py.
 """
 
+import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,6 +21,7 @@ from torch import nn
 
 from passersby.errors import InputError
 from passersby.reid.osnet import OSNETS, OSNet
+from passersby.reid.timm_backbone import PREFIX, is_timm, make_timm, pooled_width
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -26,16 +31,21 @@ BASIC, BOTTLENECK = "basic", "bottleneck"  # blocks of two 3 x 3 convolutions, a
 EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # output channels of a block / channels of its 3 x 3 convolution
 BLOCKS = {
     "resnet50": (BOTTLENECK, [3, 4, 6, 3]),
+    "resnet50_ibn_a": (BOTTLENECK, [3, 4, 6, 3]),
     "resnet34": (BASIC, [3, 4, 6, 3]),
     "resnet18": (BASIC, [2, 2, 2, 2]),
     "resnet10": (BASIC, [1, 1, 1, 1]),  # for CPUs; torchvision does not have it, so there are no ImageNet weights
 }
 BACKBONES = (*BLOCKS, *OSNETS)
+IBN_NETS = ("resnet50_ibn_a",)
 NECKS = ("embedding", "bnneck", "none")
 ACTIVATIONS = ("relu", "none")
-STEMS = ("imagenet", "small")
+STEMS = ("imagenet", "small", "bot", "fastreid")
+POOLINGS = ("average", "gem")
+NECK_FEATURES = ("after", "before")
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of values 0..1
 BATCH_IMAGES = {"cpu": 32, "cuda": 256}
+NON_LOCAL = {"layer2": 2, "layer3": 3}  # fast-reid's stages with non-local blocks, after so many of their last blocks
 MOST_CLASSES, MOST_PIXELS, MOST_EMBEDDING = 10_000_000, 4096, 65_536
 
 
@@ -54,14 +64,25 @@ class ReidConfig:
     activation: str = "relu"  # one of ACTIVATIONS
     dropout: float = 0.5  # before the classifier
     domains: int = 1  # 2: generated images (domain 1) have their own batch normalisation
-    stem: str = "imagenet"  # "small": 3 x 3 at stride 2 without maximum, for small images; no ImageNet weights fit it
+    # "small": 3 x 3 at stride 2 without maximum, for small images; no ImageNet weights fit it. "bot": without ReLU, as
+    # the code of Luo et al. has it. "fastreid": the maximum has no border, as in fast-reid.
+    stem: str = "imagenet"
     width_factor: float = 1.0  # factor of the backbone's channels: below 1 for CPUs; ImageNet weights fit only 1
+    # Files of other programs need these; the options of a training do not name the first three.
+    pooling: str = "average"  # of a ResNet; "gem": generalised mean (F. Radenovic et al. 2018), its exponent is learnt
+    non_local: bool = False  # non-local blocks in the second and third stage of a ResNet-50, as in fast-reid
+    neck_feature: str = "after"  # of a bnneck: the feature is that after its batch normalisation, or before it
+    mean: tuple[float, ...] = IMAGENET_MEAN  # taken off an image's values, RGB, 0..1
+    deviation: tuple[float, ...] = IMAGENET_DEVIATION  # which then divides them
 
     def __post_init__(self):
         choices = {"backbone": BACKBONES, "neck": NECKS, "last_stride": (1, 2), "activation": ACTIVATIONS}
-        for name, allowed in (choices | {"domains": (1, 2), "stem": STEMS}).items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} {getattr(self, name)!r}: take one of {', '.join(map(str, allowed))}")
+        choices |= {"domains": (1, 2), "stem": STEMS, "pooling": POOLINGS, "neck_feature": NECK_FEATURES}
+        timm = is_timm(self.backbone)
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed and not (timm and name == "backbone"):
+                more = f", {PREFIX}NAME" if name == "backbone" else ""
+                raise InputError(f"{name} {getattr(self, name)!r}: take one of {', '.join(map(str, allowed))}{more}")
         limits = {"classes": MOST_CLASSES, "height": MOST_PIXELS, "width": MOST_PIXELS, "embedding": MOST_EMBEDDING}
         for name, most in limits.items():
             value = getattr(self, name)
@@ -73,6 +94,19 @@ class ReidConfig:
             raise InputError(f"width_factor {self.width_factor!r}: a number from 0.1 to 4 is needed")
         if self.backbone in OSNETS and self.width_factor != 1:
             raise InputError(f"width_factor {self.width_factor!r}: an OSNet has its width in its name")
+        if timm and (self.width_factor, self.stem) != (1, "imagenet"):
+            raise InputError(f"width_factor {self.width_factor:g}, stem {self.stem}: timm's networks are as they are: "
+                             "take 1 and imagenet")  # fmt: skip
+        if (self.pooling != "average" or self.non_local) and self.backbone not in BLOCKS:
+            raise InputError(f"pooling {self.pooling!r}, non_local {self.non_local}: they are for ResNets alone")
+        if self.non_local and (BLOCKS[self.backbone] != BLOCKS["resnet50"] or self.width_factor != 1):
+            raise InputError(f"non_local with {self.backbone}: take resnet50 or resnet50_ibn_a, width_factor 1")
+        for name in ("mean", "deviation"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(type(value) in (int, float) and 0 <= value <= 1 for value in values):
+                raise InputError(f"{name} {str(values)[:60]}: three numbers from 0 to 1 are needed")
+        if min(self.deviation) == 0:
+            raise InputError(f"deviation {self.deviation}: three numbers above 0 are needed")
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -84,6 +118,8 @@ class ReidConfig:
         """The number of the backbone's pooled features."""
         if self.backbone in OSNETS:
             return OSNETS[self.backbone].channels[-1]
+        if is_timm(self.backbone):
+            return pooled_width(self.backbone, self.height, self.width)
         return self.stages[-1] * EXPANSION[BLOCKS[self.backbone][0]]
 
     @property
@@ -113,6 +149,70 @@ class DomainBatchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norms[self.current](x)
+
+
+class InstanceBatchNorm(nn.Module):
+    """IBN-a (X. Pan et al. 2018): instance normalisation of half of the channels, batch norm of the others."""
+
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
+        super().__init__()
+        self.IN = nn.InstanceNorm2d(channels // 2, affine=True)
+        self.BN = norm(channels - channels // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, rest = x.tensor_split([self.IN.num_features], dim=1)
+        return torch.cat([self.IN(first), self.BN(rest)], 1)
+
+
+class GeneralisedMean(nn.Module):
+    """[N, C, H, W] -> [N, C, 1, 1]: the mean of powers, with an exponent `p` that is learnt."""
+
+    def __init__(self, exponent: float = 3.0, least: float = 1e-6):
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), exponent))
+        self.least = least  # powers and their gradients need values above 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x.clamp(min=self.least).pow(self.p), 1).pow(1 / self.p)
+
+
+class NonLocal(nn.Module):
+    """Adds to each place a sum over all places, weighed by products of one value a place, as fast-reid has it.
+
+    X. Wang et al., "Non-local Neural Networks" (2018), with dot products divided by the number of places. A new block
+    adds nothing.
+    """
+
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
+        super().__init__()
+        self.g, self.theta, self.phi = (nn.Conv2d(channels, 1, 1) for _ in range(3))
+        self.W = nn.Sequential(nn.Conv2d(1, channels, 1), norm(channels))
+        for module in self.W[1].modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.zeros_(module.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values, queries, keys = (layer(x).flatten(2) for layer in (self.g, self.theta, self.phi))  # [N, 1, HW] each
+        # (queries^T keys) values: with one value a place the sum over places comes first, and no [HW, HW] is needed.
+        sums = queries * (keys * values).sum(2, keepdim=True) / values.shape[2]
+        return self.W(sums.unflatten(2, x.shape[2:])) + x
+
+
+class NonLocalStage(nn.Sequential):
+    """A ResNet's stage with a non-local block after each of its last `count` blocks; the blocks keep their names."""
+
+    def __init__(self, blocks: nn.Sequential, count: int, norm: Callable[[int], nn.Module]):
+        super().__init__(*blocks)
+        self.blocks, self.first = len(blocks), len(blocks) - count
+        channels = blocks[-1].conv3.out_channels
+        self.non_local = nn.ModuleList(NonLocal(channels, norm) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index in range(self.blocks):
+            x = self[index](x)
+            if index >= self.first:
+                x = self.non_local[index - self.first](x)
+        return x
 
 
 class ReidNetwork(nn.Module):
@@ -146,7 +246,7 @@ class ReidNetwork(nn.Module):
                     norm.bias.requires_grad_(False)
         self.dropout = nn.Dropout(config.dropout)
         # These buffers have a fixed device, so that they have values if the rest is built on the device "meta".
-        for name, values in (("mean", IMAGENET_MEAN), ("deviation", IMAGENET_DEVIATION)):
+        for name, values in (("mean", config.mean), ("deviation", config.deviation)):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor, domain: int = 0) -> Outputs:
@@ -167,12 +267,14 @@ class ReidNetwork(nn.Module):
     def feature(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32: the feature for comparing images, not normalised.
 
-        It is the embedding, or the bnneck's values after batch normalisation. Call it in eval mode; it takes domain 0.
+        It is the embedding, or the bnneck's values, by default after its batch normalisation. Call it in eval mode; it
+        takes domain 0.
         """
         pooled = self._pooled(images, domain=0)
         if self.config.neck == "embedding":
             return self._embedded(pooled).float()
-        return (self.norm(pooled) if self.config.neck == "bnneck" else pooled).float()
+        normed = self.config.neck == "bnneck" and self.config.neck_feature == "after"
+        return (self.norm(pooled) if normed else pooled).float()
 
     def flip_averaged(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 3, H, W] float, 0..1, RGB -> [N, D] float32 of length 1: features of image + mirror image."""
@@ -242,7 +344,10 @@ class FeatureNetwork:
         return features
 
 
-def _backbone(config: ReidConfig) -> "ResNet | OSNet":
+def _backbone(config: ReidConfig) -> nn.Module:
+    if is_timm(config.backbone):
+        made = make_timm(config.backbone, config.height, config.width, config.last_stride)
+        return made if config.domains == 1 else _with_domains(made, config.domains)
     norm_layer = functools.partial(_norm, nn.BatchNorm2d, domains=config.domains)
     if config.backbone in OSNETS:
         return OSNet(OSNETS[config.backbone], norm_layer, small_stem=config.stem == "small")
@@ -254,6 +359,20 @@ def _backbone(config: ReidConfig) -> "ResNet | OSNet":
     backbone.register_module("fc", nn.Identity())
     if config.width_factor != 1:
         _change_width(backbone, block, layers, config)
+    if config.backbone in IBN_NETS:
+        for stage in (backbone.layer1, backbone.layer2, backbone.layer3):
+            for part in stage:
+                part.bn1 = InstanceBatchNorm(part.conv1.out_channels, norm_layer)
+    if config.non_local:
+        for name, count in NON_LOCAL.items():
+            stage = NonLocalStage(getattr(backbone, name), count, norm_layer)
+            backbone.register_module(name, stage)
+    if config.pooling == "gem":
+        backbone.register_module("avgpool", GeneralisedMean())
+    if config.stem == "bot":
+        backbone.register_module("relu", nn.Identity())
+    if config.stem == "fastreid":
+        backbone.register_module("maxpool", nn.MaxPool2d(3, stride=2, ceil_mode=True))
     if config.stem == "small":
         backbone.conv1 = nn.Conv2d(3, config.stages[0], 3, stride=2, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -287,3 +406,14 @@ def _change_width(
 def _norm(kind: type[nn.Module], features: int, domains: int) -> nn.Module:
     # With one domain this is torchvision's own module, so that the names of torchvision's weights fit.
     return kind(features) if domains == 1 else DomainBatchNorm(kind, features, domains)
+
+
+def _with_domains(backbone: nn.Module, domains: int) -> nn.Module:
+    """Every batch normalisation becomes one for each domain, with equal values, in place."""
+    for module in [*backbone.modules()]:
+        for name, child in [*module.named_children()]:
+            if isinstance(child, nn.BatchNorm2d):
+                # timm's own kinds contain an activation, so the whole module is copied.
+                made = DomainBatchNorm(lambda _, norm=child: copy.deepcopy(norm), child.num_features, domains)
+                setattr(module, name, made)
+    return backbone

@@ -10,7 +10,7 @@ PROGRAM = """
 import importlib, pkgutil, sys
 from importlib.machinery import PathFinder
 
-BLOCKED = {"ray", "tyro", "lpips", "torch_fidelity", "timm", "tqdm"}
+BLOCKED = {"ray", "tyro", "lpips", "torch_fidelity", "timm", "huggingface_hub", "onnxruntime", "tqdm"}
 find_spec = PathFinder.find_spec
 
 

@@ -9,9 +9,10 @@ from datasets.reid.sources import Labelled
 from datasets.runs.verdicts import Thresholds, with_filters
 from passersby.bounds import Bound, check_bounds
 from passersby.options import require
-from passersby.reid.checkpoint import OSNET_WEIGHTS
-from passersby.reid.network import BACKBONES, ReidConfig
+from passersby.reid.checkpoint import IBN_WEIGHTS, OSNET_WEIGHTS
+from passersby.reid.network import BACKBONES, IBN_NETS, ReidConfig
 from passersby.reid.osnet import OSNETS
+from passersby.reid.timm_backbone import PREFIX, about, is_timm, pooled_width
 from training.config import ALWAYS_FREE, TrainingConfig
 from training.reid.augment import AugmentConfig
 from training.reid.changes import Changes
@@ -73,19 +74,20 @@ class ReidTraining(TrainingConfig):
     For example: detector_threshold=0.8 identity_margin=0 ssim_floor=None"""
 
     # ---- the network
-    backbone: Literal[
-        "resnet50", "resnet34", "resnet18", "resnet10", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
-        "osnet_ibn_x1_0", "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25",
-    ] = "resnet50"  # fmt: skip
+    backbone: str = "resnet50"
     """resnet50, 34, 18: torchvision's networks. resnet10 has one basic block in each stage and no ImageNet weights.
-    osnet: Zhou's networks, made for re-ID and small machines. x0_25 has a tenth of the parameters of x1_0.
-    ibn and ain have instance normalisation, for people of other cameras than those of the training."""
+    resnet50_ibn_a and OSNets of ibn or ain have instance normalisation, for people of other cameras.
+    osnet_x1_0, x0_75, x0_5, x0_25, osnet_ibn_x1_0, osnet_ain_x1_0, ain_x0_75, ain_x0_5, ain_x0_25: Zhou's networks,
+    made for re-ID and small machines. x0_25 has a tenth of the parameters of x1_0.
+    timm:NAME, such as timm:resnet50 or timm:vit_small_patch16_224: any network of the package timm that pools,
+    with the neck of --neck. NAME.TAG names its weights."""
     neck: Literal["embedding", "bnneck", "none"] = "bnneck"
     """The layers between pooling and classifier. embedding: linear, batch norm, activation, dropout.
     bnneck: batch norm. none: no layers."""
-    stem: Literal["imagenet", "small"] = "imagenet"
+    stem: Literal["imagenet", "small", "bot", "fastreid"] = "imagenet"
     """The first layers. imagenet: the network's own, a 7x7 convolution of stride 2 and max-pool.
-    small: a 3x3 convolution of stride 2 without max-pool, for small images."""
+    small: a 3x3 convolution of stride 2 without max-pool, for small images.
+    bot: without ReLU, and fastreid: with a max-pool without border, are those of networks for --start."""
     height: Annotated[int, Bound(ge=16)] = 256
     """Height of the images in pixels, as the network sees them."""
     width: Annotated[int, Bound(ge=16)] = 128
@@ -93,7 +95,8 @@ class ReidTraining(TrainingConfig):
     width_factor: Annotated[float, Bound(ge=0.1, le=4)] = 1.0
     """Multiplies the channels of the backbone. ImageNet weights fit only 1."""
     last_stride: Literal[1, 2] = 1
-    """Stride of a ResNet's last stage. 1 keeps twice the height and width. OSNet's last stage always does."""
+    """Stride of a ResNet's last stage. 1 keeps twice the height and width. OSNet's last stage always does.
+    Of timm's networks only the ResNets heed it."""
     embedding: Annotated[int, Bound(ge=1)] = 512
     """Size of the feature with --neck embedding."""
     activation: Literal["relu", "none"] = "relu"
@@ -104,10 +107,11 @@ class ReidTraining(TrainingConfig):
     """Start from ImageNet weights, or from those of --weights."""
     weights: Path | None = None
     """File of the ImageNet weights, for machines without internet.
-    An OSNet needs a file of torchreid, trained on ImageNet or on people: its classifier is not used."""
+    An OSNet needs a file of torchreid, trained on ImageNet or on people: its classifier is not used.
+    A network of timm takes the file of timm's hub, or any other state dict of it; resnet50_ibn_a that of IBN-Net."""
     start: Path | None = None
-    """Start from this re-ID network, with new classes: one of ours, of layumi's baseline or of torchreid.
-    Its backbone and neck must be those of this training."""
+    """Start from this re-ID network, with new classes: one of ours, of layumi's baseline, torchreid, fast-reid, BoT or
+    TransReID. Its backbone, stem and neck must be those of this training."""
 
     # ---- generated images
     people_labels: Literal["hard", "lsro"] = "hard"
@@ -228,7 +232,17 @@ class ReidTraining(TrainingConfig):
     def check(self) -> None:
         """Raises InputError naming the first value that cannot work. Needs neither data nor networks."""
         check_bounds(self)
-        require(self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {BACKBONES}")
+        timm = is_timm(self.backbone)
+        known = f"{', '.join(BACKBONES)}, {PREFIX}NAME"
+        require(timm or self.backbone in BACKBONES, f"--backbone {self.backbone} is not known: give one of {known}")
+        if timm:
+            about(self.backbone)  # names of timm are checked by timm
+            require(self.stem == "imagenet", f"--stem {self.stem} with --backbone {self.backbone}: give imagenet")
+            require(
+                self.width_factor == 1,
+                f"--width-factor {self.width_factor:g} with --backbone {self.backbone}: it is as timm has it: give 1",
+            )
+            pooled_width(self.backbone, self.height, self.width)
         with_filters(Thresholds(), self.filters)
         self._check_batch()
         wants_teacher = self.variants_labels == "teacher" and bool(self.variants)
@@ -244,6 +258,10 @@ class ReidTraining(TrainingConfig):
         require(
             not (self.pretrained and self.backbone in OSNETS and self.weights is None and self.start is None),
             f"--backbone {self.backbone}: {OSNET_WEIGHTS}",
+        )
+        require(
+            not (self.pretrained and self.backbone in IBN_NETS and self.weights is None and self.start is None),
+            f"--backbone {self.backbone}: {IBN_WEIGHTS}",
         )
         require(
             self.backbone not in OSNETS or self.width_factor == 1,
@@ -292,7 +310,15 @@ class ReidTraining(TrainingConfig):
             dropout=self.dropout,
             domains=2 if self.separate_batchnorm else 1,
             width_factor=float(self.width_factor),
+            **self._normalisation(),
         )
+
+    def _normalisation(self) -> dict[str, tuple[float, ...]]:
+        # Of timm's networks many learnt from images with another mean and deviation than torchvision's.
+        if not is_timm(self.backbone):
+            return {}
+        stated = about(self.backbone)
+        return {"mean": stated.mean, "deviation": stated.deviation}
 
     @property
     def labelled(self) -> Labelled:

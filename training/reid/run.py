@@ -23,6 +23,7 @@ from training.reid.data import Feeder
 from training.reid.stages import Stage
 from training.reid.start import (
     NETWORK,
+    ORIGINS,
     autocast_type,
     load_teacher,
     make_batches,
@@ -148,8 +149,7 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
         self.stages = [each.stage for each in stages]
         checkpoint = self.resume(lambda folder: resume(self.state, folder, self.class_names), data.fingerprint)
         self.about |= origin
-        if checkpoint and "transferred_from" in checkpoint:
-            self.about["transferred_from"] = checkpoint["transferred_from"]
+        self.about |= {name: checkpoint[name] for name in ORIGINS if checkpoint and name in checkpoint}
         self.feeder = Feeder(data, config, stages, device, worker.rank, workers())
         self.waited = 0.0  # seconds, until the last status line
         self.validation = None

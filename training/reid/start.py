@@ -5,6 +5,7 @@ OUT/checkpoints/000004000/network.safetensors  the network of a step, and ...
 OUT/checkpoints/000004000/training_state.pt    ... optimiser and counters; the last two are kept
 """
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from datasets.reid.training_set import TrainingImages
 from passersby.errors import InputError
 from passersby.options import defaults
-from passersby.reid.checkpoint import load_imagenet, load_reid, save_reid
+from passersby.reid.checkpoint import LoadedReid, load_imagenet, load_reid, load_timm, save_reid
 from passersby.reid.network import ReidNetwork
+from passersby.reid.timm_backbone import is_timm
 from training.checkpoints import claim, commit_checkpoint, damage_named, last_checkpoint, read_state
 from training.reid.config import FREE_TO_CHANGE, ReidTraining
 from training.reid.data import ReidBatches, StageBatches
@@ -24,6 +26,8 @@ from training.reid.stages import stages_of
 from training.reid.step import ReidState, make_optimizer
 
 NETWORK = "network.safetensors"
+WITHOUT_OPTION = ("pooling", "non_local", "neck_feature", "mean", "deviation")  # of a network: they stay as in --start
+ORIGINS = ("transferred_from", "backbone_weights")  # what the record says about the weights of step 0
 
 
 def is_begun(out: Path) -> bool:
@@ -59,7 +63,8 @@ def save_checkpoint(out: Path, state: ReidState, class_names: tuple[str, ...], r
 def resume(state: ReidState, folder: Path, class_names: tuple[str, ...]) -> dict:
     """Put a checkpoint's weights, optimiser and counters into `state`; returns its `extra`.
 
-    Where the training began from another network, the key "transferred_from" has that network's record.
+    Where the training began from another network, the key "transferred_from" has that network's record; where its
+    backbone is timm's, "backbone_weights" has the name and the licence of the weights that it began with.
 
     Raises InputError for a damaged checkpoint, and for a checkpoint of other classes.
     """
@@ -75,7 +80,7 @@ def resume(state: ReidState, folder: Path, class_names: tuple[str, ...]) -> dict
         state.optimizer.load_state_dict(values["optimizer"])
         state.scaler.load_state_dict(values["scaler"])
         state.step, state.images_seen, extra = (values[name] for name in ("step", "images_seen", "extra"))
-    return extra | {name: loaded.record[name] for name in ("transferred_from",) if name in loaded.record}
+    return extra | {name: loaded.record[name] for name in ORIGINS if name in loaded.record}
 
 
 # ---- The start of a re-ID training: its network and optimiser, its teacher, the order of its images.
@@ -127,23 +132,38 @@ def start(
     config: ReidTraining, classes: int, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[ReidState, tuple[str, ...], dict[str, Any]]:
     """Network and optimiser at step 0, notes on the network's weights, and the record of the network of --start."""
+    checkpoint = last_checkpoint(config.out)
+    about, beginning = config.network(classes), None
+    if config.start is not None:
+        # A network of timm may be built for one size of images: then it is brought to this training's size.
+        size = (config.height, config.width) if is_timm(config.backbone) else (None, None)
+        beginning = load_reid(config.start if checkpoint is None else checkpoint / NETWORK, None, *size)
+        kept = {name: getattr(beginning.network.config, name) for name in WITHOUT_OPTION}
+        about = dataclasses.replace(about, **kept)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = ReidNetwork(config.network(classes))
+        network = ReidNetwork(about)
     notes: tuple[str, ...] = ()
     origin: dict[str, Any] = {}
-    if last_checkpoint(config.out) is None:
-        if config.start is not None:
-            origin, notes = _load_start(network, config)
+    if checkpoint is None:
+        if beginning is not None:
+            origin, notes = _load_start(network, config, beginning)
+        elif config.pretrained and is_timm(config.backbone):
+            notes, weights = load_timm(network, config.weights)
+            origin = {"backbone_weights": weights}
         elif config.pretrained:
             notes = load_imagenet(network, config.weights)
+        elif is_timm(config.backbone):
+            origin = {"backbone_weights": {"name": config.backbone, "source": "random weights"}}
     network = _on_device(network, device)
     optimizer, rates = make_optimizer(config, network)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     return ReidState(network, optimizer, scaler, rates), notes, origin
 
 
-def _load_start(network: ReidNetwork, config: ReidTraining) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _load_start(
+    network: ReidNetwork, config: ReidTraining, loaded: LoadedReid
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Fill backbone and neck with those of --start; returns the origin for the record, and notes.
 
     The classifier keeps its random weights: the classes are others. With two domains both get the same batch norms.
@@ -151,7 +171,6 @@ def _load_start(network: ReidNetwork, config: ReidTraining) -> tuple[dict[str, A
     """
     path = config.start
     assert path is not None
-    loaded = load_reid(path)
     old, new = loaded.network.config, network.config
     names = ("backbone", "width_factor", "stem", "neck") + (("embedding",) if new.neck == "embedding" else ())
     for name in names:
@@ -166,7 +185,8 @@ def _load_start(network: ReidNetwork, config: ReidTraining) -> tuple[dict[str, A
             value.copy_(tensors[re.sub(r"\.norms\.[01]\.", ".", key)])
     about = f"starts from {path.name}, sha256 {loaded.sha256}, with new classes"
     record = {"file": path.name, "sha256": loaded.sha256, "record": loaded.record}
-    return {"transferred_from": record}, (about, *loaded.notes)
+    weights = {name: loaded.record[name] for name in ("backbone_weights",) if name in loaded.record}
+    return {"transferred_from": record} | weights, (about, *loaded.notes)
 
 
 def load_teacher(config: ReidTraining, data: TrainingImages, device: torch.device) -> ReidNetwork | None:

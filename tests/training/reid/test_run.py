@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -497,3 +498,37 @@ def test_save_reid_is_what_load_reid_reads(tmp_path):
     network = ReidNetwork(ReidConfig(3, "resnet10", "bnneck", HEIGHT, WIDTH))
     save_reid(tmp_path / NETWORK, network, class_names=("a", "b", "c"), record={"steps": 1})
     assert load_reid(tmp_path / NETWORK).class_names == ("a", "b", "c")
+
+
+@pytest.mark.slow
+def test_a_backbone_of_timm_learns_stops_and_goes_on_and_its_record_names_the_weights(data, tmp_path):
+    theirs = timm.create_model("test_vit", num_classes=7)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    settings = {"backbone": "timm:test_vit", "stem": "imagenet", "neck": "bnneck", "steps": 6}
+    settings |= {"pretrained": True, "weights": tmp_path / "w.pth"}
+    out = tmp_path / "out"
+    assert run(tiny(data, out, **settings, max_minutes=0)) is None
+    path = run(tiny(data, out, **settings))
+    assert path is not None
+    loaded = load_reid(path)
+    about = loaded.record["backbone_weights"]
+    assert (about["name"], about["source"]) == ("timm:test_vit.r160_in1k", "w.pth")
+    assert "apache-2.0" in about["licence"]
+    assert (loaded.network.config.mean, loaded.network.config.height) == ((0.5, 0.5, 0.5), HEIGHT)
+    straight = run(tiny(data, tmp_path / "straight", **settings))
+    check_equal_networks(loaded.network.state_dict(), load_reid(straight).network.state_dict())
+    # It starts another training, for images of another size, and its origin stays known.
+    more = settings | {"weights": None, "pretrained": False, "start": path, "height": 64}
+    started = load_reid(run(tiny(data, tmp_path / "started", **more)))
+    assert started.record["backbone_weights"] == about
+    assert started.network.config.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.slow
+def test_parts_of_a_started_network_that_no_option_names_stay(data, tmp_path):
+    config = ReidConfig(3, "resnet10", "bnneck", 32, 16, stem="fastreid", pooling="gem", neck_feature="before")
+    save_reid(tmp_path / "a.safetensors", ReidNetwork(config), class_names=list("abc"), record={})
+    settings = {"neck": "bnneck", "stem": "fastreid", "start": tmp_path / "a.safetensors", "steps": 2}
+    assert run(tiny(data, tmp_path / "out", **settings, max_minutes=0)) is None
+    made = load_reid(run(tiny(data, tmp_path / "out", **settings))).network.config
+    assert (made.stem, made.pooling, made.neck_feature) == ("fastreid", "gem", "before")
