@@ -9,7 +9,7 @@ import sys
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, TypeVar
 
 import tyro
 
@@ -17,6 +17,9 @@ from datasets.storage.addresses import check_utf8, checked_address, shown
 from passersby.environment import choose_places, temporary_folder
 from passersby.errors import InputError
 from passersby.options import Json, Options, flag
+
+if TYPE_CHECKING:
+    from passersby.reid.onnx_network import OnnxInput
 
 Config = TypeVar("Config", bound=Options)
 # (folder of --out, command line) -> options of the work that was begun in the folder, as the configuration holds them.
@@ -44,6 +47,31 @@ MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "10000000
 # Waiting threads spin for a fraction of a millisecond, then sleep: with endless spinning, training on cores that
 # anything else uses is ten times slower, and with none (OMP_WAIT_POLICY=PASSIVE) two threads are no faster than one.
 CPU_VARIABLES = MALLOC_VARIABLES | {"GOMP_SPINCOUNT": "50000"}
+
+
+class OnnxOptions(Protocol):
+    """The options of a job that state how images go into an .onnx file."""
+
+    @property
+    def channels(self) -> str | None: ...
+    @property
+    def scale(self) -> float | None: ...
+    @property
+    def mean(self) -> tuple[float, float, float] | None: ...
+    @property
+    def deviation(self) -> tuple[float, float, float] | None: ...
+    @property
+    def flip(self) -> bool | None: ...
+
+
+def onnx_input(options: OnnxOptions) -> "OnnxInput":
+    """What these options state, without height and width, which are options of every network."""
+    from passersby.reid.onnx_network import OnnxInput  # imports PyTorch, which takes seconds
+
+    return OnnxInput(
+        channels=options.channels, scale=options.scale, mean=options.mean, deviation=options.deviation,
+        flip=options.flip,
+    )  # fmt: skip
 
 
 def run_job(

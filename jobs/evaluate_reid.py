@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other pro
 
 from datasets.reid.feature_files import write_features
 from datasets.storage.output import Output
-from jobs.common import connect, run_job
+from jobs.common import connect, onnx_input, run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 
@@ -42,8 +42,8 @@ class Config:
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write ranking.json, features.parquet, queries.parquet and the pictures."""
     network: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The network: a .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline, torchreid, fast-reid,
-    BoT or TransReID."""
+    """The network: a .safetensors of jobs/train_reid.py, a checkpoint of layumi's baseline, torchreid, fast-reid, BoT
+    or TransReID, or an .onnx file."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Images with query and gallery. With --features they are used only for the pictures. Every node must see them."""
     features: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -59,6 +59,17 @@ class Config:
     relu: as in the study. none: as in layumi's own code."""
     neck_feature: Literal["after", "before"] | None = None
     """The feature of a BNNeck: after its batch norm, or before it. By default after, of TransReID's files before."""
+    channels: Literal["rgb", "bgr"] | None = None
+    """Order of the channels of an .onnx file's images, where the file does not say it. By default rgb."""
+    scale: Annotated[float | None, Bound(gt=0)] = None
+    """Multiplies the bytes that go into an .onnx file. By default 1/255. Then --mean is taken off, and --deviation
+    divides."""
+    mean: tuple[float, float, float] | None = None
+    """Red, green and blue (in the order of --channels) that are taken off: 0.485 0.456 0.406 for most networks."""
+    deviation: tuple[float, float, float] | None = None
+    """What then divides the values: 0.229 0.224 0.225 for most networks."""
+    flip: bool | None = None
+    """Add the feature of the mirror image, of an .onnx file. By default yes, unless the file does it inside."""
     height: Annotated[int | None, Bound(ge=8)] = None
     """Bring the images to this height in pixels. By default the network's height."""
     width: Annotated[int | None, Bound(ge=8)] = None
@@ -127,7 +138,7 @@ def check(config: Config) -> None:
 
 def evaluated(config: Config) -> "Evaluated":
     """The features to rank: those of a file, or those that the network computes, on Ray unless --here is given."""
-    from passersby.reid.checkpoint import load_reid
+    from passersby.reid.checkpoint import load_judge
     from pipeline.evaluation import evaluated_by, evaluated_file
     from pipeline.features import Workers
 
@@ -135,7 +146,10 @@ def evaluated(config: Config) -> "Evaluated":
         return evaluated_file(config.features, config.data, config.multi_query)
     assert config.network is not None  # `check` has made sure of it
     assert config.data is not None
-    loaded = load_reid(config.network, config.activation, config.height, config.width, neck_feature=config.neck_feature)
+    loaded = load_judge(
+        config.network, config.activation, config.height, config.width, neck_feature=config.neck_feature,
+        onnx=onnx_input(config),
+    )  # fmt: skip
     if not config.here:
         connect()
     workers = Workers.chosen(config.device, config.here, config.workers)

@@ -20,7 +20,7 @@ from datasets.people.image_sets import ImageSet, folder_images
 from datasets.people.names import printable_name
 from datasets.storage.feature_cache import cached, feature_key
 from datasets.storage.output import Output
-from jobs.common import run_job
+from jobs.common import onnx_input, run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 
@@ -46,7 +46,8 @@ class Config:
     gallery: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Pictures in this folder and its sub-folders. Each shows one person. No labels are needed."""
     network: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """The network: a .safetensors of jobs/train_reid.py, or a checkpoint of layumi's baseline or of torchreid."""
+    """The network: a .safetensors of jobs/train_reid.py, a checkpoint of layumi's baseline, torchreid, fast-reid, BoT
+    or TransReID, or an .onnx file."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write found.png and found.csv."""
     evaluation: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -56,6 +57,19 @@ class Config:
     activation: Literal["relu", "none"] | None = None
     """The activation after the 512 values of a layumi checkpoint, which does not say it.
     relu: as in the study. none: as in layumi's own code."""
+    neck_feature: Literal["after", "before"] | None = None
+    """The feature of a BNNeck: after its batch norm, or before it. By default after, of TransReID's files before."""
+    channels: Literal["rgb", "bgr"] | None = None
+    """Order of the channels of an .onnx file's images, where the file does not say it. By default rgb."""
+    scale: Annotated[float | None, Bound(gt=0)] = None
+    """Multiplies the bytes that go into an .onnx file. By default 1/255. Then --mean is taken off, and --deviation
+    divides."""
+    mean: tuple[float, float, float] | None = None
+    """Red, green and blue (in the order of --channels) that are taken off: 0.485 0.456 0.406 for most networks."""
+    deviation: tuple[float, float, float] | None = None
+    """What then divides the values: 0.229 0.224 0.225 for most networks."""
+    flip: bool | None = None
+    """Add the feature of the mirror image, of an .onnx file. By default yes, unless the file does it inside."""
     height: Annotated[int | None, Bound(ge=8)] = None
     """Bring the images to this height in pixels. By default the network's height."""
     width: Annotated[int | None, Bound(ge=8)] = None
@@ -77,15 +91,17 @@ def main(config: Config) -> None:
     """Compute what is missing, rank, write, print."""
     check_bounds(config)
     output = Output(config.out)
-    from passersby.reid.checkpoint import load_reid
-    from passersby.reid.network import FeatureNetwork
+    from passersby.reid.checkpoint import load_judge
     from pipeline.features import Workers
     from reporting.page import write_for_people
 
-    loaded = load_reid(config.network, config.activation, config.height, config.width)
+    loaded = load_judge(
+        config.network, config.activation, config.height, config.width, neck_feature=config.neck_feature,
+        onnx=onnx_input(config),
+    )  # fmt: skip
     threshold = None if config.evaluation is None else read_threshold(config.evaluation, loaded.sha256)
     workers = Workers.chosen(config.device, here=True)
-    network = FeatureNetwork(loaded.network, loaded.sha256).to(workers.device)
+    network = loaded.feature_network(workers.device)
     content = query_content(config.query)
     query = network(decode_bicubic(content, network.height, network.width_pixels)[None])[0]
     images = folder_images(config.gallery, sys.maxsize)
@@ -169,7 +185,7 @@ def gallery_features(images: ImageSet, network: "FeatureNetwork", workers: "Work
         return features
 
     # The file's hash does not decide everything: options change the network's configuration.
-    recipe = f"{network.sha256} {network.network.config}"
+    recipe = f"{network.sha256} {network.recipe}"
     key = feature_key(bytes.fromhex(images.sha256), network.height, network.width_pixels, recipe)
     return cached(key, compute, network.width)
 

@@ -38,6 +38,7 @@ _OTHERS = (
     (b"\x89HDF", "an HDF5 file, also that of MATLAB's version 7.3: save it in another form"),
     (b"version https://git-lfs", "a git-lfs pointer: the file itself was not fetched"),
     (b"PAR1", "a Parquet file"),
+    (b"\x08", "an ONNX network or another protocol buffer"),
     (b"\x93NUMPY", "a numpy array"),
 )
 # What torch.load raises on damaged files: its reader is partly Python without checks of its own.

@@ -22,7 +22,7 @@ from passersby.metrics.ranking import Ranking, evaluate_ranking, rank_distances
 from passersby.metrics.reranking import k_reciprocal_distances
 from passersby.options import Json
 from passersby.reid.checkpoint import LoadedReid, load_reid
-from passersby.reid.network import FeatureNetwork
+from passersby.reid.onnx_network import LoadedOnnx
 from pipeline.features import Workers, embeddings_of
 from reporting.grid import encode_png
 from reporting.reid.queries import Group, RankedImage, RankedList, retrieval_sheet
@@ -65,7 +65,7 @@ class Evaluated:
         return {split: {name: i for i, name in enumerate(images.names)} for split, images in self.listings.items()}
 
 
-def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: bool) -> Evaluated:
+def evaluated_by(loaded: LoadedReid | LoadedOnnx, root: Path, workers: Workers, multi_query: bool) -> Evaluated:
     """Features of the images of a data set by a network. Junk gets no features, because no ranking contains it.
 
     Unreadable images are left out and named in a note. Raises InputError where a split is missing, or where no image
@@ -75,7 +75,7 @@ def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: 
     everything = {split: read_split(root, split) for split in splits}
     listings = {split: listing.take(listing.identities >= 0) for split, listing in everything.items()}
     notes = [*loaded.notes, *(note for listing in everything.values() for note in listing.notes)]
-    network = FeatureNetwork(loaded.network, loaded.sha256)
+    network = loaded.feature_network()
     contents = [content for listing in listings.values() for content in listing.files]
     # One pipeline for all splits: a Ray pool starts once.
     embeddings = embeddings_of(contents, network, workers, str(root))
@@ -99,9 +99,7 @@ def evaluated_by(loaded: LoadedReid, root: Path, workers: Workers, multi_query: 
         }
         usable = listings[split] = listing.take(readable)
         sets[split] = FeatureSet(embeddings.features[part], usable.identities, usable.cameras, usable.names)
-    config = loaded.network.config
-    about = {"sha256": loaded.sha256, "kind": loaded.kind, "backbone": config.backbone, "neck": config.neck}
-    about |= {"height": config.height, "width": config.width, "features": network.width, "record": loaded.record}
+    about = {"sha256": loaded.sha256} | loaded.about | {"features": network.width, "record": loaded.record}
     return _comparable(Evaluated(sets, listings, about, data, tuple(notes)))
 
 

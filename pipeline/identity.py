@@ -42,13 +42,12 @@ class Identity:
     @functools.cached_property
     def network(self) -> "FeatureNetwork":
         """The network, on the CPU. Raises InputError for a file that is no re-ID network."""
-        from passersby.reid.checkpoint import load_reid
-        from passersby.reid.network import FeatureNetwork
+        from passersby.reid.checkpoint import load_judge
 
-        loaded = load_reid(self.path)
+        loaded = load_judge(self.path)
         for note in loaded.notes:
             print(f"note: --identity: {note}", file=sys.stderr)
-        return FeatureNetwork(loaded.network, loaded.sha256)
+        return loaded.feature_network()
 
     def compared_with(
         self, configuration: Configuration, device: str, dry_run: bool
@@ -110,6 +109,15 @@ def _features(
     return real
 
 
+def _network_sha256(path: Path) -> str:
+    own = file_sha256(path, "--identity")
+    if not path.with_suffix(".json").is_file():
+        return own
+    from passersby.reid.onnx_network import onnx_sha256  # imports PyTorch, which takes seconds
+
+    return onnx_sha256(path) or own  # a JSON file beside an .onnx decides its features too
+
+
 def _device_here(device: str) -> str:
     import torch
 
@@ -138,8 +146,8 @@ def identity_of(
     thresholds = [text for text in options if text.startswith(("--identity-margin", "--identity-ceiling"))]
     if real is None and thresholds:
         raise InputError(f"{thresholds[0]}: it judges by pictures of real people: give them with --real")
-    path = local_copy(network, "--identity")
-    sha256 = file_sha256(path, "--identity")
+    path = local_copy(network, "--identity", perhaps=(".json",))
+    sha256 = _network_sha256(path)
     if real is None:
         return Identity(path, sha256)
     splits = [TRAIN] if latents is None else [str(split) for split in latents.about.get("splits") or [TRAIN]]

@@ -13,7 +13,7 @@ from datasets.people.listing import drawn_names
 from datasets.reid.sources import Labelled, people_sha256
 from passersby.errors import InputError
 from passersby.options import Json
-from passersby.reid.checkpoint import load_reid
+from passersby.reid.checkpoint import load_judge
 from tune.leak_guard import CLEAN, LEAK, UNKNOWN, DataSet, Finding, group_of, in_order, is_count, line_of, toy_hash_of
 from tune.levels import GeneratedRun
 
@@ -67,7 +67,7 @@ def judge_run_labels(
 
 def read_networks(paths: Sequence[str | Path]) -> dict[str, Json]:
     """sha256 of a re-ID network's file -> its record. Raises InputError for a file that is no such network."""
-    loaded = [load_reid(path) for path in paths]
+    loaded = [load_judge(path) for path in paths]
     return {network.sha256: network.record for network in loaded}
 
 

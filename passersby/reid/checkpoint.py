@@ -17,6 +17,7 @@ from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.reid.formats import Contents, check_activation, read_foreign, read_osnet, read_passersby
 from passersby.reid.network import IBN_NETS, FeatureNetwork, ReidConfig, ReidNetwork
+from passersby.reid.onnx_network import NOTHING, LoadedOnnx, OnnxInput, is_onnx, load_onnx
 from passersby.reid.osnet import OSNETS, is_osnet
 from passersby.reid.timm_backbone import about, fetched, is_timm, published_state, resized
 
@@ -53,7 +54,18 @@ class LoadedReid:
         device: the network moves there, stays there and computes there; by default it stays where it is. Raises
         InputError for images of another size or type.
         """
-        return FeatureNetwork(self.network, self.sha256, device)(images)
+        return self.feature_network(device)(images)
+
+    def feature_network(self, device: str | torch.device | None = None) -> FeatureNetwork:
+        """The network as what computes features of images; it moves to the device."""
+        return FeatureNetwork(self.network, self.sha256, device)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a record says about the network, plain JSON data."""
+        config = self.network.config
+        return {"kind": self.kind, "backbone": config.backbone, "neck": config.neck, "height": config.height,
+                "width": config.width}  # fmt: skip
 
 
 def save_reid(
@@ -117,6 +129,34 @@ def load_reid(
             notes.append(f"images of {size[0]} x {size[1]}: it was made for {config.height} x {config.width}")
         network = _build(contents, config, size)
     return LoadedReid(network, contents.class_names, contents.record, sha256, contents.kind, tuple(notes))
+
+
+def load_judge(
+    path: str | os.PathLike,
+    activation: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    neck_feature: str | None = None,
+    onnx: OnnxInput = NOTHING,
+) -> LoadedReid | LoadedOnnx:
+    """Read a network that only computes features: whatever `load_reid` reads, or an .onnx file of any program.
+
+    `onnx` states how images go into an .onnx file, where the file does not (passersby/reid/onnx_network.py); `height`
+    and `width` too. `activation` and `neck_feature` are for the others. Raises InputError as `load_reid` does, and for
+    options of the other kind.
+    """
+    path = Path(path)
+    with named("network", path):
+        of_onnx = is_onnx(path)
+        others = {"activation": activation, "neck_feature": neck_feature}
+        options = others if of_onnx else dataclasses.asdict(onnx)
+        if name := next((name for name, value in options.items() if value is not None), None):
+            reason = "is for networks that are no .onnx" if of_onnx else "is for .onnx files"
+            raise InputError(f"--{name.replace('_', '-')} {reason}: leave it out")
+    if of_onnx:
+        return load_onnx(path, dataclasses.replace(onnx, height=height, width=width))
+    return load_reid(path, activation, height, width, neck_feature=neck_feature)
 
 
 def load_imagenet(network: ReidNetwork, path: str | os.PathLike | None = None) -> tuple[str, ...]:

@@ -312,6 +312,7 @@ class FeatureNetwork:
     def __init__(self, network: ReidNetwork, sha256: str, device: str | torch.device | None = None):
         self.network = network
         self.sha256 = sha256
+        self.recipe = str(network.config)  # what decides the features beside the file
         self.width = network.config.feature_width
         self.height, self.width_pixels = network.config.height, network.config.width
         self.to(network.mean.device if device is None else device)
@@ -325,9 +326,7 @@ class FeatureNetwork:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Raises InputError for images of another shape or type."""
-        if images.dtype != np.uint8 or images.shape[1:] != (self.height, self.width_pixels, 3):
-            needed = f"[N, {self.height}, {self.width_pixels}, 3]"
-            raise InputError(f"re-identification: images {images.shape} {images.dtype} are not uint8 {needed}")
+        self._check(images)
         features = np.empty((len(images), self.width), np.float32)
         step = BATCH_IMAGES.get(self.device.type, BATCH_IMAGES["cuda"])
         training = self.network.training
@@ -342,6 +341,11 @@ class FeatureNetwork:
         finally:
             self.network.train(training)
         return features
+
+    def _check(self, images: np.ndarray) -> None:
+        if images.dtype != np.uint8 or images.shape[1:] != (self.height, self.width_pixels, 3):
+            needed = f"[N, {self.height}, {self.width_pixels}, 3]"
+            raise InputError(f"re-identification: images {images.shape} {images.dtype} are not uint8 {needed}")
 
 
 def _backbone(config: ReidConfig) -> nn.Module:

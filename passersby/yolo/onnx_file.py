@@ -22,7 +22,7 @@ LAYOUTS = {"v5": 5, "v8": 4}  # name -> numbers of a box before its classes
 CHANNELS = ("rgb", "bgr")
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14
 _GRAPH_TENSORS, _GRAPH_INPUTS, _GRAPH_OUTPUTS = 5, 11, 12
-_TENSOR_NAME = 8
+_TENSOR_NAME, _TENSOR_PLACE = 8, 14
 _SUPPRESSED = 6  # left, top, right, bottom, score, class: what detectors give that suppress boxes themselves
 _WAY_OUT = 'state it in {json}, for example {{"layout": "v8", "height": 640, "width": 640, "classes": ["person"]}}'
 
@@ -184,6 +184,22 @@ def read_graph(path: Path) -> tuple[list[Shape], list[Shape], dict[str, str]]:
     if not inputs or not outputs:
         raise InputError(f"{path} is no ONNX network: it has {len(inputs)} inputs and {len(outputs)} outputs")
     return inputs, outputs, metadata
+
+
+def external_weights(path: Path) -> bool:
+    """Whether any of a model's weights lie in another file, whose name the model could choose. Raises InputError."""
+    data = memoryview(read_file(path))
+    try:
+        graph = _message(data, _MODEL_GRAPH)
+        tensors = (value for number, value in _fields(graph) if number == _GRAPH_TENSORS)
+        return any(
+            number == _TENSOR_PLACE and value == 1
+            for tensor in tensors
+            if isinstance(tensor, memoryview)
+            for number, value in _fields(tensor)
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is damaged or no ONNX file ({error}): fetch or export it again") from error
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -20,6 +20,7 @@ from passersby.metrics.variants import colour_histograms, measure_variants, othe
 from passersby.options import Json
 from passersby.reid.checkpoint import LoadedReid
 from passersby.reid.network import FeatureNetwork
+from passersby.reid.onnx_network import LoadedOnnx
 from pipeline.card.people import decoded, plain_name
 from pipeline.features import Workers, embeddings_of
 
@@ -111,7 +112,7 @@ class Measurer:
 # ---- Whom the judge was trained on.
 
 
-def judge_record(loaded: LoadedReid) -> dict[str, Json]:
+def judge_record(loaded: LoadedReid | LoadedOnnx) -> dict[str, Json]:
     """What the file of a judge says about the people that it was trained on, as JSON data.
 
     people: their number, None where the file does not name them. sources: name, people and sha256 (of their names) of

@@ -28,8 +28,8 @@ from passersby.devices import chosen_device
 from passersby.errors import InputError
 from passersby.metrics.variants import share
 from passersby.options import Json
-from passersby.reid.checkpoint import LoadedReid, load_reid
-from passersby.reid.network import FeatureNetwork
+from passersby.reid.checkpoint import LoadedReid, load_judge, load_reid
+from passersby.reid.onnx_network import LoadedOnnx
 from passersby.stylegan3 import LoadedNetwork, load_network
 from passersby.yolo.detector_file import STUDY_SHA256
 from passersby.yolo.pedestrian_filter import SCORE, PedestrianFilter
@@ -262,7 +262,7 @@ def card_of(network: str | Path, sample: Sample, device: str, measures: Measures
     path = local_copy(network, "--network")
     loaded, reid = load_network(path), None
     if measures.identity is not None:
-        reid = load_reid(local_copy(measures.identity, "--identity"))
+        reid = load_judge(local_copy(measures.identity, "--identity", perhaps=(".json",)))
         for note in reid.notes:
             print(f"note: --identity: {note}", file=sys.stderr)
     check_writable(network)
@@ -281,7 +281,7 @@ def card_of(network: str | Path, sample: Sample, device: str, measures: Measures
         real = RealSample.read(measures.reference, sample, threads, reid.class_names if reid else ())
     judge = None
     if reid is not None:
-        judge = Judge(FeatureNetwork(reid.network, reid.sha256).to(chosen), real and real.listing)
+        judge = Judge(reid.feature_network(chosen), real and real.listing)
     hardware = torch.cuda.get_device_name() if chosen == "cuda" else f"{platform.machine()} CPU"
     about_machine: dict[str, Json] = {
         "software": {"torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__},
@@ -337,7 +337,9 @@ def _how(loaded: LoadedNetwork, layers: Sequence[int] | None) -> str:
     return f"whether its people can teach, variants in `how`{cameras}"
 
 
-def _notes(measures: Measures, reid: LoadedReid | None, real: RealSample | None, judge: Judge | None) -> list[str]:
+def _notes(
+    measures: Measures, reid: LoadedReid | LoadedOnnx | None, real: RealSample | None, judge: Judge | None
+) -> list[str]:
     """What was left out, and whom the judge knows."""
     notes = []
     if real is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,15 @@ import torch
 from scipy.io import savemat
 
 from datasets.people.readers import read_split
+from datasets.reid.feature_files import read_features
+from jobs import find_person
 from jobs.evaluate_reid import FEATURES, QUERIES, RANKING, SHEET, Config, main
 from passersby.errors import InputError
 from passersby.metrics.ranking import evaluate_ranking
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
+from tests.helpers import onnx_reid
+from tests.helpers.onnx_reid import STATED, write_reid_onnx
 
 HEIGHT, WIDTH = 32, 16
 COLOURS = {1: (255, 0, 0), 2: (0, 255, 0), 3: (0, 0, 255)}
@@ -60,6 +65,27 @@ def here(network, tree, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("here") / "out"
     main(Config(out=str(out), network=network, data=tree, here=True, device="cpu", rerank=True))
     return out
+
+
+def test_a_network_as_onnx_ranks_and_its_threshold_finds_people(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PASSERSBY_CACHE", str(tmp_path / "cache"))
+    path, out = write_reid_onnx(tmp_path / "a.onnx", batch=2), tmp_path / "out"
+    given = {"mean": tuple(STATED["mean"]), "deviation": tuple(STATED["deviation"]), "channels": "bgr"}
+    main(Config(out=str(out), network=path, data=tree, here=True, device="cpu", **given))
+    record = json.loads((out / RANKING).read_text())
+    assert record["scores"]["single_query"]["valid"] == 3
+    assert record["network"]["kind"] == "onnx"
+    assert record["network"]["input"]["channels"] == "bgr"
+    assert "bgr, (byte x 0.00392157 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in capsys.readouterr().out
+    stored = read_features(out / FEATURES).query
+    pixels = np.stack([cv2.imread(str(tree / "query" / name))[:, :, ::-1] for name in stored.names])
+    np.testing.assert_allclose(stored.features, onnx_reid.features(pixels, **given), atol=1e-5)
+    query = next((tree / "query").glob("0001*"))
+    found = {"query": query, "gallery": tree / "query", "network": path, "out": str(tmp_path / "found")}
+    find_person.main(find_person.Config(**found, evaluation=out / RANKING, device="cpu", **given))
+    assert re.search(rf"\n   1  1\.000 .*{query.name}", capsys.readouterr().out)
+    with pytest.raises(InputError, match="of another network"):  # other values of the input give other features
+        find_person.main(find_person.Config(**found, evaluation=out / RANKING, **given | {"channels": "rgb"}))
 
 
 def test_a_known_ranking(here):

@@ -15,7 +15,7 @@ import torch
 from jobs import export_reid
 from jobs.export_reid import Config, main
 from passersby.errors import InputError
-from passersby.reid.checkpoint import load_reid, save_reid
+from passersby.reid.checkpoint import load_judge, load_reid, save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
 from tests.helpers import osnet_files
 
@@ -53,6 +53,25 @@ def test_features_are_pytorchs_for_any_number_of_images(trained, exported):
     expected = (both / both.norm(dim=1, keepdim=True)).numpy()
     for count in (1, 2, 5):
         np.testing.assert_allclose(run(exported, images[:count]), expected[:count], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_our_own_file_is_read_again_with_everything_that_it_says(trained, exported):
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
+    loaded = load_judge(exported)
+    np.testing.assert_allclose(loaded.feature_network()(images), load_reid(trained).features(images), atol=1e-5)
+    assert loaded.record == {"seed": 1}
+    assert "without the mirror image" in loaded.notes[0]  # the file adds it itself
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_is_exported(tmp_path, capsys):
+    made = ReidNetwork(ReidConfig(3, "timm:test_efficientnet", "bnneck", 64, 32, domains=2)).train()
+    with torch.no_grad():
+        made(torch.rand(8, 3, 64, 32), 0)
+    save_reid(tmp_path / "a.safetensors", made, class_names=("a", "b", "c"), record={})
+    main(Config(tmp_path / "a.safetensors", tmp_path / "a.onnx"))
+    assert re.search(r"onnxruntime and PyTorch: largest 1 - cosine \d\.\de-(0[6-9]|1\d) on 8", capsys.readouterr().out)
 
 
 @pytest.mark.slow
