@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
+DRAW_SECONDS = 10.0  # between two drawings of the curves: one takes a second, as long as many a step on a CPU
 REFUSAL = "refused.txt"  # the reason why a worker refused its input, which a restart would not improve
 
 
@@ -94,6 +95,7 @@ class TrainingLog:
         self.board_works = True
         self.history = rewind_history(self.out / HISTORY, images_seen / 1000)
         self.unwritten: list[dict] = []  # records for which the disk had no room
+        self.drawn, self.undrawn = time.monotonic(), False  # when curves were drawn; whether there are records since
         self.since_status, self.since_record = Means(), Means()
         self.skip(images_seen)
 
@@ -131,9 +133,10 @@ class TrainingLog:
             self.log.write(line + "\n")
 
     def record(self, images_seen: int, measured: dict[str, float]) -> dict[str, float]:
-        """Add a record of the means since the last record and of `measured` to the history; draw and write the history.
+        """Add a record of the means since the last record and of `measured` to the history, and write the history.
 
-        Returns the record, with its "kimg"."""
+        The curves are drawn every DRAW_SECONDS and when the log is closed. Returns the record, with its "kimg".
+        """
         self.show(measured, images_seen)
         record = {"kimg": images_seen / 1000} | self.since_record.take() | measured
         self.history.append(record)
@@ -142,9 +145,17 @@ class TrainingLog:
             self.write_history()
         except InputError as error:
             self.say(f"warning: {error}; training goes on, the history is kept in memory until there is room")
-        title = f"{self.out.name}: {images_seen / 1000:.1f} kimg"
-        self.draw(lambda: save_curves(self.out / CURVES, self.history, title=title, panels=self.panels))
+        self.undrawn = True
+        if time.monotonic() - self.drawn >= DRAW_SECONDS:
+            self.draw_curves()
         return record
+
+    def draw_curves(self) -> None:
+        """Draw the history, if it has grown since it was drawn."""
+        if self.undrawn:
+            title = f"{self.out.name}: {self.history[-1]['kimg']:.1f} kimg"
+            self.draw(lambda: save_curves(self.out / CURVES, self.history, title=title, panels=self.panels))
+            self.drawn, self.undrawn = time.monotonic(), False
 
     def draw(self, picture: Callable[[], object]) -> None:
         """Draw a picture for people. An error becomes a line of the log: no picture ends a training."""
@@ -181,7 +192,8 @@ class TrainingLog:
             self.say(f"warning: no values for TensorBoard ({type(error).__name__}: {error}); training goes on")
 
     def close(self) -> None:
-        """Flush and close the log and TensorBoard's file."""
+        """Draw what is not drawn yet; flush and close the log and TensorBoard's file."""
+        self.draw_curves()
         with contextlib.suppress(Exception):
             if self.board is not None:
                 self.board.close()

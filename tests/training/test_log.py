@@ -68,10 +68,25 @@ def test_curves_that_cannot_be_drawn_are_a_line(log, tmp_path, monkeypatch, erro
         raise error
 
     monkeypatch.setattr(module, "save_curves", fail)
+    monkeypatch.setattr(module, "DRAW_SECONDS", 0.0)
     fill(log)
     said = check(tmp_path)
     assert said.count(f"{error}") == 3
     assert said.count("training goes on") == 3
+
+
+def test_curves_are_drawn_now_and_then_and_at_the_end(log, tmp_path, monkeypatch):
+    seconds, drawn = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(module, "save_curves", lambda _, history, **__: drawn.append(len(history)))
+    log.drawn = 0.0
+    for number in range(1, 8):
+        seconds[0] = 4.0 * number
+        log.record(1000 * number, {"fid": 9.0})
+    assert drawn == [3, 6]
+    log.close()
+    log.close()
+    assert drawn == [3, 6, 7]
 
 
 def test_a_line_with_any_letters_is_written_whatever_the_encoding_of_the_system(log, tmp_path, capsys):

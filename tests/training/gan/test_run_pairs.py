@@ -103,19 +103,19 @@ def test_a_training_without_pairs_writes_what_it_wrote_before(tree, tmp_path):
     assert "pairs G" not in (tmp_path / "log.txt").read_text()
 
 
+# When a training stops or is killed is no matter of pairs: test_run.py has all moments. What pairs add to a checkpoint
+# has changed at 40 images, once by adaptation.
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [8, 24, 40])
-def test_stopped_and_continued_equals_never_stopped(straight, tree, tmp_path, images):
-    run(pairs(tree, tmp_path, kimg=images / 1000))
+def test_stopped_and_continued_equals_never_stopped(straight, tree, tmp_path):
+    run(pairs(tree, tmp_path, kimg=0.04))
     folder = run(pairs(tree, tmp_path))
     check_equal_trainings(straight, folder, histories=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["iteration 3", "writing", "snapshot"])
-def test_killed_at_any_moment_and_continued_equals_never_killed(straight, tree, tmp_path, moment):
+def test_killed_and_continued_equals_never_killed(straight, tree, tmp_path):
     out = tmp_path / "out"
-    kill_at(moment, pairs(tree, out))
+    kill_at("iteration 3", pairs(tree, out))
     folder = run(pairs(tree, out))
     assert "going on" in (out / "log.txt").read_text()
     check_equal_trainings(straight, folder)

@@ -147,14 +147,20 @@ def scarce(data: Path, out: Path, **changes) -> ReidTraining:
     return strong(data, out, **values | {"variants": (), "batch": 8} | changes)
 
 
+@pytest.fixture(scope="module")
+def straight_stages(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("stages")
+    run(scarce(data, out))
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [3, 4])  # within a stage, and between two: the optimiser begins anew
-def test_a_training_of_stages_goes_on_exactly(data, tmp_path, monkeypatch, stopped):
-    run(scarce(data, tmp_path / "straight"))
+def test_a_training_of_stages_goes_on_exactly(data, straight_stages, tmp_path, monkeypatch, stopped):
     config = scarce(data, tmp_path / "out", checkpoint_minutes=1e-9)
     stop_before_step(monkeypatch, reid_loop, stopped, lambda: run(config))
     run(scarce(data, tmp_path / "out"))
-    check_equal(tmp_path / "straight", tmp_path / "out")
+    check_equal(straight_stages, tmp_path / "out")
     log = (tmp_path / "out/log.txt").read_text()
     assert "stage 2 of 3: 2 steps, surroundings 0.7; colours 0.7; jitter 0.7; sources real, further" in log
     record = load_reid(tmp_path / "out" / NETWORK).record
