@@ -1,7 +1,10 @@
-"""Fixtures of all tests: one local Ray, and the folder of larger reference data, if it exists."""
+"""Fixtures of all tests: one local Ray, jobs as programs, the folder of larger reference data; marks and order."""
 
 import os
+import runpy
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one test process per core
 # Module-wide fixtures that run a whole job or training, which takes 10 s to a minute. A test that uses one is slow. The
 # main job's own tests are the exception, so that `make test` starts Ray and runs that job once.
 WHOLE_JOBS = {"finished", "exported", "straight"}
+ROOT = Path(__file__).resolve().parents[1]
+OWN_CLUSTER = Path(__file__).with_name("crash") / "test_pools_on_a_cluster.py"
 MAIN_JOB = Path(__file__).with_name("jobs") / "test_generate.py"
 
 # By marks, the first that fits.
@@ -48,7 +53,7 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder `shared` beside the checkout: larger reference arrays, which most machines do not have."""
-    path = Path(__file__).resolve().parents[2] / "shared"
+    path = ROOT.parent / "shared"
     if not path.is_dir():
         pytest.skip("reference data: no folder `shared` beside this checkout")
     return path
@@ -62,13 +67,41 @@ def tiny():
     return reference_format
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest's -m reads the marks
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable:
+    """call(job, *words) -> (exit code, stdout, stderr): a job's file, run as a program with these words.
+
+    It runs in this process, which has loaded the modules: a process of its own takes 8 s more.
+    """
+    import torch
+
+    from jobs.common import CPU_VARIABLES
+
+    for name, value in CPU_VARIABLES.items():  # without them jobs start themselves anew
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(ROOT)
+    threads = torch.get_num_threads()
+
+    def called(job: str, *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    yield called
+    torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's -m, which reads the marks
 def pytest_collection_modifyitems(items):
-    """Add marks by the folder and the fixtures of a test.
+    """Add marks by the folder and the fixtures of a test, and put the tests that -m leaves into order.
 
     `crash`: tests in that folder. `slow`: tests that wait for a whole job or training. `ray`: tests that use Ray. Tests
     marked `gpu` are skipped, with the reason, if PyTorch sees no CUDA device. The files that take longest come first,
-    so that no test process waits at the end for another's long file (--no-loadscope-reorder keeps this order).
+    so that no test process waits at the end for another's long file (--no-loadscope-reorder keeps this order). Before
+    them comes the file whose tests start a cluster of their own: later it would have to end the Ray that all tests
+    share, and to start that again.
     """
     import torch
 
@@ -82,8 +115,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    result = yield
     seconds: Counter[Path] = Counter()
     for item in items:
         fitting = (value for marks, value in TYPICAL_SECONDS.items() if all(mark in item.keywords for mark in marks))
         seconds[item.path] += next(fitting)
-    items.sort(key=lambda item: -seconds[item.path])  # stable: the tests of a file stay in their order
+    # The tests of a file stay in their order.
+    items.sort(key=lambda item: (item.path != OWN_CLUSTER, -seconds[item.path]))
+    return result

@@ -7,7 +7,6 @@ command lines alone, in this process: modules may move, these may not change.
 import json
 import lzma
 import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,30 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.common import CPU_VARIABLES
+from tests.helpers.drivers import stages_here
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "tests" / "data" / "continuation"
 COMMANDS = runpy.run_path(str(KEPT / "make.py"))["COMMANDS"]
 NUMBERS = ("detector_score", "ssim")  # of pictures that another machine makes, nearly the same
-
-
-@pytest.fixture
-def call(monkeypatch, capsys) -> Callable:
-    """call(job, *words) -> (exit code, stdout, stderr): a job's file, run as a program with these words."""
-    for name, value in CPU_VARIABLES.items():  # without them jobs start themselves anew
-        monkeypatch.setenv(name, value)
-    threads = torch.get_num_threads()
-
-    def called(job: str, *words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
-        return end.value.code, *capsys.readouterr()
-
-    yield called
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -125,7 +106,8 @@ def test_a_run_of_generation(ray_cluster, call, go_on, refuses, tmp_path):
         path.unlink()
     rest = state(*(path for path in shards if path != shards[2]))
     refuses("run", "truncation_psi is 0.7, not 0.5", "--truncation-psi", 0.5)
-    assert "4 units, 1 to make" in go_on("run")
+    with stages_here():
+        assert "4 units, 1 to make" in go_on("run")
     assert state(*rest) == rest
     assert (run / "plan.json").read_bytes() == plan
     made = pq.read_table(run / "manifest.parquet")
@@ -198,7 +180,8 @@ def test_an_inversion(ray_cluster, go_on, refuses, tmp_path):
         path.unlink()
     rest = state(shards[0], shards[2])
     refuses("inversion", "refine_steps is 2, not 3", "--refine-steps", 3)
-    assert "3 units, 1 to make" in go_on("inversion")
+    with stages_here():
+        assert "3 units, 1 to make" in go_on("inversion")
     assert state(*rest) == rest
     assert (out / "plan.json").read_bytes() == plan
     made = pq.read_table(out / "latents.parquet")

@@ -1,6 +1,7 @@
 """Nothing lost, nothing twice: runs that are killed in every way end, by the same command, as the undisturbed run.
 
-Each test starts runs as users do, in processes of their own with a Ray of their own.
+Drivers that are killed are processes of their own. The Ray is the one that all tests share, because each start of a Ray
+takes 20 s; a cluster of its own has the test that loses a node.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -27,7 +29,19 @@ from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
 from tests.helpers import drivers
-from tests.helpers.drivers import PATIENCE, ROOT, assert_equal, contents, log_text, shards, start, wait_for, workers
+from tests.helpers.drivers import (
+    PATIENCE,
+    Workers,
+    assert_equal,
+    contents,
+    has_ended,
+    log_text,
+    said,
+    shards,
+    start,
+    start_here,
+    wait_for,
+)
 
 PEOPLE, VARIANTS = 40, 4  # 40 units of one person
 OPTIONS = ("people", "variants", "seed", "unit_images", "generators", "detectors", "network", "detector_threshold")
@@ -70,8 +84,8 @@ def command(config: generate.Config, out: Path, *more: str) -> list[str]:
 def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undisturbed, tmp_path):
     # As jobs of one cluster, here the Ray that all tests share: a start of their own costs each 10 s.
     out, chance, cluster = tmp_path / "out", random.Random(), ray.get_runtime_context().gcs_address
-    moments = [chance.uniform(0, 12)] + [chance.randint(1, 8) for _ in range(2)]
-    print(f"killed after {moments[0]:.1f} s, then after {moments[1:]} more units each time")
+    moments = [chance.uniform(0, 12), chance.randint(2, 8)]
+    print(f"killed after {moments[0]:.1f} s, then after {moments[1]} more units")
     for number, moment in enumerate(moments):
         driver, before = start(command(config, out), out, RAY_ADDRESS=cluster), len(shards(out))
         if number:
@@ -87,9 +101,8 @@ def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undist
     assert 2 <= before < PEOPLE
     first = start(command(config, out), out, RAY_ADDRESS=cluster)
     wait_for(lambda: str(first.pid).encode() in (out / ".driver.json").read_bytes(), first, out)
-    second = subprocess.run(command(config, out), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert second.returncode == 2
-    assert re.fullmatch(rf"error: --out {out}: process {first.pid} on \S+ has been working .*\n", second.stderr)
+    with pytest.raises(InputError, match=rf"^--out {out}: process {first.pid} on \S+ has been working .*$"):
+        generate.main(dataclasses.replace(config, out=str(out)))
     assert first.wait(PATIENCE) == 0, log_text(out)
     assert_whole(out, undisturbed)
     # Workers of a killed driver live on for a moment, and what they finish then counts as well.
@@ -97,20 +110,21 @@ def test_killed_drivers_and_two_at_a_time_by_mistake_make_one_run(config, undist
 
 
 def test_killed_actors_and_a_writer_in_the_middle_of_a_shard_change_nothing(config, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    driver = start(command(config, out), out)
-    wait_for(lambda: workers(driver, "StyleMixer"), driver, out)[0].kill()
+    out, stages = tmp_path / "out", ("StyleMixer", "PedestrianDetector", "SimilarityScorer")
+    workers = Workers(*stages)
+    driver = start_here(generate.main, dataclasses.replace(config, out=str(out)))
+    wait_for(lambda: workers.of("StyleMixer"), driver, out)[0].kill()
     wait_for(lambda: shards(out), driver, out)
-    for stage in ("PedestrianDetector", "SimilarityScorer"):
-        wait_for(lambda: workers(driver, stage), driver, out)[0].kill()  # noqa: B023
+    for stage in stages[1:]:
+        wait_for(lambda: workers.of(stage), driver, out)[0].kill()  # noqa: B023
     leftover = kill_a_writer_at_work(out, driver)
     assert len(shards(out)) < PEOPLE
-    assert driver.wait(PATIENCE) == 0, log_text(out)
+    assert driver.result(PATIENCE) == 0
     assert not leftover.exists()
     assert_whole(out, undisturbed)
 
 
-def kill_a_writer_at_work(out: Path, driver: subprocess.Popen) -> Path:
+def kill_a_writer_at_work(out: Path, driver: Future) -> Path:
     """Kills a writer while its temporary file is there and its shard is not; returns that file."""
     for temporary in created(out / "shards" / "000"):
         match = re.match(r"\.(unit-\d+\.parquet)\..*\.(\d+)\.tmp$", temporary.name)
@@ -118,7 +132,7 @@ def kill_a_writer_at_work(out: Path, driver: subprocess.Popen) -> Path:
             os.kill(int(match[2]), signal.SIGKILL)
             if temporary.exists() and not temporary.with_name(match[1]).exists():
                 return temporary
-        assert driver.poll() is None, log_text(out)
+        assert not has_ended(driver), said(driver, out)
     raise AssertionError("no more files come")
 
 

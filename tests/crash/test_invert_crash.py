@@ -13,7 +13,7 @@ from passersby.files import file_sha256
 from passersby.restyle.checkpoint import save_encoder
 from passersby.stylegan3.checkpoint import save_network
 from tests.helpers import drivers, inversion_networks
-from tests.helpers.drivers import PATIENCE, assert_equal, contents, log_text, shards, start, wait_for, workers
+from tests.helpers.drivers import PATIENCE, Workers, assert_equal, contents, shards, start, start_here, wait_for
 
 PEOPLE = 10  # 10 units of one person, two pictures each; a run takes some 8 s on two idle cores
 OPTIONS = (
@@ -63,11 +63,12 @@ def test_a_killed_driver_and_a_killed_inverter_lose_nothing_and_make_nothing_twi
     driver.wait()
     before = len(shards(out))
     assert before < PEOPLE
-    driver = start(command, out)
-    wait_for(lambda: len(shards(out)) > before, driver, out)
-    wait_for(lambda: workers(driver, "Inverter"), driver, out)[0].kill()
+    workers = Workers("Inverter")
+    again = start_here(invert.main, dataclasses.replace(config, out=str(out)))
+    wait_for(lambda: len(shards(out)) > before, again, out)
+    wait_for(lambda: workers.of("Inverter"), again, out)[0].kill()
     assert len(shards(out)) < PEOPLE
-    assert driver.wait(PATIENCE) == 0, log_text(out)
+    assert again.result(PATIENCE) == 0
     assert all(path.read_bytes() == data for path, data in made.items())
     assert_equal(out, undisturbed, HOLD_TIMES)
     table = pq.read_table(out / "latents.parquet", columns=["person", "path", "status"]).to_pylist()

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -35,22 +36,38 @@ def no_shared_ray() -> Iterator[None]:
         ray.init("local", num_cpus=8, include_dashboard=False, runtime_env=environment, log_to_driver=False)
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head alone, ours."""
+class Nodes:
+    """Our cluster: a head alone at first, then with other nodes, by name."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self.there: dict[str, Any] = {}  # Ray's objects
+
+    def become(self, wanted: dict[str, tuple[int, int]]) -> None:
+        """Have these nodes (CPUs, GPUs) beside the head and no others; those that are there stay: a start costs 5 s."""
+        for name in self.there.keys() - wanted.keys():
+            self.lose(name)
+        for name in wanted.keys() - self.there.keys():
+            cpus, gpus = wanted[name]
+            self.there[name] = self.cluster.add_node(num_cpus=cpus, num_gpus=gpus, wait=False)
+        self.cluster.wait_for_nodes()
+
+    def lose(self, name: str) -> None:
+        """Kill a node."""
+        self.cluster.remove_node(self.there.pop(name), allow_graceful=False)
+
+    def name_of(self, node_id: str) -> str:
+        return next(name for name, node in self.there.items() if node.node_id == node_id)
+
+
+@pytest.fixture(scope="module")
+def nodes(no_shared_ray) -> Iterator[Nodes]:
+    """One cluster for all tests: a head takes 15 s to start."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
+    yield Nodes(cluster)
     ray.shutdown()
     cluster.shutdown()
-
-
-@pytest.fixture
-def workers(cluster) -> dict:
-    """The three other nodes, by name."""
-    found = {name: cluster.add_node(num_cpus=c, num_gpus=g, wait=False) for name, (c, g) in NODES.items()}
-    cluster.wait_for_nodes()
-    return found
 
 
 def plan(units: int, generators: Pool | None = None, detectors: Pool | None = None) -> list[Pool]:
@@ -80,7 +97,8 @@ def run(plan_pools: Callable[[int], list[Pool]], seconds: float) -> Iterator[dic
     return run_units(units, [(stub(stage, seconds), {}) for stage in STAGES], plan_pools(UNITS), plan_pools, 1000)
 
 
-def test_ray_does_what_the_printed_plan_says_actor_by_actor_and_card_by_card(workers):
+def test_ray_does_what_the_printed_plan_says_actor_by_actor_and_card_by_card(nodes):
+    nodes.become(NODES)
     pools = plan(UNITS)
     found = list(run(lambda _: pools, seconds=0.4))
     assert sorted(row["unit"] for row in found) == list(range(UNITS))
@@ -99,20 +117,21 @@ def test_ray_does_what_the_printed_plan_says_actor_by_actor_and_card_by_card(wor
         assert line.split()[0] == node.name.split()[0]
 
 
-def test_two_lost_nodes_of_four_cost_no_unit(cluster, workers, monkeypatch):
+def test_two_lost_nodes_of_four_cost_no_unit(nodes, monkeypatch):
     """All light stages and two cards of three are lost; what is left cannot hold the pipeline as it was planned."""
+    nodes.become(NODES)
     monkeypatch.setattr(pipeline.run, "STUCK_SECONDS", PATIENCE)
     found = []
     for row in run(plan, seconds=0.2):
         found.append(row["unit"])
         if len(found) in (8, 16):
-            cluster.remove_node(workers.pop("no card" if len(found) == 8 else "two cards"), allow_graceful=False)
+            nodes.lose("no card" if len(found) == 8 else "two cards")
     assert sorted(found) == list(range(UNITS))
 
 
-def test_what_cannot_move_on_the_nodes_that_are_left_is_planned_anew(cluster, monkeypatch):
+def test_what_cannot_move_on_the_nodes_that_are_left_is_planned_anew(nodes, monkeypatch):
+    nodes.become({"one": (4, 1), "another": (4, 1)})
     monkeypatch.setattr(pipeline.run, "STUCK_SECONDS", PATIENCE)
-    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=4, num_gpus=1) for _ in range(2))}
     plans, found = [], []
 
     def plan_pools(units: int) -> list[Pool]:
@@ -124,19 +143,20 @@ def test_what_cannot_move_on_the_nodes_that_are_left_is_planned_anew(cluster, mo
     for row in run(plan_pools, seconds=0.1):
         found.append(row["unit"])
         if len(found) == 5:
-            cluster.remove_node(nodes[plans[0][0].nodes[0]], allow_graceful=False)
+            nodes.lose(nodes.name_of(plans[0][0].nodes[0]))
     assert sorted(found) == list(range(UNITS))
     assert len(plans) == 2
 
 
-def test_waiting_for_gpus_ends_when_they_are_there_and_says_what_is_there_when_not(cluster, capsys):
+def test_waiting_for_gpus_ends_when_they_are_there_and_says_what_is_there_when_not(nodes, capsys):
+    nodes.become({})
     with pytest.raises(InputError, match=r"--gpus 2: after 0.05 minutes there are 2 CPUs, 0 GPUs"):
         wait_for_gpus(2, minutes=0.05)
     waiting = threading.Thread(target=wait_for_gpus, args=(2, 2.0), daemon=True)
     waiting.start()
     time.sleep(1)
     assert waiting.is_alive()
-    cluster.add_node(num_cpus=1, num_gpus=2)
+    nodes.become({"late": (1, 2)})
     waiting.join(60)
     assert not waiting.is_alive()
     assert "waiting for GPUs: 0 of 2" in capsys.readouterr().err

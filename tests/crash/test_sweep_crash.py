@@ -1,5 +1,6 @@
 """Sweeps whose driver and a trial are killed: finished trials stay finished, others go on from their checkpoint."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -34,7 +35,7 @@ def results(out: Path) -> list[Path]:
 
 
 def in_the_middle(out: Path) -> bool:
-    """Whether a trial is finished and another has a checkpoint, and most of its 200 steps before it: its process may
+    """Whether a trial is finished and another has a checkpoint, and many of its 120 steps before it: its process may
     outlive the driver by a moment."""
     newest: dict[Path, int] = {}
     for path in out.glob(f"trials/*/checkpoints/[0-9]*/{STATE}"):
@@ -42,18 +43,25 @@ def in_the_middle(out: Path) -> bool:
     return bool(results(out)) and any(0 < step <= 64 for step in newest.values())
 
 
-def kill_a_trial(killed: list[int]) -> None:
-    """Kill one process that trains on the Ray of this process, as soon as there is one; its number into `killed`."""
+def trials() -> list[psutil.Process]:
+    """The processes that train on the Ray of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "ray::ImplicitFunc.train" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill_a_trial(before: list[psutil.Process], killed: list[int]) -> None:
+    """Kill a process that trains, as soon as there is one, and none of a driver before; its number into `killed`."""
     end = time.monotonic() + PATIENCE
     while not killed and time.monotonic() < end:
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if "ray::ImplicitFunc.train" in " ".join(process.cmdline()):
+        for process in trials():
+            if process not in before and not killed:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
                     killed.append(process.pid)
-                    return
-            except psutil.NoSuchProcess:
-                continue
         time.sleep(0.01)
 
 
@@ -66,7 +74,7 @@ def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, 
     data = sweep_data.write_data(tmp_path / "data")
     config = sweep.Config(
         "artificial-people", Path(data["data"]), str(tmp_path / "killed"), generated=data["people"], levels=(0, 3),
-        seeds=(0, 1), preset="tiny", set=SETTINGS, steps=200, concurrent=2,
+        seeds=(0, 1), preset="tiny", set=SETTINGS, steps=120, concurrent=2,
     )  # fmt: skip
     out, log = Path(config.out), tmp_path / "log"
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -82,7 +90,7 @@ def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, 
     kept = {path: path.read_bytes() for path in results(out)}
     assert 1 <= len(kept) < 4
     killed: list[int] = []
-    hunter = threading.Thread(target=kill_a_trial, args=(killed,), daemon=True)
+    hunter = threading.Thread(target=kill_a_trial, args=(trials(), killed), daemon=True)
     hunter.start()
     assert sweep.main(config) is None
     hunter.join(10)

@@ -1,22 +1,28 @@
-"""Jobs as users start them: drivers in their own processes, which tests watch, kill and start again.
+"""Jobs that tests watch and disturb: drivers in their own processes, as users start them, or in a thread.
 
-All starts of a driver print to one log beside its output folder (`log_text`).
+All processes of a driver print to one log beside its output folder (`log_text`).
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
+import pyarrow as pa
+import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0  # seconds; a run of the crash tests takes 30 on two idle cores
 
 Answer = TypeVar("Answer")
+Config = TypeVar("Config")
 
 
 def command(job: str, config: object, options: tuple[str, ...], out: Path) -> list[str]:
@@ -30,6 +36,43 @@ def start(words: list[str], out: Path, **environment: str) -> subprocess.Popen:
     settings = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
     with open(out.with_name(f"{out.name}.log"), "a") as log:
         return subprocess.Popen(words, cwd=ROOT, env=settings, stdout=log, stderr=log)
+
+
+def start_here(main: Callable[[Config], int | None], config: Config) -> Future[int | None]:
+    """Call a job's `main` in a thread of this process, whose Ray it uses: where the driver itself is not disturbed.
+
+    A process of its own takes 10 s more, and a Ray of its own 20 s.
+    """
+    thread = ThreadPoolExecutor(1)
+    driver = thread.submit(main, config)
+    thread.shutdown(wait=False)
+    return driver
+
+
+@contextlib.contextmanager
+def stages_here() -> Iterator[None]:
+    """Let units go through the real stages in this process: Ray's workers take 20 s of CPU time to start.
+
+    For tests of what goes in and comes out. A stage that raises ends the run.
+    """
+
+    def run_units(units, actors, pools, plan_again, unit_bytes) -> Iterator[dict]:
+        threads = torch.get_num_threads()
+        stages = [actor(**arguments) for actor, arguments in actors]
+        for unit in units:
+            batch = pa.table({name: [value] for name, value in unit.items()})
+            for stage in stages:
+                batch = stage(batch)
+            yield batch.to_pylist()[0]
+        torch.set_num_threads(threads)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.commit.run_units", run_units)
+        yield
+
+
+def has_ended(driver: subprocess.Popen | Future) -> bool:
+    return driver.done() if isinstance(driver, Future) else driver.poll() is not None
 
 
 def log_text(out: Path) -> str:
@@ -55,23 +98,41 @@ def assert_equal(out: Path, undisturbed: dict[str, bytes], without: tuple[str, .
     assert [name for name, data in undisturbed.items() if files[name] != data] == []
 
 
-def wait_for(condition: Callable[[], Answer], driver: subprocess.Popen, out: Path) -> Answer:
+def wait_for(condition: Callable[[], Answer], driver: subprocess.Popen | Future, out: Path) -> Answer:
     """Call `condition()` until it is true, and return its result. The driver must not end before."""
     end = time.monotonic() + PATIENCE
     while not (answer := condition()):
-        assert driver.poll() is None, f"the driver ended too early: {log_text(out)}"
-        assert time.monotonic() < end, f"waited too long: {log_text(out)}"
+        assert not has_ended(driver), f"the driver ended too early: {said(driver, out)}"
+        assert time.monotonic() < end, f"waited too long: {said(driver, out)}"
         time.sleep(0.02)
     return answer
 
 
-def workers(driver: subprocess.Popen, stage: str) -> list[psutil.Process]:
-    """The living worker processes of a stage after their set-up. Ray names them after the stage's class."""
-    return [process for process, name in _children(driver) if f"({stage})" in name and "__init__" not in name]
+def said(driver: subprocess.Popen | Future, out: Path) -> str:
+    """What is known of a driver; pytest shows what a thread has printed."""
+    return repr(driver) if isinstance(driver, Future) else log_text(out)
 
 
-def _children(driver: subprocess.Popen) -> Iterator[tuple[psutil.Process, str]]:
-    for process in psutil.Process(driver.pid).children(recursive=True):
+def workers(stage: str) -> list[psutil.Process]:
+    """The living worker processes of a stage after their set-up, below this process: of its Ray and of its drivers'.
+
+    Ray names them after the stage's class.
+    """
+    return [process for process, name in _children() if f"({stage})" in name and "__init__" not in name]
+
+
+class Workers:
+    """The workers of runs that begin after this: those of a run before may still be about to end."""
+
+    def __init__(self, *stages: str):
+        self.before = {process.pid for stage in stages for process in workers(stage)}
+
+    def of(self, stage: str) -> list[psutil.Process]:
+        return [process for process in workers(stage) if process.pid not in self.before]
+
+
+def _children() -> Iterator[tuple[psutil.Process, str]]:
+    for process in psutil.Process().children(recursive=True):
         try:
             yield process, " ".join(process.cmdline())
         except psutil.NoSuchProcess:  # it has just ended

@@ -143,6 +143,7 @@ def test_calibrate_takes_it_and_prints_the_option(detector, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("detector", ["onnx"], indirect=True)  # Ray carries bytes, whatever they hold
 def test_a_run_on_ray_with_it(ray_cluster, config, made, tmp_path):
     on_ray = dataclasses.replace(config, out=str(tmp_path / "out"))
     assert generate.main(on_ray) == 0

@@ -1,7 +1,6 @@
 """The export job: nothing lost, nothing twice, nothing mixed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -183,17 +182,12 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_the_command_line_takes_the_formats_and_ends_in_one_line(run, tmp_path):
-    command = [sys.executable, "jobs/export.py", "--run", run.root_address, "--out", str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    bad = subprocess.run(
-        [*command, "--format", "market1501", "--first-identity", "0"],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert bad.returncode == 2
-    assert bad.stderr.startswith("error: --first-identity 0")
-    assert bad.stderr.count("\n") == 1
-    good = subprocess.run([*command, "--format", "folder"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert good.returncode == 0, good.stderr
-    assert "26 images of 7 people" in good.stdout
+def test_the_command_line_takes_the_formats_and_ends_in_one_line(call, run, tmp_path):
+    words = ["--run", run.root_address, "--out", tmp_path / "out"]
+    code, _, wrong = call("export", *words, "--format", "market1501", "--first-identity", 0)
+    assert code == 2
+    assert wrong.startswith("error: --first-identity 0")
+    assert wrong.count("\n") == 1
+    code, said, wrong = call("export", *words, "--format", "folder")
+    assert code == 0, wrong
+    assert "26 images of 7 people" in said

@@ -25,6 +25,7 @@ from jobs.generate import Config
 from passersby import weights
 from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
+from tests.helpers.drivers import stages_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,7 +130,7 @@ def test_other_thresholds_of_a_finished_run_need_no_ray(finished):
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_finished_and_more_people_extend_it(finished):
+def test_a_killed_run_meets_an_output_that_cannot_be_written_is_finished_and_more_people_extend_it(finished):
     # What a killed run leaves: shards missing, a temporary file, nothing derived.
     before = snapshot(finished.out)
     out = Path(finished.out)
@@ -140,7 +141,14 @@ def test_a_killed_run_is_finished_and_more_people_extend_it(finished):
     ended.wait()
     (out / shard_name(1)).with_name(f".unit-000001.parquet.{_host()}.{ended.pid}.tmp").write_bytes(b"half")
     untouched = (out / shard_name(0)).stat().st_mtime_ns
-    generate.main(dataclasses.replace(finished, people=5))
+    larger, last = dataclasses.replace(finished, people=5), out / shard_name(4)
+    last.mkdir()  # a folder in the shard's place: the rename fails, whoever runs this
+    with pytest.raises(InputError, match=rf"^cannot write {last}: Is a directory"):
+        generate.main(larger)
+    last.rmdir()
+    assert list(out.rglob(".*.tmp")) == []
+    with stages_here():
+        generate.main(larger)
     after = snapshot(finished.out)
     assert (out / shard_name(0)).stat().st_mtime_ns == untouched
     for name in (shard_name(0), shard_name(1), shard_name(2)):
@@ -148,6 +156,7 @@ def test_a_killed_run_is_finished_and_more_people_extend_it(finished):
     assert {name for name in after if name.startswith("shards")} == {shard_name(unit) for unit in range(5)}
     people = pq.read_table(out / "manifest.parquet")["person"].to_pylist()
     assert people == [person for person in range(5) for _ in range(4)]
+    assert json.loads((out / "summary.json").read_text())["images"] == 20
     assert read_plan(Output(finished.out)).people == 5
 
 
@@ -174,26 +183,12 @@ def test_a_failed_unit_is_said_and_tried_again_by_the_next_run(finished, tmp_pat
     left = set(snapshot(config.out))
     assert left == {"plan.json", shard_name(0), shard_name(2), "failed/unit-000001.json"}
     monkeypatch.undo()
-    assert generate.main(config) == 0
+    with stages_here():
+        assert generate.main(config) == 0
     assert set(snapshot(config.out)) - left == {
         shard_name(1), "manifest.parquet", "summary.json", "contact_sheet.png", "report.html",
     }  # fmt: skip
     assert "failed/unit-000001.json" not in snapshot(config.out)
-
-
-@pytest.mark.slow
-def test_an_output_that_cannot_be_written_is_one_line_and_a_later_run_goes_on(finished):
-    # Units 5.. of a larger run meet a file where their folder should be; then it is removed.
-    out = Path(finished.out)
-    larger = dataclasses.replace(finished, people=len(list(out.rglob("unit-*.parquet"))) + 1)
-    last = out / shard_name(larger.people - 1)
-    last.mkdir()  # a folder in the shard's place: the rename fails, whoever runs this
-    with pytest.raises(InputError, match=rf"^cannot write {last}: Is a directory"):
-        generate.main(larger)
-    last.rmdir()
-    assert list(out.rglob(".*.tmp")) == []
-    generate.main(larger)
-    assert json.loads((out / "summary.json").read_text())["images"] == larger.people * 4
 
 
 def test_a_dry_run_prints_and_writes_nothing(ray_cluster, config, tmp_path, capsys):

@@ -13,6 +13,7 @@ from datasets.storage.output import Output
 from jobs import generate, refilter
 from passersby.errors import InputError
 from tests.helpers import object_store as helper
+from tests.helpers.drivers import stages_here
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +81,8 @@ def test_a_run_on_a_store_resumes_extends_refilters_and_then_does_nothing(store,
     shard = output.read(shard_name(1))
     output.remove(shard_name(1))
     output.remove("summary.json")
-    assert not generate.main(dataclasses.replace(options, people=4))
+    with stages_here():
+        assert not generate.main(dataclasses.replace(options, people=4))
     assert output.read(shard_name(1)) == shard
     with output.open("manifest.parquet") as file:
         assert pq.read_table(file)["person"].to_pylist() == [person for person in range(4) for _ in range(3)]

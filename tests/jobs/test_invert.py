@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import pipeline.connection
 from actors.inverter import Inverter
 from datasets.latents.pictures import list_pictures
 from datasets.latents.plan import NetworkFiles, continue_inversion, read_inversion_plan
@@ -30,11 +28,9 @@ from passersby.reid.network import ReidConfig, ReidNetwork
 from passersby.restyle.checkpoint import save_encoder
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
-from reporting.run.results import RunTimes
 from tests.helpers import export_runs as runs
 from tests.helpers import inversion_networks as tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.drivers import stages_here
 
 
 def png(seed: int, height: int = 64, width: int = 32) -> bytes:
@@ -148,19 +144,20 @@ def test_shards_hold_what_the_stage_makes_without_ray(finished, tree):
 
 
 @pytest.mark.slow
-def test_a_finished_run_does_nothing_and_needs_no_ray(finished):
+def test_a_finished_run_does_nothing_and_needs_no_ray(finished, call, monkeypatch):
+    def refuse(worker_variables):
+        raise AssertionError("Ray is asked for")
+
+    monkeypatch.setattr(pipeline.connection, "join_or_start", refuse)
     before = snapshot(finished.out)
     times = {path: path.stat().st_mtime_ns for path in Path(finished.out).rglob("*")}
     names = ("out", "data", "encoder", "network", "people", "steps", "refine", "refine_steps", "pivotal_steps")
     given = {name: str(getattr(finished, name)) for name in (*names, "unit_images")}
-    options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
-    nowhere = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}  # to start or join Ray would fail
-    command = [sys.executable, "-m", "jobs.invert", *options]
-    done = subprocess.run(command, env=nowhere, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "plan: 6 pictures of 3 people; every unit is there" in done.stdout
-    assert "5 of 6 pictures of 3 people inverted, 1 could not" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"sheet: {finished.out}/inversion.png"
+    code, said, wrong = call("invert", *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
+    assert code == 0, wrong
+    assert "plan: 6 pictures of 3 people; every unit is there" in said
+    assert "5 of 6 pictures of 3 people inverted, 1 could not" in said
+    assert said.splitlines()[-1] == f"sheet: {finished.out}/inversion.png"
     assert snapshot(finished.out) == before
     assert {path: path.stat().st_mtime_ns for path in Path(finished.out).rglob("*")} == times
 
@@ -188,7 +185,8 @@ def test_a_killed_run_is_finished_failed_units_are_tried_again_and_more_people_e
     assert set(before) - set(left) == {shard_name(1), "latents.parquet", "summary.json", "inversion.png"}
     assert set(left) - set(before) == {"failed/unit-000001.json"}
     monkeypatch.undo()
-    assert invert.main(dataclasses.replace(finished, people=None)) == 0
+    with stages_here():
+        assert invert.main(dataclasses.replace(finished, people=None)) == 0
     after = snapshot(finished.out)
     assert (out / shard_name(0)).stat().st_mtime_ns == untouched
     same = [name for name in before if name.startswith(("shards", "deltas"))]
@@ -222,25 +220,9 @@ def test_other_options_in_an_old_folder_are_refused_by_name(finished, tree, tmp_
 
 
 @pytest.fixture
-def here(ray_cluster, monkeypatch):
-    """Units go through the real stages in this process: for tests of what goes in and comes out."""
-    import pipeline.commit
-
-    def make_work(run, work, stages, machines):
-        run.output.write("plan.json", run.plan.to_json())
-        threads = torch.get_num_threads()
-        made = [stage.actor(**stage.arguments) for stage in stages]
-        seconds = dict.fromkeys(work.seconds, 0.0)
-        for row in work.rows:
-            batch = pa.table({name: [value] for name, value in row.items()})
-            for stage in made:
-                batch = stage(batch)
-            assert batch["problem"].to_pylist() == [None]
-            seconds = {name: value + batch[f"seconds_{name}"][0].as_py() for name, value in seconds.items()}
-        torch.set_num_threads(threads)
-        return RunTimes(1.0, work.pending_images, seconds), 0
-
-    monkeypatch.setattr(pipeline.commit, "make_work", make_work)
+def here(ray_cluster):
+    with stages_here():
+        yield
 
 
 PLAIN = {"people": None, "refine": "none", "refine_steps": None, "pivotal_steps": None}

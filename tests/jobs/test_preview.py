@@ -1,7 +1,5 @@
 """The preview sheet, made by a tiny network with random weights."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,19 +114,9 @@ def test_a_missing_gpu_is_no_reason_to_go_on_silently():
         check(Preview(network=Path("x"), device="cuda"))
 
 
-@pytest.mark.slow
-def test_the_command_ends_with_code_2_and_one_line(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.preview",
-        "--network",
-        str(tmp_path / "absent.pkl"),
-        "--people",
-        "1",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+def test_the_command_ends_with_code_2_and_one_line(call, tmp_path):
+    code, _, wrong = call("preview", "--network", tmp_path / "absent.pkl", "--people", 1)
+    assert code == 2
+    (line,) = wrong.strip().splitlines()
     assert line.startswith("error: ")
     assert "absent.pkl" in line

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -20,8 +18,6 @@ from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.weights import WEIGHTS
 from tests.helpers import export_runs as runs
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -226,12 +222,10 @@ def test_a_card_is_written_beside_the_network_and_the_network_stays(config, netw
     assert pose_layers(path, file_sha256(path)).layers == tuple(card["layers"]["pose"])
 
 
-@pytest.mark.slow
-def test_from_the_command_line_bad_input_is_one_line_and_exit_code_2(tmp_path):
-    command = [sys.executable, "jobs/score.py", "--reference", "/nonexistent", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: nothing to score: give one of --network, --folder, --run, --tree\n"
+def test_from_the_command_line_bad_input_is_one_line_and_exit_code_2(call, tmp_path):
+    code, _, wrong = call("score", "--reference", "/nonexistent", "--out", tmp_path)
+    assert code == 2
+    assert wrong == "error: nothing to score: give one of --network, --folder, --run, --tree\n"
 
 
 def test_a_data_set_as_folder_is_listed_by_its_reader_and_not_with_its_test_people(config, tree, tmp_path):

@@ -16,6 +16,7 @@ from passersby import stylegan2
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network, save_network
+from tests.helpers.drivers import stages_here
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,8 @@ def test_generate_verify_and_export(ray_cluster, second, tmp_path, capsys):
     assert verify.main(verify.Config(out=config.out, network=second)) == 0
     export.main(export.Config(run=config.out, out=str(tmp_path / "export"), format="folder"))
     assert len(list((tmp_path / "export").rglob("*.jpg"))) == 6
-    generate.main(dataclasses.replace(config, people=3))  # more people extend the run
+    with stages_here():
+        generate.main(dataclasses.replace(config, people=3))  # more people extend the run
     assert pq.read_table(tmp_path / "run/manifest.parquet").num_rows == 9
 
 

@@ -1,8 +1,5 @@
 """The encoder training job: refusals in seconds, Ray Train workers that finish, a command that goes on."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.common import CPU_VARIABLES
 from jobs.train_encoder import main
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import load_encoder
@@ -19,7 +15,6 @@ from passersby.stylegan3.checkpoint import save_network
 from training.encoder.config import PRESETS, EncoderTraining
 from training.encoder.start import ENCODER
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = PRESETS["tiny"] | {"width_factor": 0.1, "head_channels": 16, "height": 32, "width": 16, "batch": 4, "steps": 2}
 TINY |= {"refinements": 1, "validation_images": 2, "validation_refinements": 1, "shown_refine_steps": 0, "threads": 1}
 TINY |= {"lpips_weight": 0.0, "identity_weight": 0.0}
@@ -80,12 +75,11 @@ def test_two_ray_workers_train_one_encoder(ray_cluster, files, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_the_command_line_trains(files, tmp_path):
-    command = [sys.executable, "jobs/train_encoder.py", "--preset", "tiny", "--data", str(files / "people")]
-    command += ["--out", str(tmp_path), "--network", str(files / "generator.safetensors")]
+def test_the_command_line_trains(call, files, tmp_path):
+    words = ["--preset", "tiny", "--data", files / "people", "--out", tmp_path]
+    words += ["--network", files / "generator.safetensors"]
     for name in TINY.keys() - {"backbone", "lr", "final_lr", "validation_steps"}:
-        command += [f"--{name.replace('_', '-')}", str(TINY[name])]
-    environment = os.environ | CPU_VARIABLES | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert f"encoder: {tmp_path / ENCODER}" in finished.stdout
+        words += [f"--{name.replace('_', '-')}", TINY[name]]
+    code, said, wrong = call("train_encoder", *words)
+    assert code == 0, wrong
+    assert f"encoder: {tmp_path / ENCODER}" in said

@@ -132,11 +132,11 @@ def test_a_worker_that_dies_is_started_again_and_nothing_changes(ray_cluster, tr
 
     killer = threading.Thread(target=kill_when_it_works)
     killer.start()
-    main(GanTraining(data=tree, out=tmp_path / "two", workers=1, kimg=0.4, **settings))
+    main(GanTraining(data=tree, out=tmp_path / "two", workers=1, kimg=0.256, **settings))
     killer.join()
     assert killed
     assert "going on at kimg" in capsys.readouterr().out
-    main(GanTraining(data=tree, out=tmp_path / "one", workers=0, kimg=0.4, **settings))
+    main(GanTraining(data=tree, out=tmp_path / "one", workers=0, kimg=0.256, **settings))
     one, two = (load_network(last_snapshot(tmp_path / name) / NETWORK) for name in ("one", "two"))
     for part in ("generator", "training_generator", "discriminator"):
         other = getattr(two, part).state_dict()
@@ -200,7 +200,7 @@ def test_bad_input_inside_a_worker_is_one_line_and_not_tried_again(ray_cluster, 
 
 
 @pytest.mark.slow
-def test_the_command_line_trains_without_ray(tree, tmp_path):
+def test_the_command_line_trains_without_ray(call, tree, tmp_path):
     # In its own process, without the variables for which the job starts itself again.
     command = [sys.executable, "-m", "jobs.train_gan", *command_line(tree, tmp_path / "out")]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
@@ -215,17 +215,10 @@ def test_the_command_line_trains_without_ray(tree, tmp_path):
     assert str(tmp_path) not in loaded.record["command"]
     # The same networks go on as the start of a conditional training at half the size: the transfer is reported.
     again = [*command_line(tree, tmp_path / "next"), "--transfer", str(last_snapshot(tmp_path / "out") / NETWORK)]
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.train_gan", *again, "--channel-max", "8", "--freeze-d", "1"],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Generator" in done.stdout
-    assert "stay as they are" in done.stdout
+    code, said, wrong = call("train_gan", *again, "--channel-max", 8, "--freeze-d", 1)
+    assert code == 0, wrong
+    assert "Generator" in said
+    assert "stay as they are" in said
     origin = load_network(last_snapshot(tmp_path / "next") / NETWORK).record["transferred_from"]
     assert origin["record"]["kimg"] == 0.008
     assert origin["generator"]["taken"] + origin["generator"]["adapted"] > origin["generator"]["new"]

@@ -1,15 +1,12 @@
 """The re-ID training job: refusals in seconds, presets, Ray Train workers that finish, die and go on."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from jobs.common import CPU_VARIABLES, preset_defaults
+from jobs.common import preset_defaults
 from jobs.train_reid import main
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid
@@ -19,7 +16,6 @@ from training.log import HISTORY
 from training.reid.config import PRESETS, ReidTraining, preset
 from training.reid.start import NETWORK
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = PRESETS["tiny"] | {"batch": 8, "epochs": 3.0, "threads": 1, "status_seconds": 0.01}
 
 
@@ -83,19 +79,13 @@ def test_two_ray_workers_train_one_network(ray_cluster, people, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_the_command_line_goes_on_where_it_stopped(people, tmp_path):
+def test_the_command_line_goes_on_where_it_stopped(call, people, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "jobs/train_reid.py", "--preset", "tiny", "--data", str(people), "--out", str(out)]
-    command += ["--batch", "8", "--epochs", "3", "--threads", "1"]
-    environment = os.environ | CPU_VARIABLES | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-    def call(*more: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
-
-    stopped = call("--max-minutes", "0.000001")
-    assert stopped.returncode == 0, stopped.stderr
-    assert "the same command goes on" in stopped.stdout
-    finished = call()
-    assert finished.returncode == 0, finished.stderr
-    assert f"network: {out / NETWORK}" in finished.stdout
+    words = ["--preset", "tiny", "--data", people, "--out", out, "--batch", 8, "--epochs", 3, "--threads", 1]
+    code, said, wrong = call("train_reid", *words, "--max-minutes", 0.000001)
+    assert code == 0, wrong
+    assert "the same command goes on" in said
+    code, said, wrong = call("train_reid", *words)
+    assert code == 0, wrong
+    assert f"network: {out / NETWORK}" in said
     assert last_checkpoint(out).name == "000000009"

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -33,7 +31,6 @@ from passersby.stylegan3.checkpoint import load_network
 from pipeline.recomputation import Recomputation
 from reporting.run.results import SUMMARY, publish
 
-ROOT = Path(__file__).parents[2]
 THRESHOLDS = Thresholds(detector=0.0)
 
 
@@ -274,12 +271,12 @@ def test_a_manifest_of_part_of_a_run_is_no_fault_of_the_run(run, verify):
     )
 
 
-@pytest.mark.slow
-def test_where_no_run_is_the_exit_code_is_2(tmp_path):
-    command = [sys.executable, "-m", "jobs.verify", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {tmp_path}: no plan.json there, so no run of jobs/generate.py\n"
+def test_where_no_run_is_the_exit_code_is_2(call, tmp_path):
+    assert call("verify", tmp_path) == (
+        2,
+        "",
+        f"error: {tmp_path}: no plan.json there, so no run of jobs/generate.py\n",
+    )
 
 
 def test_bad_options_are_refused(whole, verify, tmp_path):

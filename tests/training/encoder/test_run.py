@@ -1,10 +1,6 @@
 """The encoder loop: the step against plain PyTorch, going on exactly, what it refuses. Tiny real networks."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -45,7 +41,6 @@ from training.encoder.validation import Feeder
 from training.log import HISTORY
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[3]
 HEIGHT, WIDTH = 32, 16
 
 
@@ -281,36 +276,6 @@ def test_workers_share_what_one_would_see(files, tmp_path):
     parts = [Feeder(data, config, generator, CPU, rank, 2).batch(3) for rank in range(2)]
     torch.testing.assert_close(torch.cat([part.images for part in parts]), whole.images)
     torch.testing.assert_close(torch.cat([part.codes for part in parts if part.codes is not None]), whole.codes)
-
-
-TWO_WORKERS = """
-import json, sys, torch, torch.distributed
-from training.encoder.config import EncoderTraining
-from training.encoder.run import train
-torch.set_num_threads(1)
-rank = int(sys.argv[2])
-torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=2)
-train(EncoderTraining.from_json(json.loads(sys.argv[1])), torch.device("cpu"), rank=rank)
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_workers_train_one_encoder(files, tmp_path):
-    """Each worker's batch norm sees its own half, so the encoder differs from one worker's; both workers' are equal."""
-    config = tiny(files, tmp_path / "out", batch=4, steps=2, validation_images=1, shown_refine_steps=0)
-    claim_folder(config)
-    command = [sys.executable, "-c", TWO_WORKERS, json.dumps(config.as_json())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], cwd=ROOT, env=environment, stderr=-1)
-        for rank in range(2)
-    ]
-    for worker in both:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()
-    assert load_encoder(tmp_path / "out" / ENCODER).record["steps"] == 2
-    assert "2 workers on the CPU" in (tmp_path / "out/log.txt").read_text()
 
 
 @pytest.mark.parametrize(
