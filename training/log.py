@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG, HISTORY, CURVES = "log.txt", "history.jsonl", "curves.png"
-DRAW_SECONDS = 10.0  # between two drawings of the curves: one takes a second, as long as many a step on a CPU
+DRAW_SECONDS = 30.0  # between two drawings of the curves: one takes a second, as long as many a step on a CPU
 REFUSAL = "refused.txt"  # the reason why a worker refused its input, which a restart would not improve
 
 

@@ -81,7 +81,7 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(log, tmp_path, monkeypatch
     monkeypatch.setattr(module, "save_curves", lambda _, history, **__: drawn.append(len(history)))
     log.drawn = 0.0
     for number in range(1, 8):
-        seconds[0] = 4.0 * number
+        seconds[0] = 12.0 * number
         log.record(1000 * number, {"fid": 9.0})
     assert drawn == [3, 6]
     log.close()
