@@ -13,12 +13,7 @@ import pyarrow as pa
 from passersby.metrics.sweep_statistics import BETTER, WORSE, PairedDifference, paired_difference
 
 NONE, GENERATED, REAL, SINGLE = "none", "generated", "real", "single"  # what arms add (tune/options.py)
-MEANING = {
-    NONE: "the labelled people alone",
-    GENERATED: "artificial people",
-    REAL: "as many further real people",
-    SINGLE: "as many pictures without labels, each a class of its own",
-}
+MEANING = {NONE: "nothing", GENERATED: "artificial people", REAL: "real people", SINGLE: "pictures without labels"}
 Scores = Mapping[int, float]  # seed -> score 0..1
 
 
@@ -103,7 +98,7 @@ def _sentences(
         gain = paired_difference(baseline, mAPs)
         if gain is None:
             continue
-        name = f"{arm}: {level:,}" if len(generated) > 1 else f"{level:,}"
+        name = f"{_short(arm)}: {level:,}" if len(generated) > 1 else f"{level:,}"
         text = f"{name} artificial people bring {points(gain)} mAP"
         if upper is not None:
             text += f" of the {100 * upper.mean:+.1f} that as many real people bring"
@@ -112,6 +107,11 @@ def _sentences(
             text += f"; {points(over)} more than as many pictures without a generator"
         sentences.append(f"{text}. {_certainty(gain)}")
     return sentences
+
+
+def _short(arm: str) -> str:
+    """The name of an arm without the number of labelled people, which the heading has."""
+    return ", ".join(part for part in arm.split(", ") if not part.startswith("labelled_people="))
 
 
 def _certainty(gain: PairedDifference) -> str:
@@ -144,7 +144,7 @@ def _line(
     gain = None if arm == control else paired_difference(scores[control, 0, "mAP"], scores[arm, level, "mAP"])
     known = gain is not None and not math.isnan(gain.told)
     return {
-        "arm": arm,
+        "arm": _short(arm),
         "adds": MEANING.get(extras.get(arm, GENERATED), ""),
         "level": f"{level:,}" if level else "",
         "recipe": recipes.get(arm, ""),

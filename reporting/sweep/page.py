@@ -224,7 +224,8 @@ def sweep_page(
     """
     arms = compared_arms(trials, sweep)
     name = str(sweep.get("sweep", trials["sweep"][0].as_py()))
-    unfinished = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in arms]
+    controls = set((sweep.get("controls") or {}).values())
+    unfinished = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in {*arms, *controls}]
     notes = [
         *notes,
         *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in unfinished),
@@ -318,7 +319,7 @@ def _label_chart(trials: pa.Table, sweep: SweepRecord) -> Chart | None:
     curves = label_curve(trials, sweep.get("extras") or {}, _labelled(sweep)) if sweep.get("controls") else {}
     series = [
         Series(
-            ADDED.get(kind, kind),
+            f"{ADDED.get(kind, kind)} added",
             f"series-{number}",
             [(people, 100 * mAP, f"{people:,} labelled people: {100 * mAP:.1f}") for people, mAP in curve],
         )

@@ -99,7 +99,8 @@ def test_the_page_answers_first_and_says_how_recipes_were_chosen():
     said = words(sweep_page(record(choice=choice), trials()))
     assert said.index("160 artificial people bring +3.5") < said.index("Scores over levels")
     assert "on 100 people set aside from training" in said
-    assert "60 labelled people. Percent; differences are to the first row, paired by seed" in said
+    assert "60 labelled people. Percent. Differences to the first row, paired by seed" in said
+    assert "has not finished" not in said
     assert "No control." not in said
     assert compared_arms(trials(), record()) == ["G", "U", "S"]
 
