@@ -380,6 +380,7 @@ PRESETS["tiny-pairs"] = PRESETS["tiny-2"] | {
     "pairs": True,
     "batch": 16,
     "mapping_layers": 2,
+    "style_mixing_probability": 0.0,
     "path_length_weight": 0.0,
     "one_pass": True,
     "gamma": 0.05,
