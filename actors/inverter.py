@@ -1,6 +1,8 @@
 """The stage that inverts the pictures of a unit: a ReStyle encoder, refinement of the codes, pivotal tuning."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from datasets.latents.table import SCHEMA
 from datasets.people.decoding import DecodingError, decode_bicubic, peculiarities, read_bytes
 from datasets.people.listing import UNKNOWN_CAMERA
 from datasets.runs.rows import Reference, images_of, resolved, with_columns
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.encoder import pooled, restyle_steps, working_size
@@ -92,7 +95,9 @@ class Inverter:
         self.average = restyle.average.clone().to(self.device)  # [num_ws, w_dim]
         self.size = working_size(self.encoder.config, network.config)
         self.chunk = chunk_of(network.config.height * network.config.width, device)
-        with torch.no_grad():
+        exact = functools.partial(exact_numbers, deterministic=True)
+        self.numbers = exact if configuration.recipe >= 4 else contextlib.nullcontext
+        with torch.no_grad(), self.numbers():
             self.average_image = self.generator.synthesis(self.average[None])
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -105,7 +110,8 @@ class Inverter:
         stages = (("encode", self._encode), ("refine", self._refine), ("pivotal", self._tune))
         for name, stage in stages:
             start = time.perf_counter()
-            stage(pictures, inversions)
+            with self.numbers():
+                stage(pictures, inversions)
             seconds[f"seconds_{name}"] = time.perf_counter() - start
         rows = [self._row(picture, inversion) for picture, inversion in zip(pictures, inversions, strict=True)]
         columns = {

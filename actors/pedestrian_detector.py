@@ -12,6 +12,7 @@ import torch
 
 from datasets.people.decoding import DecodingError, decode
 from datasets.runs.rows import Reference, images_of, resolved, with_columns
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.yolo.pedestrian_filter import BORDER, COLOUR_BGR, INPUT_SIZE, PERSON, PedestrianFilter
 
@@ -79,7 +80,8 @@ class PedestrianDetector:
         indices = list(decoded)
         for first in range(0, len(indices), self.batch_images):
             chunk = indices[first : first + self.batch_images]
-            chunk_scores = self.filter.scores(np.stack([decoded[index] for index in chunk]))
+            with exact_numbers():
+                chunk_scores = self.filter.scores(np.stack([decoded[index] for index in chunk]))
             for index, score in zip(chunk, chunk_scores.tolist(), strict=True):
                 scores[index] = score
         return with_columns(

@@ -1,6 +1,7 @@
 """The stage that makes the images of a unit: people from seeds or latents, and variants of each person."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from datasets.latents.partners import RealCodes, partners_of
 from datasets.runs.configuration import CAMERA, Configuration
 from datasets.runs.rows import NO_PARTNER, Reference, amounts_of, planned_columns, resolved, with_columns
 from datasets.runs.shards import SCHEMA
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.restyle.pivotal import apply_delta, load_delta
 from passersby.stylegan2 import AnyGeneratorConfig
@@ -75,13 +77,16 @@ class StyleMixer:
         self.generator = network.eval().requires_grad_(False).to(self.device)
         set_scaled_kernels(self.generator, configuration.recipe >= 2)
         set_kernel(self.generator, "auto" if configuration.recipe >= 3 else "plain")
+        exact = functools.partial(exact_numbers, deterministic=True)
+        self.numbers = exact if configuration.recipe >= 4 else contextlib.nullcontext
         self.configuration = configuration
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row with int64 columns unit, first_person, people -> one row with the columns of a shard as lists."""
         start = time.perf_counter()
         unit, first, people = (batch[name][0].as_py() for name in ("unit", "first_person", "people"))
-        rows = [row for person in range(first, first + people) for row in self._person(person)]
+        with self.numbers():
+            rows = [row for person in range(first, first + people) for row in self._person(person)]
         columns = {
             name: pa.array([row.get(name) for row in rows], SCHEMA.field(name).type)
             for name in SCHEMA.names[1 : SCHEMA.get_field_index("message") + 1]

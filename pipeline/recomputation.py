@@ -22,7 +22,8 @@ from pipeline.identity import Identity
 
 # On like hardware every score comes out the same, bit by bit. A detector on a GPU computes in float16: over 64 images
 # its scores differed by up to 3e-3. Another CPU sums in another order, which changes scores by 1e-6. SSIM is computed
-# from exact integers on every machine. Cosines are computed from float32 features; on a GPU the convolutions use TF32.
+# from exact integers on every machine. Cosines are computed from float32 features; older shards may have those of
+# TF32.
 IDENTITY_SCORES = ("identity_cosine", "identity_margin")
 TOLERANCE = {"detector_score": 1e-2, "ssim": 1e-6} | dict.fromkeys(IDENTITY_SCORES, 1e-2)
 # On other hardware isolated pixels differ by 1 of 255 before the JPEG. Another picture differs by tens everywhere.

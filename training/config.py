@@ -11,7 +11,7 @@ from passersby.options import require
 # that changes the learning is never among them.
 ALWAYS_FREE = frozenset(
     ["preset", "data", "out", "max_minutes", "checkpoint_minutes", "status_seconds", "workers", "gpus", "threads"]
-    + ["restarts"]
+    + ["restarts", "tf32"]
 )
 
 
@@ -30,6 +30,7 @@ class TrainingConfig:
         gpus: int | None
         threads: int | None
         restarts: int
+        tf32: bool
         checkpoint_minutes: float
         max_minutes: float | None
         status_seconds: float

@@ -14,7 +14,7 @@ import torch
 import actors.inverter as inverter_module
 from actors.inverter import CHUNK_PIXELS, MOST_CHUNK, Inverter, chunk_of
 from actors.latent_writer import LatentWriter
-from datasets.latents.plan import InversionConfiguration, continue_inversion
+from datasets.latents.plan import RECIPE, InversionConfiguration, continue_inversion
 from datasets.latents.table import SCHEMA, delta_name
 from datasets.runs.rows import images_of
 from datasets.storage.output import Output
@@ -23,7 +23,7 @@ from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.pivotal import apply_delta, load_delta
 from tests.helpers import inversion_networks as tiny
-from tests.helpers.gpu_path import filter_kernels, go_the_way_of_a_gpu
+from tests.helpers.gpu_path import EXACT_RULES, PYTORCHS_RULES, filter_kernels, float_rules, go_the_way_of_a_gpu
 
 CONFIGURATION = InversionConfiguration(
     encoder="e", network="n", identity=None, perceptual="p", data="d", splits=("train",), pictures=None, steps=3,
@@ -217,8 +217,7 @@ def test_what_is_not_finite_is_an_error_of_its_row_only(networks):
 def test_a_gpu_finds_what_the_cpu_finds(networks):
     batch = unit([png(picture(seed)) for seed in range(3)] + [b""], [4, 4, 5, 6])
     expected = invert(networks, batch, **TUNED)
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        table = invert({**networks, "device": "cuda"}, batch, **TUNED)
+    table = invert({**networks, "device": "cuda"}, batch, **TUNED, recipe=RECIPE)
     assert table["status"].to_pylist() == expected["status"].to_pylist()
     assert [c is None for c in table["delta_content"].to_pylist()] == [False, True, False, True]
     for name in ("encoder_lpips", "l2", "lpips"):
@@ -227,11 +226,12 @@ def test_a_gpu_finds_what_the_cpu_finds(networks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [1, 2, 3])
+@pytest.mark.parametrize("recipe", [1, 2, 3, 4])
 def test_an_inversion_on_a_gpu_keeps_the_numbers_of_its_recipe(networks, recipe, monkeypatch):
     generator = tiny.tiny_generator()
     formats = [layer.precision for layer in generator.modules() if hasattr(layer, "precision")]
     convolutions, kernels = go_the_way_of_a_gpu(monkeypatch, generator), filter_kernels(monkeypatch)
+    rules = float_rules(monkeypatch, generator.synthesis)
     batch = unit([png(picture(0)), png(picture(1))], [0, 1])
     inverter = Inverter(
         **networks | {"generator": generator}, configuration=dataclasses.replace(CONFIGURATION, recipe=recipe, **TUNED)
@@ -249,10 +249,11 @@ def test_an_inversion_on_a_gpu_keeps_the_numbers_of_its_recipe(networks, recipe,
 
         monkeypatch.setattr(inverter_module, name, spied)
     assert images_of(inverter(batch))["status"].to_pylist() == ["ok", "ok"]
+    assert set(rules) == {EXACT_RULES if recipe >= 4 else PYTORCHS_RULES}
     short = {torch.float16} if recipe == 1 else set()
     assert {name: dtypes - {torch.float32} for name, dtypes in phases.items()} == {"refine": short, "tune": short}
     assert {scaled for _, scaled in convolutions[len(formats) :]} == {recipe >= 2}
-    assert set(kernels) == {"auto" if recipe == 3 else "plain"}
+    assert set(kernels) == {"auto" if recipe >= 3 else "plain"}
     assert convolutions[-1][0] == torch.float16  # measured as it will be drawn
 
 

@@ -22,7 +22,7 @@ from passersby.errors import InputError
 from passersby.restyle.pivotal import Delta, save_delta
 from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
 from tests.helpers import latent_tables as helper
-from tests.helpers.gpu_path import filter_kernels, go_the_way_of_a_gpu
+from tests.helpers.gpu_path import EXACT_RULES, PYTORCHS_RULES, filter_kernels, float_rules, go_the_way_of_a_gpu
 
 COUNTS = (4, 1, 3)  # pictures of each real person
 CONFIGURATION = Configuration(
@@ -332,18 +332,20 @@ def test_codes_that_cannot_be_varied_as_asked_are_refused(generator, real, tmp_p
         check_network(shallow, CONFIGURATION, codes)
 
 
-@pytest.mark.parametrize("recipe", [1, 2, 3])
+@pytest.mark.parametrize("recipe", [1, 2, 3, 4])
 def test_a_run_on_a_gpu_keeps_the_kernels_of_its_recipe(generator, recipe, monkeypatch):
     convolutions, kernels = go_the_way_of_a_gpu(monkeypatch, generator), filter_kernels(monkeypatch)
+    rules = float_rules(monkeypatch, generator.synthesis)
     made = make(generator, range(1), variants=2, recipe=recipe)
+    assert set(rules) == {EXACT_RULES if recipe >= 4 else PYTORCHS_RULES}
     assert [row["status"] for row in made] == ["ok", "ok"]
     assert {scaled for _, scaled in convolutions} == {recipe >= 2}
-    assert set(kernels) == {"auto" if recipe == 3 else "plain"}
+    assert set(kernels) == {"auto" if recipe >= 3 else "plain"}
     assert torch.float16 in {dtype for dtype, _ in convolutions}
 
 
 def test_on_a_cpu_all_recipes_give_the_same_bytes(generator):
-    old, new = (make(generator, range(2), recipe=recipe, format="jpeg", jpeg_quality=95) for recipe in (1, 3))
+    old, new = (make(generator, range(2), recipe=recipe, format="jpeg", jpeg_quality=95) for recipe in (1, 4))
     assert old == new
 
 

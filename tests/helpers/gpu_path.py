@@ -54,3 +54,23 @@ def gradients_at_codes(synthesis: nn.Module) -> list[torch.Tensor]:
 
     synthesis.register_forward_pre_hook(watch)
     return gradients
+
+
+def float_rules(monkeypatch: pytest.MonkeyPatch, network: nn.Module) -> list[tuple[bool, bool, bool]]:
+    """Returns a list that grows with each call of `network`, until the test ends: PyTorch's settings at that time.
+
+    They are TF32 in convolutions, TF32 in matrix products, and deterministic algorithms of cuDNN.
+    """
+    rules: list[tuple[bool, bool, bool]] = []
+    forward, backends = network.forward, torch.backends
+
+    def watched(*arguments, **keywords):
+        rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.deterministic))
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(network, "forward", watched)
+    return rules
+
+
+PYTORCHS_RULES = (True, False, False)
+EXACT_RULES = (False, False, True)  # of generation and inversion

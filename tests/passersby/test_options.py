@@ -200,9 +200,9 @@ def test_an_inversion_keeps_the_recipe_that_it_was_begun_with(recipe, tmp_path):
         gone_on = inversion_plan.continue_inversion(inversion_plan.read_inversion_plan(output), newest, counts, people)
         assert gone_on.configuration == begun.configuration
         assert gone_on.hash == begun.hash
-    later = begun.to_json().replace(b'"recipe": %d' % recipe, b'"recipe": 4')
+    later = begun.to_json().replace(b'"recipe": %d' % recipe, b'"recipe": 5')
     output.write("plan.json", later)
-    with pytest.raises(InputError, match="recipe 4: must be 1 or 2 or 3; a later version began the folder"):
+    with pytest.raises(InputError, match="recipe 5: must be 1 or 2 or 3 or 4; a later version began the folder"):
         inversion_plan.read_inversion_plan(output)
 
 

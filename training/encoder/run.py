@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from datasets.reid.training_set import TrainingImages
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.restyle.checkpoint import save_encoder
 from reporting.curves import Panel
@@ -71,7 +72,8 @@ def train(
         torch.set_num_threads(config.threads)
     data = data or load_data(config, load_generator(config).generator.config)
     worker = Worker(device, rank, command or command_line(), report)
-    return EncoderTrainer(config, worker, data).to_the_end(config.steps * config.batch)
+    with exact_numbers(tf32=config.tf32):
+        return EncoderTrainer(config, worker, data).to_the_end(config.steps * config.batch)
 
 
 class EncoderTrainer(Trainer[EncoderTraining, EncoderState]):

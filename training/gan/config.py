@@ -17,7 +17,7 @@ MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discrimi
 
 FREE_TO_CHANGE = ALWAYS_FREE | {
     "kimg", "snapshot_kimg", "batch_gpu", "validation_kimg", "fid_images", "fid_reference", "inception",
-    "kernel",
+    "kernel", "deterministic",
 }  # fmt: skip
 
 # Values of options in folders that are older than the option, where its default is another value. Folders older than
@@ -164,6 +164,13 @@ class GanTraining(TrainingConfig):
     By default one for each worker if there are that many, else the CPU."""
     threads: Annotated[int | None, Bound(ge=1)] = None
     """CPU threads of a worker. By default PyTorch's choice in this process, and 2 in a Ray Train worker."""
+    tf32: bool = False
+    """Let a GPU round the inputs of float32 products and convolutions to 10 binary digits (TF32).
+    Float32 layers are then faster. The cost: their results are right to three decimal digits in place of seven."""
+    deterministic: bool = False
+    """Let a GPU use only algorithms that give equal bits each time: a training that was stopped goes on bit for bit.
+    It is slower. A step without such an algorithm ends the training with one line; augmentation sets with turned
+    images (bgc, bg, geom and those that contain them) have such steps."""
     restarts: Annotated[int, Bound(ge=0)] = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after a worker died."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from passersby.stylegan3.checkpoint import z_halves
+from passersby.devices import exact_numbers, repeatable
 from reporting.curves import PAIR_PANEL, PANELS
 from training.checkpoints import check_images
 from training.gan.config import GanTraining
@@ -48,11 +49,13 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     data = data or load_data(config, list_data(config))
-    beginning = start(config, device, data.label_size, data.sample)
-    if beginning.extra:
-        check_images(beginning.extra["fingerprint"], data.source.fingerprint, config.data)
-    worker = Worker(device, rank, command or command_line(), report)
-    return GanTrainer(config, worker, data, beginning, inception).to_the_end(config.kimg * 1000)
+    repeats = config.deterministic and device.type == "cuda"
+    with repeatable(repeats), exact_numbers(tf32=config.tf32, deterministic=repeats):
+        beginning = start(config, device, data.label_size, data.sample)
+        if beginning.extra:
+            check_images(beginning.extra["fingerprint"], data.source.fingerprint, config.data)
+        worker = Worker(device, rank, command or command_line(), report)
+        return GanTrainer(config, worker, data, beginning, inception).to_the_end(config.kimg * 1000)
 
 
 class GanTrainer(Trainer[GanTraining, TrainingState]):

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from datasets.reid.training_set import FURTHER, REAL, SINGLES, SOURCES, TrainingImages, load_training_images
+from passersby.devices import exact_numbers
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidNetwork
 from reporting.curves import Panel
@@ -126,8 +127,10 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     worker = Worker(device, rank, command or command_line(), report)
-    trainer = ReidTrainer(config, worker, data or load_data(config))
-    return trainer.to_the_end(trainer.steps * config.batch)
+    data = data or load_data(config)
+    with exact_numbers(tf32=config.tf32):
+        trainer = ReidTrainer(config, worker, data)
+        return trainer.to_the_end(trainer.steps * config.batch)
 
 
 class ReidTrainer(Trainer[ReidTraining, ReidState]):

@@ -260,7 +260,7 @@ def test_a_recipe_of_a_later_version_is_refused_in_one_line(recipe, tmp_path):
         Plan(configuration()).extended(5).to_json().replace(b'"recipe": 1', f'"recipe": {json.dumps(recipe)}'.encode())
     )
     output.write(PLAN_FILE, text)
-    with pytest.raises(InputError, match=f"recipe {recipe}: must be 1 or 2 or 3; a later version began") as error:
+    with pytest.raises(InputError, match=f"recipe {recipe}: must be 1 or 2 or 3 or 4; a later version began") as error:
         read_plan(output)
     assert "\n" not in str(error.value)
 

@@ -95,6 +95,19 @@ def straight(files, tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_float32_unless_tf32_is_asked_for(files, tmp_path, monkeypatch, tf32):
+    rules = []
+    backends = torch.backends
+    monkeypatch.setattr(
+        encoder_loop.EncoderTrainer,
+        "to_the_end",
+        lambda *_: rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)),
+    )
+    run(tiny(files, tmp_path, tf32=tf32))
+    assert rules == [(tf32, tf32)]
+
+
 @pytest.mark.slow
 def test_encoder_knows_its_generator_and_what_it_was_trained_on(files, straight):
     loaded = load_encoder(straight / ENCODER)

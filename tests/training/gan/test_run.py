@@ -35,6 +35,19 @@ def straight(tree, tmp_path_factory):
     return run(tiny(tree, out))
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_float32_unless_tf32_is_asked_for(tree, tmp_path, monkeypatch, tf32):
+    rules = []
+    backends = torch.backends
+    monkeypatch.setattr(
+        gan_loop.GanTrainer,
+        "to_the_end",
+        lambda *_: rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)),
+    )
+    run(tiny(tree, tmp_path, tf32=tf32))
+    assert rules == [(tf32, tf32)]
+
+
 @pytest.mark.slow
 def test_snapshots_hold_networks_and_record(straight, tree):
     assert [path.name for path in sorted(straight.parent.iterdir())] == ["000000024", "000000048"]

@@ -96,6 +96,19 @@ def straight(data, tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_float32_unless_tf32_is_asked_for(data, tmp_path, monkeypatch, tf32):
+    rules = []
+    backends = torch.backends
+    monkeypatch.setattr(
+        reid_loop.ReidTrainer,
+        "to_the_end",
+        lambda *_: rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)),
+    )
+    run(tiny(data, tmp_path, tf32=tf32))
+    assert rules == [(tf32, tf32)]
+
+
 @pytest.mark.slow
 def test_network_knows_its_classes_and_what_it_was_trained_on(straight):
     loaded = load_reid(straight / NETWORK)
