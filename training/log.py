@@ -17,7 +17,7 @@ import torch
 from passersby.errors import InputError
 from reporting.curves import PANELS, Panel, append_history, rewind_history, save_curves
 from training.memory import memory_gb
-from training.workers import Scalars
+from training.workers import Masked, StepScalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -32,13 +32,17 @@ class Means:
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, int | torch.Tensor] = {}
 
-    def add(self, scalars: Scalars) -> None:
+    def add(self, scalars: StepScalars) -> None:
         """Add one iteration's scalars to the sums."""
         for name, values in scalars.items():
-            self.sums[name] = self.sums.get(name, 0) + values.float().sum()
-            self.counts[name] = self.counts.get(name, 0) + values.numel()
+            if isinstance(values, Masked):
+                total, count = torch.where(values.mask, values.values.float(), 0).sum(), values.mask.sum()
+            else:
+                total, count = values.float().sum(), values.numel()
+            self.sums[name] = self.sums.get(name, 0) + total
+            self.counts[name] = self.counts.get(name, 0) + count
 
     def take(self) -> dict[str, float]:
         """The means of all scalars that had a value since the last call; starts new sums."""
@@ -48,7 +52,8 @@ class Means:
 
     def state_dict(self) -> dict:
         """The sums and counts, on the CPU."""
-        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        return {"sums": sums, "counts": {name: int(count) for name, count in self.counts.items()}}
 
     def load_state_dict(self, values: dict, device: torch.device) -> None:
         """Continue from the sums of a checkpoint."""
@@ -103,7 +108,7 @@ class TrainingLog:
         """Leave the time and the images since the last status line out of the next line's rate."""
         self.clock, self.clock_images = time.monotonic(), images_seen
 
-    def add(self, scalars: Scalars) -> None:
+    def add(self, scalars: StepScalars) -> None:
         """Add one step's scalars to the means."""
         self.since_status.add(scalars)
         self.since_record.add(scalars)

@@ -18,7 +18,7 @@ from reporting.curves import PANELS, Panel
 from training.checkpoints import check_images, last_checkpoint
 from training.config import TrainingConfig
 from training.log import Interval, TrainingLog
-from training.workers import Scalars, Worker, decided_by_first, workers
+from training.workers import StepScalars, Worker, decided_by_first, workers
 
 ASK_EVERY = 16  # steps after which all workers ask the first worker's clock again
 
@@ -126,7 +126,7 @@ class Trainer(abc.ABC, Generic[Config, State]):
     # ---- methods that each training defines
 
     @abc.abstractmethod
-    def _step(self) -> Scalars:
+    def _step(self) -> StepScalars:
         """Do a step; returns this worker's scalars."""
 
     @abc.abstractmethod

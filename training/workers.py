@@ -3,13 +3,24 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed
 
 Scalars = dict[str, torch.Tensor]  # per-image values of an iteration or step, by name
+
+
+class Masked(NamedTuple):
+    """Values of a step of which a mask chooses some. Both stay on the device: the host never asks how many they are."""
+
+    values: torch.Tensor  # [n]
+    mask: torch.Tensor  # [n] bool
+
+
+StepScalars = Mapping[str, torch.Tensor | Masked]
 Report = Callable[[dict[str, float]], None]  # takes a training's figures
 
 

@@ -4,10 +4,12 @@ The order is the study's (layumi's baseline): pad with black, crop, mirror; rand
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
 
+from passersby.devices import send
 from passersby.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B, 0..1: erased pixels become 0 after normalisation
@@ -80,7 +82,7 @@ def augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     n, height, width, _ = images.shape
     flat = np.concatenate([draws.flips[:, None], draws.offsets - draws.pad, draws.erase], 1).astype(np.int64)
     flips, shift_down, shift_right, top, left, tall, wide = (  # one transfer; each [n, 1]
-        torch.from_numpy(flat).to(images.device, non_blocking=True)[:, :, None].unbind(1)
+        send(torch.from_numpy(flat), images.device)[:, :, None].unbind(1)
     )
     rows, columns = (torch.arange(size, device=images.device)[None] for size in (height, width))
     from_rows = rows + shift_down  # [n, H]
@@ -92,9 +94,13 @@ def augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     changed = pixels.to(torch.float32).div_(255).mul_(inside[..., None])
     if draws.erase[:, 2].any():
         erased = _between(rows, top, top + tall)[:, :, None] & _between(columns, left, left + wide)[:, None, :]
-        mean = torch.tensor(IMAGENET_MEAN).to(images.device, non_blocking=True)  # or the host waits for the device
-        changed = torch.where(erased[..., None], mean, changed)
+        changed = torch.where(erased[..., None], _mean_on(images.device), changed)
     return changed.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _mean_on(device: torch.device) -> torch.Tensor:
+    return torch.tensor(IMAGENET_MEAN, device=device)
 
 
 def _colours_last(images: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from passersby.devices import send
 from passersby.errors import InputError
 
 # ---- The settings of a source of pictures.
@@ -133,16 +134,16 @@ def change(images: torch.Tensor, donors: torch.Tensor | None, draws: ChangeDraws
     values = images.to(torch.float32) / 255  # [n, H, W, 3] float32, 0..1
     moved = np.flatnonzero(draws.colours > 0)
     if donors is not None and len(moved):
-        rows = torch.from_numpy(moved).to(images.device)
-        amounts = torch.from_numpy(draws.colours[moved]).to(images.device)
+        rows = send(torch.from_numpy(moved), images.device)
+        amounts = send(torch.from_numpy(draws.colours[moved]), images.device)
         values[rows] = move_colours(images[rows], donors[rows], amounts)
     surrounded = np.flatnonzero(draws.surround)
     if donors is not None and len(surrounded):
-        rows = torch.from_numpy(surrounded).to(images.device)
-        masks = person_masks(torch.from_numpy(draws.masks[surrounded]), *images.shape[1:3]).to(images.device)
+        rows = send(torch.from_numpy(surrounded), images.device)
+        masks = send(person_masks(torch.from_numpy(draws.masks[surrounded]), *images.shape[1:3]), images.device)
         values[rows] = surround(values[rows], donors[rows].to(torch.float32) / 255, masks)
     if (draws.jitter != (1, 1, 1, 1, 1, 1, 1, 0, 0)).any():
-        numbers = torch.from_numpy(draws.jitter).to(images.device)
+        numbers = send(torch.from_numpy(draws.jitter), images.device)
         values = jitter_colours(values, numbers[:, :_BLUR])
         values = blur(values, draws.jitter[:, _BLUR] * images.shape[2])
         values = values + numbers[:, _NOISE, None, None, None] * _noise(values.shape, draws.noise_starts, images.device)
@@ -211,7 +212,7 @@ def rgb_to_lab(images: torch.Tensor) -> torch.Tensor:
         linear = torch.take(_linear(steps), images.long())
     else:
         linear = _linear(images)
-    xyz = linear @ (linear.new_tensor(_XYZ) / linear.new_tensor(_WHITE)[:, None]).T
+    xyz = linear @ _matrices(linear.device, linear.dtype)[0]
     root = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = root.unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
@@ -223,9 +224,17 @@ def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
     y = (lightness + 16) / 116
     root = torch.stack([y + a / 500, y, y - b / 200], -1)
     xyz = torch.where(root > 0.206893, root**3, (root - 16 / 116) / 7.787)
-    to_rgb = torch.linalg.inv(torch.tensor(_XYZ, dtype=torch.float64)) * torch.tensor(_WHITE, dtype=torch.float64)
-    linear = xyz @ to_rgb.T.to(lab)
+    linear = xyz @ _matrices(lab.device, lab.dtype)[1]
     return torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=1e-6) ** (1 / 2.4) - 0.055, linear * 12.92)
+
+
+@functools.cache
+def _matrices(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Linear RGB -> XYZ over white, and back, each for the product from the right; sent to a device once."""
+    xyz, white = torch.tensor(_XYZ, dtype=dtype), torch.tensor(_WHITE, dtype=dtype)
+    double = torch.tensor(_XYZ, dtype=torch.float64), torch.tensor(_WHITE, dtype=torch.float64)
+    to_rgb = torch.linalg.inv(double[0]) * double[1]
+    return (xyz / white[:, None]).T.to(device), to_rgb.T.to(device, dtype)
 
 
 def _linear(values: torch.Tensor) -> torch.Tensor:
@@ -245,10 +254,15 @@ def jitter_colours(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     factors = factors[:, None, None, :]
     values = images.clamp(min=1e-6) ** factors[..., _GAMMA, None]
     values = values * (factors[..., _GAIN, None] * factors[..., _RED : _BLUE + 1])
-    grey = values @ values.new_tensor((0.299, 0.587, 0.114))[:, None]  # [n, H, W, 1]
+    grey = values @ _grey_on(values.device, values.dtype)  # [n, H, W, 1]
     values = grey + factors[..., _SATURATION, None] * (values - grey)
     mean = grey.mean((1, 2), keepdim=True)
     return (mean + factors[..., _CONTRAST, None] * (values - mean)).clamp(0, 1)
+
+
+@functools.cache
+def _grey_on(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor((0.299, 0.587, 0.114), dtype=dtype, device=device)[:, None]
 
 
 def blur(images: torch.Tensor, deviations: np.ndarray) -> torch.Tensor:
@@ -260,7 +274,7 @@ def blur(images: torch.Tensor, deviations: np.ndarray) -> torch.Tensor:
     offsets = np.arange(-radius, radius + 1)
     kernels = np.exp(-0.5 * (offsets / deviations.clip(min=1e-3)[:, None]) ** 2)
     kernels /= kernels.sum(1, keepdims=True)
-    weights = torch.from_numpy(kernels.repeat(3, 0)).to(images)  # [3n, 2 * radius + 1]
+    weights = send(torch.from_numpy(kernels.repeat(3, 0)).to(images.dtype), images.device)  # [3n, 2 * radius + 1]
     planes = images.permute(0, 3, 1, 2).reshape(1, 3 * n, height, width)
     planes = functional.pad(planes, [radius] * 4, mode="replicate")
     planes = functional.conv2d(planes, weights[:, None, :, None], groups=3 * n)
@@ -284,5 +298,5 @@ def _noise_on(device: torch.device) -> torch.Tensor:
 
 def _noise(shape: torch.Size, starts: np.ndarray, device: torch.device) -> torch.Tensor:
     offsets = torch.arange(shape[1:].numel(), device=device)
-    rows = (torch.from_numpy(starts).to(device)[:, None] + offsets) % _NOISE_VALUES
+    rows = (send(torch.from_numpy(starts), device)[:, None] + offsets) % _NOISE_VALUES
     return _noise_on(device)[rows].view(shape)

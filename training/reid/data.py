@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from datasets.reid.training_set import GENERATED, REAL, TrainingImages
+from passersby.devices import pinned, send
 from passersby.errors import InputError
 from training.reid.augment import draw
 from training.reid.changes import Changes, draw_changes
 from training.reid.config import ReidTraining
 from training.reid.stages import Stage
-from training.reid.step import Batch
+from training.reid.step import Batch, Halves
 
 Sampler = Literal["shuffle", "pk"]
 # Each list of images has an independent stream of random numbers. Later stages have streams from _LATER on.
@@ -292,6 +293,7 @@ class Feeder:
         self.data, self.config, self.stages, self.device = data, config, stages, device
         self.rank, self.workers, self.waited = rank, workers, 0.0
         self.on_device = self.donors_on_device = None
+        self.classes, self.sources = (torch.tensor(values, device=device) for values in (data.classes, data.sources))
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             donors = np.empty((0,), np.uint8) if data.donors is None else data.donors
@@ -308,24 +310,25 @@ class Feeder:
             self.ahead = (step, self.thread.submit(self._gather, step))
         indices, images, donors, draws, changes = self.ahead[1].result()
         self.ahead = (step + 1, self.thread.submit(self._gather, step + 1))
-        images = self._sent(self.on_device, indices, images)
+        rows = send(torch.from_numpy(indices), self.device)
+        images = self._sent(self.on_device, rows, images)
         if changes is not None and changes.takes.any():
-            donors = self._sent(self.donors_on_device, changes.donors, donors)
-        classes, sources = (
-            torch.from_numpy(values[indices]).to(self.device) for values in (self.data.classes, self.data.sources)
-        )
+            donors = self._sent(self.donors_on_device, send(torch.from_numpy(changes.donors), self.device), donors)
+        halves = None
+        if self.config.separate_batchnorm:
+            halves = Halves.of(self.data.sources[indices], self.device)
         self.waited += time.perf_counter() - clock
-        return Batch(images, classes, sources, draws, changes, donors)
+        return Batch(images, self.classes[rows], self.sources[rows], draws, changes, donors, halves)
 
     def close(self) -> None:
         """End the thread."""
         self.thread.shutdown(cancel_futures=True)
 
-    def _sent(self, on_device: torch.Tensor | None, indices: np.ndarray, images: torch.Tensor | None) -> torch.Tensor:
+    def _sent(self, on_device: torch.Tensor | None, rows: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
         if on_device is not None:
-            return on_device[torch.from_numpy(indices).to(self.device)]
+            return on_device[rows]
         assert images is not None
-        return images.to(self.device, non_blocking=True)
+        return send(images, self.device)
 
     def _gather(self, step: int):
         config = self.config
@@ -347,7 +350,7 @@ class Feeder:
         if changes is not None and self.data.donors is not None and changes.takes.any():
             donors = torch.from_numpy(self.data.donors[changes.donors])
         if self.device.type == "cuda":
-            images, donors = images.pin_memory(), None if donors is None else donors.pin_memory()
+            images, donors = pinned(images), None if donors is None else pinned(donors)
         return indices, images, donors, draws, changes
 
     def _donor_count(self) -> int:

@@ -35,7 +35,7 @@ from training.reid.start import (
 )
 from training.reid.step import ReidState, StepSettings, autocast, train_step
 from training.trainer import Trainer, check_loss, crosses, millions
-from training.workers import Report, Scalars, Worker, command_line, workers
+from training.workers import Report, StepScalars, Worker, command_line, workers
 
 # ---- Loss and Rank-1 error on validation images, which are images of the training people that no step sees.
 
@@ -188,7 +188,7 @@ class ReidTrainer(Trainer[ReidTraining, ReidState]):
         self.feeder.close()
         super().close()
 
-    def _step(self) -> Scalars:
+    def _step(self) -> StepScalars:
         state, config, step = self.state, self.config, self.state.step
         batch = self.feeder.batch(step)
         # Dropout draws from PyTorch's global stream. A new seed for each step makes it the same after a restart.

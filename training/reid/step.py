@@ -2,18 +2,21 @@
 
 import contextlib
 import dataclasses
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from datasets.reid.training_set import SINGLES
+from datasets.reid.training_set import GENERATED, SINGLES
+from passersby.devices import send
 from passersby.reid.network import Outputs, ReidNetwork
 from training.reid.augment import Draws, augment
 from training.reid.changes import ChangeDraws, change
 from training.reid.config import ReidTraining
 from training.reid.labels import Labelling, is_generated
-from training.workers import Scalars, average_over_workers, workers
+from training.workers import Masked, StepScalars, average_over_workers, workers
 
 # ---- Losses of a re-ID network, one for each sample. They are computed in float32, also inside autocast.
 
@@ -97,11 +100,35 @@ class StepSettings:
     autocast: torch.dtype | None = None
 
 
+class Halves(NamedTuple):
+    """The rows of real and of generated images in a batch, each int64 on the device. The host knows their numbers.
+
+    order: [n], the rows of the real outputs followed by the generated ones, in the batch's order.
+    """
+
+    real: torch.Tensor
+    generated: torch.Tensor
+    order: torch.Tensor
+
+    @classmethod
+    def of(cls, sources: np.ndarray, device: torch.device) -> Self:
+        """The halves of a batch of these sources [n]."""
+        is_generated = np.isin(sources, GENERATED)
+        real, generated = np.flatnonzero(~is_generated), np.flatnonzero(is_generated)
+        order = np.argsort(np.concatenate([real, generated]))
+        return cls(
+            *send(torch.from_numpy(np.concatenate([real, generated, order])), device).split(
+                [len(real), len(generated), len(order)]
+            )
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """This worker's part of a step's images, on the device: uint8 [n, H, W, 3]; classes and sources int64 [n].
 
     changes: the changes of the images, None for none. donors: uint8 [n, H, W, 3], if any image takes from its donor.
+    halves: for separate batch norms; without them a step reads the sources from the device.
     """
 
     images: torch.Tensor
@@ -110,24 +137,29 @@ class Batch:
     draws: Draws
     changes: ChangeDraws | None = None
     donors: torch.Tensor | None = None
+    halves: Halves | None = None
 
 
-def make_optimizer(config: ReidTraining, network: ReidNetwork) -> tuple[torch.optim.Optimizer, tuple[float, ...]]:
-    """The optimiser over the backbone's and the head's parameters, and both rates."""
+def make_optimizer(
+    config: ReidTraining, network: ReidNetwork, fused: bool | None = None
+) -> tuple[torch.optim.Optimizer, tuple[float, ...]]:
+    """The optimiser over the backbone's and the head's parameters, and both rates. fused: as PyTorch's optimisers."""
     rates = (config.lr * config.backbone_lr_factor, config.lr)
     groups = [
         {"params": parameters, "lr": rate}
         for parameters, rate in zip((network.backbone_parameters(), network.head_parameters()), rates, strict=True)
     ]
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, weight_decay=config.weight_decay), rates
-    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay), rates
+        return torch.optim.Adam(groups, weight_decay=config.weight_decay, fused=fused), rates
+    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=fused), rates
 
 
 def train_step(
     state: ReidState, settings: StepSettings, batch: Batch, rate_factor: float, teacher: ReidNetwork | None = None
-) -> Scalars:
+) -> StepScalars:
     """Do one step; returns this worker's scalars: losses and Rank-1 errors, [n] or fewer values each, on the device.
+
+    On a GPU they may be `Masked`: no step waits for the device.
 
     The loss is the mean over the batch of weight x cross-entropy with the targets of `settings.labelling`, plus the
     batch-hard triplet loss, the mean over the anchors that have both kinds of partner.
@@ -139,7 +171,10 @@ def train_step(
     real = ~is_generated(batch.sources)
     person = real & (batch.sources != SINGLES)  # single pictures say little about how well people are told apart
     with autocast(settings.autocast, images.device):
-        outputs = _forward(network, images, real, settings.separate_batchnorm)
+        halves = None
+        if settings.separate_batchnorm:
+            halves = batch.halves or Halves.of(batch.sources.cpu().numpy(), images.device)
+        outputs = _forward(network, images, halves)
     logits = outputs.logits.float()
     teacher_logits = None
     if teacher is not None:
@@ -155,15 +190,15 @@ def train_step(
     with torch.no_grad():
         wrong = (logits.argmax(1) != batch.classes).float()
         scalars = {
-            "loss/real": each.detach()[person],
-            "loss/generated": each.detach()[~real],
-            "error/real": wrong[person],
+            "loss/real": _chosen(each.detach(), person),
+            "loss/generated": _chosen(each.detach(), ~real),
+            "error/real": _chosen(wrong, person),
         }
     if settings.triplet_weight:
         taking_part = real | settings.generated_triplet
         anchors, valid = batch_hard_triplet(outputs.embedding.float(), batch.classes, settings.margin, taking_part)
         loss = loss + settings.triplet_weight * valid_mean(anchors, valid)
-        scalars["loss/triplet"] = anchors.detach()[valid]
+        scalars["loss/triplet"] = _chosen(anchors.detach(), valid)
     _move(state, loss, rate_factor)
     state.step += 1
     return scalars
@@ -174,14 +209,18 @@ def autocast(dtype: torch.dtype | None, device: torch.device):
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _forward(network: ReidNetwork, images: torch.Tensor, real: torch.Tensor, separate: bool) -> Outputs:
-    if not separate or bool(real.all()):
+def _chosen(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | Masked:
+    """The values [n] that the mask [n] chooses. A GPU's host would have to wait for their number."""
+    return Masked(values, mask) if values.is_cuda else values[mask]
+
+
+def _forward(network: ReidNetwork, images: torch.Tensor, halves: Halves | None) -> Outputs:
+    if halves is None or not len(halves.generated):
         return network(images)
-    if not bool(real.any()):
+    if not len(halves.real):
         return network(images, domain=1)
-    parts = network(images[real]), network(images[~real], domain=1)
-    back = torch.cat((real.nonzero(), (~real).nonzero())).flatten().argsort()
-    return Outputs(*(torch.cat(pair)[back] for pair in zip(*parts, strict=True)))
+    parts = network(images[halves.real]), network(images[halves.generated], domain=1)
+    return Outputs(*(torch.cat(pair)[halves.order] for pair in zip(*parts, strict=True)))
 
 
 def _widen(logits: torch.Tensor, count: int) -> torch.Tensor:
