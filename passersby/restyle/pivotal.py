@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from passersby.devices import send
 from passersby.errors import InputError
 from passersby.restyle.encoder import pooled
 from passersby.restyle.losses import InversionLoss, Target
@@ -198,8 +199,10 @@ def tune(
     factors = {name: _start(weight, rank, index) for index, (name, weight) in enumerate(weights.items())}
     optimizer = torch.optim.Adam([factor for pair in factors.values() for factor in pair])
     precision = contextlib.nullcontext if keep_precision else functools.partial(full_precision, synthesis)
-    for step in range(steps):
-        indices = [(step * batch + offset) % len(pivots) for offset in range(min(batch, len(pivots)))]
+    order = torch.arange(steps)[:, None] * batch + torch.arange(min(batch, len(pivots)))
+    order = send(order % len(pivots), pivots.device)  # [steps, pictures of a step]
+    losses: list[torch.Tensor] = []
+    for step, indices in enumerate(order):
         with torch.enable_grad(), precision():
             changed = {name: weights[name] + (up @ down).view_as(weights[name]) for name, (up, down) in factors.items()}
             images = pooled(functional_call(synthesis, changed, (pivots[indices],)), *size)
@@ -209,14 +212,22 @@ def tune(
                 images = pooled(functional_call(synthesis, changed, (mixed,)), *size)
                 cosines = (identity(images) * target.take(indices[:VARIANTS]).identity).sum(1)
                 value = value + likeness * (1 - cosines).mean()
-            if not math.isfinite(value.item()):
-                raise InputError(f"pivotal tuning: the loss is {value.item()} at step {step}: lower the learning rate")
+            losses.append(value.detach())
+            if not value.is_cuda:
+                _stop_if_diverged(losses[-1:], step)
             value.backward()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * ramp(step / steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    _stop_if_diverged(losses)  # a GPU's host would wait in every step for its loss
     return Delta({name: (up.detach().half(), down.detach().half()) for name, (up, down) in factors.items()})
+
+
+def _stop_if_diverged(losses: list[torch.Tensor], first: int = 0) -> None:
+    for step, loss in enumerate(torch.stack(losses).cpu().tolist() if losses else [], first):
+        if not math.isfinite(loss):
+            raise InputError(f"pivotal tuning: the loss is {loss} at step {step}: lower the learning rate")
 
 
 @torch.no_grad()
@@ -227,12 +238,13 @@ def variants(generator: Generator, pivots: torch.Tensor, seed: int) -> torch.Ten
     in turn.
     """
     numbers, layers = np.random.RandomState(seed), generator.num_ws
-    z = torch.from_numpy(numbers.randn(len(pivots), generator.z_dim)).to(pivots.device, torch.float32)
+    z = send(torch.from_numpy(numbers.randn(len(pivots), generator.z_dim)).to(torch.float32), pivots.device)
     first = numbers.randint(layers, size=(len(pivots), 1))
     is_random = (np.arange(layers) >= first) & (np.arange(layers) < first + layers // 2)  # [n, num_ws]
-    labels = torch.eye(max(generator.c_dim, 1), device=pivots.device)[[seed % max(generator.c_dim, 1)] * len(pivots)]
+    label = seed % max(generator.c_dim, 1)
+    labels = torch.eye(max(generator.c_dim, 1), device=pivots.device)[label].repeat(len(pivots), 1)
     random = generator.mapping(z, labels, truncation_psi=0.7)
-    return torch.where(torch.from_numpy(is_random).to(pivots.device)[:, :, None], random, pivots)
+    return torch.where(send(torch.from_numpy(is_random), pivots.device)[:, :, None], random, pivots)
 
 
 def tuned_weights(generator: Generator) -> dict[str, torch.Tensor]:
@@ -246,7 +258,7 @@ def _start(weight, rank, seed):
     outputs, inputs = len(weight), weight[0].numel()
     rank = min(rank, outputs, inputs)
     numbers = torch.Generator().manual_seed(seed)
-    down = torch.randn(rank, inputs, generator=numbers).to(weight.device) / math.sqrt(rank)
+    down = send(torch.randn(rank, inputs, generator=numbers), weight.device) / math.sqrt(rank)
     up = torch.zeros(outputs, rank, device=weight.device)
     return up.requires_grad_(True), down.requires_grad_(True)
 

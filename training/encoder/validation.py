@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from datasets.reid.training_set import TrainingImages
+from passersby.devices import send
 from passersby.files import write_atomically
 from passersby.restyle.encoder import RestyleEncoder, pooled, restyle_steps
 from passersby.restyle.refinement import refine
@@ -52,14 +53,14 @@ class Feeder:
         z = torch.from_numpy(
             stream.standard_normal((config.generated, self.generator.z_dim), np.float32)[mine_generated]
         )
-        codes = self.generator.mapping(z.to(self.device), truncation_psi=config.generated_psi)
+        codes = self.generator.mapping(send(z, self.device), truncation_psi=config.generated_psi)
         generated = pooled(self.generator.synthesis(codes).clamp(-1, 1), *self.images.shape[1:3])
         return Batch(torch.cat((images, generated)), codes, len(images))
 
 
 def to_float(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] on the device, -1..1."""
-    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return send(pixels, device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 _AT_ONCE, _SHOWN = 32, 8
