@@ -87,9 +87,11 @@ def make(config: Config, name: str, height: int, width: int) -> tuple[TrainingSt
     weight = 2.0 if name == "2" else 0.0
     settings = StepSettings(gamma=1.0, rounds=config.rounds, path_length_weight=weight, one_pass=config.one_pass)
     state = new_state(generator, discriminator, path_length_interval=settings.path_length_interval if weight else None)
-    places = torch.arange(config.batch, device=config.device)
+    places = torch.arange(config.batch)
     z = torch.randn(3, config.batch, generator.z_dim, device=config.device)
-    latents = (Latents(z[i], noise=Noise(i, config.batch, places) if name == "2" else None) for i in range(3))
+    latents = (
+        Latents(z[i], noise=Noise(i, config.batch, places).to(z.device) if name == "2" else None) for i in range(3)
+    )
     reals = torch.rand(config.batch, 3, height, width, device=config.device) * 2 - 1
     return state, settings, Inputs(reals, tuple(latents))
 

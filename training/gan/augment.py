@@ -91,10 +91,16 @@ class AdaController:
         """
         if self.adapts and self._count:
             excess = self._sign_sum / self._count - self.target
-            direction = (excess > 0) - (excess < 0)
-            self.p = min(max(self.p + direction * images / (self.kimg * 1000), 0.0), self.p_max)
+            self.p = self._moved((excess > 0) - (excess < 0), images)
         self._sign_sum, self._count = 0.0, 0
         return self.p
+
+    def next_values(self, images: int) -> tuple[float, ...]:
+        """The values that `update(images)` gives p if it moves p."""
+        return self._moved(-1, images), self._moved(1, images)
+
+    def _moved(self, direction: int, images: int) -> float:
+        return min(max(self.p + direction * images / (self.kimg * 1000), 0.0), self.p_max)
 
     def state_dict(self) -> dict[str, float | int]:
         """The values that change during training: plain numbers that JSON keeps exactly."""

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.special
 import torch
 
+from passersby.devices import pinned, send
 from passersby.errors import InputError
 
 # ---- Orthogonal wavelet filters as matrices that act on one axis of an image.
@@ -159,11 +160,11 @@ class Draws:
 
     def to(self, device: torch.device | str) -> "Draws":
         """The same draws on the device. The call does not wait for the device."""
-        device = torch.device(device)
-        if device.type != "cuda":
-            return self._map(lambda tensor: tensor.to(device))
-        # A copy from memory that is not pinned may wait for all earlier work of the device.
-        return self._map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self._map(lambda tensor: send(tensor, torch.device(device)))
+
+    def pinned(self) -> "Draws":
+        """The same draws in pinned memory, from which a GPU reads without the host's waiting."""
+        return self._map(pinned)
 
     def _map(self, change) -> "Draws":
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -7,13 +7,15 @@ a stored random state.
 """
 
 import dataclasses
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from passersby.devices import pinned, send
 from passersby.stylegan3.mapping import who_size
-from training.gan.augment import Draws, draw, rows_of
+from training.gan.augment import AdaController, Draws, draw, rows_of
 from training.gan.config import GanTraining
 from training.gan.inputs import AUGMENTED, OF_FAKES, Inputs, Latents, Noise
 from training.gan.pairs import PAIRS_AUGMENTED, PairInputs, RealPairs
@@ -110,15 +112,23 @@ class Batches:
 
         p, pairs_p: probabilities of the augmentation of single images and of pairs.
         """
+        host = self.on_host(images_seen, z_dim, num_ws)
+        return host.to(device, self.draws(images_seen, p), self.pair_draws(images_seen, pairs_p))
+
+    def on_host(self, images_seen: int, z_dim: int, num_ws: int) -> "HostInputs":
+        """The inputs of the iteration after `images_seen` images, as far as they do not depend on probabilities."""
         indices = self.order.indices(images_seen, self.config.batch)[self.share]
-        reals = to_float(self.reals(images_seen, indices), device)
-        return Inputs(
+        reals, labels = self.reals(images_seen, indices), self.labels
+        host = HostInputs(
             reals,
-            tuple(latents.to(device) for latents in self.latents(images_seen, z_dim, num_ws)),
-            None if self.labels is None else torch.from_numpy(self.labels[indices]).to(device),
-            {name: draws.to(device) for name, draws in self.draws(images_seen, p).items()},
-            None if self.pairs is None else self.pair_inputs(self.pairs, images_seen, pairs_p, device),
+            self.latents(images_seen, z_dim, num_ws),
+            None if labels is None else torch.from_numpy(labels[indices]),
         )
+        if self.pairs is None:
+            return host
+        indices = self.pairs.indices(images_seen)[self.share]
+        pair_labels = None if labels is None else torch.from_numpy(labels[indices])
+        return dataclasses.replace(host, pairs=self._pair_pictures(images_seen, indices), pair_labels=pair_labels)
 
     def reals(self, images_seen: int, indices: np.ndarray) -> torch.Tensor:
         """This worker's real images, uint8 [n, 3, H, W], channels last; `to_float` converts them."""
@@ -159,32 +169,30 @@ class Batches:
             for name, stream in zip(AUGMENTED, streams, strict=True)
         }
 
-    def pair_inputs(self, pairs: PairOrder, images_seen: int, p: float, device: torch.device) -> PairInputs:
-        """This worker's real pairs of the iteration after `images_seen` images, augmented with probability `p`."""
+    def _pair_pictures(self, images_seen: int, indices: np.ndarray) -> torch.Tensor:
+        # This worker's real pairs, uint8 [4 P, 3, H, W], channels last.
+        assert self.pairs is not None
         assert self.pair_reader is not None  # with `pairs` comes `pair_reader`
-        indices = pairs.indices(images_seen)[self.share]
         images = self.pair_reader.read(2 * images_seen, indices)
         if self.config.mirror:
-            flips = np.random.default_rng([self.config.seed, _PAIRS_MIRROR, images_seen]).random(4 * pairs.count) < 0.5
-            mirrored = flips[self.share]
+            random = np.random.default_rng([self.config.seed, _PAIRS_MIRROR, images_seen])
+            mirrored = (random.random(4 * self.pairs.count) < 0.5)[self.share]
             images[mirrored] = images[mirrored, :, ::-1]
-        pictures = to_float(torch.from_numpy(images).permute(0, 3, 1, 2), device)
-        reals, strangers = _kinds(pictures)
-        labels = (None, None)
-        if self.labels is not None:
-            labels = _kinds(torch.from_numpy(self.labels[indices]).to(device))
-        return PairInputs(reals, strangers, *labels, self._pair_draws(images_seen, p, device))
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
 
-    def _pair_draws(self, images_seen: int, p: float, device: torch.device) -> dict[str, Draws]:
-        # Geometry is drawn for each picture. Colours are those of the pair: a generator must not learn that a person's
-        # clothes change their colour from picture to picture.
-        if p == 0:
+    def pair_draws(self, images_seen: int, p: float) -> dict[str, Draws]:
+        """The augmentation of this worker's pairs, by name of PAIRS_AUGMENTED; without entries where `p` is 0.
+
+        Geometry is drawn for each picture. Colours are those of the pair: a generator must not learn that a person's
+        clothes change their colour from picture to picture.
+        """
+        if p == 0 or self.pairs is None:
             return {}
         config, draws = self.config, {}
         for index, name in enumerate(PAIRS_AUGMENTED):
             stream = np.random.default_rng([config.seed, _PAIRS_AUGMENT + index, images_seen])
             whole = draw(config.augment_set, p, config.batch, config.height, config.width, stream)
-            draws[name] = whole.alike_in_pairs().share(self.share, 2).to(device)
+            draws[name] = whole.alike_in_pairs().share(self.share, 2)
         return draws
 
     def _phase(self, stream: np.random.Generator, z_dim: int, num_ws: int) -> Latents:
@@ -205,9 +213,117 @@ class Batches:
         return Latents(torch.from_numpy(z), codes, crossing, rows).share(self.share, self.fake_size)
 
 
+@dataclasses.dataclass(frozen=True)
+class HostInputs:
+    """`Inputs` on the CPU, without augmentation; pictures are uint8 [.., 3, H, W], channels last."""
+
+    reals: torch.Tensor
+    latents: tuple[Latents, ...]
+    labels: torch.Tensor | None = None
+    pairs: torch.Tensor | None = None  # [4 P, 3, H, W], in the order of `PairOrder`
+    pair_labels: torch.Tensor | None = None  # [4 P, c_dim]
+
+    def pinned(self) -> "HostInputs":
+        """The same in pinned memory, from which a GPU reads without the host's waiting."""
+        labels, pairs, pair_labels = (
+            None if part is None else pinned(part) for part in (self.labels, self.pairs, self.pair_labels)
+        )
+        latents = tuple(latents.pinned() for latents in self.latents)
+        return HostInputs(pinned(self.reals), latents, labels, pairs, pair_labels)
+
+    def to(self, device: torch.device, draws: dict[str, Draws], pair_draws: dict[str, Draws]) -> Inputs:
+        """The inputs on the device, with their augmentation. The call does not wait for the device."""
+        pairs, (labels, pair_labels) = (
+            None,
+            (None if part is None else send(part, device) for part in (self.labels, self.pair_labels)),
+        )
+        if self.pairs is not None:
+            kinds = (None, None) if pair_labels is None else _kinds(pair_labels)
+            on_device = {name: draws.to(device) for name, draws in pair_draws.items()}
+            pairs = PairInputs(*_kinds(to_float(self.pairs, device)), *kinds, on_device)
+        return Inputs(
+            to_float(self.reals, device),
+            tuple(latents.to(device) for latents in self.latents),
+            labels,
+            {name: draws.to(device) for name, draws in draws.items()},
+            pairs,
+        )
+
+
+class Feeder:
+    """The inputs of one iteration after the other on the device: the same as those of `batches`.
+
+    ahead: a thread makes the inputs of the next iteration, in pinned memory, while the device computes. By default for
+    a GPU. Its augmentation is drawn for each probability that the next iteration can have.
+    """
+
+    def __init__(self, batches: Batches, z_dim: int, num_ws: int, device: torch.device, ahead: bool | None = None):
+        self.batches, self.shape, self.device = batches, (z_dim, num_ws), device
+        ahead = device.type == "cuda" if ahead is None else ahead
+        self.thread = ThreadPoolExecutor(1) if ahead else None  # one thread: a stream is read in one order
+        self.next: tuple[int, Future[_Ahead]] | None = None
+
+    def inputs(self, images_seen: int, ada: AdaController, pairs_ada: AdaController | None, step: int) -> Inputs:
+        """The inputs of the iteration `step`, counted from 0, after `images_seen` images.
+
+        ada, pairs_ada: the controllers of the augmentation of single images and of pairs.
+        """
+        p, pairs_p = ada.p, pairs_ada.p if pairs_ada else 0.0
+        if self.thread is None:
+            return self.batches.inputs(images_seen, p, *self.shape, self.device, pairs_p)
+        if self.next is None or self.next[0] != images_seen:
+            self._begin(self.thread, images_seen, (p,), (pairs_p,))
+        assert self.next is not None
+        made = self.next[1].result()
+        draws, pair_draws = made.draws.get(p), made.pair_draws.get(pairs_p)
+        if draws is None or pair_draws is None:
+            draws, pair_draws = self.batches.draws(images_seen, p), self.batches.pair_draws(images_seen, pairs_p)
+        inputs = made.host.to(self.device, draws, pair_draws)
+        batch = self.batches.config.batch
+        coming = (() if each is None else _possible(each, step, batch) for each in (ada, pairs_ada))
+        self._begin(self.thread, images_seen + batch, *coming)
+        return inputs
+
+    def close(self) -> None:
+        """End the thread."""
+        if self.thread:
+            self.thread.shutdown(cancel_futures=True)
+
+    def _begin(
+        self, thread: ThreadPoolExecutor, images_seen: int, values: tuple[float, ...], pair_values: tuple[float, ...]
+    ) -> None:
+        self.next = images_seen, thread.submit(self._made, images_seen, values, pair_values or (0.0,))
+
+    def _made(self, images_seen: int, values: tuple[float, ...], pair_values: tuple[float, ...]) -> "_Ahead":
+        def on_the_way(draws: dict[str, Draws]) -> dict[str, Draws]:
+            return {name: part.pinned() for name, part in draws.items()} if self.device.type == "cuda" else draws
+
+        batches = self.batches
+        host = batches.on_host(images_seen, *self.shape)
+        return _Ahead(
+            host.pinned() if self.device.type == "cuda" else host,
+            {p: on_the_way(batches.draws(images_seen, p)) for p in values},
+            {p: on_the_way(batches.pair_draws(images_seen, p)) for p in pair_values},
+        )
+
+
+class _Ahead(NamedTuple):
+    """The inputs of an iteration that is to come; draws: by probability."""
+
+    host: HostInputs
+    draws: dict[float, dict[str, Draws]]
+    pair_draws: dict[float, dict[str, Draws]]
+
+
+def _possible(ada: AdaController, step: int, batch: int) -> tuple[float, ...]:
+    """The probabilities that the iteration after `step` can have."""
+    moves = ada.adapts and (step + 1) % ada.interval == 0
+    return ada.next_values(batch * ada.interval) if moves else (ada.p,)
+
+
 def to_float(reals: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 [n, 3, H, W] -> float32 on the device, -1..1."""
-    return reals.to(device, non_blocking=True).to(torch.float32).div_(127.5).sub_(1)
+    """uint8 [n, 3, H, W] -> float32 on the device, -1..1. The call does not wait for the device."""
+    return send(reals, device).to(torch.float32).div_(127.5).sub_(1)
 
 
 def _kinds(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

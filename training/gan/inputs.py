@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from passersby.devices import pinned, send
 from training.gan.augment import Draws, rows_of
 
 if TYPE_CHECKING:
@@ -21,13 +22,20 @@ class Noise:
 
     seed: int
     batch: int  # samples of all workers
-    places: torch.Tensor  # [N] int64: the samples' places in the whole batch
+    places: torch.Tensor  # [N] int64 on the CPU, ascending: the samples' places in the whole batch
+    # The same where the noise is drawn; None: on the CPU.
+    on_device: torch.Tensor | None = dataclasses.field(default=None, kw_only=True)
+
+    def to(self, device: torch.device) -> "Noise":
+        """The noise of a device. The host keeps the places, because decisions depend on them."""
+        return dataclasses.replace(self, on_device=send(self.places, device))
 
     def draw(self, layer: int, size: tuple[int, ...]) -> torch.Tensor:
         """[N, *size] float32 of variance 1 for a layer, counted from 0, or for another use with a number of its own."""
-        device = self.places.device
+        places = self.places if self.on_device is None else self.on_device
+        device = places.device
         generator = torch.Generator(device).manual_seed(self.seed + layer)
-        return torch.randn(self.batch, *size, generator=generator, device=device)[self.places]
+        return torch.randn(self.batch, *size, generator=generator, device=device)[places]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +55,27 @@ class Latents:
         """The codes of some samples; size: images of a sample, 2 for pairs (`rows_of`)."""
         return self._map(lambda part: rows_of(part, index, size))
 
+    def first(self, count: int) -> "Latents":
+        """The codes of the first samples, copied."""
+        return self._map(lambda part: part[:count].clone())
+
+    def pinned(self) -> "Latents":
+        """The same codes in pinned memory, from which a GPU reads without the host's waiting."""
+        return self._map(pinned)
+
     def to(self, device: torch.device) -> "Latents":
-        """The same codes on the device."""
-        return self._map(lambda part: part.to(device))
+        """The same codes on the device. The call does not wait for the device."""
+        codes = dataclasses.replace(self, noise=None)._map(lambda part: send(part, device))
+        return dataclasses.replace(codes, noise=self.noise and self.noise.to(device))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Latents":
         mix_z, mix_from, labels = (
             None if part is None else change(part) for part in (self.mix_z, self.mix_from, self.labels)
         )
-        noise = self.noise and dataclasses.replace(self.noise, places=change(self.noise.places))
+        noise = self.noise
+        if noise is not None:
+            on_device = None if noise.on_device is None else change(noise.on_device)
+            noise = dataclasses.replace(noise, places=change(noise.places), on_device=on_device)
         return Latents(change(self.z), mix_z, mix_from, labels, noise)
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from passersby.stylegan3.checkpoint import z_halves
 from passersby.devices import exact_numbers, repeatable
+from passersby.stylegan3.checkpoint import z_halves
 from reporting.curves import PAIR_PANEL, PANELS
 from training.checkpoints import check_images
 from training.gan.config import GanTraining
-from training.gan.data import Batches
+from training.gan.data import Batches, Feeder
 from training.gan.images import TrainingData, list_data, load_data
 from training.gan.start import Start, is_best, keep_best, save_checkpoint, save_snapshot, start
 from training.gan.step import StepSettings, TrainingState, train_iteration
@@ -69,7 +69,7 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
         self.about = {"trained_on": data.source.record | data.label_record}
         self.settings: StepSettings = config.step_settings()
         reader = data.reader(config, worker.rank, workers())
-        self.batches = Batches(
+        batches = Batches(
             reader,
             data.order(config),
             config,
@@ -79,6 +79,8 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             data.pair_order(config),
             data.pair_reader(config, worker.rank, workers()),
         )
+        generator = self.state.generator
+        self.feeder = Feeder(batches, generator.z_dim, generator.num_ws, self.device)
         self.fid = SnapshotFid(config, data, self.device, worker.rank, inception)
         self.last_means: dict[str, float] = {}  # R1 runs so seldom that its last value may be older than a status line
         if worker.rank == 0:
@@ -102,12 +104,15 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             f"{self.worker}"
         )
 
+    def close(self) -> None:
+        """End the thread that makes inputs, and close the log."""
+        self.feeder.close()
+        super().close()
+
     def _step(self) -> Scalars:
-        state, generator = self.state, self.state.generator
-        pairs_p = state.pairs.ada.p if state.pairs else 0.0
-        inputs = self.batches.inputs(
-            state.images_seen, state.ada.p, generator.z_dim, generator.num_ws, self.device, pairs_p
-        )
+        state = self.state
+        pairs_ada = state.pairs.ada if state.pairs else None
+        inputs = self.feeder.inputs(state.images_seen, state.ada, pairs_ada, state.step)
         return train_iteration(state, self.settings, inputs)
 
     # ---- status lines

@@ -161,10 +161,10 @@ def path_length_phase(state: TrainingState, parts: list[Latents], settings: Step
     chosen, weights = [], []
     for latents in parts:
         assert latents.noise is not None
-        index = (latents.noise.places < used).nonzero()[:, 0]
+        count = int((latents.noise.places < used).sum())  # on the CPU; places ascend: these are the first samples
         # A part without such a sample takes another one with weight 0: every worker needs gradients to average.
-        chosen.append(latents.share(index if len(index) else slice(0, 1)))
-        weights.append(float(len(index) > 0))
+        chosen.append(latents.first(max(count, 1)))
+        weights.append(float(count > 0))
     graphs = None
     if len(parts) == 1:
         graphs = [path_lengths(state.generator, chosen[0])]

@@ -1,14 +1,20 @@
 """Order, shares, mirroring, codes and augmentation: functions of the seed and the images seen."""
 
+import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from datasets.people.listing import Listing
+from passersby.errors import InputError
+from training.gan.augment import AdaController
 from training.gan.config import GanTraining
-from training.gan.data import Batches, InMemory, Order, to_float
+from training.gan.data import Batches, Feeder, InMemory, Order, PairOrder, to_float
 from training.gan.inputs import AUGMENTED
+from training.gan.pairs import RealPairs
 
 CPU = torch.device("cpu")
 
@@ -108,3 +114,69 @@ def test_labels_of_fakes_are_as_frequent_as_those_of_real_images(images):
     drawn = [batches(images, labels=labels).latents(start, 4, 16)[0].labels for start in range(0, 4000, 8)]
     share = torch.cat(drawn)[:, 1].mean().item()
     assert abs(share - 0.25) < 0.03  # 4000 draws: 4 standard deviations
+
+
+# ---- Inputs made ahead by a thread.
+
+
+def same(one, two) -> bool:
+    if dataclasses.is_dataclass(one):
+        return all(same(getattr(one, field.name), getattr(two, field.name)) for field in dataclasses.fields(one))
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[name], two[name]) for name in one)
+    if isinstance(one, tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+@pytest.mark.parametrize("changes", [{}, {"config": "2"}, {"pairs": True, "config": "2"}])
+def test_inputs_made_ahead_are_those_made_when_needed(images, changes):
+    settings, labels = config(**changes), np.eye(3, dtype=np.float32)[np.arange(20) % 3]
+    pairs = (PairOrder(real_pairs(20), 8, 0), InMemory(images)) if "pairs" in changes else (None, None)
+    made = Batches(InMemory(images), Order(20, 0), settings, 0, 1, labels, *pairs)
+    drawn = []
+    made.draws = lambda *what: drawn.append((threading.current_thread().name, what)) or Batches.draws(made, *what)
+    ada, pairs_ada = (AdaController("ada", p, kimg=0.16) for p in (0.4, 0.2))
+    pairs_ada = pairs_ada if "pairs" in changes else None
+    plain, ahead = (Feeder(made, 512, 16, CPU, ahead) for ahead in (False, True))
+    seen = 24
+    for step in range(3, 14):
+        controllers = ada, pairs_ada, step
+        assert same(ahead.inputs(seen, *controllers), plain.inputs(seen, *controllers))
+        seen += 8
+        if step == 9:
+            seen += 8  # as after going back to a checkpoint: what was made ahead is of no use
+        if (step + 1) % ada.interval == 0:
+            for controller, sign in ((ada, 1 if step == 7 else -1), (pairs_ada, 1)):
+                if controller:
+                    controller.add(32 * sign, 32)
+                    controller.update(32)
+    ahead.close()
+    assert ada.p != 0.4
+    # Everything was drawn by the thread: both values that p could take, where it moved.
+    names = [name for name, (count, _) in drawn if count < seen]
+    assert names.count("MainThread") == 11  # those of `plain`
+    assert len(names) - 11 >= 11 + 3
+
+
+def real_pairs(count: int) -> RealPairs:
+    names = [f"{index}.png" for index in range(count)]
+    identities, cameras = np.arange(count) // 4, np.arange(count) % 2
+    listing = Listing("pairs", tuple(map(Path, names)), identities, cameras, tuple(names), {})
+    return RealPairs(listing, range(count // 4))
+
+
+def test_an_error_of_the_thread_is_raised_where_its_inputs_are_needed(images):
+    class Broken(InMemory):
+        def read(self, images_seen, indices):
+            if images_seen == 16:
+                raise InputError("0003.png could be read at the start and no longer can: restore it")
+            return super().read(images_seen, indices)
+
+    feeder = Feeder(Batches(Broken(images), Order(20, 0), config()), 512, 16, CPU, ahead=True)
+    ada = AdaController()
+    feeder.inputs(0, ada, None, 0)
+    feeder.inputs(8, ada, None, 1)  # here the thread meets it
+    with pytest.raises(InputError, match="restore it"):
+        feeder.inputs(16, ada, None, 2)
+    feeder.close()
