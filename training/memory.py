@@ -71,6 +71,11 @@ def _container_free() -> int | None:
     return None if limit == "max" else max(0, int(limit) - used + int(cached.get("inactive_file", 0)))
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had no memory left; libraries of it say so in their own words."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
 def memory_gb(device: torch.device) -> float:
     """The greatest memory in use so far, in GB: memory of the GPU, or of this process on a CPU."""
     if device.type == "cuda":

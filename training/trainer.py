@@ -18,6 +18,7 @@ from reporting.curves import PANELS, Panel
 from training.checkpoints import check_images, last_checkpoint
 from training.config import TrainingConfig
 from training.log import Interval, TrainingLog
+from training.memory import is_out_of_memory
 from training.workers import StepScalars, Worker, decided_by_first, workers
 
 ASK_EVERY = 16  # steps after which all workers ask the first worker's clock again
@@ -100,7 +101,7 @@ class Trainer(abc.ABC, Generic[Config, State]):
         if self.log:
             self.log.skip(first)  # the time before the first step is no training time
         while state.images_seen < images and not self._out_of_time():
-            scalars = self._step()
+            scalars = self._step_in_memory()
             last = state.images_seen >= images
             if self.log:
                 self.log.add(scalars)
@@ -201,6 +202,21 @@ class Trainer(abc.ABC, Generic[Config, State]):
             folder = last_checkpoint(self.config.out)
             log.say(f"warning: {error}; training goes on, the last checkpoint is {folder.name if folder else 'none'}")
             return None
+
+    def _step_in_memory(self) -> StepScalars:
+        try:
+            return self._step()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise InputError(f"the GPU's memory is full: {self._smaller()}") from error
+            if "deterministic" in str(error):  # PyTorch names the operation
+                reason = str(error).split(",")[0]
+                raise InputError(f"--deterministic: {reason}: leave it out, or the option that needs this") from error
+            raise
+
+    def _smaller(self) -> str:
+        """What to give for a training that needs less memory of a GPU."""
+        return "give a smaller --batch in another --out, or more --workers, each with a GPU"
 
     def status_before_saving(self) -> None:
         """Check the losses since the last status line: diverged networks must not replace the last good networks."""

@@ -1,5 +1,6 @@
 """A GAN training, in this process alone or in each of several workers."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from passersby.devices import exact_numbers, repeatable
 from passersby.stylegan3.checkpoint import z_halves
 from reporting.curves import PAIR_PANEL, PANELS
 from training.checkpoints import check_images
+from training.gan.batch_memory import image_bytes, images_at_once, optimizer_bytes, possible_parts
 from training.gan.config import GanTraining
 from training.gan.data import Batches, Feeder
 from training.gan.images import TrainingData, list_data, load_data
@@ -67,7 +69,8 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
         super().__init__(config, worker)
         self.state, self.data, self.origin = beginning.state, data, beginning.origin
         self.about = {"trained_on": data.source.record | data.label_record}
-        self.settings: StepSettings = config.step_settings()
+        self.at_once, memory_lines = self._fitted()
+        self.settings: StepSettings = dataclasses.replace(config, batch_gpu=self.at_once).step_settings()
         reader = data.reader(config, worker.rank, workers())
         batches = Batches(
             reader,
@@ -92,7 +95,7 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             if pairs is not None:
                 self.pair_validation = PairValidation(data.validation, data.validation_labels, pairs, self.device)
             panels = (*PANELS, PAIR_PANEL) if config.pairs else PANELS
-            self.open_log(beginning.extra, [self._introduction(), *data.notes, *beginning.lines], panels)
+            self.open_log(beginning.extra, [self._introduction(), *data.notes, *memory_lines, *beginning.lines], panels)
             if beginning.extra is None and self.log:
                 self.log.draw(lambda: save_reals(config.out, data.sample))
 
@@ -103,6 +106,30 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             f"{millions(state.generator):.2f} M parameters, discriminator {millions(state.discriminator):.2f} M; "
             f"{self.worker}"
         )
+
+    def _fitted(self) -> tuple[int, list[str]]:
+        """The images that this worker computes at a time, and a line for the log where its GPU has not room for all."""
+        config = self.config
+        share = config.batch // max(config.workers, 1)
+        if self.device.type != "cuda":
+            return config.batch_gpu or share, []
+        free, _ = torch.cuda.mem_get_info(self.device)
+        at_once = images_at_once(config, free - optimizer_bytes(self.state))
+        if config.batch_gpu or at_once == share:
+            return at_once, []
+        line = (
+            f"{at_once} of {share} images at a time: each needs about {image_bytes(config) / 1e9:.1f} GB, and "
+            f"{free / 1e9:.0f} GB of the GPU are free; --batch-gpu N takes another number"
+        )
+        return at_once, [line]
+
+    def _smaller(self) -> str:
+        fewer = [part for part in possible_parts(self.config) if part < self.at_once]
+        if self.config.one_pass:
+            return "leave out --one-pass, or give a smaller --batch, in another --out"
+        if not fewer:
+            return super()._smaller()
+        return f"give --batch-gpu {fewer[0]}; the same command then goes on from the last checkpoint"
 
     def close(self) -> None:
         """End the thread that makes inputs, and close the log."""
