@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
+import torch
 
 from datasets.runs.plan import Plan
 from datasets.runs.run import Run
@@ -144,14 +146,28 @@ def test_a_problem_of_writing_and_a_lost_lease_end_the_run(tmp_path):
         list(committed([row | {"problem": None}], lost, line(1), METRICS))
 
 
-def test_a_spoilt_cuda_process_is_given_up(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "device_lives", "ends"),
+    [
+        (torch.AcceleratorError("illegal memory access"), True, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx"), False, True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True, False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False, False),
+        (RuntimeError("shapes do not fit"), False, False),
+    ],
+)
+def test_a_spoilt_cuda_process_is_given_up(error, device_lives, ends, monkeypatch):
     # An error that leaves the CUDA context useless must not fail every further unit of this worker.
-    import torch
+    def synchronize():
+        if not device_lives:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     ended = []
     monkeypatch.setattr(guard.os, "_exit", lambda code: ended.append(code) or time.sleep(0))
     stage = object.__new__(guarded(Stage))
-    stage.name, errors = "Stage", iter([torch.AcceleratorError("illegal memory access"), None])
+    stage.name, stage.card, errors = "Stage", None, iter([error, None])
 
     def called(batch):
         if error := next(errors):
@@ -160,4 +176,57 @@ def test_a_spoilt_cuda_process_is_given_up(monkeypatch):
 
     stage.called = called
     assert stage._tried(0, pa.table({"unit": [0]})).column_names == ["unit"]
-    assert ended == [1]
+    assert ended == [1] * ends
+
+
+class Card:
+    """A stage whose worker has the card `card` of the test; on card A CUDA breaks, unless `breaks` names a unit."""
+
+    def __init__(self, notes: str, card: str, breaks: int | None):
+        self.notes, self.card, self.breaks = Path(notes), card, breaks
+        if card == "A" and breaks is None and len(list(self.notes.glob("broken-*"))) > 2:
+            raise torch.AcceleratorError("CUDA error: device is lost")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        unit = batch["unit"][0].as_py()
+        if (self.card == "A" and self.breaks is None) or unit == self.breaks:
+            (self.notes / f"broken-{unit}-{self.card}-{os.getpid()}").touch()
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        (self.notes / f"made-{unit}-{self.card}").touch()
+        return batch
+
+
+class CardWorker:
+    """A worker as Ray Data has them, with a card of the test's."""
+
+    def __init__(self, attempts, notes: str, card: str, breaks: int | None):
+        guard.own_card = lambda: card
+        self.guarded = guarded(Card)(attempts, {"notes": notes, "card": card, "breaks": breaks})
+
+    def run(self, unit: int) -> dict:
+        return self.guarded(pa.table({"unit": [unit]})).to_pylist()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("breaks", [None, 2])
+def test_a_broken_card_is_given_up_and_its_units_are_made_elsewhere(tmp_path, breaks):
+    attempts = ray.remote(guard.Attempts).options(num_cpus=0).remote()
+    worker = ray.remote(CardWorker).options(num_cpus=0.5, max_restarts=-1, max_task_retries=-1)
+    workers = {card: worker.remote(attempts, str(tmp_path), card, breaks) for card in "AB"}
+    ray.get([each.__ray_ready__.remote() for each in workers.values()])
+    rows = ray.get([workers["AB"[unit % 2]].run.remote(unit) for unit in range(6)])
+    names = {path.name for path in tmp_path.iterdir()}
+    made = {name for name in names if name.startswith("made")}
+    if breaks is None:  # the card is broken: after two units nothing is tried on it
+        assert [row["unit"] for row in rows] == list(range(6))
+        assert made == {f"made-{unit}-B" for unit in range(6)}
+        assert not [row for row in rows if "failure" in row]
+        assert len({name.split("-")[1] for name in names if name.startswith("broken")}) <= 2
+    else:  # the unit breaks every card: the cards go on with the others
+        assert [row["unit"] for row in rows if "failure" in row] == [2]
+        assert {name.split("-")[1] for name in made} == {"0", "1", "3", "4", "5"}
+        assert "made-0-A" in made
+        assert "made-4-A" in made
+    for each in (*workers.values(), attempts):
+        ray.kill(each)
