@@ -9,7 +9,8 @@ inside a `torch.distributed` group.
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from torch import (
     _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]  (torch's stubs do not export what torch exports)
     _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
     _foreach_div_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
+    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
 )
 
 from passersby.stylegan3 import Discriminator, Generator
@@ -257,10 +259,30 @@ def apply_gradients(optimizer: torch.optim.Optimizer, rounds: int = 1) -> None:
     if rounds > 1:
         _foreach_div_(gradients, float(rounds))
     average_over_workers(gradients)
-    for gradient in gradients:
-        torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+    make_finite(gradients)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def make_finite(gradients: Sequence[torch.Tensor], together: bool | None = None) -> None:
+    """nan -> 0, +-inf -> +-1e5 in every gradient, in place. All are of one dtype, on one device.
+
+    together: in three calls instead of one for each of two hundred gradients, which a GPU's host would take longer to
+    launch than the GPU computes. By default on a GPU.
+    """
+    finite = functools.partial(torch.nan_to_num, nan=0.0, posinf=1e5, neginf=-1e5)
+    if together is None:
+        together = bool(gradients) and gradients[0].is_cuda
+    if not together or not all(map(_is_dense, gradients)):
+        for gradient in gradients:
+            finite(gradient, out=gradient)
+    else:
+        rows = [gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients]  # in the order of memory
+        _foreach_copy_(rows, finite(torch.cat(rows)).split([len(row) for row in rows]))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 def ema_beta(settings: StepSettings, images_seen: int, batch: int) -> float:
@@ -274,10 +296,8 @@ def ema_beta(settings: StepSettings, images_seen: int, batch: int) -> float:
 @torch.no_grad()
 def update_ema(average: Generator, generator: Generator, beta: float) -> None:
     """average <- beta * average + (1 - beta) * generator; buffers are copied, because they are averages already."""
-    for mean, value in zip(average.parameters(), generator.parameters(), strict=True):
-        mean.lerp_(value, 1 - beta)
-    for mean, value in zip(average.buffers(), generator.buffers(), strict=True):
-        mean.copy_(value)
+    _foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - beta)
+    _foreach_copy_(list(average.buffers()), list(generator.buffers()))
 
 
 def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs) -> Scalars:

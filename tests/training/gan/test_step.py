@@ -185,6 +185,20 @@ def test_gradients_are_made_finite_before_the_step():
     assert parameter.grad is None
 
 
+def test_gradients_are_made_finite_together_as_one_by_one():
+    inf, nan = float("inf"), float("nan")
+    values = torch.tensor([nan, inf, -inf, 3e6, 1.0, -2.0]).repeat(12)
+    gradients = [values[:7], values.view(2, 4, 3, 3).to(memory_format=torch.channels_last), values.view(8, 9)]
+    one_by_one, together = ([part.clone() for part in gradients] for _ in range(2))
+    gan.make_finite(one_by_one)
+    gan.make_finite(together, together=True)
+    assert all(map(torch.equal, one_by_one, together))
+    assert one_by_one[0].tolist() == [0, 1e5, -1e5, 3e6, 1, -2, 0]
+    strided = values.view(8, 9)[:, ::2]
+    gan.make_finite([strided], together=True)
+    assert strided.isfinite().all()
+
+
 def test_the_average_follows_its_half_life_and_ramps_up():
     settings = gan.StepSettings(gamma=1.0, ema_half_life_images=1000.0, ema_ramp=0.05)
     assert gan.ema_beta(settings, 0, 16) == 0.0  # the first average is the network itself
