@@ -26,7 +26,7 @@ from passersby.restyle.losses import InversionLoss, Losses, Target
 from passersby.restyle.pivotal import apply_delta, save_delta, tune
 from passersby.restyle.refinement import refine, w_statistics
 from passersby.stylegan3 import Generator
-from passersby.stylegan3.generator import set_kernel, set_scaled_kernels
+from passersby.stylegan3.generator import set_kernel, set_padded_channels, set_scaled_kernels
 
 # Pixels of the generator's images that go through the networks together, in at most MOST_CHUNK pictures. The size of a
 # pool never changes these numbers, so codes do not depend on pools.
@@ -88,6 +88,7 @@ class Inverter:
         self.encoder = restyle.encoder.eval().to(self.device)
         self.generator = network.eval().requires_grad_(False).to(self.device)
         set_scaled_kernels(self.generator, configuration.recipe >= 2)
+        set_padded_channels(self.generator, configuration.recipe >= 4)
         set_kernel(self.generator, "auto" if configuration.recipe >= 3 else "plain")
         self.keep_precision = configuration.recipe == 1
         self.loss = resolved(loss).to(self.device)

@@ -20,7 +20,7 @@ from passersby.errors import InputError
 from passersby.restyle.pivotal import apply_delta, load_delta
 from passersby.stylegan2 import AnyGeneratorConfig
 from passersby.stylegan3 import Generator, to_uint8
-from passersby.stylegan3.generator import set_kernel, set_scaled_kernels, z_of_seeds
+from passersby.stylegan3.generator import set_kernel, set_padded_channels, set_scaled_kernels, z_of_seeds
 from passersby.stylegan3.mapping import who_size
 
 # Images of one person that go through the network together. Units and pools never change this number, so images do not
@@ -76,6 +76,7 @@ class StyleMixer:
         check_network(network.config, configuration, self.codes)
         self.generator = network.eval().requires_grad_(False).to(self.device)
         set_scaled_kernels(self.generator, configuration.recipe >= 2)
+        set_padded_channels(self.generator, configuration.recipe >= 4)
         set_kernel(self.generator, "auto" if configuration.recipe >= 3 else "plain")
         exact = functools.partial(exact_numbers, deterministic=True)
         self.numbers = exact if configuration.recipe >= 4 else contextlib.nullcontext

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from passersby.errors import InputError
@@ -20,6 +21,7 @@ from passersby.stylegan3.schedule import GeneratorConfig, LayerSpec, lowpass_fil
 if TYPE_CHECKING:
     from passersby import stylegan2
 
+CHANNEL_MULTIPLE = 8  # of a GPU's maps: tensor cores read 16 bytes at a time, which are 8 channels of float16
 IMAGES_AT_ONCE = 16  # images in a chunk of `Generator.images`: some hundred megabytes of maps
 
 
@@ -91,6 +93,7 @@ class SynthesisLayer(nn.Module):
         self.reduced_precision = spec.rate_is_high(config.height, config.num_fp16_res)
         self.precision = Precision.of_layer(self.reduced_precision)
         self.scaled_kernels = True  # `set_scaled_kernels`
+        self.padded_channels = True  # `set_padded_channels`
         self.kernel: Kernel = "auto"  # `set_kernel`
         self.affine = FullyConnected(config.w_dim, spec.in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(spec.out_channels, spec.in_channels, spec.kernel, spec.kernel))
@@ -108,12 +111,23 @@ class SynthesisLayer(nn.Module):
         if update_emas:
             # The norms of pixels need one pass over x without a copy, and their sums are short.
             norms = torch.linalg.vector_norm(x.detach().permute(0, 2, 3, 1), dim=-1, dtype=torch.float32)
-            magnitude = norms.square().mean() / x.shape[1]
+            magnitude = norms.square().mean() / self.spec.in_channels  # x may have further channels of zeros
             self.magnitude_ema.copy_(magnitude.lerp(self.magnitude_ema, self.magnitude_ema_beta))
         weight, style, demodulation = self._modulation(w)
-        x = x.to(self.precision.of(x))
-        x = modulated_conv2d(x, weight, style, demodulation, self.bias, self.scaled_kernels)
+        x, bias = x.to(self.precision.of(x)), self.bias
+        if self.padded_channels and (multiple := channel_multiple(x.device)) > 1:
+            x, weight, style, demodulation, bias = self._padded(x, weight, style, demodulation, multiple)
+        x = modulated_conv2d(x, weight, style, demodulation, bias, self.scaled_kernels)
         return filtered_lrelu(x, self.up_filter, self.down_filter, self.plan, self.kernel)
+
+    def _padded(self, x, weight, style, demodulation, multiple):
+        # The arguments of the convolution, with channels of zeros up to a multiple: their maps are 0, and 0 after it.
+        outputs = 0 if self.spec.to_rgb else -self.spec.out_channels % multiple
+        inputs = -self.spec.in_channels % multiple
+        weight = F.pad(weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
+        style, demodulation = F.pad(style, (0, inputs)), F.pad(demodulation, (0, outputs))
+        x = F.pad(x, (0, 0, 0, 0, 0, weight.shape[1] - x.shape[1]))  # of the first layer; others have them already
+        return x, weight, style, demodulation, F.pad(self.bias, (0, outputs))
 
     def _modulation(self, w):
         # With weights W, styles s [N, I] and output scales d [N, O], the modulated, demodulated convolution is
@@ -246,6 +260,22 @@ def set_scaled_kernels(generator: Generator, scaled: bool) -> None:
     for layer in generator.synthesis.modules():
         if isinstance(layer, SynthesisLayer):  # StyleGAN2's layers keep their values near 1 in another way
             layer.scaled_kernels = scaled
+
+
+def set_padded_channels(generator: Generator, padded: bool) -> None:
+    """Whether a GPU computes maps with channels of zeros up to a multiple of CHANNEL_MULTIPLE, as new networks do.
+
+    The channel numbers of the last layers, such as 683, are no multiples: tensor cores would not be used, or maps would
+    be copied. Images differ by rounding alone. Runs before recipe 4 have images without these channels.
+    """
+    for layer in generator.synthesis.modules():
+        if isinstance(layer, SynthesisLayer):  # the channels of a StyleGAN2 are powers of two
+            layer.padded_channels = padded
+
+
+def channel_multiple(device: torch.device) -> int:
+    """The number that the channels of a layer's maps are a multiple of on this device."""
+    return CHANNEL_MULTIPLE if device.type == "cuda" else 1
 
 
 def set_kernel(generator: Generator, kernel: Kernel) -> None:

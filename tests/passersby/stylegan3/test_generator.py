@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from passersby.errors import InputError
-from passersby.stylegan3 import Generator, GeneratorConfig, to_uint8
+from passersby.stylegan3 import Generator, GeneratorConfig, generator, to_uint8
 from passersby.stylegan3.generator import reference_generator_config
 
 IMAGE_TOLERANCE = 1e-5  # float32, another order of summation; 2e-6 is what is seen
@@ -170,3 +170,39 @@ def test_float16_on_cuda_stays_near_float32(config_name):
     found = network.cuda().synthesis(ws.cuda()).cpu()
     assert torch.isfinite(found).all()
     close(found, expected, atol=0.05)  # 10 bits of mantissa through 14 layers; 1/40 of the range
+
+
+@pytest.mark.parametrize("config_name", ["t", "r"])
+def test_channels_of_zeros_change_nothing(config_name, monkeypatch):
+    torch.manual_seed(0)
+    # Channels of 11, 9, 7 ... are no multiples of 8, and the input's are none either.
+    network = Generator(getattr(GeneratorConfig, f"config_{config_name}")(32, 16, 150, 11))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    ws = network.mapping(torch.randn(2, 512))
+
+    def results():
+        network.zero_grad()
+        buffers = {name: value.clone() for name, value in network.named_buffers()}
+        images = network.synthesis(ws.detach(), update_emas=True)
+        images.square().sum().backward()
+        averages = {name: value.clone() for name, value in network.named_buffers() if name.endswith("_ema")}
+        network.load_state_dict(buffers, strict=False)
+        return images.detach(), {n: p.grad.clone() for n, p in network.synthesis.named_parameters()}, averages
+
+    plain, channels = results(), []
+    monkeypatch.setattr(generator, "channel_multiple", lambda _: 8)
+    for name in network.synthesis.layer_names[:-1]:
+        getattr(network.synthesis, name).register_forward_hook(lambda _, __, out: channels.append(out.shape[1]))
+    padded = results()
+    assert {count % 8 for count in channels} == {0}
+    close(padded[0], plain[0])
+    for one, two in zip(padded[1:], plain[1:], strict=True):
+        for name, value in two.items():
+            torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    generator.set_padded_channels(network, False)
+    channels.clear()
+    torch.testing.assert_close(results()[0], plain[0], rtol=0, atol=0)
+    assert {count % 8 for count in channels} != {0}
