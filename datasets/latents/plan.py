@@ -20,8 +20,8 @@ from passersby.errors import InputError
 from passersby.options import Json, agree, canonical_sha256, check, check_known, differences, flag, stored_values
 
 # Of new runs. On a CPU all recipes are the same. On a GPU, from 2 on float16 kernels are scaled and refinement is in
-# float32, from 3 on the filtered leaky ReLU has the GPU's own kernel, and from 4 on float32 layers compute in float32
-# and cuDNN's algorithms are deterministic.
+# float32, from 3 on the filtered leaky ReLU has the GPU's own kernel, and from 4 on float32 layers compute in float32,
+# cuDNN's algorithms are deterministic and channels are padded.
 RECIPE = 4
 JOB = "invert"  # distinguishes this plan.json from that of jobs/generate.py
 REFINEMENTS = ("none", "w", "pivotal")

@@ -14,7 +14,8 @@ RANDOM, PEOPLE, PICTURES = PARTNERS = ("random", "people", "pictures")
 FORMATS = ("jpeg", "png")
 # Of new runs. On a CPU all recipes are the same. On a GPU, from 2 on float16 kernels are scaled (`set_scaled_kernels`),
 # from 3 on the filtered leaky ReLU has the GPU's own kernel (`set_kernel`), and from 4 on float32 layers compute in
-# float32 and cuDNN's algorithms are deterministic (`exact_numbers`).
+# float32, cuDNN's algorithms are deterministic (`exact_numbers`), channels are padded (`set_padded_channels`), and a
+# chunk of generation holds images of several people.
 RECIPE = 4
 PERSON_PIXEL_BYTES = 1_000_000_000  # a person is never divided, so this much must fit a worker
 

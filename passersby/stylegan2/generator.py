@@ -194,14 +194,20 @@ class SynthesisNetwork(nn.Module):
         return [f"b{height}.{name}" for height, parts in zip(self.heights, names, strict=True) for name in parts]
 
     def forward(
-        self, ws: torch.Tensor, update_emas: bool = False, shared: int = 0, noise: DrawNoise | None = None
+        self,
+        ws: torch.Tensor,
+        update_emas: bool = False,
+        shared: int = 0,
+        trunk: stylegan3.SharedTrunk | None = None,
+        noise: DrawNoise | None = None,
     ) -> torch.Tensor:
         """Images of `ws`.
 
         Without `noise` every layer has its constant noise, so that the image is a function of w alone; training draws
         noise. `shared=k` promises that ws[:, :k] are equal in all samples, as in style mixing from index k on. The
-        layers that depend only on these are then computed once; the result is the same. This network has no averages,
-        so `update_emas` has no effect.
+        layers that depend only on these are then computed once; the result is the same. With a `trunk` they are equal
+        in all samples of each person, and computed once for each person. This network has no averages, so
+        `update_emas` has no effect.
         """
         del update_emas
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
@@ -209,7 +215,13 @@ class SynthesisNetwork(nn.Module):
         if noise is not None:
             shared = 0  # every sample has its own noise
         ws = ws.to(torch.float32)
-        styles = [ws[:1, i] if i < shared else ws[:, i] for i in range(self.num_ws)]
+        common = ws[:1] if trunk is None else ws[trunk.first]
+        styles = [common[:, i] if i < shared else ws[:, i] for i in range(self.num_ws)]
+
+        def fitted(x: torch.Tensor, index: int) -> torch.Tensor:
+            # The maps of people become those of their samples at the first style input that is not shared.
+            return x if trunk is None or index < shared or len(x) != len(trunk.first) else x[trunk.person]
+
         x = image = None
         index = 0
         for height in self.heights:
@@ -219,12 +231,12 @@ class SynthesisNetwork(nn.Module):
             x = x.to(block.precision.of(x))
             for layer in block.convolutions:
                 values = layer.noise_const if noise is None else noise(index, layer.size)[:, None]
-                x = layer(x, styles[index], values)
+                x = layer(fitted(x, index), styles[index], values)
                 index += 1
-            rgb = block.torgb(x, styles[index]).to(torch.float32)
-            image = rgb if image is None else upsample2d(image, block.resample_filter) + rgb
+            rgb = block.torgb(fitted(x, index), styles[index]).to(torch.float32)
+            image = rgb if image is None else fitted(upsample2d(image, block.resample_filter), index) + rgb
         assert image is not None  # a network has at least three blocks
-        return image.expand(len(ws), -1, -1, -1)
+        return fitted(image, shared).expand(len(ws), -1, -1, -1)
 
 
 class Generator(stylegan3.Generator):

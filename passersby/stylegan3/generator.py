@@ -5,7 +5,7 @@ The state dict of a square network has the names and shapes of the reference imp
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -148,6 +148,13 @@ class SynthesisLayer(nn.Module):
         return weight, style * self.magnitude_ema.rsqrt(), demodulation
 
 
+class SharedTrunk(NamedTuple):
+    """The people of a batch whose images share the layers below some style input, fewer than the images."""
+
+    first: torch.Tensor  # [P] int64: a sample of each person
+    person: torch.Tensor  # [N] int64: each sample's person, as an index of `first`
+
+
 class SynthesisNetwork(nn.Module):
     """ws [N, num_ws, w_dim] -> images [N, img_channels, height, width] float32, nominally -1..1, not clamped."""
 
@@ -164,20 +171,26 @@ class SynthesisNetwork(nn.Module):
         """Names of the convolutions' weights, without ToRGB's."""
         return [f"{name}.weight" for name in self.layer_names if not getattr(self, name).spec.to_rgb]
 
-    def forward(self, ws: torch.Tensor, update_emas: bool = False, shared: int = 0) -> torch.Tensor:
+    def forward(
+        self, ws: torch.Tensor, update_emas: bool = False, shared: int = 0, trunk: SharedTrunk | None = None
+    ) -> torch.Tensor:
         """Images of `ws`.
 
         `shared=k` promises that ws[:, :k] are equal in all samples, as in style mixing from index k on. The layers that
-        depend only on these are then computed once; the result is the same.
+        depend only on these are then computed once; the result is the same. With a `trunk` they are equal in all
+        samples of each person, and computed once for each person.
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise InputError(f"synthesis: ws has shape {tuple(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]")
         ws = ws.to(torch.float32)
-        x = self.input(ws[:1, 0] if shared > 0 else ws[:, 0])
+        common = ws[:1] if trunk is None else ws[trunk.first]
+        x = self.input(common[:, 0] if shared > 0 else ws[:, 0])
         for i, name in enumerate(self.layer_names, start=1):
-            x = getattr(self, name)(x, ws[:1, i] if i < shared else ws[:, i], update_emas)
+            if trunk is not None and i == shared:
+                x = x[trunk.person]
+            x = getattr(self, name)(x, common[:, i] if i < shared else ws[:, i], update_emas)
         if len(x) != len(ws):
-            x = x.expand(len(ws), -1, -1, -1)
+            x = x.expand(len(ws), -1, -1, -1) if trunk is None else x[trunk.person]
         return x.to(torch.float32) * self.output_scale
 
 
@@ -292,7 +305,11 @@ def set_kernel(generator: Generator, kernel: Kernel) -> None:
 
 def z_of_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
     """[N, z_dim] float64: the z of each seed, drawn as the reference's tools draw it, independent of other seeds."""
-    return np.concatenate([np.random.RandomState(seed).randn(1, z_dim) for seed in seeds])  # noqa: NPY002
+    random, rows = np.random.RandomState(0), []  # noqa: NPY002 (a new object for each seed takes twice as long)
+    for seed in seeds:
+        random.seed(seed)
+        rows.append(random.randn(1, z_dim))
+    return np.concatenate(rows)
 
 
 # Keywords of the reference without a meaning in this code: they choose kernels or memory layout, and change no numbers.

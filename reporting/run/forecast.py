@@ -14,6 +14,7 @@ from reporting.page import STAGES
 from reporting.progress import duration
 
 SAMPLE_VARIANTS = 8
+SAMPLE_ON_GPU = 64  # images: a GPU's chunk of several people, which would otherwise be filled up
 ROW_BYTES = 150  # of an image without its picture, in its shard and in the manifest
 
 
@@ -27,7 +28,8 @@ class Sample:
 
 
 def forecast(stages: Sequence[tuple[type, dict]], pools: Sequence, images: int, at_once: float, output: Output) -> str:
-    """Time and disk space that `images` images will take, measured on one small person in this process.
+    """Time and disk space that `images` images will take, measured in this process on one small person, on a GPU on
+    several.
 
     stages: actor classes with their keywords, without the stage that writes; pools: their sizes and GPUs;
     at_once: how many actors' work the cluster's CPUs can do at a time. Writes nothing.
@@ -35,27 +37,28 @@ def forecast(stages: Sequence[tuple[type, dict]], pools: Sequence, images: int, 
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    actors = []
+    actors, people = [], 1
     for actor, arguments in stages:
         changes = {"device": device} if "device" in arguments else {}
         if "configuration" in arguments:
             configuration = arguments["configuration"]
-            changes["configuration"] = dataclasses.replace(
-                configuration, variants=min(configuration.variants, SAMPLE_VARIANTS)
-            )
+            variants = min(configuration.variants, SAMPLE_VARIANTS)
+            changes["configuration"] = dataclasses.replace(configuration, variants=variants)
+            if device == "cuda":
+                people = max(1, min(SAMPLE_ON_GPU // variants, images // configuration.variants))
         actors.append(actor(**{**arguments, **changes}))
-    sample = measure(dict(zip(STAGES, actors, strict=False)))
+    sample = measure(dict(zip(STAGES, actors, strict=False)), people)
     sizes = {name: pool.size for name, pool in zip(STAGES, pools, strict=False)}
     shared = None if any(pool.gpus for pool in pools) else at_once
     return describe(sample, images, expected_seconds(sample, images, sizes, shared), device, output)
 
 
-def measure(stages: Mapping[str, Callable[[pa.Table], pa.Table]]) -> Sample:
-    """Put a unit of one person through the stages twice, and time the second time.
+def measure(stages: Mapping[str, Callable[[pa.Table], pa.Table]], people: int = 1) -> Sample:
+    """Put a unit of so many people through the stages twice, and time the second time.
 
     Each stage adds its `seconds_NAME` to the unit.
     """
-    row = pa.table({"unit": [0], "first_person": [0], "people": [1]})
+    row = pa.table({"unit": [0], "first_person": [0], "people": [people]})
     for _ in range(2):  # the first time pays for buffers and caches
         unit = row
         for stage in stages.values():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from actors import style_mixer
 from actors.style_mixer import StyleMixer, check_network
 from datasets.latents.partners import RealCodes, origins_of, real_codes
 from datasets.latents.table import delta_name, read_latents
@@ -52,6 +53,19 @@ def make(generator: Generator, people: range, codes: RealCodes | None = None, **
     table = images_of(batch)
     assert all(field.type == SCHEMA.field(field.name).type for field in table.schema)
     return table.to_pylist()
+
+
+def share_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Let people share chunks of so many images on the CPU, as on a GPU, until the test ends."""
+    monkeypatch.setattr(style_mixer, "shares_chunks", lambda *_: True)
+    monkeypatch.setattr(style_mixer, "CHUNK", {"cpu": 8, "cuda": size})
+
+
+@pytest.fixture(params=["apart", "shared chunks"])
+def either_way(request, monkeypatch) -> None:
+    """The test runs twice: people have chunks of their own, and people share chunks."""
+    if request.param != "apart":
+        share_chunks(monkeypatch, 5)
 
 
 def pixels(row: dict) -> np.ndarray:
@@ -255,6 +269,7 @@ def test_other_real_people_give_poses_each_of_their_pictures_once(generator, rea
             assert row["amount"] is None
 
 
+@pytest.mark.usefixtures("either_way")
 def test_other_pictures_of_the_person_are_moved_towards_and_never_equally_far_twice(generator, real):
     changes = {"method": "interpolate", "partners": "pictures", "truncation_psi": None, "amount": 0.8, "variants": 6}
     rows = real(range(3), **changes, layers=tuple(range(16)))
@@ -285,6 +300,7 @@ def test_a_real_person_does_not_depend_on_its_unit(real):
     assert together == [row for person in range(3) for row in real(range(person, person + 1), **changes)]
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_delta_changes_its_person_and_nobody_else(generator, real, tmp_path):
     name, weight = next(
         (n, p) for n, p in generator.synthesis.named_parameters() if n.startswith("L5_") and p.ndim == 4
@@ -387,3 +403,48 @@ def test_a_stylegan2_has_ten_style_inputs_at_height_64(second):
     check_network(second.config, dataclasses.replace(CONFIGURATION, layers=(9,)))
     with pytest.raises(InputError, match="10 style inputs.*11 style inputs"):
         check_network(second.config, dataclasses.replace(CONFIGURATION, layers=(10,)))
+
+
+# ---- Chunks of several people, as on a GPU.
+
+
+@pytest.mark.parametrize(("chunk", "variants", "layers"), [(5, 4, (5, 6)), (16, 3, (12, 13)), (4, 1, ()), (7, 2, (0,))])
+def test_people_who_share_chunks_are_those_who_do_not(generator, chunk, variants, layers, monkeypatch):
+    changes = {"variants": variants, "layers": layers, "method": "mix" if layers else "camera"}
+    apart = make(generator, range(3, 7), **changes)
+    shapes, synthesis = [], generator.synthesis.forward
+
+    def watched(ws, **keywords):
+        trunk = keywords.get("trunk")
+        shapes.append((len(ws), None if trunk is None else len(trunk.first)))
+        return synthesis(ws, **keywords)
+
+    monkeypatch.setattr(generator.synthesis, "forward", watched)
+    share_chunks(monkeypatch, chunk)
+    shared = make(generator, range(3, 7), **changes)
+    for one, two in zip(apart, shared, strict=True):
+        assert one | {"image": None} == two | {"image": None}
+        assert np.abs(pixels(one).astype(int) - pixels(two)).max() <= 1  # sums in another order
+    assert len(shapes) == -(-4 * variants // chunk)
+    assert len(set(shapes)) == 1  # of all chunks, the last one too: an image depends on itself alone
+    assert shapes[0][0] == chunk
+
+
+def test_an_image_does_not_depend_on_the_people_of_its_chunk(generator, monkeypatch):
+    share_chunks(monkeypatch, 8)
+    alone = [row for person in range(3) for row in make(generator, range(person, person + 1))]
+    assert make(generator, range(3)) == alone
+
+
+def test_a_stylegan2_shares_chunks_too(second, monkeypatch):
+    apart = make(second, range(3), variants=3, layers=(4, 5))
+    share_chunks(monkeypatch, 5)
+    for one, two in zip(apart, make(second, range(3), variants=3, layers=(4, 5)), strict=True):
+        assert np.abs(pixels(one).astype(int) - pixels(two)).max() <= 1
+
+
+def test_chunks_are_shared_on_a_gpu_since_recipe_4():
+    shares = [
+        style_mixer.shares_chunks(recipe, torch.device(device)) for device in ("cpu", "cuda") for recipe in (3, 4)
+    ]
+    assert shares == [False, False, False, True]
