@@ -9,9 +9,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
 
+from datasets.exports.listings import LISTED, write_listings
 from datasets.exports.manifest import RunManifest
 from datasets.exports.record import IDENTITIES, RECORD, SHORT, Record, begin, holds_export
-from datasets.exports.selection import FILES_OF_MANY, Options, People, assign
+from datasets.exports.selection import FILES_OF_MANY, ExportImages, Options, People, assign
 from datasets.exports.trees import loader_notes, write_empty_notes
 from datasets.exports.write import run_tasks, tasks
 from datasets.runs.run import GenerationRun, open_run
@@ -20,6 +21,11 @@ from jobs.common import run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from reporting.progress import ProgressLine
+
+HOW_TO_READ = {
+    "fiftyone": "fiftyone.Dataset.from_dir({out!r}, dataset_type=fiftyone.types.FiftyOneDataset)",
+    "huggingface": "datasets.load_dataset('imagefolder', data_dir={out!r}, split='train')",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +42,12 @@ class Config:
     """The run: the folder or URI that jobs/generate.py wrote."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR_OR_URI")]
     """Where to write: an empty folder or a URI such as s3://bucket/export."""
-    format: Literal["market1501", "webdataset", "folder", "table"]
+    format: Literal["market1501", "webdataset", "folder", "table", "fiftyone", "huggingface"]
     """market1501: a tree with bounding_box_train. folder: a sub-folder for each person (torchvision's ImageFolder).
     webdataset: people-NNNNNN.tar, each image with a .json.
-    table: table/people-NNNNNN.parquet, images and scores."""
+    table: table/people-NNNNNN.parquet, images and scores.
+    fiftyone: a FiftyOneDataset of FiftyOne. huggingface: an imagefolder with metadata.jsonl for the library of that
+    name. Both have every score and verdict as fields."""
     manifest: str | None = None
     """Name of the manifest that says which images are kept, as given to jobs/refilter.py --name.
     By default the run's own manifest."""
@@ -111,9 +119,15 @@ def main(config: Config) -> None:
     begin(out, record, people)
     if options.format == "market1501":
         write_empty_notes(out, options)
-    write(config, options, manifest, out, people, set(out.list("")) if continued else set())
+    existing = set(out.list("")) if continued else set()
+    if options.format in LISTED:
+        suffix = ExportImages(manifest, options.jpeg_quality).suffix
+        write_listings(out, manifest, options, people, suffix)
+    write(config, options, manifest, out, people, existing)
     print(f"{people.images.sum():,} images of {people.exported.sum():,} people, as {out.address(RECORD)} says")
     print(f"who is who: {out.address(IDENTITIES)}")
+    if options.format in HOW_TO_READ:
+        print(f"read it with: {HOW_TO_READ[options.format].format(out=out.root_address)}")
 
 
 def _run(address: str) -> GenerationRun:

@@ -15,7 +15,7 @@ from datasets.runs.plan import Unit
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 
-FORMATS = ("market1501", "webdataset", "folder", "table")
+FORMATS = ("market1501", "webdataset", "folder", "table", "fiftyone", "huggingface")
 FILES_OF_MANY = ("webdataset", "table")
 SPLITS = ("train", "query", "gallery")
 MOST_IMAGES_A_FILE = 10_000

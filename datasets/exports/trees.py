@@ -1,4 +1,4 @@
-"""Exports as a tree of image files: a Market-1501 tree, or one folder a person.
+"""Exports as a tree of image files: a Market-1501 tree, or one folder a person, also for FiftyOne and Hugging Face.
 
 The rules for names are those of three common tools, at the named revisions. This module contains none of their code.
 
@@ -25,6 +25,7 @@ LAST_IDENTITY, LAST_CAMERA = 1501, 6
 LAST_FOUR_DIGITS = 9999
 _FIRST_READ = re.compile(r"[-\d]+_c\d")  # what torchreid and fast-reid look for
 EMPTY_NOTE = "README.txt"
+IMAGE_FOLDERS = {"fiftyone": "data/", "huggingface": "train/"}  # of formats whose tools want the images in a folder
 
 
 def market1501_names(piece: Piece) -> list[str]:
@@ -51,6 +52,13 @@ def folder_names(piece: Piece, people: People, suffix: str) -> list[str]:
         f"{identity:0{digits}d}/{identity:0{digits}d}_c{camera}s1_{variant:06d}_00.{suffix}"
         for identity, camera, variant in zip(*columns, strict=True)
     ]
+
+
+def image_names(piece: Piece, options: Options, people: People, suffix: str) -> list[str]:
+    """The name of each image in a tree of this format, relative to the export's folder."""
+    if options.format == "market1501":
+        return market1501_names(piece)
+    return [IMAGE_FOLDERS.get(options.format, "") + name for name in folder_names(piece, people, suffix)]
 
 
 def write_images(out: Output, images: ExportImages, piece: Piece, names: Sequence[str], existing: set[str]) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import io
 import json
-import math
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from datasets.exports.manifest import RunManifest
 from datasets.exports.selection import FILES_OF_MANY, ExportImages, Options, People, Piece, select
 from datasets.runs.manifest import MANIFEST_SCHEMA
 from datasets.storage.output import Output
-from passersby.options import Json
+from passersby.options import finite
 
 COLUMNS = MANIFEST_SCHEMA.names
 ROW_GROUP_BYTES, ROW_GROUP_ROWS = (
@@ -71,15 +70,11 @@ def write_tar(out: Output, name: str, images: ExportImages, pieces: Sequence[Pie
             for row, image in zip(rows, images.read(piece), strict=True):
                 key = f"{row['identity']:06d}_{row['variant']:06d}"
                 _add(tar, f"{key}.{images.suffix}", image)
-                _add(tar, f"{key}.json", json.dumps({k: _number(v) for k, v in row.items()}).encode())
+                _add(tar, f"{key}.json", json.dumps({k: finite(v) for k, v in row.items()}).encode())
 
 
 def _json_columns() -> list[str]:
     return [name for name in TABLE_SCHEMA.names if name != "image"]
-
-
-def _number(value: Json) -> Json:
-    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON knows no NaN
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -156,8 +151,7 @@ def tasks(manifest: RunManifest, out: Output, options: Options, people: People, 
             yield Task(count, remaining, functools.partial(write, out, name, images, part))
         return
     for piece in select(manifest, options, people, trees.COLUMNS):
-        market = options.format == "market1501"
-        names = trees.market1501_names(piece) if market else trees.folder_names(piece, people, images.suffix)
+        names = trees.image_names(piece, options, people, images.suffix)
         remaining = sum(name not in existing for name in names) if existing else len(names)
         run = functools.partial(trees.write_images, out, images, piece, names, existing)
         yield Task(len(names), remaining, run)

@@ -19,7 +19,7 @@ from tests.helpers import export_runs as runs
 
 ROOT = Path(__file__).parents[2]
 
-FORMATS = ["market1501", "webdataset", "folder", "table"]
+FORMATS = ["market1501", "webdataset", "folder", "table", "fiftyone", "huggingface"]
 
 
 @pytest.fixture
