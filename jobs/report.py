@@ -51,6 +51,9 @@ class Config:
     sample: int = 1200
     """With --run: number of pictures in the page's galleries around the thresholds, 0 to 4000.
     Each picture takes about 3 kB."""
+    people: tuple[int, ...] = ()
+    """With --run: numbers of the people whose pictures the page shows, such as 12 40. At most 100.
+    By default 24 people, spread over the run. The page compares any two people of the run, by their scores."""
     queries: Annotated[int, Bound(ge=0)] = 4
     """With --sweep: how many queries that got better, and how many that got worse, the page shows.
     0 computes no features. With a large test set, features take minutes on a CPU."""
@@ -62,6 +65,8 @@ def main(config: Config) -> None:
         raise InputError(f"{'both' if config.run else 'neither'} --run and --sweep: give one of them")
     if config.training and config.run is None:
         raise InputError("--training goes with --run: a sweep trains no generator")
+    if config.people and config.run is None:
+        raise InputError(f"--people {config.people[0]}: it goes with --run, for the page of a run")
     if config.network is not None and config.run is None:
         raise InputError(f"--network {config.network}: it goes with --run, for the card of the run's generator")
     check_bounds(config)
@@ -86,7 +91,7 @@ def write_run_page(config: Config) -> str:
     toy = is_toy(summary.get("network", {}))
     trainings = [read_training(folder, toy) for folder in config.training]
     manifest = read_manifest(output, columns=COLUMNS)
-    page = run_page(run, manifest, summary, sample=config.sample, trainings=trainings)
+    page = run_page(run, manifest, summary, sample=config.sample, people=config.people, trainings=trainings)
     output.write(REPORT, page.encode())
     return output.address(REPORT)
 

@@ -84,7 +84,8 @@ function thresholds() {
 }
 
 // ---- what is shown
-const thousands = (n) => n.toLocaleString("en-US");
+const grouped = new Intl.NumberFormat("en-US"); // toLocaleString would make one for each number: 300 of them are slow
+const thousands = (n) => grouped.format(n);
 function percent(part, whole) {
   if (!whole) return "";
   const share = part / whole;
@@ -217,13 +218,97 @@ function showGalleries(verdict, t) {
     element.hidden = line === null;
     if (line === null) continue;
     const judge = key === "identity_ceiling" ? "real" : score;
-    const near = pictures.filter((p) => has[judge](p.row) && Number.isFinite(values[judge][p.row])).sort((a, b) => Math.abs(values[judge][a.row] - line) - Math.abs(values[judge][b.row] - line));
+    const near = pictures.filter((p) => isChosen(Number(p.person)) && has[judge](p.row) && Number.isFinite(values[judge][p.row])).sort((a, b) => Math.abs(values[judge][a.row] - line) - Math.abs(values[judge][b.row] - line));
     for (const [name, wanted, none] of [["rejected", place, "None of the sampled pictures fails here."], ["kept", 0, "None of the sampled pictures is kept."]]) {
       const found = near.filter((p) => verdict[p.row] === wanted).slice(0, GALLERY);
       const target = element.querySelector(`[data-side="${name}"]`);
       if (found.length) target.replaceChildren(...drawn(found, judge, verdict));
       else target.textContent = none;
     }
+  }
+}
+
+// ---- people: who is shown, and two of them side by side
+const numbers = new Uint32Array(people), starts = new Uint32Array(people + 1), placeOf = new Map();
+{
+  const named = data.scores.numbers ? new DataView(bytes(data.scores.numbers).buffer) : null;
+  for (let p = 0; p < people; p++) {
+    numbers[p] = named ? named.getUint32(4 * p, true) : p;
+    starts[p + 1] = starts[p] + sizes.getUint32(4 * p, true);
+    placeOf.set(numbers[p], p);
+  }
+}
+const sources = new Map(pictures.map((picture) => [picture.row, picture.source]));
+const who = document.getElementById("who"), whoSaid = document.getElementById("who-said");
+const MOST_COMPARED = 200;
+let chosen = null; // ranges of numbers; null: everybody
+
+function ranges(text) {
+  if (!text.trim()) return null;
+  return text.split(/[\s,;]+/).filter(Boolean).map((part) => {
+    const match = /^(\d+)(?:-(\d+))?$/.exec(part);
+    return match ? [Number(match[1]), Number(match[2] ?? match[1])] : NaN;
+  });
+}
+const isChosen = (person) => chosen === null || chosen.some(([low, high]) => low <= person && person <= high);
+
+function choosePeople() {
+  const asked = ranges(who.value), wrong = asked !== null && asked.some((range) => !Array.isArray(range));
+  who.setAttribute("aria-invalid", String(wrong));
+  if (wrong) { whoSaid.textContent = "numbers and ranges, such as 12, 40-60"; return; }
+  chosen = asked;
+  let shown = 0, known = 0;
+  for (const element of document.querySelectorAll("[data-strip]")) {
+    element.hidden = !isChosen(Number(element.dataset.strip));
+    shown += !element.hidden;
+  }
+  for (let p = 0; p < people && chosen !== null; p++) known += isChosen(numbers[p]);
+  whoSaid.textContent = chosen === null ? ""
+    : `${thousands(known)} of ${thousands(people)} people; ${thousands(shown)} of them have their pictures here. The galleries above follow, too.`;
+  later();
+}
+
+function mean(first, end, score) {
+  let sum = 0, n = 0;
+  for (let i = first; i < end; i++) if (plotted[score](i) && Number.isFinite(values[score][i])) { sum += values[score][i]; n++; }
+  return n ? (sum / n).toFixed(3) : null;
+}
+const sides = [...document.querySelectorAll("[data-person-side]")].map((element) => ({
+  number: element.querySelector("input"), said: element.querySelector("[data-said]"), gallery: element.querySelector(".gallery"),
+}));
+
+function showPair(verdict) {
+  for (const side of sides) {
+    const p = side.number.value.trim() === "" ? undefined : placeOf.get(Number(side.number.value));
+    side.number.setAttribute("aria-invalid", String(p === undefined));
+    if (p === undefined) {
+      side.said.textContent = people ? `the run's people are ${numbers[0]} to ${numbers[people - 1]}` : "the run has no people";
+      side.gallery.replaceChildren();
+      continue;
+    }
+    const first = starts[p], end = starts[p + 1], lost = new Map();
+    let kept = 0;
+    for (let i = first; i < end; i++) {
+      if (verdict[i]) lost.set(verdict[i], (lost.get(verdict[i]) ?? 0) + 1); else kept++;
+    }
+    const words = [`${kept} of ${end - first} kept`, ...[...lost].map(([key, n]) => `${n} ${LABELS[VERDICTS[key]]}`)];
+    for (const [score, name] of [["detector", "pedestrian"], ["ssim", "SSIM"], ["cosine", "identity"]]) {
+      const value = mean(first, end, score);
+      if (value !== null) words.push(`mean ${name} ${value}`);
+    }
+    side.said.textContent = words.join(" · ");
+    const figures = [];
+    for (let i = first; i < Math.min(end, first + MOST_COMPARED); i++) {
+      const figure = document.createElement("figure"), caption = document.createElement("figcaption"), source = sources.get(i);
+      const shown = document.createElement(source ? "img" : "span"), text = describe({ person: numbers[p], variant: i - first }, verdict[i]);
+      figure.className = `v-${VERDICTS[verdict[i]]}`;
+      if (source) { shown.src = source; shown.alt = shown.title = text; } else { shown.className = "nothing"; shown.title = text; shown.textContent = "no picture"; }
+      const scores = ["detector", "ssim", "cosine"].filter((s) => plotted[s](i) && Number.isFinite(values[s][i])).map((s) => values[s][i].toFixed(2));
+      caption.textContent = [...scores, ...(flags[i] & IS_REFERENCE ? ["ref"] : [])].join(" ");
+      figure.append(shown, caption);
+      figures.push(figure);
+    }
+    side.gallery.replaceChildren(...figures);
   }
 }
 
@@ -243,6 +328,7 @@ function update() {
   showPlots(verdict, t);
   showStrips(verdict);
   showGalleries(verdict, t);
+  showPair(verdict);
   showCommand(t);
 }
 
@@ -264,6 +350,15 @@ document.getElementById("reset").addEventListener("click", () => {
   }
   later();
 });
+who.addEventListener("input", choosePeople);
+{
+  // The first two people whose pictures are here.
+  const here = [...document.querySelectorAll("[data-strip]")].map((element) => element.dataset.strip);
+  sides.forEach((side, index) => {
+    side.number.value = here[index] ?? here[0] ?? (people ? numbers[Math.min(index, people - 1)] : "");
+    side.number.addEventListener("input", later);
+  });
+}
 for (const element of document.querySelectorAll(".needs-script")) element.hidden = false;
 update();
 document.documentElement.dataset.ready = "yes";

@@ -65,8 +65,9 @@ def pack_scores(manifest: pa.Table) -> dict[str, int | str | dict[str, str]]:
 
     columns: score -> base64 of little-endian float32 [count], the bits of the shards (NaN where null); left out where
     no image has that score. flags: base64 of uint8 [count]. people: base64 of uint32, the images of each person in the
-    order of rows, which is the plan's. Columns read: those of datasets.runs.verdicts.verdicts and person. Nothing is
-    compressed: 100,000 images with all scores are 2.3 MB, and every browser reads them alike.
+    order of rows, which is the plan's; numbers: likewise the number of each person, left out where they are 0, 1, 2 and
+    so on. Columns read: those of datasets.runs.verdicts.verdicts and person. Nothing is compressed: 100,000 images
+    with all scores are 2.3 MB, and every browser reads them alike.
     """
     flags = (
         pc.call_function("not_equal", [manifest["status"], "ok"]).fill_null(True).to_numpy().astype(np.uint8) * FAILED
@@ -80,17 +81,18 @@ def pack_scores(manifest: pa.Table) -> dict[str, int | str | dict[str, str]]:
     latent = pc.call_function("equal", [manifest["source"], LATENT]).fill_null(False).to_numpy()
     reference = manifest["variant"].to_numpy() == manifest["reference_variant"].fill_null(-1).to_numpy()
     flags |= latent.astype(np.uint8) * FROM_LATENT | reference.astype(np.uint8) * IS_REFERENCE
-    return {
+    person = manifest["person"].to_numpy()
+    starts = np.flatnonzero(np.diff(person, prepend=person[:1] - 1))
+    numbers = person[starts]
+    packed: dict[str, int | str | dict[str, str]] = {
         "count": manifest.num_rows,
         "columns": columns,
         "flags": _base64(flags),
-        "people": _base64(_people(manifest["person"].to_numpy()).astype("<u4")),
+        "people": _base64(np.diff(starts, append=len(person)).astype("<u4")),
     }
-
-
-def _people(person: np.ndarray) -> np.ndarray:
-    starts = np.flatnonzero(np.diff(person, prepend=person[:1] - 1))
-    return np.diff(starts, append=len(person))
+    if (numbers != np.arange(len(numbers))).any():
+        packed["numbers"] = _base64(numbers.astype("<u4"))
+    return packed
 
 
 def _base64(array: np.ndarray) -> str:
@@ -100,6 +102,7 @@ def _base64(array: np.ndarray) -> str:
 # ---- Which pictures are shown, and the pictures, small.
 
 STRIP_PEOPLE, STRIP_VARIANTS = 24, 16
+CHOSEN_PEOPLE, CHOSEN_VARIANTS = 100, 64  # most of those who are asked for: about 3 kB a picture
 SAMPLE = 1200  # pictures for the galleries, besides those of the strips
 MOST_UNITS = 64  # shards that are opened for pictures: a run of any size is sampled in seconds
 _HEIGHT, _QUALITY = 128, 80  # of a thumbnail: about 2.5 kB
@@ -116,9 +119,20 @@ class Thumbnail:
     jpeg: str
 
 
-def choose_strips(manifest: pa.Table) -> list[np.ndarray]:
-    """Rows of the first variants of people spread evenly over the run: one array for each person."""
+def choose_strips(manifest: pa.Table, people: Sequence[int] = ()) -> list[np.ndarray]:
+    """Rows of the first variants of people spread evenly over the run: one array for each person.
+
+    people: their numbers, of the people to show instead, with more of their variants. Raises InputError for a person
+    whom the run does not have.
+    """
     person = manifest["person"].to_numpy()
+    if people:
+        chosen = [np.flatnonzero(person == number)[:CHOSEN_VARIANTS] for number in dict.fromkeys(people)]
+        if missing := [number for number, rows in zip(dict.fromkeys(people), chosen, strict=True) if not len(rows)]:
+            raise InputError(
+                f"--people {missing[0]}: the run has no such person; its people are {person.min()} to {person.max()}"
+            )
+        return chosen
     starts = np.flatnonzero(np.diff(person, prepend=person[:1] - 1))
     ends = np.append(starts[1:], len(person))
     if not len(starts):
@@ -220,12 +234,16 @@ def run_page(
     summary: Summary,
     *,
     sample: int = SAMPLE,
+    people: Sequence[int] = (),
     trainings: Sequence[Training] = (),
 ) -> str:
     """The page of a run as HTML. manifest: COLUMNS, in the order of the plan; summary: what results.publish writes.
 
-    sample: pictures for the galleries. Raises InputError for a sample out of range and a shard that is damaged.
+    sample: pictures for the galleries. people: those to show instead of people spread over the run. Raises InputError
+    for a sample out of range, a person whom the run does not have, and a shard that is damaged.
     """
+    if len(people) > CHOSEN_PEOPLE:
+        raise InputError(f"--people: {len(people)} people are more than a page shows, {CHOSEN_PEOPLE}: give fewer")
     if not 0 <= sample <= MOST_SAMPLED:
         raise InputError(f"--sample {sample}: give 0 to {MOST_SAMPLED} pictures")
     output, plan, privacy = run.output, run.plan, read_privacy(run, manifest)
@@ -239,7 +257,7 @@ def run_page(
         check_commands=[("judge the same images by other thresholds", again)],
         privacy=privacy,
         privacy_png=output.read(PRIVACY_SHEET) if privacy else None,
-        explorer=gather(run, manifest, summary["thresholds"], sample),
+        explorer=gather(run, manifest, summary["thresholds"], sample, people),
         trainings=trainings,
     )
 
@@ -257,10 +275,16 @@ class ImageRow(TypedDict):
     identity_cosine: float | None
 
 
-def gather(run: GenerationRun, manifest: pa.Table, thresholds: Mapping[str, float | None], sample: int) -> Explorer:
+def gather(
+    run: GenerationRun,
+    manifest: pa.Table,
+    thresholds: Mapping[str, float | None],
+    sample: int,
+    people: Sequence[int] = (),
+) -> Explorer:
     """The controls, strips and pictures of the page, for the template and (under "data") for its script."""
     shown = controls(manifest, thresholds)
-    strips = choose_strips(manifest)
+    strips = choose_strips(manifest, people)
     in_strips = np.concatenate([*strips, np.empty(0, np.int64)]).astype(np.int64)
     more = np.setdiff1d(choose_rows(manifest, shown, sample), in_strips)
     thumbnails = read_thumbnails(run, manifest, np.union1d(in_strips, more))

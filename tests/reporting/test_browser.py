@@ -147,6 +147,53 @@ def test_sliders_count_as_refilter_does(browser, run):
     assert browser.errors == []
 
 
+def typed(browser, selector: str, value: str) -> None:
+    browser.run(f"""(() => {{
+        const input = document.querySelector('{selector}');
+        input.value = "{value}";
+        input.dispatchEvent(new Event("input", {{ bubbles: true }}));
+    }})()""")
+    browser.press()  # waits for the page to be drawn
+
+
+@pytest.mark.parametrize("run", ["seed"], indirect=True)
+def test_people_are_filtered_and_two_stand_side_by_side(browser, run):
+    opened(browser, run)
+    strips = "[...document.querySelectorAll('[data-strip]')].filter((e) => !e.hidden).map((e) => e.dataset.strip)"
+    assert browser.run(strips) == [str(number) for number in range(PEOPLE)]
+    typed(browser, "#who", "3, 10-12 99")
+    assert browser.run(strips) == ["3", "10", "11", "12"]
+    assert browser.run("document.getElementById('who-said').textContent").startswith("4 of 20 people; 4 of them")
+    people = "[...document.querySelectorAll('[data-gallery] img')].map((e) => /Person (\\d+)/.exec(e.alt)[1])"
+    assert set(browser.run(people)) <= {"3", "10", "11", "12"}
+    typed(browser, "#who", "3, everybody")
+    assert browser.run("document.getElementById('who-said').textContent") == "numbers and ranges, such as 12, 40-60"
+    assert browser.run(strips) == ["3", "10", "11", "12"]
+    typed(browser, "#who", "")
+    assert len(browser.run(strips)) == PEOPLE
+
+    typed(browser, "[data-person-side=first] input", "7")
+    typed(browser, "[data-person-side=second] input", "13")
+    set_threshold(browser, "detector", 0.25)
+    browser.press()
+    from datasets.runs.manifest import read_manifest
+
+    refiltered(run, detector_threshold=0.25)
+    rows = read_manifest(run, "refiltered", ["person", "verdict"]).to_pylist()
+    for side, person in (("first", 7), ("second", 13)):
+        verdicts = [row["verdict"] for row in rows if row["person"] == person]
+        section = f"document.querySelector('[data-person-side={side}]')"
+        said = browser.run(f"{section}.querySelector('[data-said]').textContent")
+        assert said.startswith(f"{verdicts.count('kept')} of {VARIANTS} kept")
+        assert "mean pedestrian" in said
+        classes = browser.run(f"[...{section}.querySelectorAll('figure')].map((e) => e.className)")
+        assert classes == [f"v-{verdict}" for verdict in verdicts]
+    typed(browser, "[data-person-side=first] input", "20")
+    said = browser.run("document.querySelector('[data-person-side=first] [data-said]').textContent")
+    assert said == "the run's people are 0 to 19"
+    assert browser.errors == []
+
+
 @pytest.mark.parametrize("run", ["seed"], indirect=True)
 def test_a_slider_moves_by_keyboard_and_everything_follows(browser, run):
     opened(browser, run)

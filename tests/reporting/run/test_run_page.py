@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from datasets.runs.run import Run
@@ -89,6 +90,23 @@ def test_pictures_lie_around_the_thresholds_everywhere_else_and_of_many_people()
     assert times.max() <= 10
     few = manifest(5)
     assert choose_rows(few, controls(few, OFF), 1200).tolist() == list(range(50))
+
+
+def test_strips_of_chosen_people():
+    table = manifest(30, variants=80)
+    strips = choose_strips(table, (7, 3, 7))
+    assert [set(table["person"].to_numpy()[rows]) for rows in strips] == [{7}, {3}]
+    assert [len(rows) for rows in strips] == [64, 64]
+    with pytest.raises(InputError, match="--people 30: the run has no such person; its people are 0 to 29"):
+        choose_strips(table, (3, 30))
+
+
+def test_numbers_of_people_that_are_not_consecutive():
+    table = manifest(30)
+    assert "numbers" not in pack_scores(table)
+    numbers = pc.call_function("multiply", [table["person"], 5])
+    packed = pack_scores(table.set_column(table.column_names.index("person"), "person", numbers))
+    assert unpacked(packed["numbers"], "<u4").tolist() == [*range(0, 150, 5)]
 
 
 def test_strips_are_of_people_from_the_whole_run():
