@@ -54,6 +54,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
         Part("ceilings", layers.ceilings, 15),
         Part("tests", functools.partial(gpu_tests, out=options.out), 60),
         Part("layers", layers.layers, 90),
+        Part("filters", layers.filters, 5),
         Part("iterations", iterations.iterations, 130),
         Part("generation", functools.partial(generation.generation, yolo_weights=options.yolo_weights), 60),
         Part("generators", layers.network, 30),

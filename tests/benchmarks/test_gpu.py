@@ -54,6 +54,16 @@ def test_every_layer_is_measured_by_every_kernel_that_runs_here(bench):
     assert not bench.slow_layers
 
 
+def test_the_discriminators_filters(bench):
+    bench.bytes_per_second = bench.flop_per_second = 1e9
+    *blocks, total = layers.filters(bench)
+    assert [block.name.split(",")[0] for block in blocks] == [
+        "filter of 32 x 16 x 8 channels", "filter of 16 x 8 x 16 channels"
+    ]  # fmt: skip
+    assert total.value == pytest.approx(sum(block.value for block in blocks))
+    assert blocks[0].floor == pytest.approx(4 * 4 * 4 * 32 * 16 * 8 / 1e9 * 1e3)
+
+
 def test_a_layer_that_is_far_too_slow_is_given_up(bench, monkeypatch):
     monkeypatch.setattr(layers, "LAYER_SECONDS", 0.0)
     whole = []

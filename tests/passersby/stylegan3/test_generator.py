@@ -5,7 +5,7 @@ import torch
 
 from passersby.errors import InputError
 from passersby.stylegan3 import Generator, GeneratorConfig, generator, to_uint8
-from passersby.stylegan3.generator import reference_generator_config
+from passersby.stylegan3.generator import reference_generator_config, set_kernel
 
 IMAGE_TOLERANCE = 1e-5  # float32, another order of summation; 2e-6 is what is seen
 
@@ -51,8 +51,10 @@ def test_mapping_and_truncation_equal_the_reference(oracle):
     close(network.mapping(z, truncation_psi=0.7, truncation_cutoff=8), oracle.tensor("ws_psi0.7_cut8"))
 
 
-def test_every_layer_equals_the_reference(oracle):
+@pytest.mark.parametrize("kernel", ["plain", "matmul"])
+def test_every_layer_equals_the_reference(oracle, kernel):
     network, seen = oracle.generator(), {}
+    set_kernel(network, kernel)
     for name in ("input", *network.synthesis.layer_names):
         layer = getattr(network.synthesis, name)
         layer.register_forward_hook(lambda _module, _inputs, out, name=name: seen.update({name: out}))
@@ -67,9 +69,12 @@ def test_every_layer_equals_the_reference(oracle):
         assert [float(v) for v in found] == pytest.approx([mean, std, largest], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("kernel", ["plain", "matmul"])
 @pytest.mark.parametrize("psi", ["psi1", "psi0.7"])
-def test_images_equal_the_reference(oracle, psi):
-    images = oracle.generator().synthesis(oracle.tensor(f"ws_{psi}"))
+def test_images_equal_the_reference(oracle, psi, kernel):
+    network = oracle.generator()
+    set_kernel(network, kernel)
+    images = network.synthesis(oracle.tensor(f"ws_{psi}"))
     close(images, oracle.tensor(f"img_{psi}"))
     difference = to_uint8(images).int() - oracle.tensor(f"u8_{psi}").int()
     assert difference.abs().max() <= 1

@@ -8,7 +8,8 @@ import torch
 
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from passersby.stylegan3.discriminator import reference_discriminator_config
-from passersby.stylegan3.generator import reference_generator_config
+from passersby.stylegan3.generator import reference_generator_config, set_kernel
+from passersby.stylegan3.ops.filtered_lrelu import Kernel
 from training.gan import losses as gan_losses
 from training.gan import step as gan
 from training.gan.inputs import Inputs, Latents
@@ -34,8 +35,9 @@ def load_state(path):
         return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
 
 
-def reference_state(oracle) -> gan.TrainingState:
+def reference_state(oracle, kernel: Kernel = "plain") -> gan.TrainingState:
     generator = Generator(reference_generator_config(**oracle["config"]["G_init_kwargs"]))
+    set_kernel(generator, kernel)
     discriminator = Discriminator(reference_discriminator_config(**oracle["config"]["D_init_kwargs"]))
     generator.load_state_dict(oracle["state_G"])
     discriminator.load_state_dict(oracle["state_D"])
@@ -81,12 +83,20 @@ def check_phase(oracle, case, phase, network, scalars):
         assert got[name].double().norm().item() == pytest.approx(norm, rel=2e-4, abs=1e-7 * largest), name
 
 
-@pytest.mark.parametrize(("case", "images_seen"), [("n0", 0), ("n50000", 50_000), ("noblur", 100_000)])
-def test_phases_equal_the_reference(oracle, case, images_seen):
+@pytest.mark.parametrize(
+    ("case", "images_seen", "kernel"),
+    [
+        ("n0", 0, "plain"),
+        ("n50000", 50_000, "plain"),
+        ("noblur", 100_000, "plain"),
+        pytest.param("noblur", 100_000, "matmul", marks=pytest.mark.slow),
+    ],
+)
+def test_phases_equal_the_reference(oracle, case, images_seen, kernel):
     latents, reals = reference_inputs(oracle)
     sigma = gan.blur_sigma(SETTINGS, images_seen)
     assert sigma == {"n0": 10.0, "n50000": 5.0, "noblur": 0.0}[case]
-    state = reference_state(oracle)
+    state = reference_state(oracle, kernel)
     # As the reference's phases were recorded: each from the stored state, none stepping.
     scalars = gan.generator_phase(state, latents[0], sigma)
     check_phase(oracle, case, "Gmain", state.generator, scalars)
@@ -98,9 +108,10 @@ def test_phases_equal_the_reference(oracle, case, images_seen):
     check_phase(oracle, case, "Dreg", state.discriminator, scalars)
 
 
-def test_one_iteration_equals_the_reference(oracle):
+@pytest.mark.parametrize("kernel", ["plain", pytest.param("matmul", marks=pytest.mark.slow)])
+def test_one_iteration_equals_the_reference(oracle, kernel):
     latents, reals = reference_inputs(oracle)
-    state = reference_state(oracle)
+    state = reference_state(oracle, kernel)
     # The recorded iteration has 4 images but the averaging of a batch of 16: a quarter of the half-life.
     settings = gan.StepSettings(gamma=2.0, ema_half_life_images=1250, ema_ramp=None)
     beta = gan.ema_beta(settings, 0, 4)

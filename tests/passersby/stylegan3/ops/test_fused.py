@@ -101,6 +101,22 @@ def test_the_kernel_with_several_samples_and_channels(config_name, interpreted):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["L0_36_128", "L13_64_64"])  # radial, and separable
+def test_a_layer_of_the_kernel_equals_the_reference(name, oracle, interpreted):
+    network, seen = oracle.generator(), {}
+    layer = getattr(network.synthesis, name)
+    layer.kernel = "triton"
+    layer.register_forward_hook(lambda _module, _inputs, out: seen.update({name: out}))
+    with torch.no_grad():
+        images = network.synthesis(oracle.tensor("ws_psi0.7")[:1])
+    step = seen[name].shape[1] // 8
+    torch.testing.assert_close(
+        seen[name][:, ::step, ::4, ::4], oracle.tensor(f"act_{name}_sub"), atol=2e-5, rtol=0
+    )  # as with the kernel `plain`
+    torch.testing.assert_close(images, oracle.tensor("img_psi0.7_b1")[:1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
 def test_the_kernel_in_float16(interpreted):
     _, up, down, size, plan = small(layers("r", 64, 32)[8], 8, 7)
     x = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0)).half()
