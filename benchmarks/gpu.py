@@ -201,8 +201,8 @@ def _commit() -> str:
 # ---- The run
 
 
-def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options. Raises InputError for those that do not go together."""
+def parser() -> argparse.ArgumentParser:
+    """What reads the command line; the machines of this program have no tyro."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder for gpu.json and table.md")
     parser.add_argument("--minutes", type=float, default=10, help="time for everything (default: 10)")
@@ -212,7 +212,12 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8), help="CPU threads (default: 8)")
     parser.add_argument("--yolo-weights", type=Path, help="yolov4-tiny.weights with its .cfg; without it random ones")
     parser.add_argument("--commit", help="the commit of this folder, where git does not know it")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options. Raises InputError for those that do not go together."""
+    options = parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("PyTorch finds no CUDA device here; --device cpu --tiny tries the program without one")
     if options.device == "cpu" and not options.tiny:

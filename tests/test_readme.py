@@ -149,7 +149,7 @@ def parse_job(words: list[str], unfinished: bool = False) -> object:
     """The configuration that `python FILE OPTIONS` would run with; FILE is one of ours. Fails where it would fail."""
     path = ROOT / (words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1])
     assert path.is_file(), f"no {path.relative_to(ROOT)}"
-    name = re.search(r"(?:run_job\(main, |tyro\.cli\()(\w+)", path.read_text().split("__main__")[1])[1]
+    named = re.search(r"(?:run_job\(main, |tyro\.cli\()(\w+)", path.read_text().split("__main__")[1])
     spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -157,7 +157,9 @@ def parse_job(words: list[str], unfinished: bool = False) -> object:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return tyro.cli(getattr(module, name), args=words[3 if words[1] == "-m" else 2 :])
+            options = words[3 if words[1] == "-m" else 2 :]
+            # Without tyro: a program for machines that lack it.
+            return tyro.cli(getattr(module, named[1]), args=options) if named else module.parser().parse_args(options)
     except SystemExit as end:
         if end.code != 0 and not (unfinished and "equired" in said.getvalue()):
             pytest.fail(said.getvalue())
