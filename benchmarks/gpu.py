@@ -83,7 +83,9 @@ def gpu_tests(bench: Bench, out: Path) -> Iterator[Figure]:
         except subprocess.TimeoutExpired:
             note = f"ended after {seconds:.0f} s; "
     lines = (out / "tests.txt").read_text().splitlines()
-    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])}
+    last = lines[-1] if lines else "no output"
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    note += "" if counts else last[:200]
     note += ", ".join(f"{count} {word}" for word, count in counts.items() if word != "passed")
     failed = [line.split()[1] for line in lines if line.startswith("FAILED")]
     yield Figure("tests on a GPU", counts.get("passed"), "passed", note="; ".join(filter(None, [note, *failed])))
