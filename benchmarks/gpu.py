@@ -101,7 +101,8 @@ class Results:
     """What a run knows so far, as OUT/gpu.json."""
 
     def __init__(self, out: Path, about: dict[str, Any]):
-        self.path, self.values = out / "gpu.json", about | {"parts": []}
+        self.path = out / "gpu.json"
+        self.values: dict[str, Any] = about | {"parts": []}
 
     def begin(self, name: str) -> None:
         """A new part."""

@@ -16,6 +16,7 @@ from benchmarks.gpu_parts.common import Bench, Figure, rate
 from datasets.runs.configuration import RECIPE, Configuration
 from datasets.runs.rows import images_of
 from passersby.stylegan3.generator import set_kernel
+from passersby.stylegan3.ops.filtered_lrelu import Kernel
 from passersby.yolo.darknet import Convolution, read_structure
 
 AIM = "1,500 images/s or more"
@@ -41,7 +42,8 @@ def generation(bench: Bench, yolo_weights: Path | None) -> Iterator[Figure]:
             unit = pa.table({"unit": [0], "first_person": [0], "people": [people]})
             mixer = StyleMixer(bench.generator("t"), configuration(bench, variants), device, threads)
             label = f"{people} people x {variants} variants"
-            for kernel, reason in {"auto": None, "triton": bench.kernels()["triton"]}.items():
+            kernels: dict[Kernel, str | None] = {"auto": None, "triton": bench.kernels()["triton"]}
+            for kernel, reason in kernels.items():
                 name = f"T: StyleMixer, {label}, kernel {kernel}"
                 if reason or bench.is_late():
                     yield Figure(name, None, "images/s", note=reason or "the time was up")
