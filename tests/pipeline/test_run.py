@@ -1,7 +1,9 @@
 """Units through stages on a shared local Ray: what goes wrong with one unit is no other unit's matter."""
 
+import functools
 import os
 import time
+import types
 from pathlib import Path
 
 import pyarrow as pa
@@ -207,16 +209,9 @@ class CardWorker:
         return self.guarded(pa.table({"unit": [unit]})).to_pylist()[0]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("breaks", [None, 2])
-def test_a_broken_card_is_given_up_and_its_units_are_made_elsewhere(tmp_path, breaks):
-    attempts = ray.remote(guard.Attempts).options(num_cpus=0).remote()
-    worker = ray.remote(CardWorker).options(num_cpus=0.5, max_restarts=-1, max_task_retries=-1)
-    workers = {card: worker.remote(attempts, str(tmp_path), card, breaks) for card in "AB"}
-    ray.get([each.__ray_ready__.remote() for each in workers.values()])
-    rows = ray.get([workers["AB"[unit % 2]].run.remote(unit) for unit in range(6)])
-    names = {path.name for path in tmp_path.iterdir()}
+def check_cards(notes: Path, rows: list[dict], breaks: int | None) -> None:
+    """The rows of units 0 to 5, which the cards A and B got in turn, and what the workers noted."""
+    names = {path.name for path in notes.iterdir()}
     made = {name for name in names if name.startswith("made")}
     if breaks is None:  # the card is broken: after two units nothing is tried on it
         assert [row["unit"] for row in rows] == list(range(6))
@@ -228,5 +223,77 @@ def test_a_broken_card_is_given_up_and_its_units_are_made_elsewhere(tmp_path, br
         assert {name.split("-")[1] for name in made} == {"0", "1", "3", "4", "5"}
         assert "made-0-A" in made
         assert "made-4-A" in made
+
+
+class WorkerEnded(Exception):
+    """In place of the end of a worker's process."""
+
+
+class Calls:
+    """An object as a handle of Ray's: `handle.method.remote(...)` calls the method at once."""
+
+    def __init__(self, called):
+        self.called = called
+
+    def __getattr__(self, name):
+        return types.SimpleNamespace(remote=getattr(self.called, name))
+
+
+class InProcess:
+    """Workers of two cards in this process, by the rules of Ray: an ended worker is set up again, and tries again."""
+
+    def __init__(self, notes: Path, breaks: int | None, monkeypatch: pytest.MonkeyPatch):
+        self.notes, self.breaks, self.ends, self.here = notes, breaks, 0, {}
+        self.attempts = Calls(guard.Attempts())
+        context = types.SimpleNamespace(get_actor_id=lambda: self.card, current_actor=None)
+        monkeypatch.setattr(guard.ray, "get", lambda value: value)
+        monkeypatch.setattr(guard.ray, "get_runtime_context", lambda: context)
+        monkeypatch.setattr(guard, "own_card", lambda: self.card)
+        monkeypatch.setattr(guard.os, "_exit", self._exit)
+        for self.card in "AB":
+            context.current_actor = types.SimpleNamespace(
+                __ray_call__=types.SimpleNamespace(remote=functools.partial(self._handed_over, self.card))
+            )
+            self._set_up(self.card)
+
+    def _exit(self, _):
+        self.ends += 1
+        raise WorkerEnded
+
+    def _set_up(self, card: str) -> None:
+        self.card = card
+        arguments = {"notes": str(self.notes), "card": card, "breaks": self.breaks}
+        self.here[card] = guarded(Card)(self.attempts, arguments)
+
+    def run(self, card: str, unit: int, method: str = "__call__") -> dict:
+        while True:
+            try:
+                self.card = card
+                return getattr(self.here[card], method)(pa.table({"unit": [unit]}))
+            except WorkerEnded:
+                self._set_up(card)
+
+    def _handed_over(self, card: str, function, stage: str, batch: pa.Table) -> pa.Table:
+        assert function is guard._made_for_another
+        return self.run(card, batch["unit"][0].as_py(), "make_for_another")
+
+
+@pytest.mark.parametrize("breaks", [None, 2])
+def test_units_of_a_broken_card_are_handed_over(tmp_path, breaks, monkeypatch):
+    workers = InProcess(tmp_path, breaks, monkeypatch)
+    check_cards(tmp_path, [workers.run("AB"[unit % 2], unit).to_pylist()[0] for unit in range(6)], breaks)
+    assert workers.ends == 3  # unit 0 or 2 twice on A; then unit 2 once, on A, or handed over to B
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("breaks", [None, 2])
+def test_a_broken_card_is_given_up_and_its_units_are_made_elsewhere(tmp_path, breaks):
+    attempts = ray.remote(guard.Attempts).options(num_cpus=0).remote()
+    worker = ray.remote(CardWorker).options(num_cpus=0.5, max_restarts=-1, max_task_retries=-1)
+    workers = {card: worker.remote(attempts, str(tmp_path), card, breaks) for card in "AB"}
+    ray.get([each.__ray_ready__.remote() for each in workers.values()])
+    rows = ray.get([workers["AB"[unit % 2]].run.remote(unit) for unit in range(6)])
+    check_cards(tmp_path, rows, breaks)
     for each in (*workers.values(), attempts):
         ray.kill(each)
