@@ -12,7 +12,7 @@ from tests.helpers.fake_cuda import build
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
-    "gan t", "gan r, two rounds, labels", "gan 2, two rounds", "gan 2, pairs, one pass", "gan t, adapting", "reid",
+    "gan t", "gan r, two rounds, labels", "gan 2, two rounds", "gan 2, pairs, one pass", "reid",
     "reid, separate statistics", "reid, float16", "reid, changes", "pivotal tuning", "refinement", "encoder",
     "generation",
 )  # fmt: skip

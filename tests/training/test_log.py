@@ -1,4 +1,4 @@
-"""The log of a training: neither TensorBoard nor a picture for people ends a training."""
+"""The log of a training: neither TensorBoard nor a picture for people ends a training. The means of its scalars."""
 
 import builtins
 import json
@@ -8,7 +8,8 @@ import torch
 
 from passersby.errors import InputError
 from training import log as module
-from training.log import HISTORY, LOG, TrainingLog
+from training.log import HISTORY, LOG, Means, TrainingLog
+from training.workers import Masked
 
 CPU = torch.device("cpu")
 BOARD = "torch.utils.tensorboard"
@@ -93,3 +94,15 @@ def test_a_line_with_any_letters_is_written_whatever_the_encoding_of_the_system(
     log.say("data: /data/José/夜 and caf\udce9")
     log.close()
     assert (tmp_path / LOG).read_bytes() == "data: /data/José/夜 and caf\\udce9\n".encode()
+
+
+def test_masked_scalars_count_as_the_values_that_their_mask_chooses():
+    values, mask = torch.tensor([1.0, float("nan"), 4.0]), torch.tensor([True, False, True])
+    masked, chosen = Means(), Means()
+    for _ in range(2):
+        masked.add({"loss": Masked(values, mask), "none": Masked(values, mask & ~mask)})
+        chosen.add({"loss": values[mask], "none": values[:0]})
+    stored = masked.state_dict()
+    assert stored == chosen.state_dict()
+    assert {name: type(count) for name, count in stored["counts"].items()} == {"loss": int, "none": int}
+    assert masked.take() == chosen.take() == {"loss": 2.5}
