@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from passersby.errors import InputError
 
@@ -63,7 +63,7 @@ def repeatable(asked: bool = True) -> Iterator[None]:
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first product
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic  # its attribute is set by a class that types do not see
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     settings.fill_uninitialized_memory = False  # it finds mistakes, and writes every new tensor twice

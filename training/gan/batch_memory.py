@@ -52,10 +52,13 @@ def image_bytes(config: GanTraining) -> float:
     """
     short = 4 if config.precision == "float32" else 2
     generator = config.generator()
-    of_generator = _stylegan2 if isinstance(generator, stylegan2.GeneratorConfig) else _stylegan3
+    if isinstance(generator, stylegan2.GeneratorConfig):
+        of_generator = _stylegan2(generator, short)
+    else:
+        of_generator = _stylegan3(config, generator, short)
     discriminators = _discriminator(config.discriminator(), short) * (2 if config.pairs else 1)
     lazy = 3 if config.path_length else 1  # a second derivative keeps the first one's maps
-    return lazy * of_generator(config, generator, short) + discriminators
+    return lazy * of_generator + discriminators
 
 
 def _stylegan3(config: GanTraining, generator: GeneratorConfig, short: int) -> float:
@@ -73,8 +76,7 @@ def _stylegan3(config: GanTraining, generator: GeneratorConfig, short: int) -> f
     return saved + TEMPORARY * (largest / 4 if fused else largest)
 
 
-def _stylegan2(config: GanTraining, generator: stylegan2.GeneratorConfig, short: int) -> float:
-    del config
+def _stylegan2(generator: stylegan2.GeneratorConfig, short: int) -> float:
     maps = [
         generator.channels(height)
         * height
