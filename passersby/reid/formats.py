@@ -25,7 +25,10 @@ IMAGENET_CLASSES = 1000
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of TransReID's images
 PATCH = 16  # [pixels], both sides, of TransReID's ViTs
 # Values of an embedding, blocks, hidden values of a block -> the network of timm with the same structure.
-_VITS = {(768, 12, 3072): f"{PREFIX}vit_base_patch16_224", (384, 12, 1536): f"{PREFIX}vit_small_patch16_224"}
+_VITS: dict[tuple[int, ...], str] = {
+    (768, 12, 3072): f"{PREFIX}vit_base_patch16_224",
+    (384, 12, 1536): f"{PREFIX}vit_small_patch16_224",
+}
 _TORCHREID_PREFIXES = {"classifier.": "classifier.", "fc.0.": "embed.", "fc.1.": "norm.", "": "backbone."}
 
 

@@ -45,7 +45,8 @@ POOLINGS = ("average", "gem")
 NECK_FEATURES = ("after", "before")
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of values 0..1
 BATCH_IMAGES = {"cpu": 32, "cuda": 256}
-NON_LOCAL = {"layer2": 2, "layer3": 3}  # fast-reid's stages with non-local blocks, after so many of their last blocks
+# fast-reid's stages with non-local blocks: after so many of their last blocks, which give so many channels.
+NON_LOCAL = {"layer2": (2, 512), "layer3": (3, 1024)}
 MOST_CLASSES, MOST_PIXELS, MOST_EMBEDDING = 10_000_000, 4096, 65_536
 
 
@@ -142,7 +143,7 @@ class DomainBatchNorm(nn.Module):
     have one domain. ReidNetwork.forward sets `current` for the batch, so that torchvision's forward can stay unchanged.
     """
 
-    def __init__(self, kind: type[nn.Module], features: int, domains: int):
+    def __init__(self, kind: Callable[[int], nn.Module], features: int, domains: int):
         super().__init__()
         self.norms = nn.ModuleList(kind(features) for _ in range(domains))
         self.current = 0
@@ -201,10 +202,9 @@ class NonLocal(nn.Module):
 class NonLocalStage(nn.Sequential):
     """A ResNet's stage with a non-local block after each of its last `count` blocks; the blocks keep their names."""
 
-    def __init__(self, blocks: nn.Sequential, count: int, norm: Callable[[int], nn.Module]):
+    def __init__(self, blocks: nn.Sequential, count: int, channels: int, norm: Callable[[int], nn.Module]):
         super().__init__(*blocks)
         self.blocks, self.first = len(blocks), len(blocks) - count
-        channels = blocks[-1].conv3.out_channels
         self.non_local = nn.ModuleList(NonLocal(channels, norm) for _ in range(count))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -364,12 +364,12 @@ def _backbone(config: ReidConfig) -> nn.Module:
     if config.width_factor != 1:
         _change_width(backbone, block, layers, config)
     if config.backbone in IBN_NETS:
-        for stage in (backbone.layer1, backbone.layer2, backbone.layer3):
+        for stage, channels in zip((backbone.layer1, backbone.layer2, backbone.layer3), config.stages, strict=False):
             for part in stage:
-                part.bn1 = InstanceBatchNorm(part.conv1.out_channels, norm_layer)
+                part.register_module("bn1", InstanceBatchNorm(channels, norm_layer))
     if config.non_local:
-        for name, count in NON_LOCAL.items():
-            stage = NonLocalStage(getattr(backbone, name), count, norm_layer)
+        for name, (count, channels) in NON_LOCAL.items():
+            stage = NonLocalStage(getattr(backbone, name), count, channels, norm_layer)
             backbone.register_module(name, stage)
     if config.pooling == "gem":
         backbone.register_module("avgpool", GeneralisedMean())

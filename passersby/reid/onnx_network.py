@@ -263,7 +263,9 @@ def _stated(text: str | None, place: str) -> OnnxInput:
     known = {field.name for field in dataclasses.fields(OnnxInput)}
     if unknown := sorted(map(str, values.keys() - known)):
         raise InputError(f"{place}: {unknown[0][:40]} is unknown; its keys are {', '.join(sorted(known))}")
-    made = OnnxInput(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    # `_check_values` then looks at each type.
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    made = OnnxInput(**fields)
     _check_values(made, place)
     return made
 

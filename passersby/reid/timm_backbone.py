@@ -148,7 +148,7 @@ def fetched(name: str) -> tuple[Path, str]:
                          "--no-pretrained")  # fmt: skip
     if not config.hf_hub_id:
         return _from_url(config.url), config.url
-    file = _SAFE_FILES.get(config.hf_hub_filename, config.hf_hub_filename)
+    file: str = _SAFE_FILES.get(config.hf_hub_filename) or config.hf_hub_filename
     repository, _, revision = config.hf_hub_id.partition("@")
     source = f"{config.hf_hub_id}/{file}"
     return _from_hub(repository, file, revision or None, source), source
@@ -255,7 +255,8 @@ def _keep_last_size(backbone: nn.Module) -> None:
 
     if not isinstance(backbone, ResNet):
         return
-    for module in backbone.layer4[0].modules():
+    block: nn.Module = backbone.layer4[0]  # pyright: ignore  # a Sequential, which timm does not say
+    for module in block.modules():
         for name, child in [*module.named_children()]:
             if isinstance(child, nn.Conv2d) and child.stride == (2, 2):
                 child.stride = (1, 1)

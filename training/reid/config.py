@@ -10,7 +10,7 @@ from datasets.runs.verdicts import Thresholds, with_filters
 from passersby.bounds import Bound, check_bounds
 from passersby.options import require
 from passersby.reid.checkpoint import IBN_WEIGHTS, OSNET_WEIGHTS
-from passersby.reid.network import BACKBONES, IBN_NETS, ReidConfig
+from passersby.reid.network import BACKBONES, IBN_NETS, IMAGENET_DEVIATION, IMAGENET_MEAN, ReidConfig
 from passersby.reid.osnet import OSNETS
 from passersby.reid.timm_backbone import PREFIX, about, is_timm, pooled_width
 from training.config import ALWAYS_FREE, TrainingConfig
@@ -300,6 +300,10 @@ class ReidTraining(TrainingConfig):
 
     def network(self, classes: int) -> ReidConfig:
         """The network's configuration."""
+        mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+        if is_timm(self.backbone):  # many learnt from images with another mean and deviation
+            stated = about(self.backbone)
+            mean, deviation = stated.mean, stated.deviation
         return ReidConfig(
             classes=classes,
             backbone=self.backbone,
@@ -313,15 +317,9 @@ class ReidTraining(TrainingConfig):
             dropout=self.dropout,
             domains=2 if self.separate_batchnorm else 1,
             width_factor=float(self.width_factor),
-            **self._normalisation(),
+            mean=mean,
+            deviation=deviation,
         )
-
-    def _normalisation(self) -> dict[str, tuple[float, ...]]:
-        # Of timm's networks many learnt from images with another mean and deviation than torchvision's.
-        if not is_timm(self.backbone):
-            return {}
-        stated = about(self.backbone)
-        return {"mean": stated.mean, "deviation": stated.deviation}
 
     @property
     def labelled(self) -> Labelled:
