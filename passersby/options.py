@@ -16,7 +16,6 @@ every older folder:
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
@@ -53,11 +52,6 @@ class Difference:
 def flag(name: str) -> str:
     """The name of an option on a command line, without the dashes: `flag("max_minutes")` is "max-minutes"."""
     return name.replace("_", "-")
-
-
-def finite(value: Json) -> Json:
-    """The value, or None for a float that is not finite: JSON knows no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def require(condition: bool, message: str) -> None:

@@ -20,9 +20,10 @@ from datasets.exports.manifest import RunManifest
 from datasets.exports.record import NOTE
 from datasets.exports.selection import Options, People, select
 from datasets.exports.trees import image_names
+from datasets.exports.write import finite
 from datasets.runs.manifest import MANIFEST_SCHEMA
 from datasets.storage.output import Output
-from passersby.options import Json, finite
+from passersby.options import Json
 
 METADATA, SAMPLES, LINES = "metadata.json", "samples.json", "train/metadata.jsonl"
 VERSION = "1.0.0"  # of FiftyOne's documents

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from datasets.exports.manifest import RunManifest
 from datasets.exports.selection import FILES_OF_MANY, ExportImages, Options, People, Piece, select
 from datasets.runs.manifest import MANIFEST_SCHEMA
 from datasets.storage.output import Output
-from passersby.options import finite
+from passersby.options import Json
 
 COLUMNS = MANIFEST_SCHEMA.names
 ROW_GROUP_BYTES, ROW_GROUP_ROWS = (
@@ -75,6 +76,11 @@ def write_tar(out: Output, name: str, images: ExportImages, pieces: Sequence[Pie
 
 def _json_columns() -> list[str]:
     return [name for name in TABLE_SCHEMA.names if name != "image"]
+
+
+def finite(value: Json) -> Json:
+    """The value, or None for a float that is not finite: JSON knows no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
