@@ -41,19 +41,20 @@ PAIRS = passersby/demo/toy_crowd_pairs.safetensors
 GPUS = $(if $(GPU_SHARE),--gpus-per-trial $(GPU_SHARE))
 SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd $(GPUS)
 SCARCE = $(SWEEP) --preset scarce-small --sweep artificial-people --generated $(CHAIN)/people --steps $(or $(STEPS),1000)
-CROWD_AND_PEOPLE = $(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 \
-    --out $(CHAIN)/crowd && \
-  $(BIN)/python jobs/generate.py --network $(PAIRS) --people 640 --variants 12 --out $(CHAIN)/people
+CROWD = $(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
+PEOPLE = $(BIN)/python jobs/generate.py --network $(PAIRS) --people 640 --variants 12 --out $(CHAIN)/people
 
 chain: setup  ## 60 labelled people alone, with artificial people, real people, unlabelled pictures: an hour on two cores
-	$(CROWD_AND_PEOPLE)
+	$(CROWD)
+	$(PEOPLE)
 	$(SCARCE) --set labelled_people=60 recipe=changes --arms C G U S --levels $(or $(LEVELS),160) --seeds $(SEEDS) \
 	    --out $(CHAIN)/sweep
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
 
 # Recipes are chosen on people set aside from training.
 chain-full: setup  ## the same with chosen recipes and five seeds, then 200 labelled people: many hours on two cores
-	$(CROWD_AND_PEOPLE)
+	$(CROWD)
+	$(PEOPLE)
 	$(SCARCE) --set labelled_people=60 --arms C G U S --choose plain changes changes-first changes-half \
 	    --levels $(or $(LEVELS),160) --seeds $(FULL_SEEDS) --out $(CHAIN)/sweep-60
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep-60
