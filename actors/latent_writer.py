@@ -5,7 +5,7 @@ import time
 
 import pyarrow as pa
 
-from datasets.latents.shards import LATENTS, count_errors
+from datasets.latents.shards import LATENTS, WHO_LATENTS, count_errors
 from datasets.latents.table import delta_name
 from datasets.runs.rows import images_of
 from datasets.runs.shards import WorkerFolder, shard_table, unit_report, write_shard
@@ -29,12 +29,13 @@ class LatentWriter:
         unit, folder = batch["unit"][0].as_py(), self.folder
         pictures = images_of(batch)
         contents = _by_person(pictures)
-        table = shard_table(unit, _with_deltas(pictures.drop_columns(["delta_content"]), contents), LATENTS)
+        kind = WHO_LATENTS if "who" in pictures.column_names else LATENTS
+        table = shard_table(unit, _with_deltas(pictures.drop_columns(["delta_content"]), contents), kind)
 
         def write() -> None:
             for person, content in contents.items():
                 folder.output.write(delta_name(person), content)
-            write_shard(folder.output, folder.plan_hash, unit, table, LATENTS)
+            write_shard(folder.output, folder.plan_hash, unit, table, kind)
 
         problem = folder.problem(write)
         counts = {"unit": unit, "images": table.num_rows, "error": count_errors(table)}

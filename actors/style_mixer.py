@@ -19,6 +19,7 @@ from datasets.runs.shards import SCHEMA
 from passersby.devices import exact_numbers, send
 from passersby.errors import InputError
 from passersby.restyle.pivotal import apply_delta, load_delta
+from passersby.restyle.who import codes_of
 from passersby.stylegan2 import AnyGeneratorConfig
 from passersby.stylegan3 import Generator, to_uint8
 from passersby.stylegan3.generator import SharedTrunk, set_kernel, set_padded_channels, set_scaled_kernels, z_of_seeds
@@ -48,6 +49,9 @@ def check_network(network: AnyGeneratorConfig, configuration: Configuration, cod
         values = " x ".join(map(str, codes.people.shape[1:]))
         size = f"{network.num_ws} x {network.w_dim}"
         raise InputError(f"--latents: its codes have {values} values, but --network takes {size}: give its own latents")
+    if codes is not None and codes.whos is not None and codes.whos.shape[1] != who_size(network.z_dim):
+        values, size = codes.whos.shape[1], who_size(network.z_dim)
+        raise InputError(f"--latents: a who has {values} values, but --network takes {size}: give its own latents")
 
 
 class StyleMixer:
@@ -64,7 +68,8 @@ class StyleMixer:
     With `codes`, person i is the i-th real person of a latents table, and variant 0 is the image of the person's own
     code, without truncation. If the person has a delta, the network with this delta makes all the person's images. The
     second codes may be codes of pictures (datasets/latents/partners.py). A person without such a partner has
-    variant 0 alone; the other variants are rows with status "error".
+    variant 0 alone; the other variants are rows with status "error". The method `camera` takes the who and the offset
+    that the table has of the person: a variant is mapping(who, how) + offset, with the how of its second code's seed.
     """
 
     def __init__(
@@ -200,17 +205,27 @@ class StyleMixer:
     def _seen_by_cameras(self, person: int) -> torch.Tensor:
         # [V, num_ws, w_dim]: equal halves who, other halves how, and the labels of the cameras.
         c, size = self.configuration, self.generator.config.z_dim
-        seeds = [c.person_seed(person), *(c.mix_seed(person, variant) for variant in range(1, c.variants))]
-        z = z_of_seeds(seeds, size)  # [V, z_dim] float64
-        z[:, : who_size(size)] = z[0, : who_size(size)]
         labels = None
         if c.cameras:
             columns = [
                 c.cameras.index(camera) for v in range(c.variants) if (camera := c.camera(person, v)) is not None
             ]
             labels = send(torch.eye(len(c.cameras))[columns], self.device)
-        z = send(torch.from_numpy(z).to(torch.float32), self.device)
-        return self.generator.mapping(z, labels, truncation_psi=c.truncation_psi)
+        seeds = [c.mix_seed(person, variant) for variant in range(1, c.variants)]
+        codes = self.codes
+        if codes is None:
+            z = z_of_seeds([c.person_seed(person), *seeds], size)  # [V, z_dim] float64
+            z[:, : who_size(size)] = z[0, : who_size(size)]
+            return self.generator.mapping(self._tensor(z), labels, truncation_psi=c.truncation_psi)
+        assert codes.whos is not None  # `real_codes` refuses a table without them
+        assert codes.offsets is not None
+        base = self._tensor(codes.people[[person]])
+        if not seeds:
+            return base
+        hows = self._tensor(z_of_seeds(seeds, size)[:, who_size(size) :])
+        who, offset = self._tensor(codes.whos[person]), self._tensor(codes.offsets[person])
+        labels, psi = None if labels is None else labels[1:], 1.0 if c.truncation_psi is None else c.truncation_psi
+        return torch.cat([base, codes_of(self.generator.mapping, who, hows, offset, labels, psi)])
 
     def _others(self, person: int) -> torch.Tensor:
         c = self.configuration

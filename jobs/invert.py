@@ -16,6 +16,7 @@ from datasets.latents.plan import (
     InversionRun,
     NetworkFiles,
     begin_inversion,
+    check_encoder,
     read_inversion_plan,
     steps_of,
 )
@@ -44,8 +45,9 @@ class Config:
     """Real people: a Market-1501 or toy crowd tree, or another re-ID data set.
     A folder with one sub-folder for each person will do too, or a table (CSV, Parquet) of path and identity.
     Every node must see the data under this path."""
-    encoder: Annotated[str, tyro.conf.arg(metavar="FILE_OR_URI")]
-    """A ReStyle encoder of jobs/train_encoder.py, or a .pt of stylegan3-editing. It must be made for the generator."""
+    encoder: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
+    """A ReStyle encoder of jobs/train_encoder.py, or a .pt of stylegan3-editing. It must be made for the generator.
+    Only --refine who needs none, and takes none."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """The generator: a reference .pkl, a .safetensors of ours, or a .pt state dict.
     By default the demo network, which has seen only drawn people."""
@@ -57,12 +59,16 @@ class Config:
     people: int | None = None
     """Invert only the first N people, in the order of their identities. By default all."""
     pictures: int | None = None
-    """Most pictures of one person, spread evenly over the person's pictures. By default all."""
-    steps: int = 5
-    """Number of the encoder's steps. The published values are 3 to 5."""
-    refine: Literal["none", "w", "pivotal"] = "w"
+    """Most pictures of one person, spread evenly over the person's pictures. By default all.
+    With --refine who all of them share one who; the time of an image does not depend on their number."""
+    steps: int | None = None
+    """Number of the encoder's steps. By default 5. The published values are 3 to 5."""
+    refine: Literal["none", "w", "pivotal", "who"] = "w"
     """What follows the encoder. none: nothing. w: gradient descent improves each picture's code.
-    pivotal: then also a change of the generator for each person, a small file beside the table."""
+    pivotal: then also a change of the generator for each person, a small file beside the table.
+    who: for networks of jobs/train_gan.py --pairs, without an encoder.
+    It finds one who and one offset in w for all pictures of a person, and a how for each picture.
+    jobs/generate.py then makes pictures of the person with other hows."""
     refine_steps: int | None = None
     """Number of steps that refine a code. By default 100."""
     pivotal_steps: int | None = None
@@ -89,15 +95,16 @@ class Config:
     """Check everything, print the plan and the pools; write nothing."""
 
     def with_steps(self) -> "Config":
-        """The same with the steps of both refinements, None for one that does not run. Raises InputError."""
+        """The same with the steps of encoder and refinements, None for one that does not run. Raises InputError."""
+        steps = steps_of("steps", self.refine, self.steps)
         refine = steps_of("refine_steps", self.refine, self.refine_steps)
         pivotal = steps_of("pivotal_steps", self.refine, self.pivotal_steps)
-        return dataclasses.replace(self, refine_steps=refine, pivotal_steps=pivotal)
+        return dataclasses.replace(self, steps=steps, refine_steps=refine, pivotal_steps=pivotal)
 
     def frozen(self, files: NetworkFiles, pictures: Pictures) -> InversionConfiguration:
         """The part that changes bytes, checked, of options `with_steps`. Raises InputError."""
         return InversionConfiguration(
-            encoder=file_sha256(files.encoder, "--encoder"),
+            encoder=None if files.encoder is None else file_sha256(files.encoder, "--encoder"),
             network=file_sha256(files.generator, "--network"),
             identity=None if files.identity is None else file_sha256(files.identity, "--identity"),
             perceptual=file_sha256(files.perceptual, "--alexnet"),
@@ -119,9 +126,9 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
     if plan is None:
         return {}
     c = plan.configuration
-    names = ["splits", "pictures", "steps", "refine", "unit_images"]
+    names = ["splits", "pictures", "refine", "unit_images"]
     if given(arguments, "refine") in (None, c.refine):  # another refinement has defaults of its own
-        names += ["refine_steps", "pivotal_steps"]
+        names += ["steps", "refine_steps", "pivotal_steps"]
     return {**{name: getattr(c, name) for name in names}, "people": sum(plan.extents)}
 
 
@@ -129,6 +136,7 @@ def main(config: Config) -> int | None:
     """Plan, invert what is missing, derive the files that people look at. Returns 1 when units failed for good."""
     config = config.with_steps()
     check_splits(config.splits, config.allow_test_people)
+    check_encoder(config.encoder, config.refine)
     output = Output(config.out)
     files = NetworkFiles.of(config.encoder, config.network, config.alexnet, config.identity)
     pictures = list_pictures(config.data, config.splits, config.allow_test_people, config.pictures)

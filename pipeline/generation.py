@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import ray
 import tyro
 
-from datasets.latents.partners import check_generator, origins_of, real_codes
+from datasets.latents.partners import NO_WHO, check_generator, origins_of, real_codes
 from datasets.latents.table import Latents, read_latents
 from datasets.runs.card import PoseLayers, pose_layers
 from datasets.runs.configuration import CAMERA, INTERPOLATE, MIX, RANDOM, RECIPE, Configuration, Origin
@@ -111,7 +111,8 @@ class Config:
     """mix: a variant takes the styles of the chosen layers from another code.
     interpolate: in the chosen layers a variant moves towards another code.
     camera: a variant keeps the half of its code that says who, and draws the half that says how the person is seen.
-    By default camera for networks of jobs/train_gan.py --pairs, which alone have such halves; mix for all others."""
+    By default camera for networks of jobs/train_gan.py --pairs, which alone have such halves; mix for all others.
+    With --latents it needs people that jobs/invert.py --refine who has found, and is then the default."""
     layers: str | None = None
     """The layers in which variants differ: pose, coarse (0-5), middle (5-11), fine (12-15), all, or numbers like 3,5-8.
     Networks with other than 16 style inputs have the same shares of them; a StyleGAN2 of height 128 has 12.
@@ -120,9 +121,10 @@ class Config:
     Without a card pose means middle, the study's layers. A run that was begun keeps its layers."""
     amount: float | None = None
     """How far --method interpolate moves, the same in every variant; 1 reaches the other code. By default 0.5."""
-    truncation_psi: float = 0.7
+    truncation_psi: float | None = None
     """Pulls every code towards the average person: 1 keeps the whole variety, 0 leaves only the average person.
-    0.7 avoids rare people, whom the generator draws badly."""
+    By default 0.7, which avoids rare people, whom the generator draws badly.
+    With --latents and --method camera 1, with which jobs/invert.py found the people: less makes others of them."""
     height: int = 128
     """Height of the stored images in pixels."""
     width: int = 64
@@ -259,13 +261,16 @@ class Config:
                 origins = existing.configuration.origins
             else:
                 origins = origins_of(latents)
+        psi = self.truncation_psi
+        if psi is None:
+            psi = 1.0 if method == CAMERA and latents is not None else 0.7
         return Configuration(
             seed=self.seed,
             variants=self.variants,
             method=method,
             layers=layers,
             amount=None if method != INTERPOLATE else 0.5 if self.amount is None else self.amount,
-            truncation_psi=self.truncation_psi if latents is None or self.partners == RANDOM else None,
+            truncation_psi=psi if latents is None or self.partners == RANDOM else None,
             network=network,
             height=self.height,
             width=self.width,
@@ -301,8 +306,10 @@ class Config:
                 f"--method camera: the record of {inputs.network.name} names no half of its codes that says who, as "
                 "networks of jobs/train_gan.py --pairs have: give such a network, or --method mix"
             )
-        if self.method is None and inputs.latents is not None:
-            return MIX, ()
+        if inputs.latents is not None and inputs.latents.whos is None:
+            if self.method is None:
+                return MIX, ()
+            raise InputError(f"--method camera: {NO_WHO}, or give --method mix")
         return CAMERA, network.cameras
 
 

@@ -8,7 +8,7 @@ in the leak guard (tune/leak_guard.py): "clean", "leak" and "unknown". docs/swee
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from datasets.latents.table import About
+from datasets.latents.table import About, has_encoder
 from datasets.people.listing import drawn_names
 from datasets.reid.sources import Labelled, people_sha256
 from passersby.errors import InputError
@@ -91,7 +91,7 @@ def _judge_latents(
     records = records if isinstance(records, Mapping) else {}
     encoder = records.get("encoder")
     findings = judge_labels("generator of the latents", records.get("generator"), data, allowed)
-    for ancestor in list(line_of(encoder)) or [None]:
+    for ancestor in (list(line_of(encoder)) or [None]) if has_encoder(about) else ():
         if not isinstance(ancestor, Mapping) or "identity" not in ancestor:
             findings.append(
                 Finding("encoder", UNKNOWN, "no record says whether it was trained with an identity network")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from datasets.latents.table import About
+from datasets.latents.table import About, has_encoder
 from datasets.people.listing import GALLERY, QUERY, TRAIN, drawn_names
 from datasets.people.market1501 import toy_crowd_record
 from datasets.people.names import printable_name
@@ -241,7 +241,7 @@ def judge_latents(about: About, data: DataSet) -> list[Finding]:
         findings.append(Finding("latents", verdict, reason))
     records = about.get("records")
     records = records if isinstance(records, Mapping) else {}
-    for part in ("encoder", "generator"):
+    for part in ("encoder", "generator") if has_encoder(about) else ("generator",):
         name = "encoder" if part == "encoder" else "generator of the latents"
         findings += judge_network(name, records.get(part), data)
     return findings

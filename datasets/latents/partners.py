@@ -6,11 +6,13 @@ import numpy as np
 
 from datasets.latents.table import Latents
 from datasets.people.listing import UNKNOWN_CAMERA
-from datasets.runs.configuration import PEOPLE, PICTURES, Configuration, Origin
+from datasets.runs.configuration import CAMERA, PEOPLE, PICTURES, Configuration, Origin
 from datasets.runs.rows import partner_count
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.weights import former_demo_network
+
+NO_WHO = "the people of --latents have no who: invert with jobs/invert.py --refine who"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,7 +22,9 @@ class RealCodes:
     people: [P, num_ws, w_dim] float32, each person's own code. pictures: [N, num_ws, w_dim] float32, the codes
     of all pictures; [0, ...] where partners are random. persons: [N] int64, the person in each picture,
     ascending. nearest: [P] int64, the picture that a person's origin names. table: the table without its
-    codes, for reading the deltas.
+    codes, for reading the deltas. whos [P, n] float32 and offsets [P, w_dim] float32: those of the table, for the
+    method camera alone; a person's own code is then that of the nearest picture, because a mean of codes that differ
+    in how would be seen in no way at all.
     """
 
     people: np.ndarray
@@ -28,6 +32,8 @@ class RealCodes:
     persons: np.ndarray
     nearest: np.ndarray
     table: Latents
+    whos: np.ndarray | None = None
+    offsets: np.ndarray | None = None
 
     def delta(self, person: int) -> bytes | None:
         """The person's change of the network, None without one. Raises InputError where the file is not the table's."""
@@ -68,6 +74,9 @@ def real_codes(latents: Latents, configuration: Configuration, people: int) -> R
     Raises InputError where there are too few pictures to make all variants different, and where a delta is
     missing.
     """
+    is_camera = configuration.method == CAMERA
+    if is_camera and latents.whos is None:
+        raise InputError(f"--method camera: {NO_WHO}, or give --method mix")
     _check_partners(configuration, people)
     _check_deltas(latents, people)
     rows_of_person = [latents.pictures_of(person).tolist() for person in range(latents.people)]
@@ -76,11 +85,13 @@ def real_codes(latents: Latents, configuration: Configuration, people: int) -> R
         for rows, origin in zip(rows_of_person, configuration.origins, strict=True)
     ]
     return RealCodes(
-        people=latents.person_codes(),
+        people=latents.codes[nearest] if is_camera else latents.person_codes(),
         pictures=latents.codes[:0] if configuration.draws_codes else latents.codes,
         persons=latents.persons,
         nearest=np.array(nearest, np.int64),
-        table=dataclasses.replace(latents, codes=latents.codes[:0], paths=()),
+        table=dataclasses.replace(latents, codes=latents.codes[:0], paths=(), whos=None, offsets=None),
+        whos=latents.whos if is_camera else None,
+        offsets=latents.offsets if is_camera else None,
     )
 
 

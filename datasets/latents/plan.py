@@ -24,9 +24,14 @@ from passersby.options import Json, agree, canonical_sha256, check, check_known,
 # cuDNN's algorithms are deterministic and channels are padded.
 RECIPE = 4
 JOB = "invert"  # distinguishes this plan.json from that of jobs/generate.py
-REFINEMENTS = ("none", "w", "pivotal")
+WHO = "who"  # the refinement that finds one who for all pictures of a person, without an encoder
+REFINEMENTS = ("none", "w", "pivotal", WHO)
 # Option -> its default number of steps, and the refinements that use it.
-REFINEMENT_STEPS = {"refine_steps": (100, ("w", "pivotal")), "pivotal_steps": (200, ("pivotal",))}
+REFINEMENT_STEPS = {
+    "steps": (5, ("none", "w", "pivotal")),
+    "refine_steps": (100, ("w", "pivotal", WHO)),
+    "pivotal_steps": (200, ("pivotal",)),
+}
 UNITS_OF_A_SMALL_RUN = 8  # small runs get smaller units, so that all workers get some and progress is visible
 MOST_STEPS = 100_000
 MOST_PICTURES = 4096  # of one person, who is never divided
@@ -39,14 +44,14 @@ class InversionConfiguration:
     The number of people is absent, as more people extend a run. Raises InputError for a value out of range.
     """
 
-    encoder: str  # sha256 of the file
+    encoder: str | None  # sha256 of the file; None without an encoder, as with the refinement who
     network: str  # sha256 of the generator's file
     identity: str | None  # sha256 of the identity network's file
     perceptual: str  # sha256 of the perceptual network's file
     data: str  # fingerprint of the listed pictures (datasets/latents/pictures.py)
     splits: tuple[str, ...]
     pictures: int | None  # the most pictures of one person
-    steps: int
+    steps: int | None  # of the encoder
     refine: str
     refine_steps: int | None
     pivotal_steps: int | None
@@ -55,8 +60,11 @@ class InversionConfiguration:
 
     def __post_init__(self) -> None:
         check_recipe(self.recipe, RECIPE)
-        check("--steps", self.steps, 1 <= self.steps <= 100, "1 to 100")
         check("--refine", self.refine, self.refine in REFINEMENTS, " or ".join(REFINEMENTS))
+        check_encoder(self.encoder, self.refine)
+        if self.steps is not None or self.encoder is not None:
+            good = self.steps is not None and 1 <= self.steps <= 100
+            check("--steps", self.steps, good, "1 to 100")
         for option, value in (("--refine-steps", self.refine_steps), ("--pivotal-steps", self.pivotal_steps)):
             if value is not None:
                 check(option, value, 1 <= value <= MOST_STEPS, f"1 to {MOST_STEPS}")
@@ -79,6 +87,13 @@ class InversionConfiguration:
         return stored_values(self, always=("recipe",))
 
 
+def check_encoder(encoder: str | None, refine: str) -> None:
+    """Raise InputError unless there is an encoder where the refinement `refine` starts with one, and only there."""
+    if (encoder is None) != (refine == WHO):
+        way_out = "leave --encoder out" if encoder else "give --encoder FILE"
+        raise InputError(f"--refine {refine}: only --refine {WHO} starts without an encoder: {way_out}")
+
+
 def steps_of(option: str, refine: str, steps: int | None) -> int | None:
     """The number of steps for an option of REFINEMENT_STEPS; None where the refinement `refine` has no such steps.
 
@@ -97,13 +112,13 @@ def steps_of(option: str, refine: str, steps: int | None) -> int | None:
 class NetworkFiles:
     """Local paths of the networks of an inversion."""
 
-    encoder: Path
+    encoder: Path | None
     generator: Path
     perceptual: Path
     identity: Path | None
 
     @classmethod
-    def of(cls, encoder: str, network: str | None, alexnet: str | None, identity: str | None) -> "NetworkFiles":
+    def of(cls, encoder: str | None, network: str | None, alexnet: str | None, identity: str | None) -> "NetworkFiles":
         """The local files of the options of these names; each option is a path or URI.
 
         Raises InputError, which names the option, for a missing file.
@@ -111,7 +126,8 @@ class NetworkFiles:
         identity_file = local_copy(identity, "--identity") if identity else None
         perceptual = local_copy(alexnet, "--alexnet") if alexnet else weights.get("st-lpips-alex")
         generator = local_copy(network, "--network") if network else weights.DEMO_NETWORK
-        return cls(local_copy(encoder, "--encoder"), generator, perceptual, identity_file)
+        encoder_file = local_copy(encoder, "--encoder") if encoder else None
+        return cls(encoder_file, generator, perceptual, identity_file)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.latents.plan import InversionRun, InversionUnit
-from datasets.latents.table import LATENTS_FILE, SCHEMA
+from datasets.latents.plan import WHO, InversionConfiguration, InversionRun, InversionUnit
+from datasets.latents.table import LATENTS_FILE, SCHEMA, WHO_SCHEMA
 from datasets.runs.manifest import in_groups
 from datasets.runs.run import shard_name
 from datasets.runs.shards import ADVICE, ShardKind, decode_rows
@@ -16,6 +16,12 @@ from passersby.errors import InputError
 from passersby.options import Json
 
 LATENTS = ShardKind(SCHEMA, random="w.list.element")
+WHO_LATENTS = ShardKind(WHO_SCHEMA, random="w.list.element")
+
+
+def kind_of(configuration: InversionConfiguration) -> ShardKind:
+    """The columns of the shards of an inversion, and of its table."""
+    return WHO_LATENTS if configuration.refine == WHO else LATENTS
 
 
 def read_latents_shard(run: InversionRun, unit: InversionUnit) -> pa.Table:
@@ -27,7 +33,7 @@ def read_latents_shard(run: InversionRun, unit: InversionUnit) -> pa.Table:
     name = shard_name(unit.unit)
     address = run.output.address(name)
     with run.output.open(name) as file:
-        table = decode_rows(file, address, run.hash, LATENTS)
+        table = decode_rows(file, address, run.hash, kind_of(run.plan.configuration))
     people = range(unit.first_person, unit.first_person + unit.people)
     expected = [person for person in people for _ in range(run.plan.counts[person])]
     if table["person"].to_pylist() != expected:
@@ -44,11 +50,12 @@ def write_latents(run: InversionRun, about: Mapping[str, Json]) -> pa.Table:
     Raises InputError for a shard that is damaged or does not match the plan.
     """
     metadata = {"plan_hash": run.hash, "about": json.dumps(about, sort_keys=True, allow_nan=False)}
-    small = []
-    with run.output.replacing(LATENTS_FILE) as path, LATENTS.writer(path, metadata) as writer:
+    small, kind = [], kind_of(run.plan.configuration)
+    vectors = [field.name for field in kind.schema if pa.types.is_list(field.type)]
+    with run.output.replacing(LATENTS_FILE) as path, kind.writer(path, metadata) as writer:
         for table in in_groups(run.plan.units(), lambda unit: read_latents_shard(run, unit)):
             writer.write_table(table.cast(writer.schema))
-            small.append(table.drop_columns(["w"]))
+            small.append(table.drop_columns(vectors))
     return pa.concat_tables(small)
 
 

@@ -47,6 +47,15 @@ SCHEMA = pa.schema(
         ("delta_sha256", pa.string()),
     ]
 )
+# The columns that --refine who adds: null where w is null. The w of picture i is mapping(who, how_i) + offset.
+WHO_SCHEMA = pa.schema(
+    [
+        *SCHEMA,
+        ("who", pa.list_(pa.float32())),  # the first values of z, the same in all rows of a person
+        ("how", pa.list_(pa.float32())),  # the other values of z
+        ("offset", pa.list_(pa.float32())),  # w_dim values, the same in all rows of a person
+    ]
+)
 _DELTA = re.compile(r"deltas/(\d{3})/person-(\d{6})\.safetensors")
 _MOST = {"num_ws": 64, "w_dim": 4096, "height": 4096, "width": 4096}
 _ADVICE = "give a folder that jobs/invert.py has written, or its latents.parquet"
@@ -79,6 +88,12 @@ class About(TypedDict):
     splits: NotRequired[Sequence[str]]
     test_people: NotRequired[Json]
     records: NotRequired[Json]
+    encoder: NotRequired[Json]  # None where the codes were found without one
+
+
+def has_encoder(about: About) -> bool:
+    """Whether an encoder took part in finding the codes; True for a table that says nothing of it."""
+    return "encoder" not in about or about["encoder"] is not None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +105,8 @@ class Latents:
     cameras: [N] int64, UNKNOWN_CAMERA where a camera is unknown. paths: relative to the data set. names: person
     -> the person's name in the data set. deltas: person -> (file below `folder`, its sha256), for the people
     who have a delta. about: the file's metadata (generator, encoder, metric, refine, splits, test_people, ...).
-    folder: the address of the folder that holds the file. sha256: the file's.
+    folder: the address of the folder that holds the file. sha256: the file's. whos: [P, n] float32 and offsets:
+    [P, w_dim] float32, each person's who and offset; None in a table without them.
     """
 
     codes: np.ndarray
@@ -103,6 +119,8 @@ class Latents:
     about: About
     folder: str = dataclasses.field(repr=False)  # may hold credentials
     sha256: str
+    whos: np.ndarray | None = None
+    offsets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -199,7 +217,32 @@ def _assemble(table: pa.Table, codes: np.ndarray, about: About, folder: str, whe
             deltas[person] = (file, digest)
     cameras = table["camera"].fill_null(UNKNOWN_CAMERA).to_numpy()
     paths = tuple(table["path"].to_pylist())
-    return Latents(codes, persons, identities, cameras, paths, names, deltas, about, folder, sha256)
+    whos = offsets = None
+    if "who" in table.column_names:
+        whos = _of_people(table, "who", persons, None, where)
+        offsets = _of_people(table, "offset", persons, codes.shape[2], where)
+    return Latents(codes, persons, identities, cameras, paths, names, deltas, about, folder, sha256, whos, offsets)
+
+
+def _of_people(table: pa.Table, name: str, persons: np.ndarray, size: int | None, where: str) -> np.ndarray:
+    """Each person's vector [P, size] of a column whose rows are equal within a person; size: None for any one size."""
+    column = table[name].combine_chunks()
+    lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
+    size = int(lengths[0]) if size is None else size
+    wrong = np.flatnonzero((lengths != size) | (lengths == 0))
+    if len(wrong):
+        path = table["path"][int(wrong[0])].as_py()
+        raise InputError(f"--latents {where}: {name} of {path!r} has {lengths[wrong[0]]} values, not {size}: {_ADVICE}")
+    flat = column.flatten()
+    values = flat.to_numpy(zero_copy_only=False).reshape(len(persons), size)
+    if flat.null_count or not np.isfinite(values).all():
+        raise InputError(f"--latents {where}: {name} holds values that are not finite: {_ADVICE}")
+    _, firsts = np.unique(persons, return_index=True)
+    different = np.flatnonzero((values != values[firsts][persons]).any(1))
+    if len(different):
+        path = table["path"][int(different[0])].as_py()
+        raise InputError(f"--latents {where}: {name} of {path!r} is not that of the person's other rows: {_ADVICE}")
+    return values[firsts]
 
 
 def _codes(table: pa.Table, shape: tuple[int, int], where: str) -> np.ndarray:
@@ -224,7 +267,7 @@ def _codes(table: pa.Table, shape: tuple[int, int], where: str) -> np.ndarray:
 def _about(schema: pa.Schema, where: str) -> About:
     metadata = schema.metadata or {}
     version = metadata.get(b"schema_version", b"none").decode()
-    if b"about" not in metadata or not schema.equals(SCHEMA):
+    if b"about" not in metadata or not (schema.equals(SCHEMA) or schema.equals(WHO_SCHEMA)):
         raise InputError(f"--latents {where} is no table of latents: {_ADVICE}")
     if version != SCHEMA_VERSION:
         raise InputError(f"--latents {where} has schema version {version}, not {SCHEMA_VERSION}: invert again")

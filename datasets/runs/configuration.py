@@ -55,7 +55,8 @@ class Configuration:
 
     The method `camera` is for networks trained by identity pairs: a variant keeps the half of z that says who, and
     draws the half that says how the person is seen. No layers are mixed. `cameras` are the cameras of a network with a
-    label for each camera, in the order of its labels; every image then has one of them.
+    label for each camera, in the order of its labels; every image then has one of them. With `latents` the base is the
+    picture that the person's origin names, as it was inverted.
     """
 
     seed: int
@@ -115,8 +116,11 @@ class Configuration:
 
     def _check_people(self) -> None:
         check("--partners", self.partners, self.partners in PARTNERS, " or ".join(PARTNERS))
-        if self.method == CAMERA and self.latents is not None:
-            raise InputError("--method camera: its people come from seeds; leave --latents out, or give --method mix")
+        if self.method == CAMERA and self.partners != RANDOM:
+            raise InputError(
+                f"--partners {self.partners}: --method camera takes no styles of others; leave it out, or give "
+                "--method mix"
+            )
         if self.latents is None and self.partners != RANDOM:
             raise InputError(f"--partners {self.partners}: they are real people's, give them with --latents")
         if bool(self.origins) != (self.latents is not None):

@@ -101,7 +101,10 @@ def planned_columns(configuration: Configuration, person: int) -> dict[str, list
     }
     mix_layers = [None] * c.variants if c.method == CAMERA else [[], *(list(c.layers) for _ in varied)]
     return {name: [value] * c.variants for name, value in constants.items()} | {
-        "camera": [origin.camera if origin else c.camera(person, variant) for variant in range(c.variants)],
+        "camera": [
+            origin.camera if origin and (variant == 0 or c.method != CAMERA) else c.camera(person, variant)
+            for variant in range(c.variants)
+        ],
         "mix_seed": [None, *(c.mix_seed(person, variant) for variant in varied)],
         "mix_layers": mix_layers,
         "amount": amounts_of(c, person),

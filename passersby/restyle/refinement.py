@@ -124,7 +124,7 @@ class _Descent(NamedTuple):
                 (gradient,) = torch.autograd.grad(values.sum(), free)
             free, values = free.detach(), values.detach()
             best, best_value = _better(best, best_value, free, values)
-            free = free - learning_rate * ramp(step / steps) * _adam(gradient, first, second, step)
+            free = free - learning_rate * ramp(step / steps) * adam(gradient, first, second, step)
         with torch.no_grad():
             return _better(best, best_value, free, self.values(free.expand_as(start)))[0]
 
@@ -147,8 +147,18 @@ def ramp(progress: float) -> float:
     return (0.5 - 0.5 * math.cos(math.pi * down)) * up
 
 
-def _adam(gradient, first, second, step, betas=(0.9, 0.999), epsilon=1e-8):
-    # Kingma & Ba 2015. Unlike torch.optim's, this version updates both averages in place and has no parameter groups.
+def adam(
+    gradient: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    step: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+) -> torch.Tensor:
+    """The direction of Adam's step number `step`, from 0, for a learning rate of 1 (Kingma & Ba 2015).
+
+    Unlike torch.optim's, this version updates both averages, `first` and `second`, in place, and has no groups.
+    """
     first.lerp_(gradient, 1 - betas[0])
     second.lerp_(gradient.square(), 1 - betas[1])
     deviation = (second / (1 - betas[1] ** (step + 1))).sqrt()

@@ -26,7 +26,9 @@ from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.encoder import pooled, restyle_steps, working_size
 from passersby.restyle.losses import InversionLoss, Target
 from passersby.restyle.pivotal import apply_delta, load_delta
+from passersby.restyle.who import codes_of
 from passersby.stylegan3 import Generator, to_uint8
+from passersby.stylegan3.generator import z_of_seeds
 from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png
 from reporting.page import is_toy, write_for_people
 from reporting.run.results import SUMMARY, RunTimes, read_summary
@@ -35,6 +37,7 @@ from reporting.tables import percent
 # ---- The sheet: people's pictures, their reconstructions after each step of the encoder, and after refinement.
 
 SHEET_PEOPLE = 8
+SHEET_VARIANTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,9 @@ class Reconstruction:
 class InvertedPicture:
     """One line of the sheet.
 
-    picture: [H, W, 3] uint8 RGB. steps: the reconstruction after each step of the encoder. refined: that of the refined
-    code. pivotal: that of the person's own generator. The last two are None if the inversion has no such stage.
+    picture: [H, W, 3] uint8 RGB. steps: the reconstruction after each step of the encoder, () without one. refined:
+    that of the refined code. pivotal: that of the person's own generator. The last two are None if the inversion has no
+    such stage. variants: images [H, W, 3] uint8 RGB of the person with other hows, () without a who.
     """
 
     label: str
@@ -58,6 +62,7 @@ class InvertedPicture:
     steps: tuple[Reconstruction, ...]
     refined: Reconstruction | None = None
     pivotal: Reconstruction | None = None
+    variants: tuple[np.ndarray, ...] = ()
 
 
 def draw_inversion_sheet(pictures: Sequence[InvertedPicture], metric: str, data: str, toy: bool = False) -> np.ndarray:
@@ -70,13 +75,15 @@ def draw_inversion_sheet(pictures: Sequence[InvertedPicture], metric: str, data:
         raise ValueError("a sheet needs at least one picture")
     first = pictures[0]
     count = len(first.steps)
-    headings = [("input", 1), (f"encoder, steps 1 to {count}" if count > 1 else "encoder", count)]
+    headings = [("input", 1)]
+    headings += [(f"encoder, steps 1 to {count}" if count > 1 else "encoder", count)] * (count > 0)
     headings += [("refined", 1)] * (first.refined is not None) + [("pivotal", 1)] * (first.pivotal is not None)
+    headings += [("seen in other ways", len(first.variants))] * bool(first.variants)
     rows = []
     for picture in pictures:
         stages = [*picture.steps, picture.refined, picture.pivotal]
         reconstructions = [SheetCell(stage.image, f"{stage.lpips:.3f}") for stage in stages if stage is not None]
-        cells = [SheetCell(picture.picture), *reconstructions]
+        cells = [SheetCell(picture.picture), *reconstructions, *map(SheetCell, picture.variants)]
         rows.append(SheetRow(picture.label, cells))
     return contact_sheet(
         rows,
@@ -90,10 +97,10 @@ def draw_inversion_sheet(pictures: Sequence[InvertedPicture], metric: str, data:
 def inverted_pictures(
     latents: Latents,
     contents: dict[str, Path | bytes],
-    encoder: LoadedEncoder,
+    encoder: LoadedEncoder | None,
     generator: Generator,
     loss: InversionLoss,
-    steps: int,
+    steps: int | None,
     refine: str,
 ) -> list[InvertedPicture]:
     """The lines of the sheet: the first picture of at most SHEET_PEOPLE people, evenly spread.
@@ -101,7 +108,8 @@ def inverted_pictures(
     This machine's CPU makes the reconstructions again, from the codes. contents: path in the table -> file or bytes of
     the picture. People whose picture can no longer be read are omitted.
     """
-    size = working_size(encoder.encoder.config, generator.config)
+    config = generator.config
+    size = working_size(encoder.encoder.config, config) if encoder else (config.height, config.width)
     lines = []
     for person in np.unique(np.linspace(0, latents.people - 1, SHEET_PEOPLE).round().astype(int)).tolist():
         row = int(latents.pictures_of(person)[0])
@@ -113,7 +121,9 @@ def inverted_pictures(
             continue
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
         target = loss.target(image)
-        outputs = restyle_steps(encoder.encoder, generator.synthesis, image, encoder.average, steps)
+        outputs = ()
+        if encoder is not None and steps is not None:
+            outputs = restyle_steps(encoder.encoder, generator.synthesis, image, encoder.average, steps)
         reconstructions = tuple(_reconstruction(output, loss, target) for _, output in outputs)
         code = torch.from_numpy(latents.codes[row])[None]
         refined = pivotal = None
@@ -124,8 +134,22 @@ def inverted_pictures(
             with apply_delta(generator, load_delta(delta, latents.about["generator"]["sha256"])):
                 pivotal = _reconstruction(generator.synthesis(code), loss, target)
         label = f"person {latents.names[person]}"
-        lines.append(InvertedPicture(label, pixels, reconstructions, refined, pivotal))
+        variants = _seen_in_other_ways(latents, person, generator, size)
+        lines.append(InvertedPicture(label, pixels, reconstructions, refined, pivotal, variants))
     return lines
+
+
+def _seen_in_other_ways(
+    latents: Latents, person: int, generator: Generator, size: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
+    """Images of the person's who and offset with other hows, always the same; a network with labels takes the first."""
+    if latents.whos is None or latents.offsets is None:
+        return ()
+    who, offset = (torch.from_numpy(np.array(values[person])) for values in (latents.whos, latents.offsets))
+    hows = torch.from_numpy(z_of_seeds(range(SHEET_VARIANTS), generator.z_dim)).float()[:, len(who) :]
+    labels = torch.eye(generator.c_dim)[[0] * SHEET_VARIANTS] if generator.c_dim else None
+    images = generator.synthesis(codes_of(generator.mapping, who, hows, offset, labels))
+    return tuple(to_uint8(pooled(images, *size)).numpy())
 
 
 def _reconstruction(output: torch.Tensor, loss: InversionLoss, target: Target) -> Reconstruction:
@@ -145,10 +169,11 @@ class AboutNetworks(TypedDict):
     """The description of the networks in the metadata of latents.parquet.
 
     metric, identity: the names of the networks that measure; trained_on, records: those of generator and encoder.
+    encoder: None without one.
     """
 
     generator: AboutGenerator
-    encoder: Mapping[str, Json]
+    encoder: Mapping[str, Json] | None
     metric: str
     identity: str | None
     weights: Mapping[str, float]
@@ -160,7 +185,7 @@ class Networks(Protocol):
     """The networks of an inversion, on the CPU: pipeline.inversion.Networks."""
 
     @property
-    def encoder(self) -> LoadedEncoder: ...
+    def encoder(self) -> LoadedEncoder | None: ...
     @property
     def generator(self) -> Generator: ...
     @property
@@ -323,12 +348,14 @@ def summary_lines(summary: InversionSummary, output: Output) -> list[str]:
         value = figures[name]["mean"]
         return "not measured" if value is None else f"{value:.3f}"
 
+    end = f"{mean('lpips')} in the end"
+    if figures["encoder_lpips"]["mean"] is not None:  # None without an encoder
+        less = percent(max(0.0, summary["lpips_reduction"] or 0.0)) or "0%"
+        end = f"{mean('encoder_lpips')} after the encoder, {end} ({less} less)"
     lines = [
         f"{summary['inverted']:,} of {summary['pictures']:,} pictures of {summary['people']:,} people inverted, "
         f"{summary['errors']:,} could not be read or made",
-        f"{summary['metric']}: {mean('encoder_lpips')} after the encoder, {mean('lpips')} in the end "
-        f"({percent(max(0.0, summary['lpips_reduction'] or 0.0)) or '0%'} less); L2 {mean('l2')}; identity cosine "
-        f"{mean('identity_cosine')}",
+        f"{summary['metric']}: {end}; L2 {mean('l2')}; identity cosine {mean('identity_cosine')}",
     ]
     if summary["test_people"]:
         lines.append("these are people that re-ID networks are tested with: train on nothing that is made of them")

@@ -1,6 +1,7 @@
 """The stages of an inversion, without Ray, with tiny networks."""
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import actors.inverter as inverter_module
 from actors.inverter import CHUNK_PIXELS, MOST_CHUNK, Inverter, chunk_of
 from actors.latent_writer import LatentWriter
 from datasets.latents.plan import RECIPE, InversionConfiguration, continue_inversion
-from datasets.latents.table import SCHEMA, delta_name
+from datasets.latents.table import SCHEMA, WHO_SCHEMA, delta_name
 from datasets.runs.rows import images_of
 from datasets.storage.output import Output
+from passersby import stylegan2
 from passersby.perception.perceptual import load_perceptual
 from passersby.restyle.checkpoint import LoadedEncoder
 from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.pivotal import apply_delta, load_delta
+from passersby.stylegan3 import Generator
 from tests.helpers import inversion_networks as tiny
 from tests.helpers.gpu_path import EXACT_RULES, PYTORCHS_RULES, filter_kernels, float_rules, go_the_way_of_a_gpu
 
@@ -255,6 +258,81 @@ def test_an_inversion_on_a_gpu_keeps_the_numbers_of_its_recipe(networks, recipe,
     assert {scaled for _, scaled in convolutions[len(formats) :]} == {recipe >= 2}
     assert set(kernels) == {"auto" if recipe >= 3 else "plain"}
     assert convolutions[-1][0] == torch.float16  # measured as it will be drawn
+
+
+# ---- the refinement who
+
+FOUND = {"encoder": None, "steps": None, "refine": "who", "refine_steps": 2}
+
+
+def who_network(**changes) -> stylegan2.Generator:
+    torch.manual_seed(3)
+    config = stylegan2.GeneratorConfig(16, 8, z_dim=10, w_dim=12, mapping_layers=2, channel_base=128, **changes)
+    return stylegan2.Generator(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def found_by(networks):
+    """Inverts a unit in the manner of --refine who, with few starts; returns the rows and the generator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inverter_module.Starts, "of", functools.partial(inverter_module.Starts.of, whos=3, hows=2))
+
+        def call(batch: pa.Table, cameras: tuple[int, ...] = (), steps: int = 2) -> tuple[list[dict], Generator]:
+            parts = {"encoder": None, "generator": who_network(c_dim=len(cameras)), "loss": networks["loss"]}
+            configuration = dataclasses.replace(CONFIGURATION, **FOUND | {"refine_steps": steps})
+            made = images_of(Inverter(**parts, configuration=configuration, cameras=cameras)(batch))
+            stored = [name for name in made.column_names if name != "delta_content"]
+            assert [made.schema.field(name).type for name in stored] == [WHO_SCHEMA.field(n).type for n in stored]
+            return made.to_pylist(), parts["generator"]
+
+        yield call
+
+
+def parts_of(row: dict) -> list[torch.Tensor]:
+    return [torch.tensor(row[name]) for name in ("who", "how", "offset")]
+
+
+def test_all_pictures_of_a_person_have_one_who_whatever_else_is_in_the_unit(found_by):
+    contents = [png(picture(seed, 16, 8)) for seed in range(4)]
+    batch = unit([contents[0], b"broken", contents[1], contents[2], contents[3]], [0, 0, 0, 1, 2])
+    rows, generator = found_by(batch)
+    assert [row["status"] for row in rows] == ["ok", "error", "ok", "ok", "ok"]
+    names = ("w", "who", "how", "offset", "l2", "lpips", "encoder_lpips")
+    assert {name: rows[1][name] for name in names} == dict.fromkeys(names)
+    good = [row for row in rows if row["status"] == "ok"]
+    for row in good:
+        who, how, offset = parts_of(row)
+        w = generator.mapping(torch.cat([who, how])[None]) + offset
+        torch.testing.assert_close(torch.tensor(row["w"]).view(w.shape), w)
+        assert row["encoder_lpips"] is None
+        shown = generator.synthesis(w)
+        x = torch.from_numpy(picture(contents.index(png_of(batch, row)), 16, 8)).permute(2, 0, 1) / 127.5 - 1
+        assert row["l2"] == pytest.approx(float((shown - x).square().mean()), rel=1e-3)
+    assert (good[0]["who"], good[0]["offset"]) == (good[1]["who"], good[1]["offset"])
+    assert good[0]["how"] != good[1]["how"]
+    assert len({tuple(row["who"]) for row in good}) == 3
+    alone, _ = found_by(unit([contents[0], contents[1]], [0, 0]))  # on a CPU to the last bit
+    assert [row["w"] for row in alone] == [good[0]["w"], good[1]["w"]]
+    longer, _ = found_by(unit([contents[0], contents[1]], [0, 0]), steps=5)
+    before, after = (sum(row["l2"] + 0.8 * row["lpips"] for row in found) for found in (alone, longer))
+    assert after < before
+
+
+def png_of(batch: pa.Table, row: dict) -> bytes:
+    return batch["content"][0].as_py()[int(row["path"].removesuffix(".png"))]
+
+
+def test_a_picture_has_the_label_of_its_camera_and_without_one_an_error(found_by):
+    batch = unit([png(picture(0, 16, 8)), png(picture(1, 16, 8)), png(picture(2, 16, 8))], [0, 0, 0])
+    column = batch.schema.get_field_index("camera")
+    batch = batch.set_column(column, "camera", pa.array([[5, 7, -1]]))
+    rows, generator = found_by(batch, cameras=(7, 5))
+    assert [row["status"] for row in rows] == ["ok", "ok", "error"]
+    assert rows[2]["message"] == "it is of an unknown camera, and the network has labels of cameras 7, 5"
+    for row, label in zip(rows, (1, 0), strict=False):
+        who, how, offset = parts_of(row)
+        w = generator.mapping(torch.cat([who, how])[None], torch.eye(2)[[label]]) + offset
+        torch.testing.assert_close(torch.tensor(row["w"]).view(w.shape), w)
 
 
 def test_chunks_follow_the_size_of_images_and_nothing_else():

@@ -254,6 +254,44 @@ def test_a_real_person_is_the_image_of_the_code_and_random_people_give_styles(ge
     assert min(np.abs(a - b).max() for i, a in enumerate(images) for b in images[:i]) > 10
 
 
+@pytest.mark.parametrize("cameras", [(), (4, 6)])
+def test_the_method_camera_keeps_the_who_and_the_offset_of_a_real_person(tmp_path, cameras):
+    torch.manual_seed(1)
+    config = stylegan2.GeneratorConfig(16, 8, z_dim=12, w_dim=10, channel_base=128, channel_max=8, c_dim=len(cameras))
+    network = stylegan2.Generator(config).eval().requires_grad_(False)
+    network.mapping.w_avg.normal_()
+    random = np.random.default_rng(4)
+    parts = [(random.normal(size=6).astype(np.float32), random.normal(size=10).astype(np.float32)) for _ in COUNTS]
+    pictures = helper.codes_of(COUNTS, (network.num_ws, 10))
+    table = read_latents(helper.write_table(tmp_path, "n", pictures, parts=parts))
+    changes = {"method": "camera", "layers": (), "height": 16, "width": 8, "cameras": cameras, "truncation_psi": 0.9}
+    changes |= {"latents": table.sha256, "origins": origins_of(table)}
+    codes = real_codes(table, dataclasses.replace(CONFIGURATION, **changes), len(COUNTS))
+    for row in make(network, range(3), codes, **changes):
+        person, variant = row["person"], row["variant"]
+        who, offset = (torch.from_numpy(part) for part in parts[person])
+        if variant:
+            how = np.random.RandomState(row["mix_seed"]).randn(12)[6:]  # noqa: NPY002
+            z = torch.cat([who, torch.from_numpy(how).float()])[None]
+            label = torch.eye(2)[[cameras.index(row["camera"])]] if cameras else None
+            ws = network.mapping(z, label, truncation_psi=0.9) + offset
+            assert row["truncation_psi"] == pytest.approx(0.9)
+        else:  # the inverted picture that the origin names
+            place = int(row["source_path"].split("_")[-2])
+            ws = torch.tensor(pictures[person][place])[None]
+            assert (row["camera"], row["mix_seed"]) == (None if person == 2 else place % 6 + 1, None)
+        assert (row["source"], row["method"], row["mix_layers"]) == ("latent", "camera", None)
+        assert close(pixels(row), picture(network, ws))
+    assert len(make(network, range(1), codes, **changes | {"variants": 1})) == 1
+    other = stylegan2.Generator(dataclasses.replace(config, z_dim=14))
+    with pytest.raises(InputError, match="--latents: a who has 6 values, but --network takes 7"):
+        make(other, range(1), codes, **changes)
+    plain = read_latents(helper.write_table(tmp_path / "plain", "n", pictures))
+    changes |= {"latents": plain.sha256}
+    with pytest.raises(InputError, match="--method camera: the people of --latents have no who"):
+        real_codes(plain, dataclasses.replace(CONFIGURATION, **changes), len(COUNTS))
+
+
 def test_other_real_people_give_poses_each_of_their_pictures_once(generator, real):
     for person in range(3):
         rows = real(range(person, person + 1), partners="people", truncation_psi=None)

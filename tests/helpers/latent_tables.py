@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.latents.table import SCHEMA
+from datasets.latents.table import SCHEMA, WHO_SCHEMA
 
 NAMES = ("0002", "0007", "0010", "0015")
 
@@ -27,12 +27,17 @@ def path_of(person: int, picture: int) -> str:
 
 
 def write_table(
-    folder: Path, sha256: str, codes: list[np.ndarray], deltas: dict[int, tuple[str, str]] | None = None, **about
+    folder: Path,
+    sha256: str,
+    codes: list[np.ndarray],
+    deltas: dict[int, tuple[str, str]] | None = None,
+    parts: list[tuple[np.ndarray, np.ndarray]] | None = None,
+    **about,
 ) -> Path:
     """Write latents.parquet of a generator with this sha256.
 
     Picture i of a person has camera i % 6 + 1; the cameras of the last person are not known. The first person has one
-    more row, which has failed.
+    more row, which has failed. parts: who and offset of each person, as of --refine who; hows are zeros.
     """
     num_ws, w_dim = codes[0].shape[1:]
     generator = {"file": "tiny.safetensors", "sha256": sha256, "height": 64, "width": 32}
@@ -50,7 +55,11 @@ def write_table(
                     "message": "no picture" if code is None else None, "delta": delta, "delta_sha256": delta_sha256,
                 }
             )  # fmt: skip
+            if parts and code is not None:
+                who, offset = (part.tolist() for part in parts[person])
+                rows[-1] |= {"who": who, "how": [0.0] * len(who), "offset": offset}
     metadata = {"schema_version": "1", "about": json.dumps(about)}
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata)), folder / "latents.parquet")
+    schema = (WHO_SCHEMA if parts else SCHEMA).with_metadata(metadata)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "latents.parquet")
     return folder / "latents.parquet"

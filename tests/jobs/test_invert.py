@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -13,23 +14,27 @@ import torch
 
 import pipeline.connection
 from actors.inverter import Inverter
+from actors.style_mixer import StyleMixer
+from datasets.latents.partners import real_codes
 from datasets.latents.pictures import list_pictures
 from datasets.latents.plan import NetworkFiles, continue_inversion, read_inversion_plan
-from datasets.latents.table import SCHEMA, delta_name, read_latents
+from datasets.latents.table import SCHEMA, WHO_SCHEMA, delta_name, read_latents
 from datasets.runs.rows import images_of
 from datasets.runs.run import shard_name
 from datasets.storage.output import Output
-from jobs import invert
+from jobs import generate, invert
 from jobs.invert import Config
+from passersby import stylegan2
 from passersby.errors import InputError
 from passersby.files import file_sha256
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
 from passersby.restyle.checkpoint import save_encoder
 from passersby.stylegan3 import Generator, GeneratorConfig
-from passersby.stylegan3.checkpoint import save_network
+from passersby.stylegan3.checkpoint import save_network, z_halves
 from tests.helpers import export_runs as runs
 from tests.helpers import inversion_networks as tiny
+from tests.helpers import latent_tables
 from tests.helpers.drivers import stages_here
 
 
@@ -280,6 +285,84 @@ def test_pictures_of_a_run_which_are_bytes_and_an_identity_network(config, tmp_p
     assert about["identity"].startswith("re-ID resnet18")
     assert about["weights"]["identity"] == 0.1
     assert json.loads((out / "plan.json").read_text())["configuration"]["identity"] == file_sha256(config.identity)
+
+
+# ---- --refine who
+
+
+@pytest.fixture(scope="module")
+def pairs_network(tmp_path_factory) -> Path:
+    """A tiny network whose record says which half of z is who."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.safetensors"
+    torch.manual_seed(3)
+    config = stylegan2.GeneratorConfig(16, 8, z_dim=10, w_dim=12, mapping_layers=2, channel_base=128)
+    record = {"trained_on": "nothing, a test", "z": z_halves(10)}
+    save_network(path, stylegan2.Generator(config), record=record)
+    return path
+
+
+def who_config(config, pairs_network, out: Path) -> Config:
+    changes = {"encoder": None, "steps": None, "refine": "who", "refine_steps": 2, "pivotal_steps": None}
+    return dataclasses.replace(config, network=str(pairs_network), out=str(out), **changes)
+
+
+def test_people_are_found_as_one_who_and_seen_in_other_ways(config, pairs_network, tree, tmp_path, capsys, here):
+    config = who_config(config, pairs_network, tmp_path / "out")
+    assert invert.main(config) == 0
+    printed = capsys.readouterr().out
+    assert "inversion at 16 x 8: no encoder, generator pairs.safetensors" in printed
+    assert re.search(r"ST-LPIPS.*: 0\.\d+ in the end; L2", printed)
+    made = snapshot(config.out)
+    latents = read_latents(config.out)
+    assert (latents.whos.shape, latents.offsets.shape) == ((3, 5), (3, 12))
+    assert (latents.about["encoder"], latents.about["refine"]) == (None, "who")
+    assert pq.read_table(tmp_path / "out" / "latents.parquet").schema.equals(WHO_SCHEMA)
+    # What is missing is made again, and nothing else; the plan is continued with the options of its first command.
+    (tmp_path / "out" / shard_name(1)).unlink()
+    (tmp_path / "out" / "summary.json").unlink()
+    assert invert.begun(config.out, [])["steps"] is None
+    assert invert.main(config) == 0
+    again = snapshot(config.out)
+    assert all(again[name] == made[name] for name in made if name != "summary.json")
+    # Pictures of these people with other hows.
+    options = {"out": str(tmp_path / "run"), "latents": config.out, "network": config.network, "variants": 3}
+    run = generate.Config(**options, height=16, width=8, format="png")
+    inputs = run.inputs()
+    frozen = run.frozen(inputs)
+    assert (frozen.method, frozen.layers, frozen.truncation_psi) == ("camera", (), 1.0)
+    assert dataclasses.replace(run, truncation_psi=0.5, method="camera").frozen(inputs).truncation_psi == 0.5
+    assert dataclasses.replace(run, method="mix", layers="0-1").frozen(inputs).truncation_psi == 0.7
+    codes, threads = real_codes(inputs.latents, frozen, 3), torch.get_num_threads()
+    mixer = StyleMixer(inputs.loaded.generator, frozen, codes=codes)
+    rows = images_of(mixer(pa.table({"unit": [0], "first_person": [0], "people": [3]}))).to_pylist()
+    torch.set_num_threads(threads)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert len({row["image"] for row in rows}) == 9
+
+
+def test_people_without_a_who_are_not_seen_in_other_ways(config, pairs_network, network, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"--refine who: the record of tiny.safetensors names no half of its codes"):
+        invert.main(dataclasses.replace(who_config(config, network, out), dry_run=True))
+    config = who_config(config, pairs_network, out)
+    for changes, message in (
+        (
+            {"encoder": "e.safetensors"},
+            "--refine who: only --refine who starts without an encoder: leave --encoder out",
+        ),
+        ({"refine": "w"}, "--refine w: only --refine who starts without an encoder: give --encoder FILE"),
+        ({"steps": 3}, "--steps 3: it belongs to --refine none or w or pivotal"),
+    ):
+        with pytest.raises(InputError, match=message):
+            invert.main(dataclasses.replace(config, **changes))
+    assert not out.exists()
+    sha256 = file_sha256(pairs_network)
+    table = latent_tables.write_table(tmp_path / "plain", sha256, latent_tables.codes_of((2, 1), (6, 12)))
+    run = generate.Config(out=str(out), latents=str(table), network=str(pairs_network), layers="0-1")
+    assert run.frozen(run.inputs()).method == "mix"
+    run = dataclasses.replace(run, method="camera", layers=None)
+    with pytest.raises(InputError, match="--method camera: the people of --latents have no who: invert with"):
+        run.frozen(run.inputs())
 
 
 def test_not_one_picture_that_can_be_read_is_said(config, tmp_path, here):

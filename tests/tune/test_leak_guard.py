@@ -135,6 +135,14 @@ def test_latents_say_that_they_are_of_test_people():
     assert verdict_of(judge_latents({"test_people": False}, MARKET)) == UNKNOWN
 
 
+def test_latents_that_were_found_without_an_encoder_are_judged_by_their_generator():
+    about = {"test_people": False, "encoder": None, "records": {"generator": network(TRAIN)}}
+    assert [finding.what for finding in judge_latents(about, MARKET)] == ["generator of the latents"]
+    assert verdict_of(judge_latents(about, MARKET)) == CLEAN
+    assert verdict_of(judge_latents(about | {"records": {"generator": network(GALLERY)}}, MARKET)) == LEAK
+    assert verdict_of(judge_latents({**about, "encoder": {"file": "e"}}, MARKET)) == UNKNOWN
+
+
 def test_a_leak_is_refused_in_one_line_unless_allowed():
     findings = judge_network("generator", network(QUERY), MARKET)
     with pytest.raises(InputError, match=r"^--generated: its generator has seen people .* give --allow-leak") as caught:

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.latents.plan import InversionConfiguration, InversionPlan, continue_inversion, read_inversion_plan
+from datasets.latents.plan import (
+    InversionConfiguration,
+    InversionPlan,
+    continue_inversion,
+    read_inversion_plan,
+    steps_of,
+)
 from datasets.runs.run import Run, shard_name
 from datasets.storage.output import Output
 from passersby.errors import InputError
@@ -52,6 +58,25 @@ def test_pending_units_are_those_without_a_shard(tmp_path):
     for unit in (0, 3, 99):
         run.output.write(shard_name(unit), b"x")
     assert [unit.unit for unit in run.pending] == [1, 2, 4, 5, 6, 7]
+
+
+def test_only_the_refinement_who_has_no_encoder_and_no_steps_of_one(tmp_path):
+    output, who = Output(str(tmp_path)), {"encoder": None, "steps": None, "refine": "who"}
+    began = plan((2, 3), 1, **who)
+    output.write("plan.json", began.to_json())
+    stored = read_inversion_plan(output)
+    assert continue_inversion(stored, began.configuration, (2, 3), 1) == began
+    for changes, message in (
+        (who | {"encoder": "e"}, "--refine who: only --refine who starts without an encoder: leave --encoder out"),
+        ({"encoder": None}, "--refine w: only --refine who starts without an encoder: give --encoder FILE"),
+        ({"steps": None}, "--steps None: must be 1 to 100"),
+        (who | {"steps": 0}, "--steps 0: must be 1 to 100"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plan((2, 3), **changes)
+    with pytest.raises(InputError, match="--steps 3: it belongs to --refine none or w or pivotal"):
+        steps_of("steps", "who", 3)
+    assert [steps_of("steps", refine, None) for refine in ("w", "who")] == [5, None]
 
 
 def test_a_plan_is_read_as_it_was_written_and_an_edited_one_is_refused(tmp_path):

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.latents.plan import InversionConfiguration, continue_inversion
-from datasets.latents.shards import LATENTS, read_latents_shard, write_latents
-from datasets.latents.table import SCHEMA, delta_name, read_latents
+from datasets.latents.shards import LATENTS, WHO_LATENTS, read_latents_shard, write_latents
+from datasets.latents.table import SCHEMA, WHO_SCHEMA, delta_name, has_encoder, read_latents
 from datasets.runs.run import Run
 from datasets.runs.shards import shard_table, write_shard
 from datasets.storage.output import Output
@@ -178,6 +178,60 @@ def test_files_that_are_none_are_refused(tmp_path):
     other = pa.schema([SCHEMA.field(name) for name in SCHEMA.names if name != "message"])
     with pytest.raises(InputError, match="is no table of latents"):
         read_latents(write(tmp_path, [{k: v for k, v in r.items() if k != "message"} for r in ROWS], schema=other))
+
+
+# ---- one who for all pictures of a person
+
+
+def who_row(person: int, value: float | None, how: float = 0.0, **changes) -> dict:
+    parts = {"who": [float(person), 0.5], "how": [how, how, how], "offset": [0.1 * person] * DIM}
+    return row(person, value, **{name: None if value is None else part for name, part in parts.items()} | changes)
+
+
+WHO_ROWS = [who_row(4, 1.0, 0.3), who_row(4, 1.2, -0.3), who_row(4, None), who_row(6, 5.0)]
+
+
+def test_each_person_s_who_and_offset_are_read(tmp_path):
+    latents = read_latents(write(tmp_path, WHO_ROWS, schema=WHO_SCHEMA))
+    assert latents.whos.tolist() == [[4.0, 0.5], [6.0, 0.5]]
+    np.testing.assert_allclose(latents.offsets, np.array([[0.4] * DIM, [0.6] * DIM]), rtol=1e-6)
+    old = read_latents(write(tmp_path / "old", ROWS))
+    assert (old.whos, old.offsets) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"who": [5.0, 0.5]}, "who of '4/1.2.jpg' is not that of the person's other rows"),
+        ({"offset": [0.0] * DIM}, "offset of '4/1.2.jpg' is not that of the person's other rows"),
+        ({"who": [4.0]}, "who of '4/1.2.jpg' has 1 values, not 2"),
+        ({"who": None}, "who of '4/1.2.jpg' has 0 values, not 2"),
+        ({"offset": [0.4] * (DIM + 1)}, f"offset of '4/1.2.jpg' has {DIM + 1} values, not {DIM}"),
+        ({"who": [4.0, float("nan")]}, "who holds values that are not finite"),
+        ({"who": [4.0, None]}, "who holds values that are not finite"),
+    ],
+)
+def test_a_who_that_cannot_be_is_refused(tmp_path, changes, message):
+    rows = [WHO_ROWS[0], who_row(4, 1.2, -0.3, **changes), *WHO_ROWS[2:]]
+    with pytest.raises(InputError, match=message):
+        read_latents(write(tmp_path, rows, schema=WHO_SCHEMA))
+
+
+def test_shards_of_the_refinement_who_have_its_columns(tmp_path):
+    configuration = dataclasses.replace(CONFIGURATION, encoder=None, steps=None, refine="who")
+    output, plan = Output(str(tmp_path / "out")), continue_inversion(None, configuration, (3, 1), None)
+    rows = [
+        {name: value for name, value in each.items() if name != "unit"} | {"person": person}
+        for each, person in zip(WHO_ROWS, (0, 0, 0, 1), strict=True)
+    ]
+    for unit in plan.units():
+        own = pa.Table.from_pylist([each for each in rows if each["person"] == unit.first_person])
+        write_shard(output, plan.hash, unit.unit, shard_table(unit.unit, own, WHO_LATENTS), WHO_LATENTS)
+    small = write_latents(Run(output, plan), ABOUT | {"encoder": None})
+    assert not {"w", "who", "how", "offset"} & set(small.column_names)
+    latents = read_latents(output.root_address)
+    assert latents.whos.tolist() == [[4.0, 0.5], [6.0, 0.5]]
+    assert [has_encoder(about) for about in (latents.about, ABOUT)] == [False, True]
 
 
 # ---- what jobs/invert.py writes

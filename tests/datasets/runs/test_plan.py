@@ -280,6 +280,9 @@ def test_the_method_camera_mixes_no_layers_and_is_read_back(tmp_path):
     assert min(columns["camera"].count(camera) for camera in (2, 5, 3)) > 40  # 200 / 3, 4 standard deviations
     assert planned_columns(dataclasses.replace(c, cameras=()), 1)["camera"] == [None] * 200
     assert "cameras" not in dataclasses.replace(c, cameras=()).values()  # as plans were before cameras
+    real = planned_columns(dataclasses.replace(c, latents="t", origins=ORIGINS), 0)
+    assert real["camera"] == [3, *planned_columns(c, 0)["camera"][1:]]  # the base is the origin's own picture
+    assert real["truncation_psi"] == [None] + [c.truncation_psi] * 199
 
 
 @pytest.mark.parametrize(
@@ -288,7 +291,10 @@ def test_the_method_camera_mixes_no_layers_and_is_read_back(tmp_path):
         ({"method": "camera"}, "--method camera with layers"),
         ({"method": "mix", "layers": ()}, "--method mix with layers"),
         ({"method": "mix", "cameras": (1, 2)}, "--method mix with labels of cameras"),
-        ({"method": "camera", "layers": (), "latents": "t", "origins": ORIGINS}, "--method camera: .* leave --latents"),
+        (
+            {"method": "camera", "layers": (), "latents": "t", "origins": ORIGINS, "partners": "people"},
+            "--partners people: --method camera takes no styles",
+        ),
     ],
 )
 def test_methods_that_do_not_fit_are_refused(changes, message):
