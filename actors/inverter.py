@@ -168,10 +168,11 @@ class Inverter:
 
     @torch.no_grad()
     def _encode(self, _: list[dict], inversions: list[_Inversion]) -> None:
-        if self.encoder is None:
+        steps = self.configuration.steps  # None without an encoder
+        if self.encoder is None or steps is None:
             return
         for chunk in self._chunks(inversions):
-            images, steps = self._images(chunk), self.configuration.steps
+            images = self._images(chunk)
             for step in restyle_steps(
                 self.encoder, self.generator.synthesis, images, self.average, steps, self.average_image
             ):
