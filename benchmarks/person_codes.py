@@ -162,15 +162,15 @@ def main(config: Config) -> None:
     people = np.unique(bench.listing.identities)
     people = people[np.linspace(0, len(people) - 1, config.people).round().astype(int)]
     figures: dict[str, dict[str, list]] = {}
-    rows = []
+    rows, table = [], {}
     for number, identity in enumerate(people.tolist()):
         cells = person(bench, config, number, identity, figures)
         if number < SHOWN:
             rows.append(SheetRow(f"person {bench.listing.people[identity]}", cells))
         print(f"{number + 1}/{len(people)} people", flush=True)
-    table = {way: means(found) for way, found in figures.items()}
-    results = {"threshold": float(bench.threshold), "people": len(people), "ways": table}
-    (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        table = {way: means(found) for way, found in figures.items()}
+        results = {"threshold": float(bench.threshold), "people": number + 1, "ways": table}
+        (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     for way, found in table.items():
         texts = [f"{name} {mean:.3f} ({low:.3f} to {high:.3f})" for name, (mean, low, high) in found.items()]
         print(f"{way:20} {'  '.join(texts)}")
