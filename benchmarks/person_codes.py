@@ -46,7 +46,7 @@ from reporting.grid import SheetCell, SheetRow, contact_sheet, encode_png, save_
 
 MIXED = ("coarse", "middle")  # groups of layers that variants of w and w+ take from a random code
 PSI = 0.7  # of random codes that are mixed in, as jobs/generate.py draws them by default
-SHOWN = 8  # people and variants of the picture
+SHOWN, FEW = 8, 3  # people and variants of the picture; pictures of each person in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,8 @@ def main(config: Config) -> None:
     for way, found in table.items():
         texts = [f"{name} {mean:.3f} ({low:.3f} to {high:.3f})" for name, (mean, low, high) in found.items()]
         print(f"{way:20} {'  '.join(texts)}")
-    headings = [("pictures", 3), ("found", 3), ("with another how", SHOWN)]
+    few, variants = min(config.pictures, FEW), min(config.variants, SHOWN)
+    headings = [("pictures", few), ("found", few), ("with another how", variants)]
     title = "Real people found as one who, and with another how"
     save_png(config.out / "people.png", contact_sheet(rows, title=title, subtitle="drawn people", headings=headings))
 
@@ -191,7 +192,7 @@ def person(bench: Bench, config: Config, number: int, identity: int, figures: di
         z_of_seeds(range(10_000 + 100 * number, 10_000 + 100 * number + config.variants), bench.generator.z_dim)
     ).float()
     add(figures, "real pictures", same_person=(found_in @ real.T >= bench.threshold).mean())
-    cells = [SheetCell(image) for image in to_uint8(images).numpy()[:3]]
+    cells = [SheetCell(image) for image in to_uint8(images).numpy()[:FEW]]
     for name, way in WAYS.items():
         clock = time.perf_counter()
         with torch.no_grad():
@@ -214,7 +215,7 @@ def person(bench: Bench, config: Config, number: int, identity: int, figures: di
             }
             same = (features @ real.T >= bench.threshold).mean()
             add(figures, f"{name}, {kind}", same_person=same, among=among.mean(), **spreads)
-    cells += [SheetCell(image) for image in drawn[:3]]
+    cells += [SheetCell(image) for image in drawn[:FEW]]
     return cells + [SheetCell(image) for image in shown[:SHOWN]]
 
 
