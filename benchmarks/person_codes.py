@@ -92,7 +92,10 @@ class Bench:
         self.listing = listing.take(np.flatnonzero(listing.identities > 0))
         several = np.linspace(0, len(self.listing) - 1, config.threshold_pictures).astype(int)
         real = self.listing.take(np.unique(several))
-        self.threshold = same_person_threshold(self.judged(real), real.identities)
+        threshold = same_person_threshold(self.judged(real), real.identities)
+        if threshold is None:
+            raise InputError("--threshold-pictures: no two of them are of different people: give more")
+        self.threshold = threshold
 
     def floats(self, listing: Listing) -> torch.Tensor:
         """Pictures [N, 3, h, w] of the generator's size, -1..1."""
