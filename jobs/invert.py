@@ -127,8 +127,11 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         return {}
     c = plan.configuration
     names = ["splits", "pictures", "refine", "unit_images"]
-    if given(arguments, "refine") in (None, c.refine):  # another refinement has defaults of its own
+    refine = given(arguments, "refine")
+    if refine in (None, c.refine):  # another refinement has defaults of its own
         names += ["steps", "refine_steps", "pivotal_steps"]
+    elif refine != "who" and c.steps is not None:  # the encoder is there with both
+        names += ["steps"]
     return {**{name: getattr(c, name) for name in names}, "people": sum(plan.extents)}
 
 

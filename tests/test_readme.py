@@ -49,7 +49,7 @@ PARSED = {
     r"make( [A-Z]+=\S+)* (test|test-rest|test-all|lint|format|clean|setup)( ARGS=\"[^\"]*\")?$": "this very run, or no "
     "business of a test",
     r"make chromium$": "installs a browser",
-    r"make( [A-Z]+=\S+)* chain(-variants)?$": "trainings of an hour and more",
+    r"make( [A-Z]+=\S+)* chain(-variants|-full)?$": "trainings of an hour and more",
     r".*\b(s3|gs)://": "a bucket",
     r"ray ": "a cluster",
     r"export RAY_\w+=\S+$": "a cluster",

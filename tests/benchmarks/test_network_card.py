@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -93,14 +94,17 @@ def test_it_writes_the_figures_and_the_pictures(card):
 def test_the_images_are_those_of_the_main_job(command, settings, network):
     from actors.style_mixer import StyleMixer
     from datasets.people.decoding import decode
+    from datasets.runs.rows import images_of
     from passersby.stylegan3.checkpoint import load_network
 
     config = command.Config(out=Path("unused"), **settings)
     plan = command.configuration(config, "middle")
     assert (plan.seed, plan.variants, plan.layers, plan.jpeg_quality) == (0, 3, tuple(range(5, 12)), 95)
     made = command.Maker(config, load_network(network))(plan, 2)
-    rows = StyleMixer(load_network(network).generator, plan)._person(1)
-    np.testing.assert_array_equal(made.images[1], np.stack([decode(row["image"]) for row in rows]))
+    unit = pa.table({"unit": [0], "first_person": [0], "people": [2]})
+    rows = images_of(StyleMixer(load_network(network).generator, plan)(unit)).to_pylist()
+    images = [decode(row["image"]) for row in rows if row["person"] == 1]
+    np.testing.assert_array_equal(made.images[1], np.stack(images))
 
 
 @pytest.mark.slow

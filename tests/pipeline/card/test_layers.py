@@ -52,7 +52,7 @@ class Drawn(nn.Module):
     def __init__(self, height: int = 64, width: int = 32):
         super().__init__()
         self.config = GeneratorConfig.config_t(height, width, channel_base=256, channel_max=8)
-        self.z_dim = self.config.z_dim
+        self.z_dim, self.num_ws, self.w_dim = self.config.z_dim, self.config.num_ws, self.config.w_dim
         self.weight = nn.Parameter(torch.zeros(1))
         self.synthesis = DrawnSynthesis(height, width)
 
