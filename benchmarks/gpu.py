@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ import torch
 
 from benchmarks.gpu_parts import evaluation, generation, iterations, layers, learning
 from benchmarks.gpu_parts.common import TINY, Bench, Figure, Sizes, short
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.files import write_atomically
 
@@ -239,7 +240,6 @@ def main(options: argparse.Namespace) -> int:
     started = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 is to mean float32
     bench = Bench(options.device, TINY if options.tiny else Sizes(), options.threads)
     results = Results(options.out, about(options))
     chosen = [part for part in parts(options) if options.parts is None or part.name in options.parts]
@@ -247,34 +247,40 @@ def main(options: argparse.Namespace) -> int:
     watch = threading.Timer(60 * options.minutes + GRACE_SECONDS, give_up, [results])
     watch.daemon = True
     watch.start()
-    failed = False
     try:
-        for index, part in enumerate(chosen):
-            clock = time.monotonic()
-            left = max(ends - clock, 0.0)
-            bench.ends = clock + left * part.share / sum(later.share for later in chosen[index:])
-            results.begin(part.name)
-            print(f"{part.name}: {bench.ends - clock:.0f} s", flush=True)
-            try:
-                for figure in part.measure(bench):
-                    if isinstance(figure, str):
-                        write_atomically(options.out / f"{part.name}.txt", figure.encode())
-                        continue
-                    results.add(figure)
-                    value = _value(dataclasses.asdict(figure), "value")
-                    print(f"  {figure.name}: {value}{f' ({figure.note})' if figure.note else ''}", flush=True)
-                    torch.set_num_threads(options.threads)  # actors set their own number
-                results.end("done", time.monotonic() - clock)
-            except Exception as error:  # noqa: BLE001  whatever a part raises, the others still say something
-                failed = True
-                results.end("failed", time.monotonic() - clock, traceback.format_exc())
-                print(f"  failed: {short(error)}", flush=True)
-                bench.reset_peak()
-                bench.wait()  # raises where the device is lost: no later part could run
+        return 0 if measure(chosen, bench, results, ends) else 1
     finally:
         watch.cancel()
         finish(results)
-    return int(failed)
+
+
+@exact_numbers()
+def measure(chosen: Sequence[Part], bench: Bench, results: Results, ends: float) -> bool:
+    """Run the parts until `ends` (seconds of time.monotonic), each with its share; whether all of them ran through."""
+    whole = True
+    for index, part in enumerate(chosen):
+        clock = time.monotonic()
+        left = max(ends - clock, 0.0)
+        bench.ends = clock + left * part.share / sum(later.share for later in chosen[index:])
+        results.begin(part.name)
+        print(f"{part.name}: {bench.ends - clock:.0f} s", flush=True)
+        try:
+            for figure in part.measure(bench):
+                if isinstance(figure, str):
+                    write_atomically(results.path.parent / f"{part.name}.txt", figure.encode())
+                    continue
+                results.add(figure)
+                value = _value(dataclasses.asdict(figure), "value")
+                print(f"  {figure.name}: {value}{f' ({figure.note})' if figure.note else ''}", flush=True)
+                torch.set_num_threads(bench.threads)  # actors set their own number
+            results.end("done", time.monotonic() - clock)
+        except Exception as error:  # noqa: BLE001  whatever a part raises, the others still say something
+            whole = False
+            results.end("failed", time.monotonic() - clock, traceback.format_exc())
+            print(f"  failed: {short(error)}", flush=True)
+            bench.reset_peak()
+            bench.wait()  # raises where the device is lost: no later part could run
+    return whole
 
 
 def finish(results: Results) -> None:

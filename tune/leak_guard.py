@@ -198,6 +198,7 @@ def group_of(sha256: Json, count: Json, data: DataSet, labelled: Json = None) ->
 
 
 def is_count(value: Json) -> TypeGuard[int]:
+    """Whether a value of a record is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

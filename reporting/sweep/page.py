@@ -224,8 +224,8 @@ def sweep_page(
     """
     arms = compared_arms(trials, sweep)
     name = str(sweep.get("sweep", trials["sweep"][0].as_py()))
-    controls = set((sweep.get("controls") or {}).values())
-    unfinished = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in {*arms, *controls}]
+    known = {*arms, *_control_arms(sweep)}
+    unfinished = [arm for arm in dict.fromkeys(trials["arm"].to_pylist()) if arm not in known]
     notes = [
         *notes,
         *(f"{arm or 'The sweep'}: level 0 has not finished, so nothing is compared." for arm in unfinished),
@@ -288,7 +288,7 @@ def trials_of(table: pa.Table, score: str) -> Trials:
 def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
     """The arms whose level 0 has finished, in the sweep's order, without controls. Raises InputError without any."""
     pairs = zip(trials["arm"].to_pylist(), trials["level"].to_pylist(), strict=True)
-    controls = set((sweep.get("controls") or {}).values())
+    controls = _control_arms(sweep)
     with_baseline = dict.fromkeys(arm for arm, level in pairs if level == 0 and arm not in controls)
     arms = list(dict.fromkeys([*(arm for arm in sweep.get("arms") or () if arm in with_baseline), *with_baseline]))
     if not arms:
@@ -296,6 +296,10 @@ def compared_arms(trials: pa.Table, sweep: SweepRecord) -> list[str]:
             "trials.parquet has no finished trial of level 0 yet, which all others are compared with: wait for one"
         )
     return arms
+
+
+def _control_arms(sweep: SweepRecord) -> set[str]:
+    return set((sweep.get("controls") or {}).values())
 
 
 def _labelled(sweep: SweepRecord) -> dict[str, int | None]:
