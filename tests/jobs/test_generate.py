@@ -165,10 +165,10 @@ def test_a_failed_unit_is_said_and_tried_again_by_the_next_run(finished, tmp_pat
     prepare = generate.prepare
 
     class Failing(StyleMixer):
-        def _person(self, person: int) -> list[dict]:
-            if person == 1:
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            if batch["first_person"][0].as_py() == 1:
                 raise RuntimeError("this person cannot be drawn")
-            return super()._person(person)
+            return super().__call__(batch)
 
     def with_a_failing_stage(*arguments):
         stages, machines = prepare(*arguments)
