@@ -54,6 +54,7 @@ def test_an_install_is_two_lines_and_done_once(checkout):
     assert len((checkout.folder / "calls.txt").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_install_that_takes_long_says_that_it_is_alive(checkout):
     done = checkout("head -c 3000000 /dev/zero > .venv/tmp/wheel; sleep 3.5", "ALIVE_SECONDS=1")
     assert done.returncode == 0, done.stderr

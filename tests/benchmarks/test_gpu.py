@@ -76,6 +76,7 @@ def test_a_layer_that_is_far_too_slow_is_given_up(bench, monkeypatch):
     assert [str(case) for case in iterations.cases(bench)] == ["2: iteration of batch 4, float16"]
 
 
+@pytest.mark.slow
 def test_iterations_say_seconds_memory_and_work(bench, monkeypatch):
     bench.bytes_per_second, bench.flop_per_second = 1e9, 1e9
     chosen = iterations.cases(bench)[:1]

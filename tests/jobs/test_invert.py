@@ -233,6 +233,7 @@ def here(ray_cluster):
 PLAIN = {"people": None, "refine": "none", "refine_steps": None, "pivotal_steps": None}
 
 
+@pytest.mark.slow
 def test_test_people_are_refused_unless_asked_for_and_the_record_says_so(config, tmp_path, capsys, here):
     config = dataclasses.replace(config, out=str(tmp_path / "out"), splits=("query", "gallery"), **PLAIN)
     with pytest.raises(InputError, match=r"^--splits query gallery: query shows people"):
@@ -267,6 +268,7 @@ def test_networks_without_a_record_are_taken_and_called_unknown(config, tmp_path
     assert about["data"] == "data"
 
 
+@pytest.mark.slow
 def test_pictures_of_a_run_which_are_bytes_and_an_identity_network(config, tmp_path, here):
     """A run of jobs/generate.py holds its pictures in its shards: they travel with the units."""
     torch.manual_seed(0)

@@ -189,6 +189,7 @@ CORRUPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_whole_and_left_as_it_is(whole, verify):
     before = snapshot(whole)
     code, last, printed = verify(whole, sample=1000)
@@ -198,7 +199,12 @@ def test_a_whole_run_is_whole_and_left_as_it_is(whole, verify):
     assert snapshot(whole) == before
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+SCORED = "another person's image"  # all scores are computed again, as for "edited score"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == SCORED else []) for name in CORRUPTIONS]
+)
 def test_every_corruption_is_found(run, verify, name):
     corrupt, expected = CORRUPTIONS[name]
     corrupt(run)

@@ -277,6 +277,7 @@ def test_truncated_files_are_refused(tiny):
             read(tiny.reference_file()[:end])
 
 
+@pytest.mark.slow
 def test_flipped_bytes_never_do_more_than_change_or_refuse(tiny):
     """Random damage ends in an `InputError` or in other data, never in another exception."""
     rng = np.random.default_rng(0)

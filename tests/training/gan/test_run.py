@@ -291,6 +291,7 @@ def test_divergence_stops_and_collapse_is_said(tree, tmp_path, monkeypatch):
     assert "warning: the generator seems to collapse" in (tmp_path / "flat/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_conditional_training_on_cameras(tree, tmp_path):
     folder = run(tiny(tree, tmp_path, condition="camera", kimg=0.016))
     loaded = load_network(folder / NETWORK)

@@ -135,6 +135,7 @@ def test_another_training_of_pairs_is_refused_in_the_same_folder(straight, tree,
         claim_folder(pairs(tree, tmp_path, labelled_people=None))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_pair_discriminator_is_damaged(tree, tmp_path):
     run(pairs(tree, tmp_path, kimg=0.008))
     path = last_checkpoint(tmp_path) / STATE

@@ -138,6 +138,7 @@ def test_frozen_layers_stay_as_they_are():
     assert moved == {name for name, _ in state.discriminator.named_parameters()} - names
 
 
+@pytest.mark.slow
 def test_augmentation_adapts_within_training():
     # Scores of reals are pushed up by a bias: their signs are all +1, above any target, so p must rise.
     state = new_state(ada=AdaController("ada", kimg=1.0))

@@ -86,9 +86,9 @@ def check_phase(oracle, case, phase, network, scalars):
 @pytest.mark.parametrize(
     ("case", "images_seen", "kernel"),
     [
-        ("n0", 0, "plain"),
         ("n50000", 50_000, "plain"),
-        ("noblur", 100_000, "plain"),
+        pytest.param("n0", 0, "plain", marks=pytest.mark.slow),
+        pytest.param("noblur", 100_000, "plain", marks=pytest.mark.slow),
         pytest.param("noblur", 100_000, "matmul", marks=pytest.mark.slow),
     ],
 )
