@@ -73,8 +73,8 @@ def rows(out: Path) -> list[dict]:
 def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, tmp_path):
     data = sweep_data.write_data(tmp_path / "data")
     config = sweep.Config(
-        "artificial-people", Path(data["data"]), str(tmp_path / "killed"), generated=data["people"], levels=(0, 3),
-        seeds=(0, 1), preset="tiny", set=SETTINGS, steps=120, concurrent=2,
+        "artificial-people", Path(data["data"]), str(tmp_path / "killed"), generated=data["people"], levels=(0, 3, 5),
+        seeds=(0,), preset="tiny", set=SETTINGS, steps=120, concurrent=2,
     )  # fmt: skip
     out, log = Path(config.out), tmp_path / "log"
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -88,7 +88,7 @@ def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, 
         driver.kill()
         driver.wait()
     kept = {path: path.read_bytes() for path in results(out)}
-    assert 1 <= len(kept) < 4
+    assert 1 <= len(kept) < 3
     killed: list[int] = []
     hunter = threading.Thread(target=kill_a_trial, args=(trials(), killed), daemon=True)
     hunter.start()
@@ -97,7 +97,7 @@ def test_a_sweep_whose_driver_is_killed_ends_as_an_undisturbed_one(ray_cluster, 
     assert len(killed) == 1
     assert sweep.main(dataclasses.replace(config, out=str(tmp_path / "whole"))) is None
     assert all(path.read_bytes() == content for path, content in kept.items())
-    assert len(rows(out)) == 4
+    assert len(rows(out)) == 3
     assert rows(out) == rows(tmp_path / "whole")
     # A finished network is never trained again, a begun one goes on.
     assert any("going on from step" in path.read_text() for path in out.glob("trials/*/log.txt"))
