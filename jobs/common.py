@@ -9,17 +9,19 @@ import sys
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeAlias, TypeVar
 
 import tyro
 
 from datasets.storage.addresses import check_utf8, checked_address, shown
+from passersby.bounds import Bound
 from passersby.environment import choose_places, temporary_folder
 from passersby.errors import InputError
 from passersby.options import Json, Options, flag
 
 if TYPE_CHECKING:
-    from passersby.reid.onnx_network import OnnxInput
+    from passersby.reid.checkpoint import LoadedReid
+    from passersby.reid.onnx_network import LoadedOnnx
 
 Config = TypeVar("Config", bound=Options)
 # (folder of --out, command line) -> options of the work that was begun in the folder, as the configuration holds them.
@@ -49,29 +51,44 @@ MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "10000000
 CPU_VARIABLES = MALLOC_VARIABLES | {"GOMP_SPINCOUNT": "50000"}
 
 
-class OnnxOptions(Protocol):
-    """The options of a job that state how images go into an .onnx file."""
+@dataclasses.dataclass(frozen=True)
+class JudgeOptions:
+    """What a job asks about the network that gives it features, a file of this project or of another program."""
 
-    @property
-    def channels(self) -> str | None: ...
-    @property
-    def scale(self) -> float | None: ...
-    @property
-    def mean(self) -> tuple[float, float, float] | None: ...
-    @property
-    def deviation(self) -> tuple[float, float, float] | None: ...
-    @property
-    def flip(self) -> bool | None: ...
+    activation: Literal["relu", "none"] | None = None
+    """The activation after the 512 values of a layumi checkpoint, which does not say it.
+    relu: as in the study. none: as in layumi's own code."""
+    neck_feature: Literal["after", "before"] | None = None
+    """The feature of a BNNeck: after its batch norm, or before it. By default after, of TransReID's files before."""
+    channels: Literal["rgb", "bgr"] | None = None
+    """Order of the channels of an .onnx file's images, where the file does not say it. By default rgb."""
+    scale: Annotated[float | None, Bound(gt=0)] = None
+    """Multiplies the bytes that go into an .onnx file. By default 1/255. Then --mean is taken off, and --deviation
+    divides."""
+    mean: tuple[float, float, float] | None = None
+    """Red, green and blue (in the order of --channels) that are taken off: 0.485 0.456 0.406 for most networks."""
+    deviation: tuple[float, float, float] | None = None
+    """What then divides the values: 0.229 0.224 0.225 for most networks."""
+    flip: bool | None = None
+    """Add the feature of the mirror image, of an .onnx file. By default yes, unless the file does it inside."""
+    height: Annotated[int | None, Bound(ge=8)] = None
+    """Bring the images to this height in pixels. By default the network's height."""
+    width: Annotated[int | None, Bound(ge=8)] = None
+    """Bring the images to this width in pixels. By default the network's width."""
+
+    def load(self, path: Path) -> "LoadedReid | LoadedOnnx":
+        """The network in a file, read as these options say. Raises InputError as `load_judge` does."""
+        from passersby.reid.checkpoint import load_judge  # imports PyTorch, which takes seconds
+        from passersby.reid.onnx_network import OnnxInput
+
+        onnx = OnnxInput(
+            channels=self.channels, scale=self.scale, mean=self.mean, deviation=self.deviation, flip=self.flip
+        )
+        return load_judge(path, self.activation, self.height, self.width, neck_feature=self.neck_feature, onnx=onnx)
 
 
-def onnx_input(options: OnnxOptions) -> "OnnxInput":
-    """What these options state, without height and width, which are options of every network."""
-    from passersby.reid.onnx_network import OnnxInput  # imports PyTorch, which takes seconds
-
-    return OnnxInput(
-        channels=options.channels, scale=options.scale, mean=options.mean, deviation=options.deviation,
-        flip=options.flip,
-    )  # fmt: skip
+# As a field of a job's configuration: on the command line its options have no prefix, and stand among the job's own.
+Judge: TypeAlias = Annotated[JudgeOptions, tyro.conf.arg(name="", prefix_name=False)]
 
 
 def run_job(

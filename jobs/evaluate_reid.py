@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other pro
 
 from datasets.reid.feature_files import write_features
 from datasets.storage.output import Output
-from jobs.common import connect, onnx_input, run_job
+from jobs.common import Judge, JudgeOptions, connect, run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
+from passersby.options import Json
 
 if TYPE_CHECKING:
     from passersby.metrics.ranking import Ranking
@@ -54,26 +55,7 @@ class Config:
     """Also query with the mean feature of all images (gt_bbox) of the query's person by the query's camera."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """The distance that ranks. Features of this project have length 1, so that both rank them alike."""
-    activation: Literal["relu", "none"] | None = None
-    """The activation after the 512 values of a layumi checkpoint, which does not say it.
-    relu: as in the study. none: as in layumi's own code."""
-    neck_feature: Literal["after", "before"] | None = None
-    """The feature of a BNNeck: after its batch norm, or before it. By default after, of TransReID's files before."""
-    channels: Literal["rgb", "bgr"] | None = None
-    """Order of the channels of an .onnx file's images, where the file does not say it. By default rgb."""
-    scale: Annotated[float | None, Bound(gt=0)] = None
-    """Multiplies the bytes that go into an .onnx file. By default 1/255. Then --mean is taken off, and --deviation
-    divides."""
-    mean: tuple[float, float, float] | None = None
-    """Red, green and blue (in the order of --channels) that are taken off: 0.485 0.456 0.406 for most networks."""
-    deviation: tuple[float, float, float] | None = None
-    """What then divides the values: 0.229 0.224 0.225 for most networks."""
-    flip: bool | None = None
-    """Add the feature of the mirror image, of an .onnx file. By default yes, unless the file does it inside."""
-    height: Annotated[int | None, Bound(ge=8)] = None
-    """Bring the images to this height in pixels. By default the network's height."""
-    width: Annotated[int | None, Bound(ge=8)] = None
-    """Bring the images to this width in pixels. By default the network's width."""
+    judge: Judge = JudgeOptions()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if the cluster has GPUs, else the CPU."""
     here: bool = False
@@ -117,7 +99,7 @@ def main(config: Config) -> None:
         "data": evaluation.data,
         "protocol": {"metric": config.metric, "cameras": query_cameras is not None, "similarity": "cosine"},
         "notes": notes,
-        "configuration": {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(config).items()},
+        "configuration": recorded(config),
         "command": shlex.join(sys.argv),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -134,11 +116,19 @@ def check(config: Config) -> None:
     if config.network is not None and config.data is None:
         raise InputError("--network needs images: give --data")
     check_bounds(config)
+    check_bounds(config.judge)
+
+
+def recorded(config: Config) -> dict[str, Json]:
+    """Option -> value as JSON, also of the options about the network."""
+    values: dict[str, Json] = {}
+    for name, value in dataclasses.asdict(config).items():
+        values |= value if name == "judge" else {name: str(value) if isinstance(value, Path) else value}
+    return values
 
 
 def evaluated(config: Config) -> "Evaluated":
     """The features to rank: those of a file, or those that the network computes, on Ray unless --here is given."""
-    from passersby.reid.checkpoint import load_judge
     from pipeline.evaluation import evaluated_by, evaluated_file
     from pipeline.features import Workers
 
@@ -146,10 +136,7 @@ def evaluated(config: Config) -> "Evaluated":
         return evaluated_file(config.features, config.data, config.multi_query)
     assert config.network is not None  # `check` has made sure of it
     assert config.data is not None
-    loaded = load_judge(
-        config.network, config.activation, config.height, config.width, neck_feature=config.neck_feature,
-        onnx=onnx_input(config),
-    )  # fmt: skip
+    loaded = config.judge.load(config.network)
     if not config.here:
         connect()
     workers = Workers.chosen(config.device, config.here, config.workers)

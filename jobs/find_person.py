@@ -20,7 +20,7 @@ from datasets.people.image_sets import ImageSet, folder_images
 from datasets.people.names import printable_name
 from datasets.storage.feature_cache import cached, feature_key
 from datasets.storage.output import Output
-from jobs.common import onnx_input, run_job
+from jobs.common import Judge, JudgeOptions, run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 
@@ -54,26 +54,7 @@ class Config:
     """The ranking.json of jobs/evaluate_reid.py for this network. Its threshold says who is the same person."""
     top: Annotated[int, Bound(ge=1)] = 20
     """Number of pictures to show and to list."""
-    activation: Literal["relu", "none"] | None = None
-    """The activation after the 512 values of a layumi checkpoint, which does not say it.
-    relu: as in the study. none: as in layumi's own code."""
-    neck_feature: Literal["after", "before"] | None = None
-    """The feature of a BNNeck: after its batch norm, or before it. By default after, of TransReID's files before."""
-    channels: Literal["rgb", "bgr"] | None = None
-    """Order of the channels of an .onnx file's images, where the file does not say it. By default rgb."""
-    scale: Annotated[float | None, Bound(gt=0)] = None
-    """Multiplies the bytes that go into an .onnx file. By default 1/255. Then --mean is taken off, and --deviation
-    divides."""
-    mean: tuple[float, float, float] | None = None
-    """Red, green and blue (in the order of --channels) that are taken off: 0.485 0.456 0.406 for most networks."""
-    deviation: tuple[float, float, float] | None = None
-    """What then divides the values: 0.229 0.224 0.225 for most networks."""
-    flip: bool | None = None
-    """Add the feature of the mirror image, of an .onnx file. By default yes, unless the file does it inside."""
-    height: Annotated[int | None, Bound(ge=8)] = None
-    """Bring the images to this height in pixels. By default the network's height."""
-    width: Annotated[int | None, Bound(ge=8)] = None
-    """Bring the images to this width in pixels. By default the network's width."""
+    judge: Judge = JudgeOptions()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if there is a GPU, else the CPU."""
 
@@ -90,15 +71,12 @@ class Match:
 def main(config: Config) -> None:
     """Compute what is missing, rank, write, print."""
     check_bounds(config)
+    check_bounds(config.judge)
     output = Output(config.out)
-    from passersby.reid.checkpoint import load_judge
     from pipeline.features import Workers
     from reporting.page import write_for_people
 
-    loaded = load_judge(
-        config.network, config.activation, config.height, config.width, neck_feature=config.neck_feature,
-        onnx=onnx_input(config),
-    )  # fmt: skip
+    loaded = config.judge.load(config.network)
     threshold = None if config.evaluation is None else read_threshold(config.evaluation, loaded.sha256)
     workers = Workers.chosen(config.device, here=True)
     network = loaded.feature_network(workers.device)

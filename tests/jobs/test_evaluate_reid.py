@@ -1,5 +1,6 @@
 """The evaluation job: known rankings, on Ray as in this process, features of other tools, bad input in one line."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from scipy.io import savemat
 from datasets.people.readers import read_split
 from datasets.reid.feature_files import read_features
 from jobs import find_person
+from jobs.common import JudgeOptions, parse
 from jobs.evaluate_reid import FEATURES, QUERIES, RANKING, SHEET, Config, main
 from passersby.errors import InputError
 from passersby.metrics.ranking import evaluate_ranking
@@ -71,21 +73,36 @@ def test_a_network_as_onnx_ranks_and_its_threshold_finds_people(tree, tmp_path, 
     monkeypatch.setenv("PASSERSBY_CACHE", str(tmp_path / "cache"))
     path, out = write_reid_onnx(tmp_path / "a.onnx", batch=2), tmp_path / "out"
     given = {"mean": tuple(STATED["mean"]), "deviation": tuple(STATED["deviation"]), "channels": "bgr"}
-    main(Config(out=str(out), network=path, data=tree, here=True, device="cpu", **given))
+    main(Config(out=str(out), network=path, data=tree, here=True, device="cpu", judge=JudgeOptions(**given)))
     record = json.loads((out / RANKING).read_text())
     assert record["scores"]["single_query"]["valid"] == 3
     assert record["network"]["kind"] == "onnx"
     assert record["network"]["input"]["channels"] == "bgr"
+    options = record["configuration"]  # in the order in which older versions wrote them
+    assert list(options)[6:-3] == ["metric", *(field.name for field in dataclasses.fields(JudgeOptions))]
+    assert (options["channels"], options["mean"], options["height"]) == ("bgr", STATED["mean"], None)
     assert "bgr, (byte x 0.00392157 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in capsys.readouterr().out
     stored = read_features(out / FEATURES).query
     pixels = np.stack([cv2.imread(str(tree / "query" / name))[:, :, ::-1] for name in stored.names])
     np.testing.assert_allclose(stored.features, onnx_reid.features(pixels, **given), atol=1e-5)
     query = next((tree / "query").glob("0001*"))
     found = {"query": query, "gallery": tree / "query", "network": path, "out": str(tmp_path / "found")}
-    find_person.main(find_person.Config(**found, evaluation=out / RANKING, device="cpu", **given))
+    find_person.main(find_person.Config(**found, evaluation=out / RANKING, device="cpu", judge=JudgeOptions(**given)))
     assert re.search(rf"\n   1  1\.000 .*{query.name}", capsys.readouterr().out)
+    other = JudgeOptions(**given | {"channels": "rgb"})
     with pytest.raises(InputError, match="of another network"):  # other values of the input give other features
-        find_person.main(find_person.Config(**found, evaluation=out / RANKING, **given | {"channels": "rgb"}))
+        find_person.main(find_person.Config(**found, evaluation=out / RANKING, judge=other))
+
+
+@pytest.mark.parametrize("kind", [Config, find_person.Config])
+def test_the_options_about_a_network_have_no_prefix_on_the_command_line(kind):
+    words = "--out o --network n --query q --gallery g --neck-feature before --channels bgr --scale 1 --mean 1 2 3 "
+    words += "--deviation 4 5 6 --flip False --height 64 --width 32 --activation none"
+    if kind is Config:
+        words = words.replace("--query q --gallery g ", "")
+    config = parse(kind, words.split())
+    stated = {"channels": "bgr", "scale": 1.0, "mean": (1.0, 2.0, 3.0), "deviation": (4.0, 5.0, 6.0), "flip": False}
+    assert config.judge == JudgeOptions("none", "before", height=64, width=32, **stated)
 
 
 def test_a_known_ranking(here):
@@ -221,6 +238,7 @@ def test_the_images_of_a_query_ask_together(network, tree, tmp_path):
         ({"network": Path("nowhere.safetensors"), "data": Path("nowhere")}, "nowhere.safetensors"),
         ({"features": Path("nowhere.npz")}, "nowhere.npz"),
         ({"features": Path("nowhere.npz"), "workers": 0}, "--workers 0"),
+        ({"features": Path("nowhere.npz"), "judge": JudgeOptions(height=7)}, "--height 7: must be 8 or more"),
     ],
 )
 def test_bad_options_are_one_clear_line(tmp_path, changes, message):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs.common import JudgeOptions
 from jobs.find_person import SHEET, TABLE, Config, main
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid, save_reid
@@ -129,6 +130,7 @@ def test_the_threshold_of_an_evaluation(network, crops, tmp_path, capsys):
         ({"network": Path("nowhere.safetensors")}, "nowhere.safetensors"),
         ({"evaluation": Path("nowhere.json")}, "--evaluation nowhere.json"),
         ({"top": 0}, "--top 0"),
+        ({"judge": JudgeOptions(scale=0.0)}, "--scale 0.0: must be above 0"),
     ],
 )
 def test_bad_input_is_one_clear_line(network, crops, tmp_path, changes, message):
