@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.weights import WEIGHTS
 
@@ -161,7 +162,7 @@ class Inception:
         features = np.empty((len(images), FEATURES), np.float32)
         step = BATCH_IMAGES[self.device.type]
         # The tensor cores' short format would change features by 1e-3 of their size.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with exact_numbers():
             for start in range(0, len(images), step):
                 chunk = torch.tensor(np.ascontiguousarray(images[start : start + step]), device=self.device)
                 features[start : start + step] = self.network(stretched(chunk)).flatten(1).cpu()

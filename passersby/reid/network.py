@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.reid.osnet import OSNETS, OSNet
 from passersby.reid.timm_backbone import PREFIX, is_timm, make_timm, pooled_width
@@ -333,7 +334,7 @@ class FeatureNetwork:
         self.network.eval()
         try:
             # The tensor cores' short format would change features by 1e-3 of their size.
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with exact_numbers():
                 for start in range(0, len(images), step):
                     chunk = torch.tensor(np.ascontiguousarray(images[start : start + step]), device=self.device)
                     inputs = chunk.permute(0, 3, 1, 2).float() / 255  # [n, 3, H, W] float32, 0..1, channels last

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -61,6 +62,22 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, loop: ModuleType, number: 
         patched.setattr(loop, "train_step", stop_at)
         with pytest.raises(KeyboardInterrupt):
             run()
+
+
+def check_float32(
+    monkeypatch: pytest.MonkeyPatch, kind: type[trainer.Trainer], train: Callable[[bool], object]
+) -> None:
+    """Check that a training computes float32 in float32, unless it is asked for TF32.
+
+    kind: its trainer. train: runs a training; the argument is its option tf32.
+    """
+    rules, backends = [], torch.backends
+    monkeypatch.setattr(
+        kind, "to_the_end", lambda *_: rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32))
+    )
+    for tf32 in (False, True):
+        train(tf32)
+    assert rules == [(False, False), (True, True)]
 
 
 def newest_checkpoint(out: Path) -> Path:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from passersby import weights
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
-from passersby.perception.inception import INPUT_SIZE, load_inception, stretched
+from passersby.perception.inception import INPUT_SIZE, Inception, load_inception, stretched
+from tests.helpers.gpu_path import float_rules
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,14 @@ def test_the_stretch_is_that_of_tensorflow_1(height, width):
         (a, b), (c, d) = [[pixel.astype(float) for pixel in line] for line in corners]
         expected = ((1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * c + u * d) - 128) / 128
         np.testing.assert_allclose(found[row, column], expected, atol=1e-4)  # places are float32, as there
+
+
+def test_features_are_float32_in_a_training_with_tf32_too(monkeypatch):
+    network = torch.nn.AdaptiveAvgPool3d((2048, 1, 1))  # any module with features of this size
+    rules = float_rules(monkeypatch, network)
+    with exact_numbers(tf32=True):
+        Inception(network, "abc")(picture(8, 4)[None])
+    assert rules == [(False, False, False)]
 
 
 def test_a_copy_for_workers_gives_the_same(inception):

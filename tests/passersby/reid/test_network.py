@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms.v2.functional import normalize
 
+from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.reid.network import BACKBONES, NECKS, DomainBatchNorm, FeatureNetwork, ReidConfig, ReidNetwork
+from tests.helpers.gpu_path import float_rules
 
 CLASSES = 5
 
@@ -192,6 +194,14 @@ def test_feature_network_of_bytes():
     for wrong in (pixels.astype(np.float32), pixels[:, :32], pixels[0]):
         with pytest.raises(InputError, match=r"are not uint8 \[N, 64, 32, 3\]"):
             extractor(wrong)
+
+
+def test_features_are_float32_in_a_training_with_tf32_too(monkeypatch):
+    made = network()
+    rules = float_rules(monkeypatch, made.backbone)
+    with exact_numbers(tf32=True):
+        FeatureNetwork(made, "abc", "cpu")(np.zeros((1, 64, 32, 3), np.uint8))
+    assert rules == [(False, False, False)] * 2  # image and mirror image
 
 
 @pytest.mark.parametrize(

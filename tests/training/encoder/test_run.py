@@ -20,6 +20,7 @@ from tests.helpers.gpu_path import go_the_way_of_a_gpu, gradients_at_codes
 from tests.helpers.trainings import (
     check_equal_networks,
     check_equal_states,
+    check_float32,
     kill_while_it_writes_a_checkpoint,
     stop_before_step,
 )
@@ -95,17 +96,10 @@ def straight(files, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("tf32", [False, True])
-def test_float32_is_float32_unless_tf32_is_asked_for(files, tmp_path, monkeypatch, tf32):
-    rules = []
-    backends = torch.backends
-    monkeypatch.setattr(
-        encoder_loop.EncoderTrainer,
-        "to_the_end",
-        lambda *_: rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)),
+def test_float32_is_float32_unless_tf32_is_asked_for(files, tmp_path, monkeypatch):
+    check_float32(
+        monkeypatch, encoder_loop.EncoderTrainer, lambda tf32: run(tiny(files, tmp_path / str(tf32), tf32=tf32))
     )
-    run(tiny(files, tmp_path, tf32=tf32))
-    assert rules == [(tf32, tf32)]
 
 
 @pytest.mark.slow

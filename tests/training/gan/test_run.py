@@ -14,6 +14,7 @@ from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
 from reporting.curves import read_history
 from tests.helpers.gan_trainings import CPU, check_equal_trainings, kill_at, make_tree, run, tiny
+from tests.helpers.trainings import check_float32
 from training import checkpoints
 from training.checkpoints import CHECKPOINTS_KEPT, STATE, last_checkpoint
 from training.gan import run as gan_loop
@@ -35,17 +36,8 @@ def straight(tree, tmp_path_factory):
     return run(tiny(tree, out))
 
 
-@pytest.mark.parametrize("tf32", [False, True])
-def test_float32_is_float32_unless_tf32_is_asked_for(tree, tmp_path, monkeypatch, tf32):
-    rules = []
-    backends = torch.backends
-    monkeypatch.setattr(
-        gan_loop.GanTrainer,
-        "to_the_end",
-        lambda *_: rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)),
-    )
-    run(tiny(tree, tmp_path, tf32=tf32))
-    assert rules == [(tf32, tf32)]
+def test_float32_is_float32_unless_tf32_is_asked_for(tree, tmp_path, monkeypatch):
+    check_float32(monkeypatch, gan_loop.GanTrainer, lambda tf32: run(tiny(tree, tmp_path / str(tf32), tf32=tf32)))
 
 
 @pytest.mark.slow

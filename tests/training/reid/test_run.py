@@ -21,6 +21,7 @@ from reporting.curves import read_history
 from tests.helpers.trainings import (
     check_equal_networks,
     check_equal_states,
+    check_float32,
     kill_while_it_writes_a_checkpoint,
     stop_before_step,
 )
@@ -96,17 +97,8 @@ def straight(data, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("tf32", [False, True])
-def test_float32_is_float32_unless_tf32_is_asked_for(data, tmp_path, monkeypatch, tf32):
-    rules = []
-    backends = torch.backends
-    monkeypatch.setattr(
-        reid_loop.ReidTrainer,
-        "to_the_end",
-        lambda *_: rules.append((backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)),
-    )
-    run(tiny(data, tmp_path, tf32=tf32))
-    assert rules == [(tf32, tf32)]
+def test_float32_is_float32_unless_tf32_is_asked_for(data, tmp_path, monkeypatch):
+    check_float32(monkeypatch, reid_loop.ReidTrainer, lambda tf32: run(tiny(data, tmp_path / str(tf32), tf32=tf32)))
 
 
 @pytest.mark.slow
