@@ -32,9 +32,9 @@ from datasets.people.readers import read_split
 from jobs.common import run_job
 from passersby import weights
 from passersby.errors import InputError
+from passersby.metrics.bootstrap import mean_interval
 from passersby.metrics.features import normalised
 from passersby.metrics.identity import nearest_pictures
-from passersby.metrics.sweep_statistics import mean_interval
 from passersby.perception.perceptual import load_perceptual
 from passersby.reid.checkpoint import load_reid
 from passersby.reid.identity_features import load_identity

@@ -28,9 +28,9 @@ from datasets.runs.plan import layer_groups
 from jobs.common import run_job
 from passersby import weights
 from passersby.errors import InputError
+from passersby.metrics.bootstrap import mean_interval
 from passersby.metrics.features import normalised
 from passersby.metrics.identity import same_person_threshold
-from passersby.metrics.sweep_statistics import mean_interval
 from passersby.metrics.variants import colour_spread, region_colours
 from passersby.perception.perceptual import load_perceptual
 from passersby.reid.checkpoint import load_reid

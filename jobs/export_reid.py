@@ -25,7 +25,8 @@ from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.files import write_atomically
 from passersby.reid.checkpoint import LoadedReid, load_reid
-from passersby.reid.network import DomainBatchNorm, ReidNetwork
+from passersby.reid.layers import DomainBatchNorm
+from passersby.reid.network import ReidNetwork
 from passersby.reid.timm_backbone import is_timm
 
 OPSET = 18  # of 2022: readers of that year and later take it

@@ -1,6 +1,6 @@
 """Measures of the variants of people: whether they pass a detector, and how much they look like their person.
 
-Every share is a mean over people with its 95% interval (`passersby/metrics/sweep_statistics.py`), as JSON data: value,
+Every share is a mean over people with its 95% interval (`passersby/metrics/bootstrap.py`), as JSON data: value,
 low, high, the number of people and the number of images.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from passersby.errors import InputError
+from passersby.metrics.bootstrap import mean_interval
 from passersby.metrics.ssim import ssim
-from passersby.metrics.sweep_statistics import mean_interval
 
 # ---- Edges: outline and pose of a person, whatever the colours.
 

@@ -9,10 +9,8 @@ Once: Enhancing Learning and Generalization Capacities via IBN-Net" (2018), whos
 (passersby/reid/timm_backbone.py). Files are read in passersby/reid/checkpoint.py.
 """
 
-import copy
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +19,14 @@ from torch import nn
 
 from passersby.devices import exact_numbers
 from passersby.errors import InputError
+from passersby.reid.layers import (
+    DomainBatchNorm,
+    GeneralisedMean,
+    InstanceBatchNorm,
+    NonLocalStage,
+    normalisation,
+    with_domains,
+)
 from passersby.reid.osnet import OSNETS, OSNet
 from passersby.reid.timm_backbone import PREFIX, is_timm, make_timm, pooled_width
 
@@ -137,85 +143,6 @@ class Outputs(NamedTuple):
     logits: torch.Tensor  # [N, classes]
 
 
-class DomainBatchNorm(nn.Module):
-    """Batch normalisation with statistics, scale and shift for each domain; `current` is the domain of the next call.
-
-    Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation" (2019). All images of a batch
-    have one domain. ReidNetwork.forward sets `current` for the batch, so that torchvision's forward can stay unchanged.
-    """
-
-    def __init__(self, kind: Callable[[int], nn.Module], features: int, domains: int):
-        super().__init__()
-        self.norms = nn.ModuleList(kind(features) for _ in range(domains))
-        self.current = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norms[self.current](x)
-
-
-class InstanceBatchNorm(nn.Module):
-    """IBN-a (X. Pan et al. 2018): instance normalisation of half of the channels, batch norm of the others."""
-
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
-        super().__init__()
-        self.IN = nn.InstanceNorm2d(channels // 2, affine=True)
-        self.BN = norm(channels - channels // 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first, rest = x.tensor_split([self.IN.num_features], dim=1)
-        return torch.cat([self.IN(first), self.BN(rest)], 1)
-
-
-class GeneralisedMean(nn.Module):
-    """[N, C, H, W] -> [N, C, 1, 1]: the mean of powers, with an exponent `p` that is learnt."""
-
-    def __init__(self, exponent: float = 3.0, least: float = 1e-6):
-        super().__init__()
-        self.p = nn.Parameter(torch.full((1,), exponent))
-        self.least = least  # powers and their gradients need values above 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(x.clamp(min=self.least).pow(self.p), 1).pow(1 / self.p)
-
-
-class NonLocal(nn.Module):
-    """Adds to each place a sum over all places, weighed by products of one value a place, as fast-reid has it.
-
-    X. Wang et al., "Non-local Neural Networks" (2018), with dot products divided by the number of places. A new block
-    adds nothing.
-    """
-
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
-        super().__init__()
-        self.g, self.theta, self.phi = (nn.Conv2d(channels, 1, 1) for _ in range(3))
-        self.W = nn.Sequential(nn.Conv2d(1, channels, 1), norm(channels))
-        for module in self.W[1].modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.zeros_(module.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        values, queries, keys = (layer(x).flatten(2) for layer in (self.g, self.theta, self.phi))  # [N, 1, HW] each
-        # (queries^T keys) values: with one value a place the sum over places comes first, and no [HW, HW] is needed.
-        sums = queries * (keys * values).sum(2, keepdim=True) / values.shape[2]
-        return self.W(sums.unflatten(2, x.shape[2:])) + x
-
-
-class NonLocalStage(nn.Sequential):
-    """A ResNet's stage with a non-local block after each of its last `count` blocks; the blocks keep their names."""
-
-    def __init__(self, blocks: nn.Sequential, count: int, channels: int, norm: Callable[[int], nn.Module]):
-        super().__init__(*blocks)
-        self.blocks, self.first = len(blocks), len(blocks) - count
-        self.non_local = nn.ModuleList(NonLocal(channels, norm) for _ in range(count))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for index in range(self.blocks):
-            x = self[index](x)
-            if index >= self.first:
-                x = self.non_local[index - self.first](x)
-        return x
-
-
 class ReidNetwork(nn.Module):
     """Images of people -> embeddings and logits. A new network has random weights, drawn as the sources draw them."""
 
@@ -237,7 +164,7 @@ class ReidNetwork(nn.Module):
             nn.init.kaiming_normal_(self.embed.weight, mode="fan_out")
             nn.init.zeros_(self.embed.bias)
         if config.neck != "none":
-            self.norm = _norm(nn.BatchNorm1d, wide, config.domains)
+            self.norm = normalisation(nn.BatchNorm1d, wide, config.domains)
             for norm in self.norm.modules():
                 if not isinstance(norm, nn.BatchNorm1d):
                     continue
@@ -352,8 +279,8 @@ class FeatureNetwork:
 def _backbone(config: ReidConfig) -> nn.Module:
     if is_timm(config.backbone):
         made = make_timm(config.backbone, config.height, config.width, config.last_stride)
-        return made if config.domains == 1 else _with_domains(made, config.domains)
-    norm_layer = functools.partial(_norm, nn.BatchNorm2d, domains=config.domains)
+        return made if config.domains == 1 else with_domains(made, config.domains)
+    norm_layer = functools.partial(normalisation, nn.BatchNorm2d, domains=config.domains)
     if config.backbone in OSNETS:
         return OSNet(OSNETS[config.backbone], norm_layer, small_stem=config.stem == "small")
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # takes seconds: for those who build one
@@ -398,7 +325,7 @@ def _change_width(
     first = config.stages[0]
     backbone.inplanes = first
     backbone.conv1 = nn.Conv2d(3, first, 7, stride=2, padding=3, bias=False)
-    backbone.bn1 = _norm(nn.BatchNorm2d, first, config.domains)
+    backbone.bn1 = normalisation(nn.BatchNorm2d, first, config.domains)
     for number, (planes, count) in enumerate(zip(config.stages, layers, strict=True), start=1):
         # torchvision has no argument for the width of a network of basic blocks.
         stage = backbone._make_layer(block, planes, count, stride=1 if number == 1 else 2)
@@ -406,19 +333,3 @@ def _change_width(
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _norm(kind: type[nn.Module], features: int, domains: int) -> nn.Module:
-    # With one domain this is torchvision's own module, so that the names of torchvision's weights fit.
-    return kind(features) if domains == 1 else DomainBatchNorm(kind, features, domains)
-
-
-def _with_domains(backbone: nn.Module, domains: int) -> nn.Module:
-    """Every batch normalisation becomes one for each domain, with equal values, in place."""
-    for module in [*backbone.modules()]:
-        for name, child in [*module.named_children()]:
-            if isinstance(child, nn.BatchNorm2d):
-                # timm's own kinds contain an activation, so the whole module is copied.
-                made = DomainBatchNorm(lambda _, norm=child: copy.deepcopy(norm), child.num_features, domains)
-                setattr(module, name, made)
-    return backbone

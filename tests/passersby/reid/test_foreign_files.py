@@ -8,7 +8,8 @@ import torch
 
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_imagenet, load_reid, save_reid
-from passersby.reid.network import IMAGENET_MEAN, NonLocal, ReidConfig, ReidNetwork
+from passersby.reid.layers import NonLocal
+from passersby.reid.network import IMAGENET_MEAN, ReidConfig, ReidNetwork
 from tests.helpers import foreign_reid_files as files
 
 ORACLE = Path(__file__).parents[2] / "data" / "foreign_reid.npz"

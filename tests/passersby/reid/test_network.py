@@ -13,7 +13,8 @@ from torchvision.transforms.v2.functional import normalize
 
 from passersby.devices import exact_numbers
 from passersby.errors import InputError
-from passersby.reid.network import BACKBONES, NECKS, DomainBatchNorm, FeatureNetwork, ReidConfig, ReidNetwork
+from passersby.reid.layers import DomainBatchNorm
+from passersby.reid.network import BACKBONES, NECKS, FeatureNetwork, ReidConfig, ReidNetwork
 from tests.helpers.gpu_path import float_rules
 
 CLASSES = 5

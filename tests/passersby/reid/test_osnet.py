@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from passersby.errors import InputError
 from passersby.reid.checkpoint import load_imagenet, load_reid, save_reid
 from passersby.reid.identity_features import load_identity
-from passersby.reid.network import DomainBatchNorm, ReidConfig, ReidNetwork
+from passersby.reid.layers import DomainBatchNorm
+from passersby.reid.network import ReidConfig, ReidNetwork
 from passersby.reid.osnet import OSNETS
 from tests.helpers import osnet_files
 from training.reid.config import ReidTraining

@@ -11,7 +11,8 @@ from torch import nn
 from passersby.errors import InputError
 from passersby.reid import timm_backbone
 from passersby.reid.checkpoint import load_imagenet, load_reid, load_timm, save_reid
-from passersby.reid.network import DomainBatchNorm, ReidConfig, ReidNetwork
+from passersby.reid.layers import DomainBatchNorm
+from passersby.reid.network import ReidConfig, ReidNetwork
 from passersby.reid.timm_backbone import about, make_timm, pooled_width
 from training.reid.config import ReidTraining
 

@@ -9,10 +9,8 @@ import pytest
 
 from passersby.errors import InputError
 from passersby.metrics.sweep_statistics import analyse
+from reporting.sweep.charts import STUDY_CURVES, Chart, Series
 from reporting.sweep.page import (
-    STUDY_CURVES,
-    Chart,
-    Series,
     best_level,
     query_changes,
     settings_of,
