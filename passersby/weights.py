@@ -45,7 +45,11 @@ DEMO_NETWORK = Path(__file__).resolve().parent / "demo" / "toy_crowd.safetensors
 
 # The sha256 of demo networks of earlier versions, and the commit and path where the repository has each.
 _FORMER_DEMO_NETWORKS = {
+    "2eb112ad964da95f5be07e09bb53e4d35e72998801afeb38bcfb78e134af8b9a": "f9620e4:models/demo/toy_crowd.safetensors",
     "176214e5a71781b5dfbb1776447b566c5a81591df246f67aedc149276f387ace": "f00fa60:models/demo/toy_crowd.safetensors",
+    "c702a2d8c55636f7dda4a13e3158017f8c3d2f4a7f6cecac19ebeca956ed28d5": (
+        "8a975a5:passersby/demo/toy_crowd_pairs.safetensors"
+    ),
 }
 
 

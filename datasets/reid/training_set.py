@@ -101,40 +101,25 @@ def load_training_images(
     if height < 1 or width < 1:
         raise InputError(f"--height {height} --width {width}: both must be 1 or more")
     sources = list_sources(real, people, variants, most_people, most_variants, draw_seed, filters, labelled)
-    counts = [len(source) for source in sources]
     donor_sources = [] if donors is None else list_donors(real, labelled, donors, most_donors)
-    donor_counts = [len(source) for source in donor_sources]
     if check_memory is not None:
-        check_memory(bytes_needed(counts + donor_counts, height, width))
-    images = np.empty((sum(counts), height, width, 3), np.uint8)
+        check_memory(bytes_needed([len(source) for source in [*sources, *donor_sources]], height, width))
     peculiar: Counter[str] = Counter()
-    readable = np.concatenate(_decode(sources, images, threads, peculiar))
+    images, readable = _decode(sources, height, width, threads, peculiar)
+    counts = [len(source) for source in sources]
     kinds = np.repeat([source.kind for source in sources], counts).astype(np.int64)
     cameras = np.concatenate([source.listing.cameras for source in sources])
     names = [person for source in sources for person in source.persons]
-    class_names, real_classes = _class_names(names, kinds, readable)
-    numbers = {name: number for number, name in enumerate(class_names)}
-    classes = np.array([numbers.get(name, -1) for name in names], np.int64)
-
-    validation_indices = _first_of_each(classes, readable & (kinds == REAL)) if validation == "images" else []
+    classes, class_names, real_classes = _classes(names, kinds, readable)
+    indices, validation_indices = _split(classes, kinds, readable, validation)
     validation_images, validation_classes = images[validation_indices], classes[validation_indices]  # copies
-    # A variant of a real person without any readable real image has no class.
-    is_trained = readable & (classes >= 0)
-    is_trained[validation_indices] = False
-    indices = np.flatnonzero(is_trained)
-    close_gaps(images, indices)
     lost = _names_of_lost(sources, readable)
     record = _record(sources, lost, kinds[indices], validation, len(validation_indices))
     donor_images = None
     if donor_sources:
-        donor_images = np.empty((sum(donor_counts), height, width, 3), np.uint8)
-        can_give = np.concatenate(_decode(donor_sources, donor_images, threads, peculiar))
-        lost_donors = _names_of_lost(donor_sources, can_give)
-        record["donors"] = [source.record(lost) for source, lost in zip(donor_sources, lost_donors, strict=True)]
-        close_gaps(donor_images, np.flatnonzero(can_give))
-        donor_images = donor_images[: can_give.sum()]
+        donor_images, record["donors"] = _donors(donor_sources, height, width, threads, peculiar)
     return TrainingImages(
-        images=images[: len(indices)],
+        images=_kept(images, indices),
         classes=classes[indices],
         sources=kinds[indices],
         cameras=cameras[indices],
@@ -149,9 +134,15 @@ def load_training_images(
     )
 
 
-def _decode(sources: Sequence[Source], images: np.ndarray, threads: int, peculiar: Counter[str]) -> list[np.ndarray]:
-    """Whether each image could be read, [N] bool for each source. Raises InputError where none of a source could."""
-    decode_one = functools.partial(decode_bicubic, height=images.shape[1], width=images.shape[2])
+def _decode(
+    sources: Sequence[Source], height: int, width: int, threads: int, peculiar: Counter[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images [N, H, W, 3] uint8, and whether each could be read [N] bool; counts what is `peculiar`.
+
+    Raises InputError where none of a source could be read.
+    """
+    images = np.empty((sum(map(len, sources)), height, width, 3), np.uint8)
+    decode_one = functools.partial(decode_bicubic, height=height, width=width)
     results, start = [], 0
     for source in sources:
         problems = decode_into(source.listing, images[start : start + len(source)], decode_one, threads, peculiar)
@@ -163,17 +154,49 @@ def _decode(sources: Sequence[Source], images: np.ndarray, threads: int, peculia
                 f"{source.listing.names[0]!r}: give {FORMATS_TEXT} files"
             )
         results.append(readable)
-    return results
+    return images, np.concatenate(results)
 
 
-def _class_names(names: Sequence[str], kinds: np.ndarray, readable: np.ndarray) -> tuple[tuple[str, ...], int]:
-    """Class names in the order of the images, real people first, and the number of real people."""
+def _donors(
+    sources: Sequence[Source], height: int, width: int, threads: int, peculiar: Counter[str]
+) -> tuple[np.ndarray, list[Json]]:
+    """The readable pictures that give surroundings and colours [D, H, W, 3] uint8, and the records of their sources."""
+    images, readable = _decode(sources, height, width, threads, peculiar)
+    lost = _names_of_lost(sources, readable)
+    records: list[Json] = [source.record(names) for source, names in zip(sources, lost, strict=True)]
+    return _kept(images, np.flatnonzero(readable)), records
+
+
+def _kept(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The images at ascending indices, in the memory of all images."""
+    close_gaps(images, indices)
+    return images[: len(indices)]
+
+
+def _classes(names: Sequence[str], kinds: np.ndarray, readable: np.ndarray) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Classes of the images [N] int64, class names in the images' order, real people first, number of real people.
+
+    The class of an image of nobody with a class, such as a variant of a real person without any readable real image,
+    is -1.
+    """
     of_kind = [
         dict.fromkeys(names[index] for index in np.flatnonzero(readable & (kinds == kind)).tolist())
         for kind in (REAL, FURTHER, SINGLES, PEOPLE)
     ]
-    real_classes = sum(map(len, of_kind[:-1]))
-    return tuple(name for kind in of_kind for name in kind), real_classes
+    class_names = tuple(name for kind in of_kind for name in kind)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    classes = np.array([numbers.get(name, -1) for name in names], np.int64)
+    return classes, class_names, sum(map(len, of_kind[:-1]))
+
+
+def _split(
+    classes: np.ndarray, kinds: np.ndarray, readable: np.ndarray, validation: str
+) -> tuple[np.ndarray, list[int]]:
+    """Ascending indices of the images to train on, and of those that `validation` sets aside."""
+    set_aside = _first_of_each(classes, readable & (kinds == REAL)) if validation == "images" else []
+    is_trained = readable & (classes >= 0)
+    is_trained[set_aside] = False
+    return np.flatnonzero(is_trained), set_aside
 
 
 def _first_of_each(classes: np.ndarray, candidates: np.ndarray) -> list[int]:

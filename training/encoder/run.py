@@ -8,7 +8,6 @@ import torch
 
 from datasets.reid.training_set import TrainingImages
 from passersby.devices import exact_numbers
-from passersby.errors import InputError
 from passersby.restyle.checkpoint import save_encoder
 from reporting.curves import Panel
 from reporting.palette import BLUE, GREEN, INK
@@ -85,12 +84,7 @@ class EncoderTrainer(Trainer[EncoderTraining, EncoderState]):
         self.about = {"trained_on": data.record, **self.networks.record}
         generator = self.networks.frozen.generator
         self.state, notes = start(config, generator.config, self.device)
-        checkpoint = self.resume(lambda folder: resume(self.state, folder), data.fingerprint)
-        if checkpoint and checkpoint["networks"] != self._hashes():
-            raise InputError(
-                "the generator or the networks of the losses are others than this training began with: give those, "
-                "or another --out"
-            )
+        checkpoint = self.resume(lambda folder: resume(self.state, folder, self.networks.hashes), data.fingerprint)
         self.feeder = Feeder(data, config, generator, self.device, worker.rank, workers())
         if worker.rank == 0:
             self.validation = Validation(
@@ -178,18 +172,10 @@ class EncoderTrainer(Trainer[EncoderTraining, EncoderState]):
 
     # ---- checkpoints and the finished encoder
 
-    def _hashes(self) -> dict[str, str | None]:
-        record = self.networks.record
-        return {
-            "generator": record["generator"]["sha256"],
-            "perceptual": record["perceptual"],
-            "identity": (record["identity"] or {}).get("sha256"),
-        }
-
     def _write_checkpoint(self, means: dict[str, Any]) -> Path:
         extra = {
             "fingerprint": self.data.fingerprint,
-            "networks": self._hashes(),
+            "networks": self.networks.hashes,
             "means": means,
             "seconds": self.seconds(),
         }

@@ -1,6 +1,7 @@
 """The start of an encoder training: generator, losses, encoder, optimiser and pictures; and its checkpoints."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -66,19 +67,35 @@ def save_checkpoint(
     return commit_checkpoint(out, state.step, write, values)
 
 
-def resume(state: EncoderState, folder: Path) -> dict:
+def resume(state: EncoderState, folder: Path, hashes: Mapping[str, str | None]) -> dict:
     """Put a checkpoint's weights, optimiser and counters into `state`; returns its `extra`.
 
-    Raises InputError for a damaged checkpoint.
+    hashes: of the generator and the losses' networks (`Networks.hashes`). Raises InputError for a damaged checkpoint,
+    and for one of other networks.
     """
     loaded = load_encoder(folder / ENCODER)
     with damage_named(folder):
         values = read_state(folder)
+        extra: dict = values["extra"]
+        stored: Mapping[str, str | None] = extra["networks"]
+    _check_networks(stored, hashes, folder)  # first: codes of another generator would look like damage
+    with damage_named(folder):
         state.encoder.load_state_dict(loaded.encoder.state_dict())
         state.optimizer.load_state_dict(values["optimizer"])
         state.step, state.images_seen, state.best = (values[name] for name in ("step", "images_seen", "best"))
-        extra: dict = values["extra"]
     return extra
+
+
+def _check_networks(stored: Mapping[str, str | None], given: Mapping[str, str | None], folder: Path) -> None:
+    if stored == given:
+        return
+    former = weights.former_demo_network(stored.get("generator") or "")
+    if former and stored["generator"] != given["generator"]:
+        raise InputError(f"--out {folder.parents[1]} was begun with {former}")
+    raise InputError(
+        "the generator or the networks of the losses are others than this training began with: give those, "
+        "or another --out"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +105,15 @@ class Networks:
     frozen: Frozen
     generator: dict  # file, sha256
     record: dict
+
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        """What identifies the generator and the networks of the losses."""
+        return {
+            "generator": self.generator["sha256"],
+            "perceptual": self.record["perceptual"],
+            "identity": (self.record["identity"] or {}).get("sha256"),
+        }
 
 
 def generator_file(config: EncoderTraining) -> Path:

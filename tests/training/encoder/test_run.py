@@ -1,6 +1,7 @@
 """The encoder loop: the step against plain PyTorch, going on exactly, what it refuses. Tiny real networks."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from passersby import weights
 from passersby.errors import InputError
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidConfig, ReidNetwork
@@ -310,6 +312,27 @@ def test_other_networks_and_other_pictures_are_refused(files, straight, tmp_path
     save_network(tmp_path / "other.safetensors", loaded.generator, record={"trained_on": "others"})
     with pytest.raises(InputError, match="the generator or the networks of the losses are others"):
         train(dataclasses.replace(config, network=tmp_path / "other.safetensors"), CPU)
+
+
+def test_a_training_with_a_former_demo_network_says_how_to_go_on(files, tmp_path, monkeypatch):
+    former, demo = files / "generator.safetensors", tmp_path / "demo.safetensors"
+    with torch.random.fork_rng():
+        other = Generator(GeneratorConfig.config_t(HEIGHT, WIDTH, channel_base=128, channel_max=8, w_dim=256))
+    save_network(demo, other, record={})  # its codes are shorter, so the encoder's weights do not fit either
+    config = tiny(files, tmp_path / "out", network=None, checkpoint_minutes=1e-9)
+    monkeypatch.setattr(weights, "DEMO_NETWORK", former)
+    stop_before_step(monkeypatch, encoder_loop, 1, lambda: run(config))
+    sha256 = hashlib.sha256(former.read_bytes()).hexdigest()
+    monkeypatch.setattr(weights, "_FORMER_DEMO_NETWORKS", {sha256: "abcdef0:demo.safetensors"})
+    monkeypatch.setattr(weights, "DEMO_NETWORK", demo)
+    with pytest.raises(InputError) as caught:
+        run(config)
+    assert str(caught.value) == (
+        f"--out {config.out} was begun with the demo network of an earlier version (sha256 {sha256}): write it into a "
+        "file, git show abcdef0:demo.safetensors > former.safetensors, and give --network former.safetensors"
+    )
+    run(dataclasses.replace(config, network=former, max_minutes=0.0))  # as the line says
+    assert "going on from step 1" in (config.out / "log.txt").read_text()
 
 
 def test_a_training_that_diverges_ends_with_advice(files, tmp_path):
