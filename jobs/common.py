@@ -1,10 +1,12 @@
 """What every job needs: its command line, its exit codes, its connection to Ray."""
 
 import dataclasses
+import errno
 import inspect
 import io
 import json
 import os
+import resource
 import sys
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping
@@ -99,8 +101,9 @@ def run_job(
 ) -> None:
     """Read the command line into `config_class` (a frozen dataclass), call `main` with it, and exit.
 
-    `default` and `begun` go to `parse`. Exit codes: what `main` returns (None is 0); 2 for bad input, with one line
-    on stderr; 130 when interrupted; 141 when the program that reads the output has ended, as `head` does.
+    `default` and `begun` go to `parse`. Exit codes: what `main` returns (None is 0); 2 for bad input, and for
+    files that the system refuses, with one line on stderr; 130 when interrupted; 141 when the program that
+    reads the output has ended, as `head` does.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that the terminal's encoding lacks must not end a job
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -118,10 +121,26 @@ def run_job(
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
+    except OSError as error:
+        line = refused_by_the_system(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def refused_by_the_system(error: OSError) -> str | None:
+    """One line about a file that this user may not read or write, or one file too many; None for other errors."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"too many files are open, the system allows {limit} (ulimit -n): allow more, as with ulimit -n 65536"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}: give this user the right to it, or another path"
+    return None
 
 
 def parse(
@@ -203,7 +222,7 @@ def training_begun(kind: type[Training], left_open: Collection[str], is_begun: C
 
     def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         try:
-            stored = json.loads((Path(out) / "config.json").read_text())
+            stored = json.loads((Path(out) / "config.json").read_text("utf-8"))
             training = kind.from_json(stored)
         except (OSError, ValueError, TypeError, KeyError):  # no file, or another version: the job says so
             return {}

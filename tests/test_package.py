@@ -133,3 +133,29 @@ def test_ray_train_stands_in_pipeline_and_tune_alone():
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 found += [f"{path.relative_to(ROOT)}: {name}" for name in names if name.startswith("ray.train")]
     assert not found
+
+
+def calls_and_checks(kind: type) -> list[tuple[str, ast.AST]]:
+    """(place, node) of all nodes of a kind in the program."""
+    nodes = []
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        nodes += [(f"{path.relative_to(ROOT)}:{n.lineno}", n) for n in ast.walk(tree) if isinstance(n, kind)]
+    return nodes
+
+
+def test_no_check_lives_in_an_assert():
+    """python -O leaves asserts out: they only tell the type checker what is no None, or of which class it is."""
+    for place, node in calls_and_checks(ast.Assert):
+        text = ast.unparse(node.test)
+        assert text.endswith(" is not None") or text.startswith("isinstance("), place
+
+
+def test_files_of_text_are_read_and_written_in_a_named_encoding():
+    """Without a name the encoding would be that of the machine's locale."""
+    wanted = {"read_text": 1, "write_text": 2}  # number of arguments with an encoding
+    for place, node in calls_and_checks(ast.Call):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        named = len(node.args) >= wanted.get(name, 0) or any(word.arg == "encoding" for word in node.keywords)
+        assert named, place
+        assert not any(word.arg == "text" and name in ("run", "Popen") for word in node.keywords), place

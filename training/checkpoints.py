@@ -39,7 +39,7 @@ def claim(
     path = Path(out) / "config.json"
     try:
         if path.exists() and in_use:
-            for option in differences(json.loads(path.read_text()), values, default, free):
+            for option in differences(json.loads(path.read_text("utf-8")), values, default, free):
                 old = f"{out} holds a training with --{flag(option.key)} {option.old}"
                 if option.gone:
                     raise InputError(f"{old}, which this program does not have: give another --out")
@@ -47,7 +47,7 @@ def claim(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write --out {out}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise InputError(f"{path} is no JSON: remove it if the folder holds this very training") from error
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 

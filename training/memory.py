@@ -52,7 +52,7 @@ def check_memory(needed: int, way_out: str = "a smaller") -> None:
 
 def _meminfo_available() -> int | None:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:  # not Linux
@@ -64,8 +64,9 @@ def _container_free() -> int | None:
     """Free bytes below the limit of a version-2 control group. Its page cache counts as free, as it can be dropped."""
     folder = Path("/sys/fs/cgroup")
     try:
-        limit, used = (folder / "memory.max").read_text().strip(), int((folder / "memory.current").read_text())
-        cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        limit = (folder / "memory.max").read_text("ascii").strip()
+        used = int((folder / "memory.current").read_text("ascii"))
+        cached = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
     except OSError:  # no control group of version 2
         return None
     return None if limit == "max" else max(0, int(limit) - used + int(cached.get("inactive_file", 0)))

@@ -74,7 +74,7 @@ def read_result(folder: Path, sweep_hash: str) -> Row | None:
     """A trial's row, None if it is not finished. Raises InputError for a file of another sweep, or a damaged file."""
     path = folder / RESULT
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         row = content["row"]
         row |= {"query_ap": [math.nan if value is None else value for value in row["query_ap"]]}
         row |= {name: math.nan if row[name] is None else row[name] for name in _SCORES}
@@ -116,7 +116,7 @@ def write_failure(folder: Path, reason: str) -> None:
 def read_failure(folder: Path) -> str | None:
     """The reason of a trial's failure, None if it did not fail."""
     try:
-        return str(json.loads((folder / FAILURE).read_text())["reason"])
+        return str(json.loads((folder / FAILURE).read_text("utf-8"))["reason"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

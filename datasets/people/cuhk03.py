@@ -7,7 +7,6 @@ CVPR 2014).
 """
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ BOXES = ("labeled", "detected")
 INDICES = {TRAIN: "train_idx", QUERY: "query_idx", GALLERY: "gallery_idx"}
 _CONFIG = "cuhk03_new_protocol_config_{}.mat"
 _RAW = "cuhk-03.mat"
-_MALFORMED = (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, AttributeError)
+_MALFORMED = (OSError, MemoryError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, AttributeError)
 EXTRACT = (
     "extract its images once with torchreid, whose data folder holds cuhk03/cuhk03_release/cuhk-03.mat: python -c "
     "\"import torchreid; torchreid.data.ImageDataManager('DATA', 'cuhk03')\", and give DATA/cuhk03"
@@ -112,15 +111,16 @@ def _config(folder: Path, boxes: str) -> Path | None:
 
 def _protocol(path: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     """(file names, identities, cameras) of all images, and the indices, from 0, of the split's images."""
-    import scipy.io  # half a second, which only readers of this data set should wait for
+    from datasets.storage.mat_file import read_mat  # its SciPy takes a while, for readers of this data set alone
 
     try:
-        values = scipy.io.loadmat(path)
+        arrays = read_mat(path, ("filelist", "labels", "camId", INDICES[split]))
+        values = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}  # none is sparse
         files = [str(np.asarray(entry).reshape(-1)[0]) for entry in values["filelist"].reshape(-1)]
         identities, cameras, indices = (
             values[key].reshape(-1).astype(np.int64) for key in ("labels", "camId", INDICES[split])
         )
-    except (scipy.io.matlab.MatReadError, zlib.error, *_MALFORMED) as error:
+    except _MALFORMED as error:
         raise InputError(f"{path} is not the protocol of CUHK03 ({error}): download it again") from error
     indices = indices - 1  # MATLAB counts from 1
     fits = len(files) == len(identities) == len(cameras) and len(indices) > 0

@@ -16,7 +16,7 @@ from datasets.people import folders
 from datasets.people.any_folder import of_names, without_clutter
 from datasets.people.decoding import TRANSPARENT, read_bytes, read_header, remarks
 from datasets.people.listing import CLUTTER, GALLERY, QUERY, TRAIN, Listing, joined
-from datasets.people.names import is_clutter, is_image
+from datasets.people.names import files_below, is_clutter, is_image
 from datasets.people.readers import data_set, published_root, read_split
 from datasets.people.splits import clutter_note
 from datasets.runs.manifest import manifest_name, read_manifest
@@ -96,7 +96,7 @@ def folder_images(root: Path, limit: int, seed: int = 0) -> ImageSet:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: check the path")
     names = []
-    for folder, _, files in os.walk(root):
+    for folder, files in files_below(root):
         names += [os.path.relpath(os.path.join(folder, name), root) for name in files]
     clutter = sum(map(is_clutter, names))
     names = sorted(filter(is_image, names))

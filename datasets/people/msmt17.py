@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.people.listing import GALLERY, QUERY, TRAIN, Listing
-from datasets.people.names import entry_of, normal_name
+from datasets.people.names import entry_of, files_below, normal_name
 from datasets.people.splits import missing_note, published_note
 from passersby.errors import InputError
 
@@ -83,7 +83,7 @@ def held_out_names(root: Path) -> Iterator[str]:
         yield from (name for name, _, _ in entries)
         folder = None if entries else _folder(root, split)
         if folder is not None:
-            yield from (name for _, _, names in os.walk(folder) for name in names)
+            yield from (name for _, names in files_below(folder) for name in names)
 
 
 def _folder(root: Path, split: str) -> Path | None:

@@ -8,7 +8,10 @@ import dataclasses
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePath
+
+from passersby.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what `decoding` reads
 FORMATS_TEXT = "JPEG, PNG, WebP, BMP or TIFF"
@@ -72,6 +75,19 @@ def is_image(name: str) -> bool:
     Readers that choose their folders themselves pass only the last part of a name.
     """
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_clutter(name)
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) for a folder and all folders below it; links to folders are not followed.
+
+    Raises InputError where one of them cannot be listed: what it holds would be missing in silence.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read {error.filename}: {error.strerror or error}: check the path") from error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield place, names
 
 
 def entry_of(folder: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """Files of re-identification features: this program's Parquet, layumi's pytorch_result.mat, torchreid's arrays.
 
-No code in a file is run: scipy parses MAT-files, .npz is read without pickles, .pt by `passersby.checkpoints`.
+No code in a file is run: `datasets.storage.mat_file` reads MAT-files, .npz is read without pickles, .pt by
+`passersby.checkpoints`.
 """
 
 import dataclasses
@@ -9,7 +10,6 @@ import json
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from datasets.people.listing import UNKNOWN_CAMERA
+from datasets.storage.mat_file import Array, read_mat
 from passersby.errors import InputError
 from passersby.options import Json
 
@@ -202,22 +203,17 @@ def _of_table(split: str, part: pa.Table) -> FeatureSet:
 
 
 def _layumi(path: Path) -> FeatureFile:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    damage = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, MemoryError, OverflowError)
-    damage += (MatReadError, zlib.error, struct.error)
     array_names = [form.format(part) for form in LAYUMI.values() for part in LAYUMI_PARTS]
 
-    def load(file: Path) -> dict[str, np.ndarray]:
+    def load(file: Path) -> dict[str, Array]:
         try:
-            return loadmat(file, variable_names=array_names)
+            return read_mat(file, array_names)
         except NotImplementedError as error:
             raise InputError(
                 "a MAT-file of version 7.3 (HDF5), which is not read: save it with scipy.io.savemat, or in MATLAB with "
                 "'-v7'"
             ) from error
-        except damage as error:
+        except (ValueError, OSError, MemoryError) as error:
             raise InputError(f"the MAT-file is damaged ({error}): fetch it again") from error
 
     arrays = load(path)

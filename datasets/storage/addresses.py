@@ -17,6 +17,7 @@ import functools
 import http.client
 import os
 import re
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -99,7 +100,22 @@ def check_utf8(address: str, option: str) -> None:
     try:
         address.encode()
     except UnicodeEncodeError as error:
+        encoding = sys.getfilesystemencoding()
+        if encoding != "utf-8" and _is_utf8(address):
+            raise InputError(
+                f"{option} {shown(address)}: this Python takes names of files for {encoding}, as LC_ALL and "
+                "PYTHONUTF8 say: set PYTHONUTF8=1"
+            ) from error
         raise InputError(f"{option} {shown(address)}: a part of the name is not UTF-8: rename it") from error
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the bytes of a name, which the file system's encoding could not decode, are UTF-8."""
+    try:
+        os.fsencode(name).decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def shown(address: str, name: str | None = None) -> str:

@@ -79,7 +79,7 @@ def _lock(output: Output, stack: contextlib.ExitStack) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock)
-        path.write_text(json.dumps(_me()))
+        path.write_text(json.dumps(_me()), "utf-8")
     except Timeout as error:
         raise _refusal(output, _parse(output.read(LEASE_FILE))) from error
     except OSError as error:

@@ -184,7 +184,7 @@ def read_record(root: Path) -> dict[str, Json] | None:
     path = root / RECORD
     if path.is_file():
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}): remove the folder or choose another --out") from error
     if root.exists() and not root.is_dir():

@@ -181,7 +181,7 @@ def read_training(folder: Path, toy: bool) -> Training:
 
 def _read_config(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}  # the curves do not need the configuration
     return content if isinstance(content, dict) else {}

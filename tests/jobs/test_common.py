@@ -1,6 +1,7 @@
 """What all jobs share: paths of the command line that are addresses, letters that a terminal does not know."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.common import on_disk
+from jobs.common import on_disk, run_job
 from passersby.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +97,40 @@ def test_a_reader_that_has_ended_ends_a_job_without_a_traceback(arguments):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (errno.EACCES, "/data/market: Permission denied: give this user the right to it, or another path"),
+        (errno.EROFS, "/data/market: Read-only file system: give this user the right to it, or another path"),
+        (errno.EMFILE, "too many files are open, the system allows "),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, number, line):
+    def refused(_: Config) -> None:
+        raise OSError(number, os.strerror(number), "/data/market")
+
+    monkeypatch.setattr(sys, "argv", ["job", "--out", "out"])
+    with pytest.raises(SystemExit) as caught:
+        run_job(refused, Config)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+    def wrong(_: Config) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument", "/data/market")
+
+    monkeypatch.setattr(sys, "argv", ["job", "--out", "out"])
+    with pytest.raises(OSError, match="Invalid argument"):
+        run_job(wrong, Config)
+
+
+def test_an_ascii_locale_is_named_where_it_hides_a_good_name(monkeypatch):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    name = b"gr\xc3\xb6\xc3\x9fe".decode("ascii", "surrogateescape")
+    with pytest.raises(InputError, match="this Python takes names of files for ascii, .*: set PYTHONUTF8=1"):
+        on_disk(Config(Path(name)))
+    with pytest.raises(InputError, match="is not UTF-8: rename it"):
+        on_disk(Config(Path("gr\udcf6")))

@@ -246,3 +246,21 @@ def test_every_failure_of_a_start_is_one_line(monkeypatch, address, error, line)
     with pytest.raises(InputError, match=f"^{line}") as caught:
         connect()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((64, 4096), (4096, 4096)), ((64, -1), (65_536, -1)), ((256, 256), None)]
+)
+def test_too_few_open_files_become_enough_where_the_system_lets_us(monkeypatch, before, after):
+    changed = []
+    monkeypatch.setattr(connection.resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(connection.resource, "setrlimit", lambda _, limits: changed.append(limits))
+    connection.allow_files()
+    assert changed == ([] if after is None else [after])
+
+
+def test_too_few_open_files_are_one_line_before_ray_starts(monkeypatch):
+    monkeypatch.setattr(connection.resource, "getrlimit", lambda _: (64, 64))
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    with pytest.raises(InputError, match=r"may open 64 files \(ulimit -n\), and Ray's need 256: .* ulimit -n 65536"):
+        connection.join_or_start({})

@@ -116,3 +116,9 @@ def test_the_state_of_a_checkpoint_that_is_no_plain_data_is_one_line_and_runs_no
             read_state(tmp_path)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_options_that_are_not_utf8_are_one_line(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"data": "caf\xe9"}')
+    with pytest.raises(InputError, match="config.json is no JSON: remove it"):
+        claim(tmp_path, {"data": "x"}, {}, (), True)

@@ -115,11 +115,13 @@ class Ledger:
     def report(self) -> TransferReport:
         """The finished report. A tensor without a row is a mistake of this program."""
         forgotten = self._tensors.keys() - self._rows.keys()
-        assert not forgotten, f"transfer forgot {sorted(forgotten)}"
+        if forgotten:
+            raise AssertionError(f"transfer forgot {sorted(forgotten)}")
         return TransferReport(self._network, tuple(self._rows[name] for name in self._tensors))
 
     def _add(self, row: TransferRow) -> None:
-        assert row.name not in self._rows, f"transfer wrote {row.name} twice"
+        if row.name in self._rows:
+            raise AssertionError(f"transfer wrote {row.name} twice")
         self._rows[row.name] = row
 
 

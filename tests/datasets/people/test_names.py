@@ -1,11 +1,14 @@
 """Names of files: the published data sets' own quirks, what Windows and macOS do to names, bytes that are no UTF-8."""
 
+import errno
 import os
 
 import pytest
 
+from datasets.people.image_sets import folder_images
 from datasets.people.names import (
     entry_of,
+    files_below,
     is_clutter,
     is_image,
     normal_name,
@@ -16,6 +19,7 @@ from datasets.people.names import (
     person_key,
     printable_name,
 )
+from passersby.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -127,3 +131,22 @@ def test_a_name_in_other_letter_case_is_the_same_entry(tmp_path):
     (tmp_path / "query").mkdir()
     assert entry_of(tmp_path, "query") == tmp_path / "query"
     assert entry_of(tmp_path / "nowhere", "query") == tmp_path / "nowhere/query"
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error_and_not_an_empty_folder(tmp_path, monkeypatch):
+    for name in ("a", "b/c"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").touch()
+    assert sorted(names for _, names in files_below(tmp_path)) == [[], [], ["1.png"], ["1.png"]]
+    scandir = os.scandir
+
+    def refused(path):
+        if os.fspath(path).endswith("c"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(InputError, match="cannot read .*/b/c: Permission denied: check the path"):
+        list(files_below(tmp_path))
+    with pytest.raises(InputError, match="cannot read .*/b/c: Permission denied"):
+        folder_images(tmp_path, 10)

@@ -190,7 +190,8 @@ def _prepared(make, up: Taps, down: Taps, plan: FilterPlan, tile: Tile, dtype: t
     # (variant, its matrices, its taps), on the device.
     variant = make(up, down, plan, tile, SEPARATION_TOLERANCE[dtype])
     for length, factor, other in ((tile.width, plan.down, plan.up), (tile.width, plan.up, plan.down)):
-        assert length * factor % other == 0  # all tiles have the same phase
+        if length * factor % other:
+            raise AssertionError(f"tiles of {length} x {factor} / {other} do not have the same phase")
     matrices = [torch.from_numpy(np.ascontiguousarray(m)).to(dtype).to(device) for m in variant.matrices]
     taps = [torch.from_numpy(np.ascontiguousarray(m)).float().to(device) for m in variant.taps]
     return variant, matrices, taps
