@@ -47,7 +47,7 @@ def claim(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write --out {out}: {error.strerror}") from error
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no JSON: remove it if the folder holds this very training") from error
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
