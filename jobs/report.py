@@ -1,15 +1,12 @@
 """Write one page about a generation run or a sweep: a single HTML file that needs nothing beside itself."""
 
 import dataclasses
-import io
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' folders of our names
@@ -26,7 +23,7 @@ from passersby.options import Json
 if TYPE_CHECKING:
     from reporting.sweep.page import SweepRecord
 
-SWEEP, TRIALS, SWEEP_REPORT = "sweep.json", "trials.parquet", "sweep_report.html"
+SWEEP_REPORT = "sweep_report.html"
 TOP = 8  # pictures of the gallery shown for a query
 
 
@@ -109,7 +106,7 @@ def card_beside(network: str, sha256: Json) -> dict[str, Json]:
 
 def write_sweep_page(config: Config) -> str:
     """Write OUT/sweep_report.html of a sweep, with its trials so far; returns the page's address."""
-    from reporting.sweep.page import sweep_page
+    from reporting.sweep.page import read_sweep, sweep_page
 
     assert config.sweep is not None  # `main` has made sure of it
     output = Output(config.sweep)
@@ -117,25 +114,6 @@ def write_sweep_page(config: Config) -> str:
     pictures, notes = draw_queries(output, sweep, trials, config.queries) if config.queries else (None, [])
     output.write(SWEEP_REPORT, sweep_page(sweep, trials, pictures, notes).encode())
     return output.address(SWEEP_REPORT)
-
-
-def read_sweep(output: Output) -> "tuple[SweepRecord, pa.Table]":
-    """sweep.json and trials.parquet. Raises InputError where one is missing or damaged."""
-    text = output.read(SWEEP)
-    if text is None:
-        raise InputError(f"--sweep {output.root_address}: no {SWEEP} there, so no sweep of jobs/sweep.py")
-    content = output.read(TRIALS)
-    if content is None:
-        raise InputError(f"--sweep {output.root_address}: no {TRIALS} yet: it comes with the first finished trial")
-    try:
-        sweep: SweepRecord = json.loads(text)
-        trials = pq.read_table(io.BytesIO(content))
-    except (ValueError, pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"--sweep {output.root_address}: {SWEEP} or {TRIALS} is damaged ({reason})") from error
-    if not isinstance(sweep, dict):
-        raise InputError(f"--sweep {output.root_address}: {SWEEP} was not written by jobs/sweep.py")
-    return sweep, trials
 
 
 def draw_queries(output: Output, sweep: "SweepRecord", trials: pa.Table, count: int) -> tuple[bytes | None, list[str]]:

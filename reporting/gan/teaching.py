@@ -4,7 +4,7 @@ A card lies beside a network that anybody may have made. So values of another ty
 """
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from passersby.options import Json
 from reporting.tables import aligned, percent
@@ -58,6 +58,23 @@ _NEEDED = {
     "same_person": "--identity and --reference",
     "different_people": "--identity and --reference",
     "passing": "the weights of the pedestrian filter",
+}
+# What a line means: where it is reached, where it is missed, and what would help then.
+_WORDS = {
+    "edges_ratio": ("backgrounds vary", "backgrounds do not vary within a person"),
+    "torso_ratio": ("people keep their clothes", "people change their clothes"),
+    "torso_spread": ("clothes are as various as real ones", "clothes are too much alike"),
+    "same_person": ("a judge knows a person again", "a judge does not know a person again as it knows real ones"),
+    "different_people": ("a judge tells people apart", "a judge takes people for each other"),
+    "passing": ("they pass as pedestrians", "many do not pass as pedestrians"),
+}
+_HELP = {
+    "edges_ratio": "train the generator by identity pairs (jobs/train_gan.py --pairs), with pictures by many cameras",
+    "torso_ratio": "train by identity pairs with more labelled people, or longer",
+    "torso_spread": "take a truncation nearer to 1 (--truncation-psi), or more training people",
+    "same_person": "train the generator longer, or a larger one, at more pixels",
+    "different_people": "take a truncation nearer to 1 (--truncation-psi), or more training people",
+    "passing": "train the generator longer, or take a smaller truncation (--truncation-psi)",
 }
 
 
@@ -132,6 +149,35 @@ def verdict(section: Mapping[str, Json], psi: str | None = None) -> str:
     if unknown:
         return f"At psi {psi} nothing is missed, but {len(unknown)} of {len(rows)} lines not measured."
     return f"At psi {psi} these people can teach: all {len(rows)} lines reached."
+
+
+class Fitness(NamedTuple):
+    """Whether people can teach, in words. missed: how many lines of the gate are missed; words: what each measured line
+    says, reached lines first; help: what would help where lines are missed."""
+
+    missed: int
+    words: list[str]
+    help: list[str]
+
+    def __str__(self) -> str:
+        return "; ".join([*self.words, "not ready" if self.missed else "ready"])
+
+
+def fitness(section: Mapping[str, Json], psi: str | None = None) -> Fitness:
+    """The gate in words at a truncation, as for `gate_rows`. A line that was not measured says nothing."""
+    lines = _mapping(section.get("gate")).get(_psi(section, psi))
+    states = {
+        str(line["name"]): line.get("reached")
+        for line in _list(lines)
+        if isinstance(line, Mapping) and line.get("name") in _WORDS
+    }
+    missed = [name for name, reached in states.items() if reached is False]
+    words = [_WORDS[name][0] for name, reached in states.items() if reached is True]
+    return Fitness(
+        len(missed),
+        [*words, *(_WORDS[name][1] for name in missed)],
+        list(dict.fromkeys(_HELP[name] for name in missed)),
+    )
 
 
 def notes(section: Mapping[str, Json]) -> list[str]:

@@ -2,6 +2,8 @@
 
 import base64
 import dataclasses
+import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
@@ -9,7 +11,9 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.metrics.bootstrap import query_interval
 from passersby.metrics.sweep_statistics import BETTER, WORSE, Analysis, Trials, analyse
@@ -19,6 +23,7 @@ from reporting.sweep.charts import CAVEAT, HEIGHT, WIDTH, Chart, interval_text, 
 from reporting.sweep.comparison import MEANING as ADDED
 from reporting.sweep.comparison import Comparison, comparisons, label_curve
 
+SWEEP, TRIALS = "sweep.json", "trials.parquet"
 SCORES = {"mAP": "mAP", "rank1": "Rank-1"}
 MEANING = {
     "artificial-people": "artificial people added to the training set",
@@ -94,6 +99,25 @@ class SweepRecord(TypedDict, total=False):
     command: str
 
 
+def read_sweep(output: Output) -> tuple[SweepRecord, pa.Table]:
+    """sweep.json and trials.parquet. Raises InputError where one is missing or damaged."""
+    text = output.read(SWEEP)
+    if text is None:
+        raise InputError(f"--sweep {output.root_address}: no {SWEEP} there, so no sweep of jobs/sweep.py")
+    content = output.read(TRIALS)
+    if content is None:
+        raise InputError(f"--sweep {output.root_address}: no {TRIALS} yet: it comes with the first finished trial")
+    try:
+        sweep: SweepRecord = json.loads(text)
+        trials = pq.read_table(io.BytesIO(content))
+    except (ValueError, pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--sweep {output.root_address}: {SWEEP} or {TRIALS} is damaged ({reason})") from error
+    if not isinstance(sweep, dict):
+        raise InputError(f"--sweep {output.root_address}: {SWEEP} was not written by jobs/sweep.py")
+    return sweep, trials
+
+
 def sweep_page(
     sweep: SweepRecord,
     trials: pa.Table,
@@ -124,7 +148,7 @@ def sweep_page(
         label_leak=labels if labels.get("verdict") == "leak" else None,
         labels=labels if labels.get("findings") else None,
         headline=_headline(trials, sweep),
-        compared=_comparisons(trials, sweep),
+        compared=comparisons_of(trials, sweep),
         label_chart=_label_chart(trials, sweep),
         choice=_choice(sweep),
         answers=[_answer(arm, analyses["mAP"][arm], MEANING.get(name, "levels")) for arm in arms],
@@ -193,7 +217,8 @@ def _labelled(sweep: SweepRecord) -> dict[str, int | None]:
     return {arm: count if isinstance(count, int) else None for arm, count in people.items()}
 
 
-def _comparisons(trials: pa.Table, sweep: SweepRecord) -> list[Comparison]:
+def comparisons_of(trials: pa.Table, sweep: SweepRecord) -> list[Comparison]:
+    """The answers of a sweep with controls, one for each number of labelled people; none without controls."""
     recipes = (sweep.get("choice") or {}).get("chosen", {})
     controls, extras = sweep.get("controls") or {}, sweep.get("extras") or {}
     return comparisons(trials, controls, extras, _labelled(sweep), recipes)

@@ -1,0 +1,188 @@
+"""Runs the steps of a study one after the other, keeps what is done, and stops before the sweep if a card says so."""
+
+import ctypes
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from datasets.storage.output import Output
+from passersby.errors import InputError
+from passersby.options import Json, agree, check_known, defaults, differences, stored_values
+from pipeline.study.steps import EXPORT, SWEEP, Step, Study, StudyOptions, check_levels, steps
+from reporting.gan.teaching import Fitness, fitness
+from reporting.progress import duration
+
+STUDY, DONE = "study.json", "steps"
+NOT_READY = 3  # exit code where a card stops a study
+ROOT = Path(__file__).resolve().parents[2]
+
+Start: TypeAlias = Callable[[Step], int]  # starts a step's job, waits for its end, and returns its exit code
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+
+
+# ---- The options that a folder freezes.
+
+
+def read_study(output: Output) -> Mapping[str, Mapping[str, Json]] | None:
+    """study.json; None where no study was begun. Raises InputError for a file that is no study."""
+    text = output.read(STUDY)
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+        if not isinstance(content["options"], dict) or not isinstance(content["files"], dict):
+            raise TypeError("options and files are no objects")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{output.address(STUDY)} is not the record of a study ({error}): choose another --out"
+        ) from error
+    return content
+
+
+def continue_study(output: Output, options: StudyOptions, files: Mapping[str, Json]) -> None:
+    """Write study.json, or check that its options are these. files: values that may change.
+
+    Raises InputError that names every option which differs.
+    """
+    content, values = read_study(output), stored_values(options)
+    if content is not None:
+        stored = content["options"]
+        check_known(stored, StudyOptions)
+        agree("a study with other options", differences(stored, values, defaults(StudyOptions)))
+        values = dict(stored)
+    text = json.dumps({"options": values, "files": files}, indent=1) + "\n"
+    if output.read(STUDY) != text.encode():
+        output.write(STUDY, text.encode())
+
+
+# ---- What is done.
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a step ended. words: those that it was started with, without the study's folder; code: its exit code."""
+
+    words: tuple[str, ...]
+    code: int
+    seconds: float
+
+
+def _plain_words(study: Study, step: Step) -> tuple[str, ...]:
+    return tuple(word.replace(str(study.out), "OUT") for word in step.words)
+
+
+def ended(study: Study, step: Step) -> Ended | None:
+    """How a step ended that was started with the words that it has now; None for any other step."""
+    text = Output(str(study.out)).read(f"{DONE}/{step.name}.json")
+    try:
+        content = json.loads(text or b"{}")
+        record = Ended(tuple(content["words"]), int(content["code"]), float(content["seconds"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return record if record.words == _plain_words(study, step) else None
+
+
+def is_done(study: Study, step: Step) -> bool:
+    """Whether a step ended well with these words, and its result is still there."""
+    record = ended(study, step)
+    return record is not None and record.code == 0 and (study.out / step.result).is_file()
+
+
+def _remember(study: Study, step: Step, code: int, seconds: float) -> None:
+    output = Output(str(study.out))
+    record = Ended(_plain_words(study, step), code, round(seconds, 1))
+    output.write(f"{DONE}/{step.name}.json", (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
+    later = [one.name for one in steps(study)]
+    for name in later[later.index(step.name) + 1 :]:  # their input may be new: their jobs look again
+        output.remove(f"{DONE}/{name}.json")
+
+
+# ---- The run.
+
+
+def run_study(
+    study: Study, start: Start, changed: Callable[[], None], anyway: bool = False, program: str | None = None
+) -> int:
+    """Run the steps that are not done. changed: called after every step, for the page.
+
+    Returns 0; the exit code of a step that failed; or NOT_READY where the card says that the generator's people cannot
+    teach, unless `anyway`. Raises InputError where nobody passed the filters.
+    """
+    count = len(steps(study))
+    for number in range(count):
+        step = steps(study)[number]  # anew: its words may depend on the results of the steps before
+        if step.name in (EXPORT, SWEEP):
+            check_levels(study)
+        if step.name == SWEEP:
+            for line in study.arms()[1]:
+                print(f"note: {line}", flush=True)
+            verdict = card_verdict(study)
+            if verdict is not None and verdict.missed and not anyway:
+                print("\n".join(stop_lines(verdict)), file=sys.stderr, flush=True)
+                return NOT_READY
+        head = f"[{number + 1}/{count}] {step.title}"
+        if is_done(study, step):
+            print(f"{head}: done", flush=True)
+            continue
+        print(f"{head}\n{step.command(program)}", flush=True)
+        clock = time.monotonic()
+        code = start(step)
+        if code == 0 and not (study.out / step.result).is_file():
+            print(f"error: {step.job} ended without its result {study.out / step.result}", file=sys.stderr)
+            code = 1
+        _remember(study, step, code, time.monotonic() - clock)
+        changed()
+        if code:
+            print(f"step {step.name} ended with exit code {code}: the same command goes on there", file=sys.stderr)
+            return code
+        print(f"{head}: {duration(time.monotonic() - clock)}", flush=True)
+    return 0
+
+
+def card_verdict(study: Study) -> Fitness | None:
+    """The card's gate in words at the truncation of the run; None without a card."""
+    card = study.card()
+    return None if card is None else fitness(card)
+
+
+def stop_lines(verdict: Fitness) -> list[str]:
+    """Why a study stops before its sweep, and what would help."""
+    return [
+        f"the card says: {verdict}",
+        f"these people cannot teach yet, by {verdict.missed} lines of the gate: the study stops before the sweep",
+        *(f"what would help: {text}" for text in verdict.help),
+        "the same command with --anyway goes on to the sweep; other options need another --out",
+    ]
+
+
+def start_process(step: Step) -> int:
+    """Run a step's job in a process of its own, which ends with this one, and return its exit code.
+
+    A process of its own has its own Ray and memory, and is started as a user starts it. It joins the cluster of
+    RAY_ADDRESS, as it inherits all variables.
+    """
+    words = [sys.executable, str(ROOT / "jobs" / f"{step.job}.py"), *step.words, *step.free]
+    process = subprocess.Popen(words, preexec_fn=_end_with_parent)
+    try:
+        return _code(process.wait())
+    except KeyboardInterrupt:  # the terminal has interrupted the job too: it ends by itself
+        process.wait()
+        raise
+    finally:
+        if process.poll() is None:
+            process.terminate()
+
+
+def _code(code: int) -> int:
+    return 128 - code if code < 0 else code  # as a shell says it of a process that a signal ended
+
+
+def _end_with_parent() -> None:
+    # A study that is killed must not leave a job that works on: the next start would find its folder in use.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,415 @@
+"""The steps of a study: each is a job with its words, in a folder of its own. Nothing here needs Ray."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from datasets.exports.record import RECORD
+from datasets.runs.card import card_name, teaching_section
+from datasets.runs.verdicts import KEPT, Thresholds
+from datasets.storage.output import Output
+from passersby.errors import InputError
+from passersby.files import file_sha256, manifest_name, read_manifest
+from passersby.options import Json
+from pipeline.study.data import Facts
+from training.checkpoints import newest
+from training.gan.config import MINIBATCH_GROUP, PRESETS, GanTraining
+from training.gan.start import BEST, NETWORK
+
+# Folders of the steps, and files of them that later steps read.
+LOOK, GENERATOR, JUDGE, CARD, PEOPLE, EXPORT, SWEEP, ANSWER = (
+    "look", "generator", "judge", "card", "people", "export", "sweep", "answer",
+)  # fmt: skip
+TRAINED, WITHOUT = "train", "none"  # values of --judge beside a file
+USUAL, CALIBRATED = "usual", "calibrated"  # values of --thresholds
+CALIBRATION, SWEEP_REPORT = "calibration.json", "sweep_report.html"
+LOADER_PEOPLE, LOADER_CAMERAS = 1501, 6  # more are refused by torchreid and fast-reid
+MULTIPLE = 2 * MINIBATCH_GROUP  # images of a worker of a training by identity pairs
+
+
+class Size(TypedDict):
+    """A preset. generator: the preset of jobs/train_gan.py with further words; kimg, people, variants, levels, seeds,
+    steps: defaults of these options; reid: the preset of jobs/train_reid.py; look, card: words of these steps; choose:
+    whether each arm chooses its recipe; gpu: whether the preset needs a GPU."""
+
+    generator: tuple[str, ...]
+    kimg: float
+    people: int
+    variants: int
+    levels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    reid: str
+    look: tuple[str, ...]
+    card: tuple[str, ...]
+    choose: bool
+    gpu: bool
+
+
+# By pairs, as in the preset tiny-pairs, at the size of photographs.
+_PAIRS = (
+    "--preset", "person-128x64-2", "--pairs", "--mapping-layers", "2", "--style-mixing-probability", "0",
+    "--path-length-weight", "0", "--one-pass",
+)  # fmt: skip
+SIZES: dict[str, Size] = {
+    "laptop": {
+        "generator": ("--preset", "tiny-pairs"),
+        "kimg": 60.0,
+        "people": 200,
+        "variants": 12,
+        "levels": (80,),
+        "seeds": (0, 1, 2),
+        "steps": 600,
+        "reid": "scarce-small",
+        "look": ("--most-images", "1000"),
+        "card": ("--quick",),
+        "choose": False,
+        "gpu": False,
+    },
+    "gpu": {
+        "generator": _PAIRS,
+        "kimg": 2000.0,
+        "people": 1000,
+        "variants": 16,
+        "levels": (320,),
+        "seeds": (0, 1, 2),
+        "steps": 6000,
+        "reid": "scarce",
+        "look": (),
+        "card": (),
+        "choose": False,
+        "gpu": True,
+    },
+    "cluster": {
+        "generator": _PAIRS,
+        "kimg": 5000.0,
+        "people": 4000,
+        "variants": 16,
+        "levels": (160, 640),
+        "seeds": (0, 1, 2, 3, 4),
+        "steps": 12_000,
+        "reid": "scarce",
+        "look": (),
+        "card": (),
+        "choose": True,
+        "gpu": True,
+    },
+}
+CHOICES = ("plain", "changes", "changes-first", "changes-half")
+CHOOSE_PEOPLE = 100  # people whom jobs/sweep.py --choose sets aside
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """What a study freezes when it begins. network, judge: sha256 of files, or for the judge "train" or "none"."""
+
+    data: str
+    preset: str
+    labelled_people: int | None
+    network: str | None
+    judge: str
+    kimg: float | None
+    people: int
+    variants: int
+    levels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    truncation_psi: tuple[float, ...]
+    thresholds: str
+    export: str
+    label_draw: int = 0
+    fit: str = "stretch"
+    card_people: int = 60
+    set: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files and machines, which may be others at every start. network: the name of the copy in the study's
+    folder. gpus: those that are there; asked_gpus: those that the autoscaler is asked for."""
+
+    network: str | None = None
+    judge: str | None = None
+    yolo_weights: str | None = None
+    inception: str | None = None
+    gpus: int = 0
+    asked_gpus: int | None = None
+    gpus_per_trial: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study in a folder: the options that it froze, and the data that its steps read."""
+
+    options: StudyOptions
+    out: Path
+    data: Path
+    facts: Facts
+    files: Files = dataclasses.field(default_factory=Files)
+
+    @property
+    def size(self) -> Size:
+        """The values of the preset."""
+        return SIZES[self.options.preset]
+
+    @property
+    def judge(self) -> Path | None:
+        """The re-ID network that judges; None where the study has no judge."""
+        if self.options.judge == TRAINED:
+            return self.out / JUDGE / NETWORK
+        return None if self.options.judge == WITHOUT else Path(self.files.judge or "")
+
+    @property
+    def judge_people(self) -> int:
+        """Whose labels the judge learns: the labelled people, but at most half, as it judges on people it never saw."""
+        half = max(2, self.facts.people // 2)
+        return min(half, self.options.labelled_people or half)
+
+    @property
+    def generator_config(self) -> GanTraining:
+        """The generator's training, as far as the preset decides it."""
+        words = self.size["generator"]
+        values = PRESETS[words[1]] | ({"pairs": True} if "--pairs" in words else {})
+        return dataclasses.replace(GanTraining(self.data, self.out / GENERATOR), preset=words[1], **values)
+
+    def network(self) -> Path:
+        """The generator's file: the copy of --network, or the best or last snapshot of the training.
+
+        Before the training ends, the snapshot that will be the last one.
+        """
+        folder = self.out / GENERATOR
+        if self.options.network is not None:
+            return folder / (self.files.network or "")
+        if (folder / BEST).is_file():
+            return folder / BEST
+        last = newest(folder, f"snapshots/[0-9]*/{NETWORK}")
+        if last is None:
+            batch = self.generator_config.batch
+            images = -(-(self.options.kimg or 0) * 1000 // batch) * batch
+            last = folder / "snapshots" / f"{round(images):09d}"
+        return last / NETWORK
+
+    def card(self) -> Mapping[str, Json] | None:
+        """The section "teaching" of the card of the study's network; None before it is measured."""
+        path = self.network()
+        return teaching_section(path, file_sha256(path)) if path.is_file() else None
+
+    def truncation(self) -> str:
+        """The truncation that the card names; before the card the first of the study's."""
+        named = (self.card() or {}).get("psi")
+        return str(named) if isinstance(named, str | float) else f"{self.options.truncation_psi[0]:g}"
+
+    def calibration(self) -> Mapping[str, Json]:
+        """The record of the calibration; empty before it is measured."""
+        text = Output(str(self.out / LOOK)).read(CALIBRATION)
+        try:
+            content = json.loads(text or b"{}")
+        except ValueError:
+            return {}
+        return content if isinstance(content, Mapping) else {}
+
+    def thresholds(self) -> list[str]:
+        """The thresholds of the filters as words: those that the calibration proposes, or the usual ones."""
+        commands = self.calibration().get("commands")
+        if self.options.thresholds == USUAL or not isinstance(commands, list):
+            return []
+        words = shlex.split(str(commands[0]))
+        return words[words.index("--detector-threshold") :]
+
+    def kept(self) -> tuple[int, int] | None:
+        """The people of the run who have kept pictures, and the number of these pictures; None before the run ends."""
+        if not (self.out / PEOPLE / manifest_name()).is_file():
+            return None
+        table = read_manifest(self.out / PEOPLE, columns=["person", "verdict"])
+        people = [
+            person
+            for person, verdict in zip(table["person"].to_pylist(), table["verdict"].to_pylist(), strict=True)
+            if verdict == KEPT
+        ]
+        return len(set(people)), len(people)
+
+    def levels(self) -> tuple[int, ...]:
+        """The levels of the sweep, none above the number of people who passed the filters."""
+        kept = self.kept()
+        levels = self.options.levels
+        if kept is None:
+            return levels
+        return tuple(sorted({min(level, kept[0]) for level in levels if level})) if kept[0] else levels
+
+    def arms(self) -> tuple[list[str], list[str]]:
+        """The arms that the data allow, and why others are left out."""
+        most, labelled, reasons = max(self.levels()), self.options.labelled_people, []
+        arms = ["C", "G"]
+        people, pictures = self.kept() or (self.options.people, self.options.people * self.options.variants)
+        wanted = round(pictures / max(people, 1) * most)
+        if labelled is None:
+            return arms, ["without --labelled-people everybody is labelled: no arms U and S, whose people are others"]
+        others = self.facts.people - labelled
+        if others >= most:
+            arms.append("U")
+        else:
+            reasons.append(f"no arm U: {others:,} people are not labelled, and level {most:,} would add {most:,}")
+        if self.facts.unlabelled >= wanted:
+            arms.append("S")
+        else:
+            reasons.append(f"no arm S: {self.facts.unlabelled:,} pictures are not labelled, not {wanted:,}")
+        return arms, reasons
+
+    def workers(self) -> int:
+        """Workers of the generator's training: one for each GPU, as far as its batch can be divided."""
+        batch = self.generator_config.batch
+        fitting = [count for count in range(1, self.files.gpus + 1) if batch % (count * MULTIPLE) == 0]
+        return max(fitting, default=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A job with its words. result: the file below the study's folder that is there when the step has ended.
+    free: further words, about files and machines, which may be others at another start."""
+
+    name: str
+    job: str
+    title: str
+    words: tuple[str, ...]
+    result: str
+    free: tuple[str, ...] = ()
+
+    def command(self, program: str | None = None) -> str:
+        """The command that runs this step alone; program: what starts jobs in place of Python."""
+        start = ["python", f"jobs/{self.job}.py"] if program is None else [program, self.job.replace("_", "-")]
+        return shlex.join([*start, *self.words, *self.free])
+
+
+def steps(study: Study) -> list[Step]:
+    """The steps in their order. Words that depend on the results of earlier steps have the values expected so far."""
+    made = [_look(study)]
+    if study.options.network is None:
+        made.append(_generator(study))
+    if study.options.judge == TRAINED:
+        made.append(_judge(study))
+    return [*made, _card(study), _people(study), _export(study), _sweep(study), _answer(study)]
+
+
+def _detector(study: Study) -> list[str]:
+    return ["--yolo-weights", study.files.yolo_weights] if study.files.yolo_weights else []
+
+
+def _inception(study: Study) -> list[str]:
+    return ["--inception", study.files.inception] if study.files.inception else []
+
+
+def _labels(study: Study, people: int | None) -> list[str]:
+    return [] if people is None else ["--labelled-people", str(people), "--label-draw", str(study.options.label_draw)]
+
+
+def _step(name: str, job: str, title: str, words: list[str], result: str, free: Sequence[str] = ()) -> Step:
+    return Step(name, job, title, tuple(words), result, tuple(free))
+
+
+def _look(study: Study) -> Step:
+    words = ["--data", str(study.data), "--out", str(study.out / LOOK), *study.size["look"]]
+    return _step(LOOK, "calibrate", "Look at the data", words, f"{LOOK}/{CALIBRATION}", _detector(study))
+
+
+def _generator(study: Study) -> Step:
+    workers, options = study.workers(), study.options
+    words = [*study.size["generator"], "--data", str(study.data), "--out", str(study.out / GENERATOR)]
+    words += [
+        "--kimg",
+        f"{options.kimg:g}",
+        *_labels(study, options.labelled_people),
+        "--fit",
+        options.fit,
+        "--enlarge",
+    ]
+    free = [*(["--workers", str(workers)] if workers else []), *_inception(study)]
+    result = str(study.network().relative_to(study.out))
+    return _step(GENERATOR, "train_gan", "Train the generator", words, result, free)
+
+
+def _judge(study: Study) -> Step:
+    words = ["--preset", study.size["reid"], "--data", str(study.data), "--out", str(study.out / JUDGE)]
+    words += [*_labels(study, study.judge_people), "--steps", str(study.options.steps)]
+    for setting in study.options.set:
+        key, _, value = setting.partition("=")
+        name = key.strip().replace("_", "-")
+        if key in ("recipe", "extras", "filters") or key in {field.name for field in dataclasses.fields(Thresholds)}:
+            continue  # of a sweep alone, or of generated pictures
+        if value in ("True", "False"):
+            words.append(f"--{name}" if value == "True" else f"--no-{name}")
+        else:
+            words += [f"--{name}", *value.replace("+", " ").split()]
+    return _step(JUDGE, "train_reid", "Train the judge", words, f"{JUDGE}/{NETWORK}")
+
+
+def _card(study: Study) -> Step:
+    network = study.network()
+    psis = [f"{psi:g}" for psi in study.options.truncation_psi]
+    words = ["--card", "--network", str(network), "--truncation-psi", *psis, *study.size["card"]]
+    words += ["--people", str(study.options.card_people)]
+    if study.facts.many > 1:
+        words += ["--reference", str(study.data)]
+    if study.judge is not None:
+        words += ["--identity", str(study.judge)]
+    result = network.relative_to(study.out).with_name(card_name(network))
+    return _step(CARD, "score", "Can its people teach?", words, str(result), [*_detector(study), *_inception(study)])
+
+
+def _people(study: Study) -> Step:
+    options = study.options
+    words = ["--network", str(study.network()), "--people", str(options.people), "--variants", str(options.variants)]
+    words += ["--truncation-psi", study.truncation(), *study.thresholds()]
+    if study.judge is not None:
+        words += ["--identity", str(study.judge), "--real", str(study.data)]
+    words += ["--out", str(study.out / PEOPLE)]
+    asked = study.files.asked_gpus
+    free = [*_detector(study), *(["--gpus", str(asked)] if asked else [])]
+    return _step(PEOPLE, "generate", "Make, filter and judge people", words, f"{PEOPLE}/summary.json", free)
+
+
+def _export(study: Study) -> Step:
+    kind = study.options.export
+    words = ["--run", str(study.out / PEOPLE), "--out", str(study.out / EXPORT / kind), "--format", kind]
+    if kind == "market1501":
+        kept = (study.kept() or (study.options.people, 0))[0]
+        words += ["--compact-ids", "--cameras", str(min(LOADER_CAMERAS, study.options.variants))]
+        words += ["--people", str(LOADER_PEOPLE)] if kept > LOADER_PEOPLE else []
+    return _step(EXPORT, "export", "Export the kept pictures", words, f"{EXPORT}/{kind}/{RECORD}")
+
+
+def _sweep(study: Study) -> Step:
+    options, files = study.options, study.files
+    arms, _ = study.arms()
+    labelled, levels = options.labelled_people, study.levels()
+    settings = [] if labelled is None else [f"labelled_people={labelled}"]
+    settings += [f"label_draw={options.label_draw}"] if options.label_draw else []
+    rest = 0 if labelled is None else study.facts.people - labelled - CHOOSE_PEOPLE
+    choose = study.size["choose"] and rest >= max(levels)
+    if not choose and not any(setting.startswith("recipe=") for setting in options.set):
+        settings.append("recipe=changes")
+    words = ["--data", str(study.data), "--preset", study.size["reid"], "--sweep", "artificial-people"]
+    words += ["--generated", str(study.out / PEOPLE), "--steps", str(options.steps), "--set", *settings, *options.set]
+    words += ["--arms", *arms, *(["--choose", *CHOICES] if choose else []), "--levels", *map(str, levels)]
+    words += ["--seeds", *map(str, options.seeds)]
+    words += ["--networks", str(study.judge)] if study.judge is not None else []
+    words += ["--out", str(study.out / SWEEP)]
+    free = [] if files.gpus_per_trial is None else ["--gpus-per-trial", f"{files.gpus_per_trial:g}"]
+    return _step(SWEEP, "sweep", "Measure whether they help", words, f"{SWEEP}/trials.parquet", free)
+
+
+def _answer(study: Study) -> Step:
+    words = ["--sweep", str(study.out / SWEEP)]
+    return _step(ANSWER, "report", "The answer", words, f"{SWEEP}/{SWEEP_REPORT}")
+
+
+def check_levels(study: Study) -> None:
+    """Raise InputError where nobody of the run passed the filters: there is nothing to export and to train on."""
+    kept = study.kept()
+    if kept is not None and not kept[0]:
+        raise InputError(
+            f"{study.out / PEOPLE}: no picture passed the filters: train the generator longer, or lower the thresholds "
+            "(--thresholds)"
+        )
