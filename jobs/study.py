@@ -68,7 +68,7 @@ class Config:
     """The seed that draws the labelled people."""
     kimg: Annotated[float | None, Bound(gt=0)] = None
     """Thousands of images that the generator is trained on. By default the preset's, like the next five."""
-    people: Annotated[int | None, Bound(ge=2)] = None
+    people: Annotated[int | None, Bound(ge=1)] = None
     """Number of artificial people."""
     variants: Annotated[int | None, Bound(ge=2)] = None
     """Pictures of each artificial person."""
@@ -87,7 +87,7 @@ class Config:
     """How the kept pictures are exported. market1501: for torchreid and fast-reid."""
     fit: Literal["exact", "crop", "pad", "stretch"] = "stretch"
     """What the generator's training does to pictures of another shape, as for jobs/train_gan.py."""
-    card_people: Annotated[int, Bound(ge=2)] = 60
+    card_people: Annotated[int, Bound(ge=6)] = 60
     """Number of people whom the card measures."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Options of jobs/train_reid.py for the judge and for all re-ID trainings, such as batch=32 weights=FILE."""
@@ -139,7 +139,7 @@ def main(config: Config) -> int | None:
     if not output.local:
         raise InputError(f"--out {config.out}: trainings write to folders: give one that all nodes see")
     out, found = Path(output.secret_address), machine(config)
-    network = None if config.network is None else local_copy(config.network, "--network")
+    network = checked_networks(config)
     options, files = frozen(config, network), files_of(config, network, found)
     record = {"network": files.network, "judge": files.judge}
     if read_study(output) is not None:  # its refusals come before anything is read or written
@@ -188,8 +188,29 @@ def check(config: Config) -> None:
             raise InputError(f"--{name} {shown}: give one number or more, each once and 0 or more")
     if config.levels is not None and not any(config.levels):
         raise InputError("--levels 0: give a number of artificial people above 0; level 0 is always part of a sweep")
+    if config.set:
+        from pipeline.study.steps import SIZES
+        from tune.options import arms_of
+
+        labelled = [] if config.labelled_people is None else [f"labelled_people={config.labelled_people}"]
+        arms_of(SIZES[config.preset]["reid"], [*labelled, *config.set], (), ("C", "G"))
     if not config.truncation_psi:
         raise InputError("--truncation-psi: give one number or more")
+
+
+def checked_networks(config: Config) -> Path | None:
+    """The generator of --network on this machine. Raises InputError for files that are no networks, before hours go."""
+    if config.judge not in ("train", "none"):
+        from passersby.reid.checkpoint import load_judge
+
+        load_judge(Path(config.judge))
+    if config.network is None:
+        return None
+    from passersby.stylegan3.checkpoint import load_config
+
+    path = local_copy(config.network, "--network")
+    load_config(path)
+    return path
 
 
 def frozen(config: Config, network: Path | None) -> "StudyOptions":

@@ -48,10 +48,11 @@ def read_study(output: Output) -> Mapping[str, Mapping[str, Json]] | None:
 def continue_study(output: Output, options: StudyOptions, files: Mapping[str, Json]) -> None:
     """Write study.json, or check that its options are these. files: values that may change.
 
-    Raises InputError that names every option which differs.
+    Before the first step has ended nothing can be lost, and any options are taken, so that a user can correct a first
+    command. Raises InputError that names every option which differs.
     """
     content, values = read_study(output), stored_values(options)
-    if content is not None:
+    if content is not None and output.list(DONE):
         stored = content["options"]
         check_known(stored, StudyOptions)
         agree("a study with other options", differences(stored, values, defaults(StudyOptions)))

@@ -9,11 +9,11 @@ from typing import TypedDict
 
 from datasets.exports.record import RECORD
 from datasets.runs.card import card_name, teaching_section
-from datasets.runs.verdicts import KEPT, Thresholds
+from datasets.runs.verdicts import FILTERS, KEPT
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.files import file_sha256, manifest_name, read_manifest
-from passersby.options import Json
+from passersby.options import Json, flag
 from pipeline.study.data import Facts
 from training.checkpoints import newest
 from training.gan.config import MINIBATCH_GROUP, PRESETS, GanTraining
@@ -335,8 +335,8 @@ def _judge(study: Study) -> Step:
     words += [*_labels(study, study.judge_people), "--steps", str(study.options.steps)]
     for setting in study.options.set:
         key, _, value = setting.partition("=")
-        name = key.strip().replace("_", "-")
-        if key in ("recipe", "extras", "filters") or key in {field.name for field in dataclasses.fields(Thresholds)}:
+        key, name = key.replace("-", "_"), flag(key)
+        if key in ("recipe", "extras", "filters") or key in FILTERS:
             continue  # of a sweep alone, or of generated pictures
         if value in ("True", "False"):
             words.append(f"--{name}" if value == "True" else f"--no-{name}")

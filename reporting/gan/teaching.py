@@ -166,11 +166,11 @@ class Fitness(NamedTuple):
 def fitness(section: Mapping[str, Json], psi: str | None = None) -> Fitness:
     """The gate in words at a truncation, as for `gate_rows`. A line that was not measured says nothing."""
     lines = _mapping(section.get("gate")).get(_psi(section, psi))
-    states = {
-        str(line["name"]): line.get("reached")
-        for line in _list(lines)
-        if isinstance(line, Mapping) and line.get("name") in _WORDS
-    }
+    states: dict[str, Json] = {}
+    for line in _list(lines):
+        name = line.get("name") if isinstance(line, Mapping) else None
+        if isinstance(line, Mapping) and isinstance(name, str) and name in _WORDS:
+            states[name] = line.get("reached")
     missed = [name for name, reached in states.items() if reached is False]
     words = [_WORDS[name][0] for name, reached in states.items() if reached is True]
     return Fitness(

@@ -9,7 +9,7 @@ from datasets.runs.verdicts import Thresholds
 from jobs import report
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from reporting.gan.teaching import gate_rows, page_section, table_rows, teaching_lines, verdict
+from reporting.gan.teaching import fitness, gate_rows, page_section, table_rows, teaching_lines, verdict
 from reporting.run.results import REPORT, RunTimes, publish, read_summary
 from tests.helpers import identity_runs as runs
 
@@ -136,3 +136,20 @@ def test_a_card_that_was_measured_after_the_run_comes_to_its_page_with_the_netwo
         report.main(config)
     with pytest.raises(InputError, match="--network n: it goes with --run"):
         report.main(report.Config(sweep="s", network="n"))
+
+
+def test_the_gate_in_words_says_what_is_reached_what_is_missed_and_what_would_help():
+    words = fitness(SECTION)
+    assert str(words) == (
+        "people keep their clothes; they pass as pedestrians; backgrounds do not vary within a person; a judge does "
+        "not know a person again as it knows real ones; not ready"
+    )
+    assert (words.missed, len(words.help)) == (2, 2)
+    assert "--pairs" in words.help[0]
+    ready = fitness(SECTION, "1")
+    assert (str(ready), ready.missed, ready.help) == ("people keep their clothes; ready", 0, [])
+
+
+@pytest.mark.parametrize("section", [{}, {"gate": 3, "psi": "1"}, {"psi": "1", "gate": {"1": [3, {"name": []}]}}])
+def test_a_card_of_anybody_has_no_words(section):
+    assert fitness(section) == (0, [], [])

@@ -1,0 +1,237 @@
+"""The job study: refusals before anything runs; a whole study at tiny size, stopped in every step and gone on."""
+
+import contextlib
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+import tyro
+
+from datasets.people.readers import read_split
+from jobs import make_toy_crowd, study
+from jobs.common import CPU_VARIABLES
+from passersby.reid.checkpoint import load_reid
+from pipeline.study.run import NOT_READY
+from pipeline.study.steps import Step
+from tests.helpers import drivers, sweep_data
+from tests.helpers.drivers import ROOT, stages_here
+
+PAIRS = ROOT / "passersby/demo/toy_crowd_pairs.safetensors"
+NAMES = ["look", "judge", "card", "people", "export", "sweep", "answer"]
+TIMES = ("summary.json", "report.html", "contact_sheet.png")
+
+
+# ---- Refusals, in seconds.
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory) -> str:
+    return sweep_data.write_data(tmp_path_factory.mktemp("data"))["data"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "gpu"], "--preset gpu: no GPU is here: take --preset laptop"),
+        (["--labelled-people", "7"], "--labelled-people 7: market train has 6 people"),
+        (["--levels", "50", "--people", "40"], "--levels 50: there will be 40 artificial people"),
+        (["--levels", "0"], "--levels 0: give a number of artificial people above 0"),
+        (["--seeds", "1", "1"], "--seeds 1 1: give one number or more, each once"),
+        (["--network", "nowhere.pkl"], "--network nowhere.pkl"),
+        (["--network", str(PAIRS), "--kimg", "5"], "no generator is trained: leave one out"),
+        (["--judge", "nowhere"], "--judge nowhere: there is no such file; give train, none, or a file"),
+        (["--judge", str(PAIRS)], "toy_crowd_pairs.safetensors"),
+        (["--hourly-price", "2"], "--hourly-price 2: it belongs to --plan"),
+        (["--set", "batch"], "--set batch: give key=value"),
+        (["--set", "lr=-1"], "--lr -1"),
+        (["--people", "0"], "--people 0: must be 1 or more"),
+        (["--steps", "0"], "--steps 0: must be 1 or more"),
+        (["--out", "s3://bucket/study"], "s3://bucket/study"),
+        (["--data", "/nowhere"], "/nowhere: there is no such folder or table"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line_before_anything_runs(call, market, tmp_path, words, message):
+    out = tmp_path / "out"
+    code, _, said = call("study", "--data", market, "--out", out, *words)
+    assert code == 2
+    assert message in said
+    assert said.count("\n") == 1
+    assert not [path for path in out.rglob("*") if path.is_file() and not path.name.startswith(".driver")]
+
+
+def test_help_has_an_example_that_can_be_typed():
+    example = re.search(r"Example: python jobs/study.py (.+)", study.Config.__doc__)[1]
+    config = tyro.cli(study.Config, args=shlex.split(example))
+    assert (config.labelled_people, config.preset) == (60, "gpu")
+
+
+# ---- A whole study, with the jobs in this process: a process of each takes 8 s more.
+
+
+@contextlib.contextmanager
+def jobs_here(start: Callable[[Step, Callable[[], int]], int] | None = None):
+    """Let a study start its jobs in this process; start: what is done in their place, given the step and the job."""
+
+    def run(step: Step) -> int:
+        def job() -> int:
+            threads = torch.get_num_threads()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", [f"jobs/{step.job}.py", *step.words, *step.free])
+                with pytest.raises(SystemExit) as end:
+                    runpy.run_path(str(ROOT / "jobs" / f"{step.job}.py"), run_name="__main__")
+            torch.set_num_threads(threads)
+            return end.value.code
+
+        return job() if start is None else start(step, job)
+
+    with pytest.MonkeyPatch.context() as patch, stages_here():
+        for name, value in CPU_VARIABLES.items():
+            patch.setenv(name, value)
+        patch.setattr("pipeline.study.run.start_process", run)
+        yield
+
+
+def run_study(crowd: Path, out: Path, *words: str) -> int:
+    """The exit code of a study at tiny size."""
+    sizes = ["--labelled-people", "6", "--people", "4", "--variants", "3", "--levels", "3", "--seeds", "0"]
+    sizes += ["--steps", "3", "--set", "batch=8", "--card-people", "6", "--truncation-psi", "0.7"]
+    sizes += ["--thresholds", "usual", "--network", str(PAIRS)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["jobs/study.py", "--data", str(crowd), "--out", str(out), *sizes, *words])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "jobs/study.py"), run_name="__main__")
+    return end.value.code
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory) -> Path:
+    """8 drawn people to train on and 3 to test with."""
+    root = tmp_path_factory.mktemp("crowd") / "crowd"
+    make_toy_crowd.main(make_toy_crowd.Config(root, 8, 3, images_per_camera=2, distractors=1, junk=1, workers=1))
+    return root
+
+
+@pytest.fixture(scope="module")
+def straight(ray_cluster, crowd, tmp_path_factory) -> Path:
+    """A study that stops before its sweep, as its card says, and then goes on with --anyway to the end."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    with jobs_here():
+        assert run_study(crowd, out) == NOT_READY
+        assert not (out / "sweep").exists()
+        stopped = (out / "index.html").read_text()
+        assert "the study stops before the sweep" in stopped
+        assert "what would help:" in stopped
+        assert run_study(crowd, out, "--anyway") == 0
+    return out
+
+
+def test_a_study_ends_with_an_answer_an_export_and_a_page(straight):
+    rows = pq.read_table(straight / "sweep/trials.parquet").to_pylist()
+    assert {(row["arm"], row["level"]) for row in rows} == {("C", 0), ("G", 3), ("S", 3)}  # 2 people are left for U
+    assert len(read_split(straight / "export/market1501", "train").people) >= 3
+    page = (straight / "index.html").read_text()
+    for title in ("Look at the data", "Can its people teach?", "Make, filter and judge people", "The answer"):
+        assert title in page
+    assert "Made from a toy" in page
+    assert "3 artificial people bring" in page
+    assert page.count('src="data:image/') >= 4
+    assert not re.search(r'(src|href)="(?!data:|#)(https?:)?//', page)
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (straight / link).is_file(), link
+    assert (straight / "generator/toy_crowd_pairs.safetensors").read_bytes() == PAIRS.read_bytes()
+
+
+def test_the_same_study_again_starts_no_job_and_changed_options_are_refused(straight, crowd, capsys):
+    def never(step: Step, job: Callable[[], int]) -> int:
+        raise AssertionError(step)
+
+    with jobs_here(never):
+        assert run_study(crowd, straight, "--anyway") == 0
+        assert capsys.readouterr().out.count(": done\n") == len(NAMES)
+        assert run_study(crowd, straight, "--people", "5") == 2
+        assert "--out holds a study with other options: people is 4, not 5" in capsys.readouterr().err
+
+
+def test_a_study_that_is_stopped_in_every_step_makes_the_same(straight, crowd, tmp_path):
+    """The sweep's trials are taken from the other study, but one: each takes 10 s."""
+    out, stopped = tmp_path / "out", []
+
+    def interrupted(step: Step, job: Callable[[], int]) -> int:
+        if step.name not in stopped:
+            stopped.append(step.name)
+            return in_its_middle(step, job)
+        return job()
+
+    def in_its_middle(step: Step, job: Callable[[], int]) -> int:
+        if step.name == "sweep":
+            shutil.copytree(straight / "sweep", out / "sweep")
+            shutil.rmtree(next(out.glob("sweep/trials/level-0003*G")))
+            (out / "sweep/trials.parquet").unlink()
+            (out / "sweep/sweep_report.html").unlink()
+            return 137
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("passersby.files", "training.checkpoints", "datasets.storage.output"):
+                patch.setattr(f"{module}.write_synced", stop, raising=False)
+            patch.setattr("datasets.storage.output.Output.write", stop)
+            return job()
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with jobs_here(interrupted):
+        codes = [run_study(crowd, out, "--anyway") for _ in range(len(NAMES) + 1)]
+    assert stopped == NAMES
+    assert codes == [130] * 5 + [137, 130, 0]
+    for folder in ("people/shards", "export", "look"):
+        without = ("calibration.json", "export.json")
+        drivers.assert_equal(out / folder, drivers.contents(straight / folder, without), without)
+    one, two = (load_reid(folder / "judge/network.safetensors").network.state_dict() for folder in (straight, out))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    cards = [json.loads((folder / "generator/toy_crowd_pairs.card.json").read_text()) for folder in (straight, out)]
+    for card in cards:
+        del card["teaching"]["seconds"]
+    assert cards[0] == cards[1]
+    tables = [pq.read_table(folder / "sweep/trials.parquet").drop_columns("minutes") for folder in (straight, out)]
+    assert tables[0].equals(tables[1])
+
+
+# ---- Processes.
+
+PARENT = """
+import sys
+from pathlib import Path
+from pipeline.study import run
+run.ROOT = Path(sys.argv[1])
+run.start_process(run.Step("a", "sleep", "", (), ""))
+"""
+
+
+@pytest.mark.slow
+def test_a_job_ends_with_the_study_that_is_killed(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/sleep.py").write_text(
+        "import os, time; from pathlib import Path\n"
+        "Path(__file__).with_name('pid').write_text(str(os.getpid())); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    pid = tmp_path / "jobs/pid"
+    end = time.monotonic() + 120
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    job = psutil.Process(int(pid.read_text()))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    job.wait(timeout=30)
