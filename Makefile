@@ -44,12 +44,12 @@ SCARCE = $(SWEEP) --preset scarce-small --sweep artificial-people --generated $(
 CROWD = $(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
 PEOPLE = $(BIN)/python jobs/generate.py --network $(PAIRS) --people 640 --variants 12 --out $(CHAIN)/people
 
+# A study (docs/study.md) with a generator that exists, the usual thresholds, and no judge.
 chain: setup  ## 60 labelled people alone, with artificial people, real people, unlabelled pictures: an hour on two cores
 	$(CROWD)
-	$(PEOPLE)
-	$(SCARCE) --set labelled_people=60 recipe=changes --arms C G U S --levels $(or $(LEVELS),160) --seeds $(SEEDS) \
-	    --out $(CHAIN)/sweep
-	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
+	$(BIN)/python jobs/study.py --data $(CHAIN)/crowd --network $(PAIRS) --labelled-people 60 --judge none --thresholds usual \
+	    --people 640 --variants 12 --truncation-psi 0.7 --levels $(or $(LEVELS),160) --seeds $(SEEDS) \
+	    --steps $(or $(STEPS),1000) $(GPUS) --anyway --out $(CHAIN)
 
 # Recipes are chosen on people set aside from training.
 chain-full: setup  ## the same with chosen recipes and five seeds, then 200 labelled people: many hours on two cores

@@ -271,9 +271,9 @@ def files_of(config: Config, network: Path | None, found: "Machine") -> "Files":
 
 def planned_data(config: Config, output: Output, temporary: Output) -> "tuple[Path, Facts]":
     """The data that the steps will read, and their facts; a table that the study would write lies in `temporary`."""
-    from pipeline.study.data import TABLE, facts_of, prepared
+    from pipeline.study.data import DONE, TABLE, facts_of, prepared
 
-    data = prepared(config.data, output if output.exists(TABLE) else temporary)
+    data = prepared(config.data, output if output.list(DONE) else temporary)
     facts = facts_of(data, config.labelled_people, config.label_draw)
     return Path(output.address(TABLE)) if data == Path(temporary.address(TABLE)) else data, facts
 

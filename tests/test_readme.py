@@ -60,6 +60,7 @@ PARSED = {
     r"python jobs/generate\.py --detector-file ": "a detector of the user's own",
     r"python jobs/generate\.py --latents ": "latents by an encoder that was trained for an hour",
     r"python jobs/generate\.py .*--identity \S+ .*--out PEOPLE$": "a network that was trained for minutes to hours",
+    r"python jobs/study\.py ": "trainings of an hour and more",
     r"python jobs/(sweep|report|calibrate)\.py ": "trainings of hours, or real pictures",
     r"python jobs/(evaluate_reid|find_person|export_reid)\.py ": "a network that was trained for minutes to hours",
     r"python jobs/convert\.py .*--for ": "a square network, as that tool wants it; the demo network is tall",

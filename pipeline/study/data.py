@@ -22,6 +22,7 @@ from datasets.people.readers import full_path, read_split
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
+DONE = "steps"  # the folder of the records of steps that have ended
 TABLE = "data/people.csv"  # data without test people get this table, with the column split
 TEST_SHARE = 4  # one of so many people is set aside for the test
 CARD_VARIANTS = 8  # pictures of a real person that a card compares
@@ -59,15 +60,16 @@ class Facts:
 def prepared(data: Path, output: Output) -> Path:
     """The data that all steps read: `data`, or where they do not say whom to test with, a table in the study's folder.
 
-    The table is written once, and stays. Raises InputError for data that cannot be used.
+    The table stays as it is from the end of the first step on. Raises InputError for data that cannot be used.
     """
     data = full_path(data)
-    if output.exists(TABLE):
+    if output.list(DONE) and output.exists(TABLE):
         return Path(output.address(TABLE))
     train = read_split(data, TRAIN)
     if UNKNOWN_PERSON in train.people or train.known_people is None:
         raise InputError(f"--data {data}: a study needs to know who is who: give a folder for each person, or a table")
     if _is_split(data, train):
+        output.remove(TABLE)  # of other data, before the first step had ended
         return data
     output.write(TABLE, _split_table(data, train, Path(output.address(TABLE)).parent))
     return Path(output.address(TABLE))

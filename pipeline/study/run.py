@@ -14,16 +14,17 @@ from typing import TypeAlias
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.options import Json, agree, check_known, defaults, differences, stored_values
+from pipeline.study.data import DONE
 from pipeline.study.steps import EXPORT, SWEEP, Step, Study, StudyOptions, check_levels, steps
 from reporting.gan.teaching import Fitness, fitness
 from reporting.progress import duration
 
-STUDY, DONE = "study.json", "steps"
+STUDY = "study.json"
 NOT_READY = 3  # exit code where a card stops a study
 ROOT = Path(__file__).resolve().parents[2]
 
 Start: TypeAlias = Callable[[Step], int]  # starts a step's job, waits for its end, and returns its exit code
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+_PRCTL, _PR_SET_PDEATHSIG = ctypes.CDLL(None).prctl, 1  # of Linux, prctl(2)
 
 
 # ---- The options that a folder freezes.
@@ -38,6 +39,8 @@ def read_study(output: Output) -> Mapping[str, Mapping[str, Json]] | None:
         content = json.loads(text)
         if not isinstance(content["options"], dict) or not isinstance(content["files"], dict):
             raise TypeError("options and files are no objects")
+        needed = [field.name for field in dataclasses.fields(StudyOptions) if field.default is dataclasses.MISSING]
+        _ = [content["options"][name] for name in needed]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{output.address(STUDY)} is not the record of a study ({error}): choose another --out"
@@ -186,4 +189,4 @@ def _code(code: int) -> int:
 
 def _end_with_parent() -> None:
     # A study that is killed must not leave a job that works on: the next start would find its folder in use.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

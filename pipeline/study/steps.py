@@ -1,6 +1,7 @@
 """The steps of a study: each is a job with its words, in a folder of its own. Nothing here needs Ray."""
 
 import dataclasses
+import functools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -195,7 +196,10 @@ class Study:
     def card(self) -> Mapping[str, Json] | None:
         """The section "teaching" of the card of the study's network; None before it is measured."""
         path = self.network()
-        return teaching_section(path, file_sha256(path)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        state = path.stat()
+        return teaching_section(path, _sha256(path, state.st_mtime_ns, state.st_size))
 
     def truncation(self) -> str:
         """The truncation that the card names; before the card the first of the study's."""
@@ -216,8 +220,8 @@ class Study:
         commands = self.calibration().get("commands")
         if self.options.thresholds == USUAL or not isinstance(commands, list):
             return []
-        words = shlex.split(str(commands[0]))
-        return words[words.index("--detector-threshold") :]
+        words = shlex.split(str(commands[0])) if commands else []
+        return words[words.index("--detector-threshold") :] if "--detector-threshold" in words else []
 
     def kept(self) -> tuple[int, int] | None:
         """The people of the run who have kept pictures, and the number of these pictures; None before the run ends."""
@@ -263,6 +267,12 @@ class Study:
         batch = self.generator_config.batch
         fitting = [count for count in range(1, self.files.gpus + 1) if batch % (count * MULTIPLE) == 0]
         return max(fitting, default=0)
+
+
+@functools.lru_cache(maxsize=4)
+def _sha256(path: Path, changed: int, size: int) -> str:
+    # Every step asks, and networks have hundreds of MB.
+    return file_sha256(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,6 +71,31 @@ def stages_here() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Let jobs that use Ray do their work in this process: units as in `stages_here`, the trials of a sweep one by one.
+
+    For tests of what many jobs make together: Ray and its workers take a minute of CPU time.
+    """
+    from pipeline.cluster import Node, Resources
+    from tune.trial import finish
+
+    def run_trials(trainable, specs, resources, storage, retries, callbacks) -> None:
+        threads = torch.get_num_threads()
+        for spec in specs:
+            callbacks[0].rows[spec["name"]] = finish(spec, spec["training"].out)
+        torch.set_num_threads(threads)
+
+    with pytest.MonkeyPatch.context() as patch, stages_here():
+        patch.setattr("jobs.common.connect", lambda: None)
+        patch.setattr("ray.put", lambda value: value)
+        for module in ("cluster", "pools", "features"):
+            patch.setattr(f"pipeline.{module}.resources", lambda: Resources((Node("one", "one", 2.0),)))
+        patch.setattr("tune.runner.run_trials", run_trials)
+        patch.setattr("tune.trial._report_step", lambda figures: None)
+        yield
+
+
 def has_ended(driver: subprocess.Popen | Future) -> bool:
     return driver.done() if isinstance(driver, Future) else driver.poll() is not None
 

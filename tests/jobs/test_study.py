@@ -27,7 +27,7 @@ from passersby.reid.checkpoint import load_reid
 from pipeline.study.run import NOT_READY
 from pipeline.study.steps import Step
 from tests.helpers import drivers, sweep_data
-from tests.helpers.drivers import ROOT, stages_here
+from tests.helpers.drivers import ROOT, without_ray
 
 PAIRS = ROOT / "passersby/demo/toy_crowd_pairs.safetensors"
 NAMES = ["look", "judge", "card", "people", "export", "sweep", "answer"]
@@ -78,7 +78,7 @@ def test_help_has_an_example_that_can_be_typed():
     assert (config.labelled_people, config.preset) == (60, "gpu")
 
 
-# ---- A whole study, with the jobs in this process: a process of each takes 8 s more.
+# ---- A whole study, with the jobs in this process and without Ray: a process of each takes 8 s more.
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def jobs_here(start: Callable[[Step, Callable[[], int]], int] | None = None):
 
         return job() if start is None else start(step, job)
 
-    with pytest.MonkeyPatch.context() as patch, stages_here():
+    with pytest.MonkeyPatch.context() as patch, without_ray():
         for name, value in CPU_VARIABLES.items():
             patch.setenv(name, value)
         patch.setattr("pipeline.study.run.start_process", run)
@@ -125,7 +125,7 @@ def crowd(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def straight(ray_cluster, crowd, tmp_path_factory) -> Path:
+def straight(crowd, tmp_path_factory) -> Path:
     """A study that stops before its sweep, as its card says, and then goes on with --anyway to the end."""
     out = tmp_path_factory.mktemp("study") / "out"
     with jobs_here():

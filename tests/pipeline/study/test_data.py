@@ -54,9 +54,21 @@ def test_of_a_folder_a_quarter_of_the_people_is_set_aside_for_the_test(tmp_path)
     assert all(path.is_file() for split in SPLITS for path in read_split(table, split).files)
     read_data_set(table)  # the sweep takes it
     before = table.read_bytes()
+    output.write("steps/look.json", b"{}")
     write_folder(tmp_path / "pictures/more", 1)
     assert prepared(data, output) == table  # whoever is set aside stays so
     assert table.read_bytes() == before
+
+
+def test_before_a_step_has_ended_other_data_can_be_given(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    first = prepared(write_folder(tmp_path / "first", 8), output).read_bytes()
+    second = prepared(write_folder(tmp_path / "second", 9), output)
+    assert second.read_bytes() != first
+    assert len(people_of(second)["train"]) == 7
+    data = Path(sweep_data.write_data(tmp_path)["data"])
+    assert prepared(data, output) == data
+    assert not second.exists()
 
 
 def test_where_cameras_are_known_each_camera_has_a_query(tmp_path):

@@ -158,7 +158,7 @@ def test_a_folder_of_another_version_is_continued_where_its_options_say_the_same
     (tmp_path / "study.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="options that this program does not have: later is 3"):
         continue_study(output, options, {})
-    for text in ("{", "[]", '{"options": 1, "files": {}}'):
+    for text in ("{", "[]", '{"options": 1, "files": {}}', '{"options": {"people": 3}, "files": {}}'):
         (tmp_path / "study.json").write_text(text)
         with pytest.raises(InputError, match="is not the record of a study"):
             continue_study(output, options, {})
