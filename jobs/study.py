@@ -57,7 +57,7 @@ class Config:
     """Use the identity labels of N training people only, for every network. By default those of everybody.
     What more labels would bring can only be measured where some are left out."""
     preset: Literal["laptop", "gpu", "cluster"] = "laptop"
-    """Sizes. laptop: about an hour on two CPU cores, at 64x32. gpu: one GPU or a few, at 128x64.
+    """Sizes. laptop: for two CPU cores, at 64x32. gpu: for one GPU or a few, at 128x64. --plan says how long.
     cluster: many GPUs, more people, levels and seeds, and each arm chooses its recipe."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """A generator that exists, in place of training one. It is copied into OUT/generator."""
@@ -102,7 +102,7 @@ class Config:
     anyway: bool = False
     """Go on to the re-ID trainings although the card says that the people cannot teach."""
     plan: bool = False
-    """Print the steps with expected hours, from speeds that are measured here in a minute, and their commands.
+    """Print the steps with expected hours, from speeds that are measured here first, and their commands.
     Nothing is written."""
     hourly_price: Annotated[float | None, Bound(ge=0)] = None
     """With --plan: what the cluster costs in an hour. The plan then has the cost of each step."""
@@ -306,7 +306,7 @@ def plan(config: Config, study: "Study", found: "Machine", network: Path | None,
 
     path = network if network is not None else study.network() if study.network().is_file() else None
     words = (study.generator_config, study.size["reid"], path, config.yolo_weights)
-    print("measuring speeds: this takes about a minute", file=sys.stderr, flush=True)
+    print("measuring speeds: half a minute of CPU time", file=sys.stderr, flush=True)
     if found.gpus and os.environ.get("RAY_ADDRESS"):
         import ray
 

@@ -49,6 +49,18 @@ def start_here(main: Callable[[Config], int | None], config: Config) -> Future[i
     return driver
 
 
+def run_units_here(units, actors, pools, plan_again, unit_bytes) -> Iterator[dict]:
+    """`pipeline.run.run_units` in this process."""
+    threads = torch.get_num_threads()
+    stages = [actor(**arguments) for actor, arguments in actors]
+    for unit in units:
+        batch = pa.table({name: [value] for name, value in unit.items()})
+        for stage in stages:
+            batch = stage(batch)
+        yield batch.to_pylist()[0]
+    torch.set_num_threads(threads)
+
+
 @contextlib.contextmanager
 def stages_here() -> Iterator[None]:
     """Let units go through the real stages in this process: Ray's workers take 20 s of CPU time to start.
@@ -56,18 +68,8 @@ def stages_here() -> Iterator[None]:
     For tests of what goes in and comes out. A stage that raises ends the run.
     """
 
-    def run_units(units, actors, pools, plan_again, unit_bytes) -> Iterator[dict]:
-        threads = torch.get_num_threads()
-        stages = [actor(**arguments) for actor, arguments in actors]
-        for unit in units:
-            batch = pa.table({name: [value] for name, value in unit.items()})
-            for stage in stages:
-                batch = stage(batch)
-            yield batch.to_pylist()[0]
-        torch.set_num_threads(threads)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.commit.run_units", run_units)
+        patch.setattr("pipeline.commit.run_units", run_units_here)
         yield
 
 
@@ -89,6 +91,7 @@ def without_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, stages_here():
         patch.setattr("jobs.common.connect", lambda: None)
         patch.setattr("ray.put", lambda value: value)
+        patch.setattr("pipeline.features.run_units", run_units_here)
         for module in ("cluster", "pools", "features"):
             patch.setattr(f"pipeline.{module}.resources", lambda: Resources((Node("one", "one", 2.0),)))
         patch.setattr("tune.runner.run_trials", run_trials)

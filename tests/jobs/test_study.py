@@ -21,12 +21,13 @@ import torch
 import tyro
 
 from datasets.people.readers import read_split
+from datasets.storage.output import Output
 from jobs import make_toy_crowd, study
-from jobs.common import CPU_VARIABLES
+from jobs.common import CPU_VARIABLES, parse
 from passersby.reid.checkpoint import load_reid
-from pipeline.study.run import NOT_READY
+from pipeline.study.run import NOT_READY, continue_study
 from pipeline.study.steps import Step
-from tests.helpers import drivers, sweep_data
+from tests.helpers import drivers, studies, sweep_data
 from tests.helpers.drivers import ROOT, without_ray
 
 PAIRS = ROOT / "passersby/demo/toy_crowd_pairs.safetensors"
@@ -76,6 +77,17 @@ def test_help_has_an_example_that_can_be_typed():
     example = re.search(r"Example: python jobs/study.py (.+)", study.Config.__doc__)[1]
     config = tyro.cli(study.Config, args=shlex.split(example))
     assert (config.labelled_people, config.preset) == (60, "gpu")
+
+
+def test_options_that_a_command_leaves_out_are_those_of_the_folder(tmp_path):
+    options = studies.study(tmp_path, network="0" * 64, judge="1" * 64, kimg=None, set=("batch=8",)).options
+    continue_study(Output(str(tmp_path)), options, {"network": "net.pkl", "judge": "/data/judge.onnx"})
+    config = parse(study.Config, ["--out", str(tmp_path), "--anyway"], begun=study.begun)
+    assert (str(config.data), config.judge) == ("/data/market", "/data/judge.onnx")
+    assert config.network == str(tmp_path / "generator/net.pkl")
+    assert (config.people, config.levels, config.set, config.kimg) == (80, (40,), ("batch=8",), None)
+    again = parse(study.Config, ["--out", str(tmp_path), "--people", "9"], begun=study.begun)
+    assert (again.people, again.anyway) == (9, False)
 
 
 # ---- A whole study, with the jobs in this process and without Ray: a process of each takes 8 s more.
