@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -218,13 +218,15 @@ def frozen(config: Config, network: Path | None) -> "StudyOptions":
     from pipeline.study.steps import SIZES, StudyOptions
 
     size = SIZES[config.preset]
-    sizes = {name: getattr(config, name) if getattr(config, name) is not None else size[name] for name in OF_PRESET}
+    sizes: dict[str, Any] = {
+        name: getattr(config, name) if getattr(config, name) is not None else size[name] for name in OF_PRESET
+    }
     if max(sizes["levels"]) > sizes["people"]:
         raise InputError(
             f"--levels {max(sizes['levels'])}: there will be {sizes['people']} artificial people: give more --people, "
             "or lower levels"
         )
-    values = {name: getattr(config, name) for name in FROZEN_NAMES} | sizes
+    values: dict[str, Any] = {name: getattr(config, name) for name in FROZEN_NAMES} | sizes
     if network is not None:
         values["kimg"] = None
     judge = config.judge if config.judge in ("train", "none") else file_sha256(config.judge, "--judge")

@@ -192,8 +192,8 @@ def _people(study: Study) -> dict:
     table = [("", "images", "of all"), *((row.label, f"{row.count:,}", percent(row.of_all)) for row in rows)]
     pictures = _of_file(study.out / PEOPLE / "contact_sheet.png", "A person in each row; framed pictures were rejected")
     privacy = summary.get("privacy")
-    copies = privacy and privacy["near_copies"]
-    texts = [f"{copies['count']:,} near-copies of real pictures." for copies in [copies] if copies]
+    copies = privacy["near_copies"] if privacy else None
+    texts = [f"{copies['count']:,} near-copies of real pictures."] if copies else []
     return {
         "texts": texts,
         "table": table,
@@ -238,7 +238,7 @@ def _answer(study: Study) -> dict:
         if drawn:
             image = cv2.imdecode(np.frombuffer(base64.b64decode(drawn[1]), np.uint8), cv2.IMREAD_COLOR)
             caption = "Queries that gained and lost most, with what was found for them before and after"
-            pictures = [_encoded(image[:, :, ::-1], caption)]
+            pictures = [] if image is None else [_encoded(image[:, :, ::-1], caption)]
     links = _links(study, [("the sweep's page, with all figures", f"{SWEEP}/{SWEEP_REPORT}")])
     return {"texts": _answers(study), "pictures": pictures, "links": links}
 
