@@ -193,7 +193,9 @@ def check(config: Config) -> None:
         from tune.options import arms_of
 
         labelled = [] if config.labelled_people is None else [f"labelled_people={config.labelled_people}"]
-        arms_of(SIZES[config.preset]["reid"], [*labelled, *config.set], (), ("C", "G"))
+        arms = arms_of(SIZES[config.preset]["reid"], [*labelled, *config.set], (), ("C", "G"))
+        for training in arms.values():
+            dataclasses.replace(training, data=Path("."), out=Path(".")).check()
     if not config.truncation_psi:
         raise InputError("--truncation-psi: give one number or more")
 

@@ -24,7 +24,7 @@ NOT_READY = 3  # exit code where a card stops a study
 ROOT = Path(__file__).resolve().parents[2]
 
 Start: TypeAlias = Callable[[Step], int]  # starts a step's job, waits for its end, and returns its exit code
-_PRCTL, _PR_SET_PDEATHSIG = ctypes.CDLL(None).prctl, 1  # of Linux, prctl(2)
+_PRCTL, _PR_SET_PDEATHSIG = getattr(ctypes.CDLL(None), "prctl", None), 1  # of Linux alone, prctl(2)
 
 
 # ---- The options that a folder freezes.
@@ -189,4 +189,5 @@ def _code(code: int) -> int:
 
 def _end_with_parent() -> None:
     # A study that is killed must not leave a job that works on: the next start would find its folder in use.
-    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -101,6 +101,14 @@ SIZES: dict[str, Size] = {
 }
 CHOICES = ("plain", "changes", "changes-first", "changes-half")
 CHOOSE_PEOPLE = 100  # people whom jobs/sweep.py --choose sets aside
+# The arms without a choice of the study's own: what was best for each on drawn people (docs/augmentation.md). Further
+# real people help to the last step. Artificial people in the last part, of pictures as they are, do harm; S is as G.
+READY = {
+    "C": "C: extras=none recipe=changes-first",
+    "G": "G: extras=generated recipe=changes-first",
+    "U": "U: extras=real recipe=changes",
+    "S": "S: extras=single recipe=changes-first",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,9 +407,11 @@ def _sweep(study: Study) -> Step:
     rest = 0 if labelled is None else study.facts.people - labelled - CHOOSE_PEOPLE
     choose = study.size["choose"] and rest >= max(levels)
     if not choose and not any(setting.startswith("recipe=") for setting in options.set):
-        settings.append("recipe=changes")
+        arms = [READY[arm] for arm in arms]
     words = ["--data", str(study.data), "--preset", study.size["reid"], "--sweep", "artificial-people"]
-    words += ["--generated", str(study.out / PEOPLE), "--steps", str(options.steps), "--set", *settings, *options.set]
+    words += ["--generated", str(study.out / PEOPLE), "--steps", str(options.steps)]
+    settings += options.set
+    words += ["--set", *settings] if settings else []
     words += ["--arms", *arms, *(["--choose", *CHOICES] if choose else []), "--levels", *map(str, levels)]
     words += ["--seeds", *map(str, options.seeds)]
     words += ["--networks", str(study.judge)] if study.judge is not None else []

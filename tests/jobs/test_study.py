@@ -46,7 +46,7 @@ def market(tmp_path_factory) -> str:
     ("words", "message"),
     [
         (["--preset", "gpu"], "--preset gpu: no GPU is here: take --preset laptop"),
-        (["--labelled-people", "7"], "--labelled-people 7: market train has 6 people"),
+        (["--labelled-people", "7"], "--labelled-people 7: market (Market-1501) train has 6 people"),
         (["--levels", "50", "--people", "40"], "--levels 50: there will be 40 artificial people"),
         (["--levels", "0"], "--levels 0: give a number of artificial people above 0"),
         (["--seeds", "1", "1"], "--seeds 1 1: give one number or more, each once"),

@@ -36,7 +36,7 @@ def test_data_with_query_and_gallery_stay_as_they_are(tmp_path):
     facts = facts_of(data, 4, 0)
     assert (facts.people, facts.pictures, facts.cameras, facts.many, facts.unlabelled) == (6, 30, 2, 0, 10)
     assert (facts.queries, facts.test_people, facts.test_pictures) == (5, 5, 25)
-    assert facts.lines()[0] == "market train: 30 pictures of 6 people to train on, 2 cameras"
+    assert facts.lines()[0] == "market (Market-1501) train: 30 pictures of 6 people to train on, 2 cameras"
     with pytest.raises(InputError, match="--labelled-people 7: .* has 6 people"):
         facts_of(data, 7, 0)
 

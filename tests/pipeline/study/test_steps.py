@@ -8,7 +8,7 @@ import tyro
 
 from jobs import calibrate, export, generate, report, score, sweep, train_gan
 from passersby.errors import InputError
-from pipeline.study.steps import SIZES, Files, check_levels, steps
+from pipeline.study.steps import READY, SIZES, Files, check_levels, steps
 from tests.helpers import studies
 from training.reid.config import ReidTraining, preset
 
@@ -110,19 +110,19 @@ def test_the_arms_are_those_that_the_data_allow(tmp_path, people, unlabelled, la
     facts = dataclasses.replace(studies.FACTS, people=people, unlabelled=unlabelled)
     study = studies.study(tmp_path, facts, labelled_people=labelled)
     chosen, reasons = study.arms()
-    assert chosen == arms == after(words_of(study)["sweep"], "--arms")
+    assert chosen == arms == [arm.partition(":")[0] for arm in after(words_of(study)["sweep"], "--arms")]
     assert len(reasons) == (1 if labelled is None else 4 - len(arms))
 
 
 def test_recipes_are_chosen_where_enough_people_can_be_set_aside(tmp_path):
     values = {"preset": "cluster", "levels": (40,), "files": Files(gpus=1)}
     few, many = (dataclasses.replace(studies.FACTS, people=count) for count in (169, 170))
-    assert "recipe=changes" in words_of(studies.study(tmp_path, few, **values))["sweep"]
+    assert after(words_of(studies.study(tmp_path, few, **values))["sweep"], "--arms") == list(READY.values())
     words = words_of(studies.study(tmp_path, many, **values))["sweep"]
-    assert "recipe=changes" not in words
+    assert after(words, "--arms") == list(READY)
     assert after(words, "--choose") == ["plain", "changes", "changes-first", "changes-half"]
     own = words_of(studies.study(tmp_path, set=("recipe=plain",)))
-    assert [word for word in own["sweep"] if word.startswith("recipe=")] == ["recipe=plain"]
+    assert [word for word in own["sweep"] if "recipe=" in word] == ["recipe=plain"]
     assert "--recipe" not in own["judge"]
 
 
