@@ -22,7 +22,7 @@ from jobs.common import CPU_VARIABLES, connect, run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.options import Json
+from passersby.options import Json, defaults
 
 if TYPE_CHECKING:
     from pipeline.study.data import Facts
@@ -117,10 +117,9 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
     if content is None:
         return {}
     stored, files = content["options"], content["files"]
-    fields = {field.name: field for field in dataclasses.fields(StudyOptions)}
-    values: dict[str, Json | Path] = {}
+    known, values = defaults(StudyOptions) | dict(stored), dict[str, Json | Path]()
     for name in FROZEN_NAMES:
-        value = stored.get(name, fields[name].default)
+        value = known[name]
         values[name] = tuple(value) if isinstance(value, list) else value
     network, judge = files.get("network"), stored["judge"]
     values |= {"data": Path(str(stored["data"])), "judge": judge if judge in ("train", "none") else files.get("judge")}
