@@ -188,7 +188,7 @@ def check(config: Config) -> None:
     if config.levels is not None and not any(config.levels):
         raise InputError("--levels 0: give a number of artificial people above 0; level 0 is always part of a sweep")
     if config.set:
-        from pipeline.study.steps import SIZES
+        from pipeline.study.sizes import SIZES
         from tune.options import arms_of
 
         labelled = [] if config.labelled_people is None else [f"labelled_people={config.labelled_people}"]
@@ -216,7 +216,8 @@ def checked_networks(config: Config) -> Path | None:
 
 def frozen(config: Config, network: Path | None) -> "StudyOptions":
     """The options that decide the results, with the preset's values. Raises InputError for levels without people."""
-    from pipeline.study.steps import SIZES, StudyOptions
+    from pipeline.study.sizes import SIZES
+    from pipeline.study.steps import StudyOptions
 
     size = SIZES[config.preset]
     sizes: dict[str, Any] = {
@@ -241,7 +242,7 @@ def machine(config: Config) -> "Machine":
     Raises InputError where a preset needs a GPU and none is there.
     """
     from pipeline.study.forecast import Machine
-    from pipeline.study.steps import SIZES
+    from pipeline.study.sizes import SIZES
 
     if os.environ.get("RAY_ADDRESS"):
         from pipeline.cluster import resources

@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.study.data import CARD_VARIANTS
 from pipeline.study.run import ended, is_done
-from pipeline.study.steps import ANSWER, CARD, CHOICES, EXPORT, GENERATOR, JUDGE, LOOK, PEOPLE, SWEEP, Study, steps
+from pipeline.study.sizes import CHOICES
+from pipeline.study.steps import ANSWER, CARD, EXPORT, GENERATOR, JUDGE, LOOK, PEOPLE, SWEEP, Study, steps
 from reporting.progress import duration
 from reporting.tables import aligned
 from training.gan.config import GanTraining

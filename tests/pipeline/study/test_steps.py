@@ -8,7 +8,8 @@ import tyro
 
 from jobs import calibrate, export, generate, report, score, sweep, train_gan
 from passersby.errors import InputError
-from pipeline.study.steps import READY, SIZES, Files, check_levels, steps
+from pipeline.study.sizes import READY, SIZES
+from pipeline.study.steps import Files, check_levels, steps
 from tests.helpers import studies
 from training.reid.config import ReidTraining, preset
 

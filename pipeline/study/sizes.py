@@ -1,0 +1,83 @@
+"""The presets of a study: sizes of its steps, and the recipe of each arm of its sweep."""
+
+from typing import TypedDict
+
+
+class Size(TypedDict):
+    """A preset. generator: the preset of jobs/train_gan.py with further words; kimg, people, variants, levels, seeds,
+    steps: defaults of these options; reid: the preset of jobs/train_reid.py; look, card: words of these steps; choose:
+    whether each arm chooses its recipe; gpu: whether the preset needs a GPU."""
+
+    generator: tuple[str, ...]
+    kimg: float
+    people: int
+    variants: int
+    levels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    reid: str
+    look: tuple[str, ...]
+    card: tuple[str, ...]
+    choose: bool
+    gpu: bool
+
+
+# By pairs, as in the preset tiny-pairs, at the size of photographs.
+_PAIRS = (
+    "--preset", "person-128x64-2", "--pairs", "--mapping-layers", "2", "--style-mixing-probability", "0",
+    "--path-length-weight", "0", "--one-pass",
+)  # fmt: skip
+SIZES: dict[str, Size] = {
+    "laptop": {
+        "generator": ("--preset", "tiny-pairs"),
+        "kimg": 60.0,
+        "people": 200,
+        "variants": 12,
+        "levels": (80,),
+        "seeds": (0, 1, 2),
+        "steps": 600,
+        "reid": "scarce-small",
+        "look": ("--most-images", "1000"),
+        "card": ("--quick",),
+        "choose": False,
+        "gpu": False,
+    },
+    "gpu": {
+        "generator": _PAIRS,
+        "kimg": 2000.0,
+        "people": 1000,
+        "variants": 16,
+        "levels": (320,),
+        "seeds": (0, 1, 2),
+        "steps": 6000,
+        "reid": "scarce",
+        "look": (),
+        "card": (),
+        "choose": False,
+        "gpu": True,
+    },
+    "cluster": {
+        "generator": _PAIRS,
+        "kimg": 5000.0,
+        "people": 4000,
+        "variants": 16,
+        "levels": (160, 640),
+        "seeds": (0, 1, 2, 3, 4),
+        "steps": 12_000,
+        "reid": "scarce",
+        "look": (),
+        "card": (),
+        "choose": True,
+        "gpu": True,
+    },
+}
+CHOICES = ("plain", "changes", "changes-first", "changes-half")
+CHOOSE_PEOPLE = 100  # people whom jobs/sweep.py --choose sets aside
+# The arms without a choice of the study's own: what was best for each on drawn people (docs/augmentation.md). Further
+# real people help to the last step. Artificial people in the last part, of pictures as they are, do harm; S is as G.
+READY = {
+    "C": "C: extras=none recipe=changes-first",
+    "G": "G: extras=generated recipe=changes-first",
+    "U": "U: extras=real recipe=changes",
+    "S": "S: extras=single recipe=changes-first",
+}
