@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from tests.helpers.double_precision import doubled, float64_for_float32
 from training.gan import step as gan
 from training.gan.augment import AdaController, draw
 from training.gan.inputs import AUGMENTED, Inputs, Latents
@@ -53,7 +54,7 @@ def state_of(case: str) -> gan.TrainingState:
 
 def gradients(case: str, rounds: int, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
     """The gradients of all three phases as the optimisers get to see them, and the average of w."""
-    state, inputs = state_of(case), inputs_of(case).part(rank, world)
+    state, inputs = doubled(state_of(case)), doubled(inputs_of(case)).part(rank, world)
     seen = {}
     for kind in ("generator", "discriminator"):
         optimizer, network = getattr(state, f"{kind}_optimizer"), getattr(state, kind)
@@ -66,7 +67,8 @@ def gradients(case: str, rounds: int, rank: int = 0, world: int = 1) -> dict[str
                     seen[f"{kind}.{count[0]}.{name}"] = parameter.grad.clone()
 
         optimizer.step = look
-    gan.train_iteration(state, gan.StepSettings(gamma=1.0, rounds=rounds), inputs)
+    with float64_for_float32():
+        gan.train_iteration(state, gan.StepSettings(gamma=1.0, rounds=rounds), inputs)
     return seen | {"average.of.w": state.generator.mapping.w_avg.clone()}
 
 
@@ -81,11 +83,12 @@ def check_same(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     assert sum(name.startswith("discriminator.2.") for name in one) > 10  # R1 ran
     for name, value in one.items():
-        # Sums in another order: 1e-5 of the tensor's largest gradient. Tensors whose gradients cancel to rounding
-        # are measured by the largest of their network instead.
+        # Of the tensor's largest gradient. Tensors whose gradients cancel to rounding are measured by the largest of
+        # their network instead.
         family = [v.abs().max() for n, v in one.items() if n.split(".")[:2] == name.split(".")[:2]]
         scale = max(value.abs().max(), 1e-2 * max(family))
-        assert (value - other[name]).abs().max() <= 1e-5 * scale, name
+        assert value.dtype == torch.float64
+        assert (value - other[name]).abs().max() <= 1e-12 * scale, name
 
 
 @pytest.mark.parametrize("case", CASES)
