@@ -14,7 +14,19 @@ from datasets.reid.sources import Labelled, people_sha256
 from passersby.errors import InputError
 from passersby.options import Json
 from passersby.reid.checkpoint import load_judge
-from tune.leak_guard import CLEAN, LEAK, UNKNOWN, DataSet, Finding, group_of, in_order, is_count, line_of, toy_hash_of
+from tune.leak_guard import (
+    CLEAN,
+    LEAK,
+    UNKNOWN,
+    DataSet,
+    Finding,
+    group_of,
+    in_order,
+    is_count,
+    line_of,
+    toy_hash_of,
+    trainings_behind,
+)
 from tune.levels import GeneratedRun
 
 NO_LABELS = ("none", "camera")  # conditions of a generator that say nothing about who people are
@@ -33,14 +45,13 @@ def allowed_people(data: DataSet, labelled: Labelled) -> frozenset[str]:
 
 
 def judge_labels(name: str, record: Json, data: DataSet, allowed: frozenset[str]) -> list[Finding]:
-    """Findings on the labels that a network knows, and those of the networks that it started from.
+    """Findings on the labels that a network knows, those that it started from, and those in their losses.
 
     record: of a generator, or of a re-ID network. allowed: names of people (`allowed_people`).
     """
-    findings, number = [], 0
-    for number, ancestor in enumerate(line_of(record)):
-        label = name if number == 0 else f"{name}, started from a network"
-        findings += _judge_training(label, ancestor, data, allowed)
+    findings = []
+    for label, training in trainings_behind(name, record):
+        findings += _judge_training(label, training, data, allowed)
     return findings or [Finding(name, UNKNOWN, "no record says whose labels it was trained with")]
 
 

@@ -101,13 +101,26 @@ def verdict_of(findings: Iterable[Finding]) -> str:
 
 def judge_network(name: str, record: Json, data: DataSet) -> list[Finding]:
     """Findings on a network's record, and on the records of the networks that it started from, one after the other."""
-    findings, number = [], 0
-    for number, ancestor in enumerate(line_of(record)):
-        label = name if number == 0 else f"{name}, started from a network"
-        findings.append(judge_training(label, ancestor.get("trained_on"), data))
-    if number + 1 >= _MOST_ANCESTORS:
+    trainings = list(trainings_behind(name, record))
+    findings = [judge_training(label, training.get("trained_on"), data) for label, training in trainings]
+    if len(trainings) >= _MOST_ANCESTORS:
         findings.append(Finding(name, UNKNOWN, f"it has more than {_MOST_ANCESTORS} trainings behind it"))
     return findings or [Finding(name, UNKNOWN, "no record says whom it was trained on")]
+
+
+def trainings_behind(name: str, record: Json) -> Iterator[tuple[str, Mapping[str, Json]]]:
+    """(name for users, record) of a network, of the networks that it started from, and of those in their losses.
+
+    A generator's record holds the whole record of the re-ID network of its loss (--identity-network of
+    jobs/train_gan.py), {} where that file has none. An encoder's record only names the file.
+    """
+    for number, ancestor in enumerate(line_of(record)):
+        label = name if number == 0 else f"{name}, started from a network"
+        yield label, ancestor
+        identity = ancestor.get("identity")
+        if isinstance(identity, Mapping) and "record" in identity:
+            for of_loss in list(line_of(identity["record"])) or [{}]:
+                yield f"identity network of the {label}", of_loss
 
 
 def line_of(record: Json) -> Iterator[Mapping[str, Json]]:

@@ -7,6 +7,7 @@ images except faces.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from passersby.checkpoints import fitted, is_safetensors, named, read_tensors
 from passersby.files import file_sha256
+from passersby.options import Json
 from passersby.reid.checkpoint import load_reid
 from passersby.reid.network import ReidNetwork
 
@@ -27,12 +29,20 @@ class IdentityFeatures(nn.Module):
     Images are stretched to the network's `size` (height, width), bilinear, with averages where they become smaller. A
     re-identification network sees the colours of its training. MoCo-v2 sees -1..1, without ImageNet's mean and
     deviation, as in the published ReStyle tool. (That tool takes the nearest pixels, so some pixels get no gradient.)
-    `name` describes the network, `sha256` is the hash of its file. The object can be pickled.
+    `name` describes the network, `sha256` is the hash of its file, `record` what the file says of its training, {} if
+    nothing. The object can be pickled.
     """
 
-    def __init__(self, network: nn.Module, size: tuple[int, int], name: str, sha256: str):
+    def __init__(
+        self,
+        network: nn.Module,
+        size: tuple[int, int],
+        name: str,
+        sha256: str,
+        record: Mapping[str, Json] | None = None,
+    ):
         super().__init__()
-        self.network, self.size, self.name, self.sha256 = network, size, name, sha256
+        self.network, self.size, self.name, self.sha256, self.record = network, size, name, sha256, record or {}
         self.requires_grad_(False)
         self.eval()
 
@@ -67,7 +77,7 @@ def load_identity(path: str | os.PathLike) -> IdentityFeatures:
     loaded = load_reid(path)
     config = loaded.network.config
     name = f"re-ID {config.backbone} {config.neck} {config.height}x{config.width} ({loaded.kind})"
-    return IdentityFeatures(loaded.network, (config.height, config.width), name, loaded.sha256)
+    return IdentityFeatures(loaded.network, (config.height, config.width), name, loaded.sha256, loaded.record)
 
 
 def _moco(tensors: dict[str, torch.Tensor]) -> nn.Module:

@@ -119,6 +119,19 @@ def test_a_network_knows_the_labels_of_its_start():
     assert verdict(clean | {"transferred_from": {"file": "someone's.pth"}}) == UNKNOWN
 
 
+def test_a_generator_knows_the_labels_of_the_identity_network_of_its_loss():
+    own = generator(labelled=labelled(DRAWN[:10], draw=4))
+    clean, leak = reid(DRAWN[:10], draw=4), reid(sorted(MARKET.train))
+    for record, expected in ((clean, CLEAN), (leak, LEAK), (clean | {"transferred_from": {"record": leak}}, LEAK)):
+        with_loss = own | {"identity": {"name": "re-ID", "sha256": "ab" * 32, "record": record}}
+        assert verdict(with_loss) == expected
+        assert verdict(own | {"transferred_from": {"record": with_loss}}) == expected
+    for record in ({}, None, "unknown"):
+        assert verdict(own | {"identity": {"record": record}}) == UNKNOWN
+    (_, finding) = judge_labels("generator", own | {"identity": {"record": leak}}, MARKET, TEN)
+    assert finding.what == "identity network of the generator"
+
+
 @pytest.mark.parametrize(
     "record",
     [None, "unknown", {}, {"trained_on": "unknown"}, {"trained_on": {"real": "m"}}, {"trained_on": {"real": ["m"]}},

@@ -112,6 +112,19 @@ def test_a_network_has_seen_what_its_start_has_seen():
     assert verdict_of(judge_network("generator", None, MARKET)) == UNKNOWN
 
 
+def test_a_generator_has_seen_what_the_identity_network_of_its_loss_has_seen():
+    own = network(TRAIN)
+    for people, expected in ((TRAIN, CLEAN), (QUERY, LEAK)):
+        judge = {"trained_on": {"real": [{"name": "m", "people": len(people), "sha256": identities_sha256(people)}]}}
+        with_loss = own | {"identity": {"name": "re-ID", "sha256": "ab" * 32, "record": judge}}
+        assert verdict_of(judge_network("generator", with_loss, MARKET)) == expected
+        assert (
+            verdict_of(judge_network("generator", own | {"transferred_from": {"record": with_loss}}, MARKET))
+            == expected
+        )
+    assert verdict_of(judge_network("generator", own | {"identity": {"record": {}}}, MARKET)) == UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("names", "path", "verdict"),
     [

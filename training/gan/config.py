@@ -17,7 +17,7 @@ MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discrimi
 
 FREE_TO_CHANGE = ALWAYS_FREE | {
     "kimg", "snapshot_kimg", "batch_gpu", "validation_kimg", "fid_images", "fid_reference", "inception",
-    "kernel", "deterministic",
+    "kernel", "deterministic", "identity_network",
 }  # fmt: skip
 
 # Values of options in folders that are older than the option, where its default is another value. Folders older than
@@ -114,6 +114,11 @@ class GanTraining(TrainingConfig):
     pair_strangers: Annotated[float, Bound(ge=0, le=1)] = 0.5
     """Share of real pairs of two different people among what the pair discriminator learns to reject.
     The other share is generated pairs."""
+    identity_network: Path | None = None
+    """With --pairs: a re-ID network of the labelled people. Its features are one more loss of the generator.
+    A generated pair shall be as alike as a real pair of one person, and two people as unlike as two real people."""
+    identity_weight: Annotated[float, Bound(gt=0)] = 1.0
+    """Weight of the loss of --identity-network."""
 
     # ---- learning
     batch: Annotated[int, Bound(ge=1)] = 32
@@ -242,6 +247,7 @@ class GanTraining(TrainingConfig):
     def _check_pairs(self) -> None:
         if not self.pairs:
             require(self.labelled_people is None, f"--labelled-people {self.labelled_people}: it belongs to --pairs")
+            require(self.identity_network is None, f"--identity-network {self.identity_network}: it belongs to --pairs")
             return
         require(
             self.condition in ("none", "camera"),

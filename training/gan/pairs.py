@@ -23,6 +23,7 @@ from datasets.people.listing import Listing
 from passersby.errors import InputError
 from passersby.stylegan3 import Discriminator
 from training.gan.augment import AdaController, Draws, apply
+from training.gan.identity_loss import IdentityLoss
 from training.gan.losses import blur, generator_loss, r1_penalty
 from training.workers import Scalars
 
@@ -122,6 +123,7 @@ class PairTraining:
     """The pair discriminator with everything that its training changes.
 
     gamma: weight of R1 on pairs of six channels. stranger_weight: share of pairs of two people in the loss of fakes.
+    identity: what a re-ID network adds to the generator's loss, if there is one.
     """
 
     discriminator: Discriminator
@@ -130,12 +132,19 @@ class PairTraining:
     real_signs: torch.Tensor  # [2]: as in `TrainingState`
     gamma: float
     stranger_weight: float
+    identity: IdentityLoss | None = None
 
     def generator_loss(
         self, pictures: torch.Tensor, labels: torch.Tensor | None, sigma: float, inputs: PairInputs
-    ) -> torch.Tensor:
-        """The generator's loss [P, 1] on its pictures [2P, 3, H, W] and their labels [2P, c_dim]."""
-        return generator_loss(self._judge(as_pairs(pictures), _paired(labels), sigma, inputs.draws.get("generator")))
+    ) -> tuple[torch.Tensor, Scalars]:
+        """(the generator's loss [P, 1], scalars [P, 1]) on its pictures [2P, 3, H, W] and their labels [2P, c_dim]."""
+        pairs = as_pairs(pictures)
+        loss = generator_loss(self._judge(pairs, _paired(labels), sigma, inputs.draws.get("generator")))
+        scalars = {"G/pair_loss": loss.detach()}
+        if self.identity is None:
+            return loss, scalars
+        identity_loss, identity_scalars = self.identity(pairs, inputs.reals, inputs.strangers)
+        return loss + identity_loss, scalars | identity_scalars
 
     def discriminator_phase(
         self, pictures: torch.Tensor, labels: torch.Tensor | None, sigma: float, inputs: PairInputs

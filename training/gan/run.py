@@ -170,7 +170,14 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
         scores = " ".join(f"{word} {shown.get(name, float('nan')):+.2f}" for word, name in names.items())
         r1 = shown.get("D/pair_r1", float("nan"))
         loss = shown.get("G/pair_loss", float("nan"))
-        return f"  pairs G {loss:.3f} R1 {r1:.4f} score {scores} augment {self.state.pairs.ada.p:.3f}"
+        words = f"  pairs G {loss:.3f} R1 {r1:.4f} score {scores} augment {self.state.pairs.ada.p:.3f}"
+        return words if self.state.pairs.identity is None else words + self._identity_words(shown)
+
+    def _identity_words(self, shown: dict[str, float]) -> str:
+        same, real, different, strangers = (
+            shown.get(f"identity/{name}", float("nan")) for name in ("fake", "real", "fake_strangers", "real_strangers")
+        )
+        return f"  alike {same:.2f} of {real:.2f}, strangers {different:.2f} of {strangers:.2f}"
 
     def _probabilities(self) -> dict[str, float]:
         pairs = self.state.pairs

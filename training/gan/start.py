@@ -19,6 +19,7 @@ import torch
 
 from passersby.errors import InputError
 from passersby.options import defaults
+from passersby.reid.identity_features import load_identity
 from passersby.stylegan3 import Discriminator, Generator
 from passersby.stylegan3.checkpoint import load_network, save_network
 from passersby.stylegan3.config_limits import generator_class
@@ -38,6 +39,7 @@ from training.checkpoints import (
 )
 from training.gan.config import BEFORE, FREE_TO_CHANGE, GanTraining
 from training.gan.data import to_float
+from training.gan.identity_loss import IdentityLoss
 from training.gan.pairs import PairTraining
 from training.gan.step import TrainingState, new_adam, new_state
 
@@ -224,8 +226,9 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         count = sum(p.numel() for name, p in discriminator.named_parameters() if name in frozen)
         lines.append(f"--freeze-d {config.freeze_d}: {count:,} of the discriminator's parameters stay as they are")
     if folder is None:
-        return Start(state, origin, None, lines)
+        return Start(state, origin | identity_record(state), None, lines)
     extra = resume(state, folder)
+    _check_identity(config, extra["origin"].get("identity"), identity_record(state).get("identity"))
     return Start(state, extra["origin"], extra, [f"going on at kimg {state.images_seen / 1000:.1f}"])
 
 
@@ -254,6 +257,32 @@ def _pair_training(config: GanTraining, discriminator: Discriminator, device: to
         real_signs=torch.zeros(2, device=device),
         gamma=2 * config.gamma if config.pair_gamma is None else config.pair_gamma,
         stranger_weight=config.pair_strangers,
+        identity=_identity_loss(config, device),
+    )
+
+
+def _identity_loss(config: GanTraining, device: torch.device) -> IdentityLoss | None:
+    if config.identity_network is None:
+        return None
+    return IdentityLoss(load_identity(config.identity_network).to(device), config.identity_weight)
+
+
+def identity_record(state: TrainingState) -> dict:
+    """What the networks' files say of the re-ID network of the loss: its file, and what that file says; else {}."""
+    if state.pairs is None or state.pairs.identity is None:
+        return {}
+    features = state.pairs.identity.features
+    return {"identity": {"name": features.name, "sha256": features.sha256, "record": dict(features.record)}}
+
+
+def _check_identity(config: GanTraining, stored: dict | None, given: dict | None) -> None:
+    ours, theirs = ((about or {}).get("sha256") for about in (given, stored))
+    if ours == theirs:
+        return
+    began = "without --identity-network" if theirs is None else f"with an --identity-network of sha256 {theirs[:12]}"
+    raise InputError(
+        f"--identity-network {config.identity_network}: the training in {config.out} began {began}: go on so, or give "
+        "another --out"
     )
 
 

@@ -142,8 +142,8 @@ def generator_phase(
     loss = generator_loss(judge(state, fakes, latents.labels, sigma, draws))
     total, scalars = loss.mean(), {"G/loss": loss.detach()}
     if state.pairs is not None and pairs is not None:
-        pair_loss = state.pairs.generator_loss(fakes, latents.labels, sigma, pairs)
-        total, scalars = total + pair_loss.mean(), scalars | {"G/pair_loss": pair_loss.detach()}
+        pair_loss, pair_scalars = state.pairs.generator_loss(fakes, latents.labels, sigma, pairs)
+        total, scalars = total + pair_loss.mean(), scalars | pair_scalars
     total.backward()
     state.train("generator", False)
     return scalars

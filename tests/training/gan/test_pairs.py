@@ -14,13 +14,16 @@ import torch.distributed
 import torch.nn.functional as F
 
 from passersby.errors import InputError
+from passersby.reid.identity_features import IdentityFeatures
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from passersby.stylegan3 import discriminator as discriminator_module
+from tests.helpers.double_precision import doubled, float64_for_float32
 from tests.helpers.listings import training_listing
 from training.gan import step as gan
 from training.gan.augment import AdaController, apply, draw
 from training.gan.config import GanTraining
 from training.gan.data import Batches, InMemory, Order, PairOrder
+from training.gan.identity_loss import IdentityLoss
 from training.gan.inputs import AUGMENTED, Inputs, Latents
 from training.gan.pairs import PAIRS_AUGMENTED, PairInputs, PairTraining, RealPairs, as_pairs, as_pictures
 
@@ -282,6 +285,16 @@ def new_state(label_size: int = 0, ema_beta: float = 1.0, gamma=2.0, weight=0.25
     return state
 
 
+def identity_loss(weight: float = 0.5) -> IdentityLoss:
+    """The loss of a network whose features are a few pixels of the pictures."""
+
+    class Pixels(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:, :, ::8, ::4].flatten(1)
+
+    return IdentityLoss(IdentityFeatures(Pixels(), (16, 8), "pixels", "ab" * 32), weight)
+
+
 def random_inputs(case: str, batch: int = BATCH) -> Inputs:
     random = np.random.default_rng(5)
     make = lambda *shape: torch.from_numpy(random.standard_normal(shape, np.float32))  # noqa: E731
@@ -330,6 +343,48 @@ def test_losses_of_pairs_by_hand():
     expected = F.softplus(-real) + 0.75 * F.softplus(fake) + 0.25 * F.softplus(stranger)
     torch.testing.assert_close(scalars["D/pair_loss"], expected)
     assert scalars["D/pair_r1"].shape == (BATCH // 2,)
+
+
+def test_the_identity_loss_by_hand():
+    # Two groups of the minibatch deviation: pairs 0, 2, 4, 6 and 1, 3, 5, 7.
+    fakes, reals, strangers = torch.randn(3, 8, 6, 16, 8, generator=torch.Generator().manual_seed(0))
+    fakes[2, 3:] = fakes[2, :3]  # more alike than two real pictures can be
+    fakes[3, 3:] = fakes[5, :3] + 0.1  # two people who look the same
+    loss, scalars = identity_loss(0.5)(fakes, reals, strangers)
+
+    def cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        pixels = [picture[:, ::8, ::4].flatten().numpy().astype(np.float64) for picture in (first, second)]
+        return pixels[0] @ pixels[1] / np.linalg.norm(pixels[0]) / np.linalg.norm(pixels[1])
+
+    for pair in range(8):
+        follower = (pair + 2) % 8
+        same, alike = cosine(fakes[pair, :3], fakes[pair, 3:]), cosine(reals[pair, :3], reals[pair, 3:])
+        different = cosine(fakes[pair, :3], fakes[follower, 3:])
+        unlike = cosine(strangers[pair, :3], strangers[pair, 3:])
+        expected = 0.5 * (max(alike - same, 0) + max(different - unlike, 0))
+        assert loss[pair].item() == pytest.approx(expected, abs=1e-5)
+        named = {"fake": same, "real": alike, "fake_strangers": different, "real_strangers": unlike}
+        for name, value in named.items():
+            assert scalars[f"identity/{name}"][pair].item() == pytest.approx(value, abs=1e-5), name
+    assert torch.equal(scalars["G/identity_loss"], loss)
+
+
+def test_pairs_as_alike_as_real_ones_have_no_identity_loss():
+    pairs = torch.randn(4, 6, 16, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    others = torch.cat([pairs[:, :3], pairs[:, 3:].roll(-1, 0)], 1)
+    loss, _ = identity_loss()(pairs, pairs, others)
+    assert loss.abs().max() < 1e-6
+
+
+def test_the_identity_loss_is_one_of_the_generators_alone():
+    without, with_loss, inputs = new_state(), new_state(), random_inputs("plain")
+    with_loss.pairs.identity = identity_loss(3.0)
+    scalars = [gan.train_iteration(state, SETTINGS, inputs) for state in (without, with_loss)]
+    torch.testing.assert_close(scalars[0]["G/pair_loss"], scalars[1]["G/pair_loss"])  # before the first step
+    assert not torch.equal(*(state.generator.mapping.fc0.weight for state in (without, with_loss)))
+    difference = [state.pairs.discriminator.b16.fromrgb.weight for state in (without, with_loss)]
+    torch.testing.assert_close(*difference, atol=0.01, rtol=0)  # it learns from other fakes
+    assert scalars[1]["G/identity_loss"].shape == (BATCH // 2, 1)
 
 
 def phase_gradients(weight: float) -> torch.Tensor:
@@ -436,12 +491,15 @@ def test_labels_of_both_pictures_reach_the_pair_discriminator():
         assert not torch.allclose(scores, other)
 
 
-CASES = ["plain", "augmented", "conditional"]
+CASES = ["plain", "augmented", "conditional", "identity"]
 
 
 def gradients(case: str, rounds: int, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
     """The gradients of all phases as the optimisers get to see them."""
-    state, inputs = new_state(3 if case == "conditional" else 0), random_inputs(case).part(rank, world)
+    state, inputs = new_state(3 if case == "conditional" else 0), doubled(random_inputs(case)).part(rank, world)
+    doubled(state)
+    if case == "identity":
+        state.pairs.identity = identity_loss()
     seen, counts = {}, {"generator": 0, "discriminator": 0, "pairs": 0}
     for kind, optimizer, network in (
         ("generator", state.generator_optimizer, state.generator),
@@ -456,7 +514,8 @@ def gradients(case: str, rounds: int, rank: int = 0, world: int = 1) -> dict[str
                     seen[f"{kind}.{counts[kind]}.{name}"] = parameter.grad.clone()
 
         optimizer.step = look
-    gan.train_iteration(state, gan.StepSettings(gamma=1.0, rounds=rounds), inputs)
+    with float64_for_float32():
+        gan.train_iteration(state, gan.StepSettings(gamma=1.0, rounds=rounds), inputs)
     return seen
 
 
@@ -464,10 +523,11 @@ def check_same(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     assert sum(name.startswith("pairs.2.") for name in one) > 10  # R1 of pairs ran
     for name, value in one.items():
-        # Sums in another order, as in test_split.py.
+        # As in test_split.py.
         family = [v.abs().max() for n, v in one.items() if n.split(".")[:2] == name.split(".")[:2]]
         scale = max(value.abs().max(), 1e-2 * max(family))
-        assert (value - other[name]).abs().max() <= 1e-5 * scale, name
+        assert value.dtype == torch.float64
+        assert (value - other[name]).abs().max() <= 1e-12 * scale, name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,6 +15,9 @@ import torch.distributed
 from datasets.people.image_source import open_images
 from datasets.people.listing import identities_sha256
 from passersby.errors import InputError
+from passersby.files import file_sha256
+from passersby.reid.checkpoint import save_reid
+from passersby.reid.network import ReidConfig, ReidNetwork
 from passersby.stylegan3.checkpoint import load_network
 from reporting.curves import read_history
 from tests.helpers.gan_trainings import ROOT, check_equal_trainings, kill_at, make_tree, run, tiny
@@ -133,6 +136,36 @@ def test_another_training_of_pairs_is_refused_in_the_same_folder(straight, tree,
     run(tiny(tree, tmp_path, kimg=0.008))
     with pytest.raises(InputError, match="--pairs False, not True"):
         claim_folder(pairs(tree, tmp_path, labelled_people=None))
+
+
+def reid_file(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    config = ReidConfig(classes=3, backbone="resnet10", height=16, width=8)
+    record = {"trained_on": {"real": [{"name": "people", "people": 3, "sha256": "ab" * 32}]}}
+    save_reid(path, ReidNetwork(config).eval(), class_names=["a", "b", "c"], record=record)
+    return path
+
+
+def test_an_identity_network_is_one_more_loss_and_stands_in_the_record(straight, tree, tmp_path):
+    judge, other = (reid_file(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
+    out = tmp_path / "out"
+    run(pairs(tree, out, identity_network=judge, kimg=0.024))
+    folder = run(pairs(tree, out, identity_network=judge))  # goes on
+    check_equal_trainings(run(pairs(tree, tmp_path / "at once", identity_network=judge)), folder, histories=False)
+    loaded, without = load_network(folder / NETWORK), load_network(straight / NETWORK)
+    assert loaded.record["identity"]["sha256"] == file_sha256(judge)
+    assert loaded.record["identity"]["record"]["trained_on"]["real"][0]["people"] == 3
+    assert "identity" not in without.record
+    weights = [network.generator.state_dict()["mapping.fc0.weight"] for network in (loaded, without)]
+    assert not torch.allclose(*weights, atol=1e-4)
+    assert "alike " in (out / "log.txt").read_text()
+    for given, words in ((other, "with an --identity-network of sha256"), (None, "with an --identity-network of")):
+        with pytest.raises(InputError, match=words):
+            run(pairs(tree, out, identity_network=given, kimg=0.064))
+    with pytest.raises(InputError, match="without --identity-network"):
+        run(pairs(tree, straight.parent.parent, identity_network=judge, kimg=0.064))
+    with pytest.raises(InputError, match="--identity-weight 1.0, not 2.0"):
+        claim_folder(pairs(tree, out, identity_network=judge, identity_weight=2.0))
 
 
 @pytest.mark.slow
