@@ -61,6 +61,9 @@ class Config:
     cluster: many GPUs, more people, levels and seeds, and each arm chooses its recipe."""
     network: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """A generator that exists, in place of training one. It is copied into OUT/generator."""
+    transfer: Annotated[str | None, tyro.conf.arg(metavar="FILE|none")] = None
+    """The network whose weights the generator starts from; none: from random weights. By default none, but with
+    --preset laptop the built-in network of pairs, which knows drawn people and how one person looks to many cameras."""
     judge: Annotated[str, tyro.conf.arg(metavar="{train,none}|FILE")] = "train"
     """The re-ID network that judges people and finds near-copies. train: one is trained on labelled people.
     none: the card then has no lines of a judge. FILE: a network of your own."""
@@ -122,8 +125,9 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         value = known[name]
         values[name] = tuple(value) if isinstance(value, list) else value
     network, judge = files.get("network"), stored["judge"]
+    values["transfer"] = "none" if known["transfer"] is None else files.get("transfer")
     values |= {"data": Path(str(stored["data"])), "judge": judge if judge in ("train", "none") else files.get("judge")}
-    return values | ({"network": f"{out}/generator/{network}"} if network else {})
+    return values | ({"network": f"{out}/generator/{network}", "transfer": None} if network else {})
 
 
 def main(config: Config) -> int | None:
@@ -140,7 +144,7 @@ def main(config: Config) -> int | None:
     out, found = Path(output.secret_address), machine(config)
     network = checked_networks(config)
     options, files = frozen(config, network), files_of(config, network, found)
-    record = {"network": files.network, "judge": files.judge}
+    record = {"network": files.network, "judge": files.judge, "transfer": files.transfer}
     if read_study(output) is not None:  # its refusals come before anything is read or written
         continue_study(output, options, record)
     program = None if common.PROGRAM is None else "passersby"
@@ -176,6 +180,10 @@ def check(config: Config) -> None:
         raise InputError(
             f"--kimg {config.kimg:g} with --network {config.network}: no generator is trained: leave one out"
         )
+    if config.network is not None and config.transfer is not None:
+        raise InputError(
+            f"--transfer {config.transfer} with --network {config.network}: no generator is trained: leave one out"
+        )
     if config.hourly_price is not None and not config.plan:
         raise InputError(f"--hourly-price {config.hourly_price:g}: it belongs to --plan")
     if config.judge not in ("train", "none") and not Path(config.judge).is_file():
@@ -205,13 +213,24 @@ def checked_networks(config: Config) -> Path | None:
         from passersby.reid.checkpoint import load_judge
 
         load_judge(Path(config.judge))
-    if config.network is None:
-        return None
     from passersby.stylegan3.checkpoint import load_config
 
+    if (start := transfer(config)) is not None:
+        load_config(start)
+    if config.network is None:
+        return None
     path = local_copy(config.network, "--network")
     load_config(path)
     return path
+
+
+def transfer(config: Config) -> Path | None:
+    """The network that the generator starts from."""
+    from pipeline.study.sizes import SIZES
+
+    if config.network is not None or config.transfer == "none":
+        return None
+    return SIZES[config.preset]["transfer"] if config.transfer is None else full_path(Path(config.transfer))
 
 
 def frozen(config: Config, network: Path | None) -> "StudyOptions":
@@ -233,6 +252,8 @@ def frozen(config: Config, network: Path | None) -> "StudyOptions":
         values["kimg"] = None
     judge = config.judge if config.judge in ("train", "none") else file_sha256(config.judge, "--judge")
     sha256 = None if network is None else file_sha256(network, "--network")
+    start = transfer(config)
+    values["transfer"] = None if start is None else file_sha256(start, "--transfer")
     return StudyOptions(data=str(full_path(config.data)), network=sha256, judge=judge, **values)
 
 
@@ -267,10 +288,17 @@ def files_of(config: Config, network: Path | None, found: "Machine") -> "Files":
     from pipeline.study.steps import Files
 
     judge = None if config.judge in ("train", "none") else str(full_path(Path(config.judge)))
-    name = None if network is None else network.name
+    start = transfer(config)
     return Files(
-        name, judge, config.yolo_weights, config.inception, found.gpus, config.gpus, config.gpus_per_trial
-    )  # fmt: skip
+        network=None if network is None else network.name,
+        judge=judge,
+        transfer=None if start is None else str(start),
+        yolo_weights=config.yolo_weights,
+        inception=config.inception,
+        gpus=found.gpus,
+        asked_gpus=config.gpus,
+        gpus_per_trial=config.gpus_per_trial,
+    )
 
 
 def planned_data(config: Config, output: Output, temporary: Output) -> "tuple[Path, Facts]":

@@ -42,6 +42,7 @@ class WeightEntry:
 
 # A small network that this project trained on its toy crowd. With it, users can try everything offline.
 DEMO_NETWORK = Path(__file__).resolve().parent / "demo" / "toy_crowd.safetensors"
+DEMO_PAIRS = DEMO_NETWORK.with_name("toy_crowd_pairs.safetensors")  # of identity pairs
 
 # The sha256 of demo networks of earlier versions, and the commit and path where the repository has each.
 _FORMER_DEMO_NETWORKS = {

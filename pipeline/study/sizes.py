@@ -1,14 +1,19 @@
 """The presets of a study: sizes of its steps, and the recipe of each arm of its sweep."""
 
+from pathlib import Path
 from typing import TypedDict
+
+from passersby.weights import DEMO_PAIRS
 
 
 class Size(TypedDict):
-    """A preset. generator: the preset of jobs/train_gan.py with further words; kimg, people, variants, levels, seeds,
+    """A preset. generator: the preset of jobs/train_gan.py with further words; transfer: the network that it starts
+    from, None for random weights; kimg, people, variants, levels, seeds,
     steps: defaults of these options; reid: the preset of jobs/train_reid.py; look, card: words of these steps; choose:
     whether each arm chooses its recipe; gpu: whether the preset needs a GPU."""
 
     generator: tuple[str, ...]
+    transfer: Path | None
     kimg: float
     people: int
     variants: int
@@ -30,6 +35,7 @@ _PAIRS = (
 SIZES: dict[str, Size] = {
     "laptop": {
         "generator": ("--preset", "tiny-pairs"),
+        "transfer": DEMO_PAIRS,
         "kimg": 60.0,
         "people": 200,
         "variants": 12,
@@ -44,6 +50,7 @@ SIZES: dict[str, Size] = {
     },
     "gpu": {
         "generator": _PAIRS,
+        "transfer": None,
         "kimg": 2000.0,
         "people": 1000,
         "variants": 16,
@@ -58,6 +65,7 @@ SIZES: dict[str, Size] = {
     },
     "cluster": {
         "generator": _PAIRS,
+        "transfer": None,
         "kimg": 5000.0,
         "people": 4000,
         "variants": 16,

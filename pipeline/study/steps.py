@@ -33,7 +33,8 @@ MULTIPLE = 2 * MINIBATCH_GROUP  # images of a worker of a training by identity p
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
-    """What a study freezes when it begins. network, judge: sha256 of files, or for the judge "train" or "none"."""
+    """What a study freezes when it begins. network, judge, transfer: sha256 of files, or for the judge "train" or
+    "none"; transfer is None where a generator starts from random weights."""
 
     data: str
     preset: str
@@ -53,6 +54,7 @@ class StudyOptions:
     fit: str = "stretch"
     card_people: int = 60
     set: tuple[str, ...] = ()
+    transfer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Files:
 
     network: str | None = None
     judge: str | None = None
+    transfer: str | None = None
     yolo_weights: str | None = None
     inception: str | None = None
     gpus: int = 0
@@ -263,7 +266,8 @@ def _generator(study: Study) -> Step:
         options.fit,
         "--enlarge",
     ]
-    free = [*(["--workers", str(workers)] if workers else []), *_inception(study)]
+    free = ["--transfer", str(study.files.transfer)] if options.transfer is not None else []
+    free += [*(["--workers", str(workers)] if workers else []), *_inception(study)]
     result = str(study.network().relative_to(study.out))
     return _step(GENERATOR, "train_gan", "Train the generator", words, result, free)
 

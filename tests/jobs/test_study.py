@@ -23,6 +23,7 @@ from datasets.people.readers import read_split
 from datasets.storage.output import Output
 from jobs import make_toy_crowd, study
 from jobs.common import CPU_VARIABLES, parse
+from passersby.files import file_sha256
 from passersby.reid.checkpoint import load_reid
 from pipeline.study.run import NOT_READY, continue_study
 from pipeline.study.steps import Step
@@ -52,6 +53,8 @@ def market(tmp_path_factory) -> str:
         (["--seeds", "1", "1"], "--seeds 1 1: give one number or more, each once"),
         (["--network", "nowhere.pkl"], "--network nowhere.pkl"),
         (["--network", str(PAIRS), "--kimg", "5"], "no generator is trained: leave one out"),
+        (["--network", str(PAIRS), "--transfer", str(PAIRS)], "no generator is trained: leave one out"),
+        (["--transfer", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--judge", "nowhere"], "--judge nowhere: there is no such file; give train, none, or a file"),
         (["--judge", str(PAIRS)], "toy_crowd_pairs.safetensors"),
         (["--hourly-price", "2"], "--hourly-price 2: it belongs to --plan"),
@@ -87,6 +90,30 @@ def test_options_that_a_command_leaves_out_are_those_of_the_folder(tmp_path):
     assert (config.people, config.levels, config.set, config.kimg) == (80, (40,), ("batch=8",), None)
     again = parse(study.Config, ["--out", str(tmp_path), "--people", "9"], begun=study.begun)
     assert (again.people, again.anyway) == (9, False)
+
+
+@pytest.mark.parametrize(
+    ("stored", "files", "given"), [("0" * 64, {"transfer": "/data/start.pkl"}, "/data/start.pkl"), (None, {}, "none")]
+)
+def test_the_start_of_the_generator_is_that_of_the_folder(tmp_path, stored, files, given):
+    options = studies.study(tmp_path, transfer=stored).options
+    continue_study(Output(str(tmp_path)), options, files)
+    assert parse(study.Config, ["--out", str(tmp_path)], begun=study.begun).transfer == given
+
+
+def test_the_laptop_starts_its_generator_from_the_built_in_network(tmp_path):
+    options = {"data": tmp_path, "out": str(tmp_path)}
+    for words, expected in (
+        ({}, PAIRS),
+        ({"preset": "gpu"}, None),
+        ({"transfer": "none"}, None),
+        ({"transfer": str(PAIRS), "preset": "gpu"}, PAIRS),
+        ({"network": str(PAIRS)}, None),
+    ):
+        config = study.Config(**options, **words)
+        assert study.transfer(config) == expected
+        frozen = study.frozen(config, None).transfer
+        assert frozen == (None if expected is None else file_sha256(PAIRS))
 
 
 # ---- A whole study, with the jobs in this process and without Ray: a process of each takes 8 s more.

@@ -8,6 +8,7 @@ import tyro
 
 from jobs import calibrate, export, generate, report, score, sweep, train_gan
 from passersby.errors import InputError
+from passersby.weights import DEMO_PAIRS
 from pipeline.study.sizes import READY, SIZES
 from pipeline.study.steps import Files, check_levels, steps
 from tests.helpers import studies
@@ -69,6 +70,15 @@ def test_a_generator_and_a_judge_that_exist_are_not_trained(tmp_path):
     assert "--networks" not in words["sweep"]
     own = studies.study(tmp_path, judge="1" * 64, files=Files(judge="/data/judge.onnx"))
     assert value(words_of(own)["card"], "--identity") == "/data/judge.onnx"
+
+
+def test_a_generator_starts_from_the_network_of_the_preset_or_from_another(tmp_path):
+    assert "--transfer" not in words_of(studies.study(tmp_path))["generator"]
+    study = studies.study(tmp_path, transfer="0" * 64, files=Files(transfer="/data/start.safetensors"))
+    (generator,) = (step for step in steps(study) if step.name == "generator")
+    assert value(list(generator.free), "--transfer") == "/data/start.safetensors"
+    assert "--transfer" not in generator.words  # the file may lie elsewhere at another start
+    assert SIZES["laptop"]["transfer"] == DEMO_PAIRS
 
 
 def test_results_of_earlier_steps_decide_later_words(tmp_path):
