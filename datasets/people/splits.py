@@ -127,17 +127,29 @@ def unmatched_note(query: Listing, gallery: Listing) -> str:
 
     Where cameras are known, only gallery images of another camera count.
     """
+    unmatched = set(query.identities[~matched(query, gallery)].tolist())
+    people = len(np.unique(query.identities))
+    if not unmatched:
+        return ""
+    first = query.people.get(min(unmatched), str(min(unmatched)))
+    with_cameras = query.has_cameras and gallery.has_cameras
+    where = "have a query that the gallery shows by no other camera" if with_cameras else "are not in the gallery"
+    return f"{query.name}: {len(unmatched):,} of {people:,} people {where}, the first is {first!r}"
+
+
+def matched(query: Listing, gallery: Listing) -> np.ndarray:
+    """Whether a gallery image shows the person of each query, bool [queries].
+
+    Where cameras are known, only gallery images of another camera count.
+    """
     with_cameras = query.has_cameras and gallery.has_cameras
     cameras_of: dict[int, set[int]] = {}
     for identity, camera in zip(gallery.identities.tolist(), gallery.cameras.tolist(), strict=True):
         cameras_of.setdefault(identity, set()).add(camera)
-    unmatched, people = set(), set()
-    for identity, camera in zip(query.identities.tolist(), query.cameras.tolist(), strict=True):
-        people.add(identity)
-        if not (cameras_of.get(identity, set()) - ({camera} if with_cameras else set())):
-            unmatched.add(identity)
-    if not unmatched:
-        return ""
-    first = query.people.get(min(unmatched), str(min(unmatched)))
-    where = "have a query that the gallery shows by no other camera" if with_cameras else "are not in the gallery"
-    return f"{query.name}: {len(unmatched):,} of {len(people):,} people {where}, the first is {first!r}"
+    return np.array(
+        [
+            bool(cameras_of.get(identity, set()) - ({camera} if with_cameras else set()))
+            for identity, camera in zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
+        ],
+        dtype=bool,
+    )

@@ -19,6 +19,7 @@ from datasets.people.listing import (
     drawn_names,
 )
 from datasets.people.readers import full_path, read_split
+from datasets.people.splits import matched
 from datasets.storage.output import Output
 from passersby.errors import InputError
 
@@ -76,12 +77,22 @@ def prepared(data: Path, output: Output) -> Path:
 
 
 def _is_split(data: Path, train: Listing) -> bool:
+    found = {split: listing for split in (QUERY, GALLERY) if (listing := _read(data, split)) is not None}
+    if len(found) == 1:
+        (split,) = found
+        missing = GALLERY if split == QUERY else QUERY
+        raise InputError(
+            f"--data {data}: there are pictures of the split {split} and none of the split {missing}, so the data are "
+            "not whole: give both, or neither, and the study sets people aside"
+        )
+    return bool(found) and not set(found[QUERY].people.values()) & set(train.people.values())
+
+
+def _read(data: Path, split: str) -> Listing | None:
     try:
-        queries = read_split(data, QUERY)
-        read_split(data, GALLERY)
+        return read_split(data, split)
     except InputError:  # there is no such split
-        return False
-    return not set(queries.people.values()) & set(train.people.values())
+        return None
 
 
 def _split_table(data: Path, train: Listing, folder: Path) -> bytes:
@@ -123,6 +134,12 @@ def facts_of(data: Path, labelled_people: int | None, label_draw: int) -> Facts:
     identities, counts = np.unique(train.identities, return_counts=True)
     if len(identities) < FEWEST:
         raise InputError(f"--data {data}: {len(identities)} people to train on: a study needs at least {FEWEST}")
+    if not matched(query, gallery).any():
+        raise InputError(
+            f"--data {data}: none of the {len(query):,} queries can be found: the gallery shows these people by the "
+            "query's own camera only, which does not count: give pictures of several cameras, or pictures without "
+            "cameras (a table without the column camera)"
+        )
     labelled: Sequence[int] = identities.tolist()
     if labelled_people is not None:
         labelled = train.drawn_people(labelled_people, label_draw)

@@ -1,5 +1,6 @@
 """The data of a study: those that say whom to test with stay as they are, others get a table with people set aside."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -97,3 +98,20 @@ def test_too_few_people_for_a_test_are_refused_with_a_way_out(tmp_path, people, 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="no such folder or table"):
         prepared(tmp_path / "nowhere", Output(str(tmp_path / "out")))
+
+
+def test_data_without_their_gallery_are_not_whole(tmp_path):
+    data = Path(sweep_data.write_data(tmp_path)["data"])
+    shutil.rmtree(data / "bounding_box_test")
+    with pytest.raises(InputError, match="pictures of the split query and none of the split gallery.*not whole"):
+        prepared(data, Output(str(tmp_path / "out")))
+    shutil.rmtree(data / "query")
+    assert prepared(data, Output(str(tmp_path / "out"))) == tmp_path / "out" / TABLE
+
+
+def test_queries_that_only_their_own_camera_shows_end_a_study_before_it_begins(tmp_path):
+    data = Path(sweep_data.write_data(tmp_path)["data"])
+    for path in [*data.rglob("*_c2s*.jpg"), *data.rglob("*_c2s*.png")]:
+        path.unlink()
+    with pytest.raises(InputError, match="none of the . queries can be found: .* own camera only.*several cameras"):
+        facts_of(data, None, 0)
