@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # With several processes on few cores, OpenMP threads that spin while they wait make tests up to ten times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # as in CPU_VARIABLES of jobs/common.py
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves the workers if the machine is busy
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test process per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")

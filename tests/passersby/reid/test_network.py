@@ -1,6 +1,7 @@
 """passersby/reid/network.py against torchvision's networks with the necks written out plainly here."""
 
 import math
+import os
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms.v2.functional import normalize
 
+from jobs.common import CPU_VARIABLES
 from passersby.devices import exact_numbers
 from passersby.errors import InputError
 from passersby.reid.layers import DomainBatchNorm
@@ -166,6 +168,17 @@ def test_channels_last_and_short_floats():
         short = made(images())
     assert short.logits.dtype == short.embedding.dtype == torch.float32
     assert functional.cosine_similarity(short.embedding, expected.embedding).min() > 0.99  # bfloat16 has 8 bits
+
+
+def test_bfloat16_of_small_maps_is_right_with_the_variables_of_the_jobs():
+    # Without them processors with AMX compute this convolution wrong.
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == CPU_VARIABLES["ONEDNN_MAX_CPU_ISA"]
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 256, 4, 2, generator=random).bfloat16()
+    weight = (torch.randn(512, 256, 3, 3, generator=random) / 48).bfloat16()
+    found = functional.conv2d(x, weight, stride=2, padding=1)
+    expected = functional.conv2d(x.double(), weight.double(), stride=2, padding=1)
+    assert ((found.double() - expected).norm() / expected.norm()).item() < 0.004  # 8 bits
 
 
 @torch.inference_mode()

@@ -106,7 +106,8 @@ def test_data_without_their_gallery_are_not_whole(tmp_path):
     with pytest.raises(InputError, match="pictures of the split query and none of the split gallery.*not whole"):
         prepared(data, Output(str(tmp_path / "out")))
     shutil.rmtree(data / "query")
-    assert prepared(data, Output(str(tmp_path / "out"))) == tmp_path / "out" / TABLE
+    with pytest.raises(InputError, match="no query and gallery: a study sets one in 4 people aside"):
+        prepared(data, Output(str(tmp_path / "out")))  # of its 6 people
 
 
 def test_queries_that_only_their_own_camera_shows_end_a_study_before_it_begins(tmp_path):
