@@ -129,10 +129,19 @@ STEPS = {
 }
 
 
+# Parts of a record that say nothing about the people whom a network was trained on last: the networks that it started
+# from, and how it was called.
+_OF_THE_START = ("transferred_from", "transfer", "start", "command", "identity")
+
+
 def is_toy(record: Json) -> bool:
-    """Whether a network's record says, in a key or text, that it was trained on the drawn toy crowd."""
+    """Whether a network's record says, in a key or text, that it was trained on the drawn toy crowd.
+
+    A network that started from one of drawn people and was then trained on photographs is none of the toy's.
+    """
     if isinstance(record, Mapping):
-        return any(is_toy(key) or is_toy(value) for key, value in record.items())
+        parts = {name: value for name, value in record.items() if name not in _OF_THE_START and value is not None}
+        return any(is_toy(name) or is_toy(value) for name, value in parts.items())
     if isinstance(record, list | tuple):
         return any(map(is_toy, record))
     return isinstance(record, str) and re.search(r"toy[ _-]?crowd", record, re.IGNORECASE) is not None

@@ -172,6 +172,17 @@ def test_a_network_trained_on_the_toy_crowd_is_called_a_toy():
     assert not is_toy({"data": "toys", "number": 7, "nothing": None})
 
 
+def test_a_network_that_started_from_drawn_people_is_one_of_photographs():
+    drawn = {"trained_on": {"name": "crowd", "toy_crowd": {"content_hash": "ab"}}}
+    assert is_toy(drawn)
+    start = {"file": "toy_crowd.safetensors", "record": drawn}
+    configuration = {"transfer": "toy_crowd.safetensors", "data": "market"}
+    photographs = {"trained_on": {"name": "market"}, "configuration": configuration, "transferred_from": start}
+    assert not is_toy(photographs | {"command": "train_gan.py --transfer toy_crowd.safetensors"})
+    assert is_toy(drawn | {"transferred_from": {"record": photographs}})
+    assert not is_toy({"configuration": {"data": {"name": "market", "toy_crowd": None}}})
+
+
 @pytest.mark.parametrize("verdicts", [(), ("error",), ("error", "error", "error"), ("detector",), ("kept",) * 300])
 def test_extreme_runs_have_a_page(verdicts):
     Page(render(manifest=manifest(verdicts)))
