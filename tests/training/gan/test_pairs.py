@@ -530,7 +530,7 @@ def check_same(one: dict, other: dict) -> None:
         assert (value - other[name]).abs().max() <= 1e-12 * scale, name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["plain", *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])])
 def test_rounds_of_pairs_add_up_to_the_whole_batch(case):
     check_same(gradients(case, 1), gradients(case, 4))
 
