@@ -116,7 +116,7 @@ def run_study(
     """Run the steps that are not done. changed: called after every step, for the page.
 
     Returns 0; the exit code of a step that failed; or NOT_READY where the card says that the generator's people cannot
-    teach, unless `anyway`. Raises InputError where nobody passed the filters.
+    teach, unless `anyway` or the sweep is done. Raises InputError where nobody passed the filters.
     """
     count = len(steps(study))
     for number in range(count):
@@ -127,7 +127,7 @@ def run_study(
             for line in study.arms()[1]:
                 print(f"note: {line}", flush=True)
             verdict = card_verdict(study)
-            if verdict is not None and verdict.missed and not anyway:
+            if verdict is not None and verdict.missed and not anyway and not is_done(study, step):
                 print("\n".join(stop_lines(verdict)), file=sys.stderr, flush=True)
                 return NOT_READY
         head = f"[{number + 1}/{count}] {step.title}"

@@ -124,6 +124,7 @@ def test_people_who_cannot_teach_stop_a_study_before_its_sweep(jobs, capsys):
     assert "--anyway" in said
     assert jobs.run() == (NOT_READY, [])
     assert jobs.run(anyway=True) == (0, ["sweep", "answer"])
+    assert jobs.run() == (0, [])  # what is done needs no --anyway
 
 
 def test_a_run_without_a_kept_picture_stops_before_its_export(jobs):
