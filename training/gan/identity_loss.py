@@ -26,25 +26,25 @@ class IdentityLoss:
     def __call__(
         self, fakes: torch.Tensor, reals: torch.Tensor, strangers: torch.Tensor
     ) -> tuple[torch.Tensor, Scalars]:
-        """(the loss [P, 1] times its weight, scalars [P, 1]) of P pairs each, [P, 6, H, W] float32, -1..1.
+        """(the loss [P, 1] times its weight, scalars [P, 1]) of pictures [2P, 3, H, W] float32, -1..1, of P pairs each.
 
-        Generated pair i has the real pairs i of one person and of two people as its measure, and the next generated
-        pair of its group of the minibatch deviation as the two people. So the loss does not depend on how a batch is
-        shared among workers.
+        The pictures 2i and 2i + 1 are pair i, as in training/gan/pairs.py. A generated pair has the real pairs of its
+        place, one of one person and one of two people, as its measure, and the next generated pair of its group of the
+        minibatch deviation as the two people. So the loss does not depend on how a batch is shared among workers.
         """
         first, second = self._features(fakes)
         with torch.no_grad():
-            alike, unlike = (_cosine(*self._features(pairs)) for pairs in (reals, strangers))
+            alike, unlike = (_cosine(*self._features(pictures)) for pictures in (reals, strangers))
         same, different = _cosine(first, second), _cosine(first, _next_of_group(second))
         loss = self.weight * ((alike - same).relu() + (different - unlike).relu())
         named = {"fake": same, "real": alike, "fake_strangers": different, "real_strangers": unlike}
         scalars = {f"identity/{name}": value.detach() for name, value in named.items()}
         return loss, {"G/identity_loss": loss.detach(), **scalars}
 
-    def _features(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _features(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of the first and of the second pictures of pairs, [P, D] each."""
-        first, second = self.features(torch.cat(pairs.unflatten(1, (2, -1)).unbind(1))).chunk(2)
-        return first, second
+        features = self.features(pictures)
+        return features[::2], features[1::2]
 
 
 def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -138,12 +138,13 @@ class PairTraining:
         self, pictures: torch.Tensor, labels: torch.Tensor | None, sigma: float, inputs: PairInputs
     ) -> tuple[torch.Tensor, Scalars]:
         """(the generator's loss [P, 1], scalars [P, 1]) on its pictures [2P, 3, H, W] and their labels [2P, c_dim]."""
-        pairs = as_pairs(pictures)
-        loss = generator_loss(self._judge(pairs, _paired(labels), sigma, inputs.draws.get("generator")))
+        draws = inputs.draws.get("generator")
+        loss = generator_loss(self._judge(as_pairs(pictures), _paired(labels), sigma, draws))
         scalars = {"G/pair_loss": loss.detach()}
         if self.identity is None:
             return loss, scalars
-        identity_loss, identity_scalars = self.identity(pairs, inputs.reals, inputs.strangers)
+        real, strangers = as_pictures(inputs.reals), as_pictures(inputs.strangers)
+        identity_loss, identity_scalars = self.identity(pictures, real, strangers)
         return loss + identity_loss, scalars | identity_scalars
 
     def discriminator_phase(

@@ -350,7 +350,7 @@ def test_the_identity_loss_by_hand():
     fakes, reals, strangers = torch.randn(3, 8, 6, 16, 8, generator=torch.Generator().manual_seed(0))
     fakes[2, 3:] = fakes[2, :3]  # more alike than two real pictures can be
     fakes[3, 3:] = fakes[5, :3] + 0.1  # two people who look the same
-    loss, scalars = identity_loss(0.5)(fakes, reals, strangers)
+    loss, scalars = identity_loss(0.5)(*map(as_pictures, (fakes, reals, strangers)))
 
     def cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         pixels = [picture[:, ::8, ::4].flatten().numpy().astype(np.float64) for picture in (first, second)]
@@ -372,7 +372,7 @@ def test_the_identity_loss_by_hand():
 def test_pairs_as_alike_as_real_ones_have_no_identity_loss():
     pairs = torch.randn(4, 6, 16, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     others = torch.cat([pairs[:, :3], pairs[:, 3:].roll(-1, 0)], 1)
-    loss, _ = identity_loss()(pairs, pairs, others)
+    loss, _ = identity_loss()(*map(as_pictures, (pairs, pairs, others)))
     assert loss.abs().max() < 1e-6
 
 
