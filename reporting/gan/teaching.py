@@ -59,6 +59,7 @@ _NEEDED = {
     "different_people": "--identity and --reference",
     "passing": "the weights of the pedestrian filter",
 }
+_BY_PAIRS = {"edges_ratio", "torso_ratio"}  # what identity pairs teach a network
 # What a line means: where it is reached, where it is missed, and what would help then.
 _WORDS = {
     "edges_ratio": ("backgrounds vary", "backgrounds do not vary within a person"),
@@ -68,8 +69,9 @@ _WORDS = {
     "different_people": ("a judge tells people apart", "a judge takes people for each other"),
     "passing": ("they pass as pedestrians", "many do not pass as pedestrians"),
 }
+_NO_PAIRS = "train the generator by identity pairs (jobs/train_gan.py --pairs), with pictures by many cameras"
 _HELP = {
-    "edges_ratio": "train the generator by identity pairs (jobs/train_gan.py --pairs), with pictures by many cameras",
+    "edges_ratio": "train the generator longer, with pictures of each person by more cameras",
     "torso_ratio": "train by identity pairs with more labelled people, or longer",
     "torso_spread": "take a truncation nearer to 1 (--truncation-psi), or more training people",
     "same_person": "train the generator longer, or a larger one, at more pixels",
@@ -173,11 +175,9 @@ def fitness(section: Mapping[str, Json], psi: str | None = None) -> Fitness:
             states[name] = line.get("reached")
     missed = [name for name, reached in states.items() if reached is False]
     words = [_WORDS[name][0] for name, reached in states.items() if reached is True]
-    return Fitness(
-        len(missed),
-        [*words, *(_WORDS[name][1] for name in missed)],
-        list(dict.fromkeys(_HELP[name] for name in missed)),
-    )
+    of_pairs = section.get("method") == "camera"
+    help = [_HELP[name] if of_pairs or name not in _BY_PAIRS else _NO_PAIRS for name in missed]
+    return Fitness(len(missed), [*words, *(_WORDS[name][1] for name in missed)], list(dict.fromkeys(help)))
 
 
 def notes(section: Mapping[str, Json]) -> list[str]:

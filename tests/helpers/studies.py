@@ -48,7 +48,7 @@ def gate(missed: tuple[str, ...] = ()) -> list[dict]:
 def write_teaching(one: Study, missed: tuple[str, ...] = (), psi: str = "1") -> None:
     """A card beside the study's generator."""
     path = write_network(one)
-    section = {"psi": psi, "by_psi": {psi: {}}, "gate": {psi: gate(missed)}, "real": None, "notes": []}
+    section = {"method": "camera", "psi": psi, "by_psi": {psi: {}}, "gate": {psi: gate(missed)}, "real": None}
     write_card(path, {"file": path.name, "sha256": file_sha256(path)}, {"teaching": section})
 
 

@@ -146,6 +146,8 @@ def test_the_gate_in_words_says_what_is_reached_what_is_missed_and_what_would_he
     )
     assert (words.missed, len(words.help)) == (2, 2)
     assert "--pairs" in words.help[0]
+    of_pairs = fitness(SECTION | {"method": "camera"})
+    assert of_pairs.help == ["train the generator longer, with pictures of each person by more cameras", words.help[1]]
     ready = fitness(SECTION, "1")
     assert (str(ready), ready.missed, ready.help) == ("people keep their clothes; ready", 0, [])
 
