@@ -29,14 +29,17 @@ class IdentityLoss:
         """(the loss [P, 1] times its weight, scalars [P, 1]) of pictures [2P, 3, H, W] float32, -1..1, of P pairs each.
 
         The pictures 2i and 2i + 1 are pair i, as in training/gan/pairs.py. A generated pair has the real pairs of its
-        place, one of one person and one of two people, as its measure, and the next generated pair of its group of the
-        minibatch deviation as the two people. So the loss does not depend on how a batch is shared among workers.
+        place, one of one person and one of two people, as its measure, and every other generated pair of its group of
+        the minibatch deviation as another person; the terms of these add up. Otherwise the easy way to make one person
+        alike is to make all people alike. The loss does not depend on how a batch is shared among workers.
         """
         first, second = self._features(fakes)
         with torch.no_grad():
             alike, unlike = (_cosine(*self._features(pictures)) for pictures in (reals, strangers))
-        same, different = _cosine(first, second), _cosine(first, _next_of_group(second))
-        loss = self.weight * ((alike - same).relu() + (different - unlike).relu())
+        same = _cosine(first, second)
+        others = torch.cat([_cosine(first, other) for other in _others_of_group(second)], 1)
+        loss = self.weight * ((alike - same).relu() + (others - unlike).relu().sum(1, keepdim=True))
+        different = others.mean(1, keepdim=True)
         named = {"fake": same, "real": alike, "fake_strangers": different, "real_strangers": unlike}
         scalars = {f"identity/{name}": value.detach() for name, value in named.items()}
         return loss, {"G/identity_loss": loss.detach(), **scalars}
@@ -52,6 +55,7 @@ def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (first * second).sum(1, keepdim=True)
 
 
-def _next_of_group(rows: torch.Tensor) -> torch.Tensor:
-    """Each row's place taken by the next one of its group of the minibatch deviation, [P, D] -> [P, D]."""
-    return rows.unflatten(0, (MINIBATCH_GROUP, -1)).roll(-1, 0).flatten(0, 1)
+def _others_of_group(rows: torch.Tensor) -> list[torch.Tensor]:
+    """For each other place of a group of the minibatch deviation: the rows there, [P, D] -> G - 1 of [P, D]."""
+    groups = rows.unflatten(0, (MINIBATCH_GROUP, -1))
+    return [groups.roll(-step, 0).flatten(0, 1) for step in range(1, MINIBATCH_GROUP)]
