@@ -64,6 +64,9 @@ class Config:
     transfer: Annotated[str | None, tyro.conf.arg(metavar="FILE|none")] = None
     """The network whose weights the generator starts from; none: from random weights. By default none, but with
     --preset laptop the built-in network of pairs, which knows drawn people and how one person looks to many cameras."""
+    identity_loss: Literal["auto", "yes", "no"] = "auto"
+    """Train the judge first and make it part of the generator's loss: to the judge, the pictures of an artificial
+    person shall be as alike as those of a real one. auto: yes with --preset laptop where both are trained."""
     judge: Annotated[str, tyro.conf.arg(metavar="{train,none}|FILE")] = "train"
     """The re-ID network that judges people and finds near-copies. train: one is trained on labelled people.
     none: the card then has no lines of a judge. FILE: a network of your own."""
@@ -126,6 +129,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
         values[name] = tuple(value) if isinstance(value, list) else value
     network, judge = files.get("network"), stored["judge"]
     values["transfer"] = "none" if known["transfer"] is None else files.get("transfer")
+    values["identity_loss"] = "yes" if known["identity_loss"] else "no"
     values |= {"data": Path(str(stored["data"])), "judge": judge if judge in ("train", "none") else files.get("judge")}
     return values | ({"network": f"{out}/generator/{network}", "transfer": None} if network else {})
 
@@ -183,6 +187,10 @@ def check(config: Config) -> None:
     if config.network is not None and config.transfer is not None:
         raise InputError(
             f"--transfer {config.transfer} with --network {config.network}: no generator is trained: leave one out"
+        )
+    if config.identity_loss == "yes" and (config.network is not None or config.judge != "train"):
+        raise InputError(
+            "--identity-loss yes: it needs a generator and a judge that are trained: leave out --network and --judge"
         )
     if config.hourly_price is not None and not config.plan:
         raise InputError(f"--hourly-price {config.hourly_price:g}: it belongs to --plan")
@@ -254,6 +262,9 @@ def frozen(config: Config, network: Path | None) -> "StudyOptions":
     sha256 = None if network is None else file_sha256(network, "--network")
     start = transfer(config)
     values["transfer"] = None if start is None else file_sha256(start, "--transfer")
+    both = network is None and config.judge == "train"
+    auto = "yes" if both and size["identity_loss"] else "no"
+    values["identity_loss"] = (auto if config.identity_loss == "auto" else config.identity_loss) == "yes"
     return StudyOptions(data=str(full_path(config.data)), network=sha256, judge=judge, **values)
 
 

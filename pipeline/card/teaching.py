@@ -296,7 +296,7 @@ def card_of(network: str | Path, sample: Sample, device: str, measures: Measures
         layers = tuple(cast(list[int], sections[LAYERS]["pose"]))
         print(*layers_lines(cast(Layers, sections[LAYERS]), layers_text(layers)), "", sep="\n", flush=True)
     measurer = TeachingMeasurer(loaded, path.name, measures, chosen, judge, real)
-    measurer.notes += _notes(measures, reid, real, judge)
+    measurer.notes += _notes(measures, loaded, reid, real, judge)
     section = _rounded(measure_teaching(measurer, makers, layers, threads))
     section["judge"] = None
     if reid is not None and judge is not None:
@@ -338,8 +338,9 @@ def _how(loaded: LoadedNetwork, layers: Sequence[int] | None) -> str:
 
 
 def _notes(
-    measures: Measures, reid: LoadedReid | LoadedOnnx | None, real: RealSample | None, judge: Judge | None
-) -> list[str]:
+    measures: Measures, network: LoadedNetwork, reid: LoadedReid | LoadedOnnx | None, real: RealSample | None,
+    judge: Judge | None,
+) -> list[str]:  # fmt: skip
     """What was left out, and whom the judge knows."""
     notes = []
     if real is None:
@@ -358,6 +359,9 @@ def _notes(
     notes.append(
         f"the judge was trained on {count} people" + (f": {named}" if named else "; its file does not say whom")
     )
+    identity = network.record.get("identity")
+    if isinstance(identity, dict) and identity.get("sha256") == reid.sha256:
+        notes.append("the judge was part of the generator's loss, so its rates are better than another judge's")
     if real is not None and real.known:
         notes.append(
             f"{len(real.known)} of the {len(real.chosen)} measured real people have names of people whom the judge was "

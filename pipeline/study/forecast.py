@@ -22,6 +22,7 @@ from reporting.tables import aligned
 from training.gan.config import GanTraining
 
 ITERATIONS = 16  # of the generator: R1 runs in every sixteenth
+WITH_JUDGE = 1.5  # seconds of the generator's training with the judge in its loss, of those without (two cores)
 STEPS = 10  # of a re-ID training: presets for few labelled people have two parts of 70% and 30%
 _NOISE_PEOPLE, _NOISE_PICTURES = 16, 4
 
@@ -183,10 +184,11 @@ def expected(study: Study, speeds: Speeds, machine: Machine) -> dict[str, float]
     trials_at_once = max(1.0, machine.gpus / per_gpu if machine.gpus else machine.cpus // 1)
     batch_images = facts.test_pictures / 3  # a step goes forward and back: about three times a forward pass
     ranking = speeds.step / 32 * batch_images
+    with_judge = WITH_JUDGE if options.identity_loss else 1.0
     card_images = options.card_people * (CARD_VARIANTS + 3) * len(options.truncation_psi)
     return {
         LOOK: looked * speeds.detect / (1.0 if looked <= 1000 else at_once),
-        GENERATOR: (options.kimg or 0.0) * speeds.kimg / max(1, study.workers()),
+        GENERATOR: (options.kimg or 0.0) * speeds.kimg * with_judge / max(1, study.workers()),
         JUDGE: training,
         CARD: card_images * speeds.image,
         PEOPLE: options.people * options.variants * speeds.image / at_once,

@@ -8,12 +8,13 @@ from passersby.weights import DEMO_PAIRS
 
 class Size(TypedDict):
     """A preset. generator: the preset of jobs/train_gan.py with further words; transfer: the network that it starts
-    from, None for random weights; kimg, people, variants, levels, seeds,
-    steps: defaults of these options; reid: the preset of jobs/train_reid.py; look, card: words of these steps; choose:
-    whether each arm chooses its recipe; gpu: whether the preset needs a GPU."""
+    from, None for random weights; identity_loss: whether it learns from the judge too; kimg, people, variants, levels,
+    seeds, steps: defaults of these options; reid: the preset of jobs/train_reid.py; look, card: words of these steps;
+    choose: whether each arm chooses its recipe; gpu: whether the preset needs a GPU."""
 
     generator: tuple[str, ...]
     transfer: Path | None
+    identity_loss: bool
     kimg: float
     people: int
     variants: int
@@ -36,6 +37,7 @@ SIZES: dict[str, Size] = {
     "laptop": {
         "generator": ("--preset", "tiny-pairs"),
         "transfer": DEMO_PAIRS,
+        "identity_loss": True,
         "kimg": 60.0,
         "people": 200,
         "variants": 12,
@@ -51,6 +53,7 @@ SIZES: dict[str, Size] = {
     "gpu": {
         "generator": _PAIRS,
         "transfer": None,
+        "identity_loss": False,
         "kimg": 2000.0,
         "people": 1000,
         "variants": 16,
@@ -66,6 +69,7 @@ SIZES: dict[str, Size] = {
     "cluster": {
         "generator": _PAIRS,
         "transfer": None,
+        "identity_loss": False,
         "kimg": 5000.0,
         "people": 4000,
         "variants": 16,

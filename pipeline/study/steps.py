@@ -34,7 +34,8 @@ MULTIPLE = 2 * MINIBATCH_GROUP  # images of a worker of a training by identity p
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
     """What a study freezes when it begins. network, judge, transfer: sha256 of files, or for the judge "train" or
-    "none"; transfer is None where a generator starts from random weights."""
+    "none"; transfer is None where a generator starts from random weights; identity_loss: whether the generator learns
+    from the judge, which is then trained before it."""
 
     data: str
     preset: str
@@ -55,6 +56,7 @@ class StudyOptions:
     card_people: int = 60
     set: tuple[str, ...] = ()
     transfer: str | None = None
+    identity_loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,12 +228,10 @@ class Step:
 
 def steps(study: Study) -> list[Step]:
     """The steps in their order. Words that depend on the results of earlier steps have the values expected so far."""
-    made = [_look(study)]
-    if study.options.network is None:
-        made.append(_generator(study))
+    trained = [_generator(study)] if study.options.network is None else []
     if study.options.judge == TRAINED:
-        made.append(_judge(study))
-    return [*made, _card(study), _people(study), _export(study), _sweep(study), _answer(study)]
+        trained.insert(0 if study.options.identity_loss else len(trained), _judge(study))
+    return [_look(study), *trained, _card(study), _people(study), _export(study), _sweep(study), _answer(study)]
 
 
 def _detector(study: Study) -> list[str]:
@@ -266,6 +266,7 @@ def _generator(study: Study) -> Step:
         options.fit,
         "--enlarge",
     ]
+    words += ["--identity-network", str(study.judge)] if options.identity_loss else []
     free = ["--transfer", str(study.files.transfer)] if options.transfer is not None else []
     free += [*(["--workers", str(workers)] if workers else []), *_inception(study)]
     result = str(study.network().relative_to(study.out))

@@ -160,6 +160,8 @@ def _generator(study: Study) -> dict:
     labels = study.options.labelled_people
     whose = "of everybody" if labels is None else f"of {labels:,} people"
     text = f"Trained by identity pairs on {study.options.kimg:g} thousand images, with the identity labels {whose}."
+    if study.options.identity_loss:
+        text += " The judge was part of its loss: to the judge, a person's pictures shall be as alike as real ones."
     return {"texts": [text], "pictures": pictures, "links": _links(study, [("log", f"{GENERATOR}/log.txt")])}
 
 

@@ -55,6 +55,11 @@ def market(tmp_path_factory) -> str:
         (["--network", str(PAIRS), "--kimg", "5"], "no generator is trained: leave one out"),
         (["--network", str(PAIRS), "--transfer", str(PAIRS)], "no generator is trained: leave one out"),
         (["--transfer", "nowhere.safetensors"], "nowhere.safetensors"),
+        (
+            ["--network", str(PAIRS), "--identity-loss", "yes"],
+            "--identity-loss yes: it needs a generator",
+        ),
+        (["--judge", "none", "--identity-loss", "yes"], "are trained: leave out --network and --judge"),
         (["--judge", "nowhere"], "--judge nowhere: there is no such file; give train, none, or a file"),
         (["--judge", str(PAIRS)], "toy_crowd_pairs.safetensors"),
         (["--hourly-price", "2"], "--hourly-price 2: it belongs to --plan"),
@@ -114,6 +119,27 @@ def test_the_laptop_starts_its_generator_from_the_built_in_network(tmp_path):
         assert study.transfer(config) == expected
         frozen = study.frozen(config, None).transfer
         assert frozen == (None if expected is None else file_sha256(PAIRS))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({}, True),
+        ({"identity_loss": "no"}, False),
+        ({"preset": "gpu"}, False),
+        ({"preset": "gpu", "identity_loss": "yes"}, True),
+        ({"judge": "none"}, False),
+        ({"network": str(PAIRS)}, False),
+    ],
+)
+def test_the_generator_learns_from_the_judge_where_both_are_trained(tmp_path, words, expected):
+    config = study.Config(data=tmp_path, out=str(tmp_path), **words)
+    frozen = study.frozen(config, PAIRS if config.network else None)
+    assert frozen.identity_loss is expected
+    continue_study(Output(str(tmp_path)), frozen, {})
+    assert parse(study.Config, ["--out", str(tmp_path)], begun=study.begun).identity_loss == (
+        "yes" if expected else "no"
+    )
 
 
 # ---- A whole study, with the jobs in this process and without Ray: a process of each takes 8 s more.

@@ -31,12 +31,12 @@ STYLEGAN3 = GeneratorConfig.config_t(64, 32, channel_base=256, channel_max=8, ou
 STYLEGAN2 = StyleGAN2Config(64, 32, channel_base=256, channel_max=8, mapping_layers=2)
 
 
-def pairs_network(path: Path, config, cameras: tuple[int, ...] = ()) -> Path:
+def pairs_network(path: Path, config, cameras: tuple[int, ...] = (), **record) -> Path:
     torch.manual_seed(0)
     labels = {"labels": {"kind": "camera", "cameras": list(cameras)}} if cameras else {}
     config = dataclasses.replace(config, c_dim=len(cameras))
     generator = StyleGAN2(config) if isinstance(config, StyleGAN2Config) else Generator(config)
-    save_network(path, generator, record={"trained_on": labels, "z": z_halves(512)})
+    save_network(path, generator, record={"trained_on": labels, "z": z_halves(512)} | record)
     return path
 
 
@@ -149,7 +149,8 @@ def test_networks_of_identity_pairs_have_a_card_without_trials_of_layers(config,
 
 
 def test_a_card_with_real_people_and_a_judge_has_every_line_of_the_gate(tmp_path, crowd, judge):
-    network = pairs_network(tmp_path / "net.safetensors", STYLEGAN2)
+    identity = {"name": "re-ID", "sha256": file_sha256(judge), "record": {}}
+    network = pairs_network(tmp_path / "net.safetensors", STYLEGAN2, identity=identity)
     card = measured(network, psi=(0.5, 1.0), reference=crowd, identity=str(judge), near_copies=True)
     section = card["teaching"]
     assert list(section["by_psi"]) == ["0.5", "1"]
@@ -168,6 +169,7 @@ def test_a_card_with_real_people_and_a_judge_has_every_line_of_the_gate(tmp_path
     assert section["near_copies"]["pictures"] == 36  # of everybody
     assert section["real"]["people"] == 6
     assert any("the judge was trained on 3 people: others train" in note for note in section["notes"])
+    assert any("the judge was part of the generator's loss" in note for note in section["notes"])
     assert not [note for note in section["notes"] if "not honest" in note]
     text = "\n".join(teaching_lines(section))
     assert "psi 0.5" in text

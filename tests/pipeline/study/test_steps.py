@@ -81,6 +81,16 @@ def test_a_generator_starts_from_the_network_of_the_preset_or_from_another(tmp_p
     assert SIZES["laptop"]["transfer"] == DEMO_PAIRS
 
 
+def test_a_generator_that_learns_from_the_judge_is_trained_after_it(tmp_path):
+    study = studies.study(tmp_path, identity_loss=True)
+    words = words_of(study)
+    assert list(words) == ["look", "judge", "generator", *NAMES[3:]]
+    assert value(words["generator"], "--identity-network") == str(study.judge)
+    assert value(words["card"], "--identity") == str(study.judge)
+    assert after(words["judge"], "--labelled-people") == after(words["generator"], "--labelled-people")
+    assert "--identity-network" not in words_of(studies.study(tmp_path))["generator"]
+
+
 def test_results_of_earlier_steps_decide_later_words(tmp_path):
     study = studies.study(tmp_path, levels=(10, 60), people=80)
     before = words_of(study)
