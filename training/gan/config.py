@@ -410,9 +410,10 @@ _STYLEGAN2_VALUES: dict[str, Any] = {"generator_lr": 0.002, "style_mixing_probab
 def preset(name: str, data: Path, out: Path, config: str | None = None) -> GanTraining:
     """The preset's values for these data and this folder. KeyError if unknown.
 
-    config: a config that takes the place of the preset's. With config 2 the rates are StyleGAN2's.
+    config: a config that takes the place of the preset's. With config 2 the rates are StyleGAN2's, where the preset
+    has none of its own.
     """
     values = PRESETS[name] | ({} if config is None else {"config": config})
     if values.get("config") == "2":
-        values = values | _STYLEGAN2_VALUES
+        values = _STYLEGAN2_VALUES | values
     return dataclasses.replace(GanTraining(data, out), preset=name, **values)
