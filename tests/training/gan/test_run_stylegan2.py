@@ -128,6 +128,12 @@ def test_presets_of_config_2_have_the_references_rates():
     assert preset("tiny", Path("a"), Path("b")).config == "t"
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_own_values_hold(name):
+    config = preset(name, Path("a"), Path("b"))
+    assert {option: getattr(config, option) for option in PRESETS[name]} == PRESETS[name]
+
+
 def test_a_config_in_the_command_line_brings_its_rates():
     from jobs.train_gan import defaults
 
