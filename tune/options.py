@@ -34,6 +34,10 @@ RECIPES: dict[str, dict[str, str]] = {
     "changes": _CHANGES | {"stages": "0.7 0.3:plain"},
     "changes-first": _CHANGES | {"stages": "0.7 0.3:plain,sources=real"},
     "changes-half": _CHANGES | {"stages": "0.7 0.3:plain", "generated_share": "0.5"},
+    # Extras are kept apart from real pictures: little weight, statistics of their own, and changes to the last step.
+    "changes-apart": _CHANGES
+    | {"generated_weight": "0.3", "separate_batchnorm": "True"}
+    | {"stages": f"0.7 0.3:plain,{','.join(f'generated_{name}={value}' for name, value in _CHANGES.items())}"},
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from passersby.errors import InputError
 from training.reid.config import PRESETS
+from training.reid.stages import stages_of
 from tune.options import arms_of, extras_of
 
 
@@ -30,6 +31,17 @@ def test_a_crossed_preset_brings_its_own_values():
     for name in ("study-small", "strong-small"):
         assert arms[f"preset={name}"].epochs == PRESETS[name]["epochs"]
     assert arms_of("strong", [], [])[""].workers == 0
+
+
+def test_a_recipe_may_keep_extras_apart_from_real_pictures():
+    training = arms_of("tiny", [], [], ["G: extras=generated recipe=changes-apart"])["G"]
+    assert (training.generated_weight, training.separate_batchnorm) == (0.3, True)
+    first, last = stages_of(training, 10)
+    real = [(stage.config.surroundings, stage.config.colours, stage.config.jitter) for stage in (first, last)]
+    assert real == [(1, 0.7, 0.7), (0, 0, 0)]
+    extras = last.config
+    assert (extras.generated_surroundings, extras.generated_colours, extras.generated_jitter) == (1, 0.7, 0.7)
+    assert (first.sources, last.sources) == (None, None)
 
 
 def test_thresholds_are_options_like_others():

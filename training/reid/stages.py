@@ -101,13 +101,15 @@ def _parsed(text: str, training: "ReidTraining") -> tuple[float, dict[str, Any]]
         )
     hints = typing.get_type_hints(type(training))
     options: dict[str, Any] = {}
+    given: set[str] = set()
     for item in filter(None, (item.strip() for item in rest.split(","))):
         key, equals, value = item.partition("=")
         key = key.strip().lstrip("-").replace("-", "_")
-        if key in options:
+        if key in given:
             raise InputError(f"--stages {text}: {key} is given twice, give it once")
-        if key == PLAIN and not equals:
-            options |= dict.fromkeys((*CHANGES, *(f"generated_{name}" for name in CHANGES)), 0.0)
+        given.add(key)
+        if key == PLAIN and not equals:  # what is given beside it holds, wherever it stands
+            options = dict.fromkeys((*CHANGES, *(f"generated_{name}" for name in CHANGES)), 0.0) | options
         elif key == CONTINUED and not equals:
             options[CONTINUED] = True
         elif key == FROM and equals:

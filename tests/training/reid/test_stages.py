@@ -39,6 +39,12 @@ def test_a_text_gives_steps_options_and_sources():
     assert str(first) == "700 steps, surroundings 1; jitter 0.7"
 
 
+@pytest.mark.parametrize("text", ["1:plain,generated-jitter=0.5", "1:generated-jitter=0.5,plain"])
+def test_what_is_given_beside_plain_holds(text):
+    (stage,) = stages_of(training(text), 10)
+    assert (stage.config.jitter, stage.config.generated_jitter, stage.config.generated_surroundings) == (0, 0.5, 0)
+
+
 def test_a_stage_has_its_own_schedule_or_continues_the_training_s():
     config = training("0.5:lr=0.002", "0.5:continued")
     first, second = stages_of(config, 100)
