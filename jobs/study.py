@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FROZEN_NAMES = (
     "preset", "labelled_people", "label_draw", "kimg", "people", "variants", "levels", "seeds", "steps",
-    "truncation_psi", "thresholds", "export", "fit", "card_people", "set",
+    "truncation_psi", "thresholds", "export", "fit", "card_people", "set", "generated_recipe",
 )  # fmt: skip
 OF_PRESET = ("kimg", "people", "variants", "levels", "seeds", "steps")
 
@@ -95,6 +95,9 @@ class Config:
     """What the generator's training does to pictures of another shape, as for jobs/train_gan.py."""
     card_people: Annotated[int, Bound(ge=6)] = 60
     """Number of people whom the card measures."""
+    generated_recipe: Literal["plain", "changes", "changes-first", "changes-half", "changes-apart"] = "changes-apart"
+    """How the re-ID trainings use artificial people where arms do not choose (docs/sweeps.md). changes-apart, which was
+    best on drawn people, takes only pictures in which the judge knows the person again."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Options of jobs/train_reid.py for the judge and for all re-ID trainings, such as batch=32 weights=FILE."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None

@@ -86,10 +86,11 @@ SIZES: dict[str, Size] = {
 CHOICES = ("plain", "changes", "changes-first", "changes-half")
 CHOOSE_PEOPLE = 100  # people whom jobs/sweep.py --choose sets aside
 # The arms without a choice of the study's own: what was best for each on drawn people (docs/augmentation.md). Further
-# real people help to the last step. Artificial people in the last part, of pictures as they are, do harm; S is as G.
+# real people help to the last step, artificial people where they are kept apart from real pictures.
+APART, FIRST = "changes-apart", "changes-first"
 READY = {
     "C": "C: extras=none recipe=changes-first",
-    "G": "G: extras=generated recipe=changes-first",
+    "G": "G: extras=generated recipe={recipe}",
     "U": "U: extras=real recipe=changes",
     "S": "S: extras=single recipe=changes-first",
 }

@@ -15,7 +15,7 @@ from passersby.errors import InputError
 from passersby.files import file_sha256, manifest_name, read_manifest
 from passersby.options import Json, flag
 from pipeline.study.data import Facts
-from pipeline.study.sizes import CHOICES, CHOOSE_PEOPLE, READY, SIZES, Size
+from pipeline.study.sizes import APART, CHOICES, CHOOSE_PEOPLE, FIRST, READY, SIZES, Size
 from training.checkpoints import newest
 from training.gan.config import MINIBATCH_GROUP, PRESETS, GanTraining
 from training.gan.start import BEST, NETWORK
@@ -35,7 +35,7 @@ MULTIPLE = 2 * MINIBATCH_GROUP  # images of a worker of a training by identity p
 class StudyOptions:
     """What a study freezes when it begins. network, judge, transfer: sha256 of files, or for the judge "train" or
     "none"; transfer is None where a generator starts from random weights; identity_loss: whether the generator learns
-    from the judge, which is then trained before it."""
+    from the judge, which is then trained before it; generated_recipe: the recipe of arm G where arms do not choose."""
 
     data: str
     preset: str
@@ -57,6 +57,7 @@ class StudyOptions:
     set: tuple[str, ...] = ()
     transfer: str | None = None
     identity_loss: bool = False
+    generated_recipe: str = FIRST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +333,8 @@ def _sweep(study: Study) -> Step:
     rest = 0 if labelled is None else study.facts.people - labelled - CHOOSE_PEOPLE
     choose = study.size["choose"] and rest >= max(levels)
     if not choose and not any(setting.startswith("recipe=") for setting in options.set):
-        arms = [READY[arm] for arm in arms]
+        arms = [READY[arm].format(recipe=options.generated_recipe) for arm in arms]
+        arms = [f"{arm}{_floor(study)}" if arm.startswith("G:") else arm for arm in arms]
     words = ["--data", str(study.data), "--preset", study.size["reid"], "--sweep", "artificial-people"]
     words += ["--generated", str(study.out / PEOPLE), "--steps", str(options.steps)]
     settings += options.set
@@ -343,6 +345,15 @@ def _sweep(study: Study) -> Step:
     words += ["--out", str(study.out / SWEEP)]
     free = [] if files.gpus_per_trial is None else ["--gpus-per-trial", f"{files.gpus_per_trial:g}"]
     return _step(SWEEP, "sweep", "Measure whether they help", words, f"{SWEEP}/trials.parquet", free)
+
+
+def _floor(study: Study) -> str:
+    """A threshold for arm G: pictures at least as like their person as the judge asks of pictures of one person."""
+    judge = (study.card() or {}).get("judge")
+    threshold = judge.get("threshold") if isinstance(judge, Mapping) else None
+    if study.options.generated_recipe != APART or study.judge is None or not isinstance(threshold, int | float):
+        return ""
+    return f" identity_floor={threshold:.3f}"
 
 
 def _answer(study: Study) -> Step:

@@ -45,10 +45,10 @@ def gate(missed: tuple[str, ...] = ()) -> list[dict]:
     ]  # fmt: skip
 
 
-def write_teaching(one: Study, missed: tuple[str, ...] = (), psi: str = "1") -> None:
+def write_teaching(one: Study, missed: tuple[str, ...] = (), psi: str = "1", **section) -> None:
     """A card beside the study's generator."""
     path = write_network(one)
-    section = {"method": "camera", "psi": psi, "by_psi": {psi: {}}, "gate": {psi: gate(missed)}, "real": None}
+    section |= {"method": "camera", "psi": psi, "by_psi": {psi: {}}, "gate": {psi: gate(missed)}, "real": None}
     write_card(path, {"file": path.name, "sha256": file_sha256(path)}, {"teaching": section})
 
 

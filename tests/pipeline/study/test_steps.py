@@ -138,13 +138,26 @@ def test_the_arms_are_those_that_the_data_allow(tmp_path, people, unlabelled, la
 def test_recipes_are_chosen_where_enough_people_can_be_set_aside(tmp_path):
     values = {"preset": "cluster", "levels": (40,), "files": Files(gpus=1)}
     few, many = (dataclasses.replace(studies.FACTS, people=count) for count in (169, 170))
-    assert after(words_of(studies.study(tmp_path, few, **values))["sweep"], "--arms") == list(READY.values())
+    assert after(words_of(studies.study(tmp_path, few, **values))["sweep"], "--arms") == [
+        arm.format(recipe="changes-first") for arm in READY.values()
+    ]
     words = words_of(studies.study(tmp_path, many, **values))["sweep"]
     assert after(words, "--arms") == list(READY)
     assert after(words, "--choose") == ["plain", "changes", "changes-first", "changes-half"]
     own = words_of(studies.study(tmp_path, set=("recipe=plain",)))
     assert [word for word in own["sweep"] if "recipe=" in word] == ["recipe=plain"]
     assert "--recipe" not in own["judge"]
+
+
+def test_artificial_people_are_those_whom_the_judge_knows_again(tmp_path):
+    study = studies.study(tmp_path, generated_recipe="changes-apart")
+    assert "G: extras=generated recipe=changes-apart" in words_of(study)["sweep"]  # before the card
+    studies.write_teaching(study, judge={"threshold": 0.5114})
+    assert "G: extras=generated recipe=changes-apart identity_floor=0.511" in words_of(study)["sweep"]
+    first = studies.study(tmp_path, generated_recipe="changes-first")
+    assert "G: extras=generated recipe=changes-first" in words_of(first)["sweep"]
+    nobody = studies.study(tmp_path, generated_recipe="changes-apart", judge="none")
+    assert "G: extras=generated recipe=changes-apart" in words_of(nobody)["sweep"]
 
 
 def test_the_judge_learns_the_labelled_people_and_at_most_half_of_all(tmp_path):
