@@ -42,23 +42,23 @@ GPUS = $(if $(GPU_SHARE),--gpus-per-trial $(GPU_SHARE))
 SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd $(GPUS)
 SCARCE = $(SWEEP) --preset scarce-small --sweep artificial-people --generated $(CHAIN)/people --steps $(or $(STEPS),1000)
 CROWD = $(BIN)/python jobs/make_toy_crowd.py --train-people 840 --test-people 200 --images-per-camera 5 --out $(CHAIN)/crowd
-PEOPLE = $(BIN)/python jobs/generate.py --network $(PAIRS) --people 640 --variants 12 --out $(CHAIN)/people
+PEOPLE = $(BIN)/python jobs/generate.py --network $(PAIRS) --people 640 --variants 24 --truncation-psi 0.85 --out $(CHAIN)/people
 
-# A study (docs/study.md) with a generator that exists, the usual thresholds, and no judge.
+# A study (docs/study.md) with a generator that exists and the usual thresholds. The judge learns the same 60 people.
 chain: setup  ## 60 labelled people alone, with artificial people, real people, unlabelled pictures: an hour on two cores
 	$(CROWD)
-	$(BIN)/python jobs/study.py --data $(CHAIN)/crowd --network $(PAIRS) --labelled-people 60 --judge none --thresholds usual \
-	    --people 640 --variants 12 --truncation-psi 0.7 --levels $(or $(LEVELS),160) --seeds $(SEEDS) \
+	$(BIN)/python jobs/study.py --data $(CHAIN)/crowd --network $(PAIRS) --labelled-people 60 --thresholds usual \
+	    --people 400 --variants 24 --truncation-psi 0.85 --levels $(or $(LEVELS),160) --seeds $(SEEDS) \
 	    --steps $(or $(STEPS),1000) $(GPUS) --anyway --out $(CHAIN)
 
 # Recipes are chosen on people set aside from training.
 chain-full: setup  ## the same with chosen recipes and five seeds, then 200 labelled people: many hours on two cores
 	$(CROWD)
 	$(PEOPLE)
-	$(SCARCE) --set labelled_people=60 --arms C G U S --choose plain changes changes-first changes-half \
+	$(SCARCE) --set labelled_people=60 --arms C G U S --choose plain changes changes-first changes-apart \
 	    --levels $(or $(LEVELS),160) --seeds $(FULL_SEEDS) --out $(CHAIN)/sweep-60
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep-60
-	$(SCARCE) --set labelled_people=200 --arms C G --choose plain changes changes-first changes-half \
+	$(SCARCE) --set labelled_people=200 --arms C G --choose plain changes changes-first changes-apart \
 	    --levels 320 --seeds 0 1 2 --out $(CHAIN)/sweep-200
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep-200
 
