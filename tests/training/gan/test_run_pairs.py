@@ -164,7 +164,7 @@ def test_an_identity_network_is_one_more_loss_and_stands_in_the_record(straight,
             run(pairs(tree, out, identity_network=given, kimg=0.064))
     with pytest.raises(InputError, match="without --identity-network"):
         run(pairs(tree, straight.parent.parent, identity_network=judge, kimg=0.064))
-    with pytest.raises(InputError, match="--identity-weight 1.0, not 2.0"):
+    with pytest.raises(InputError, match="--identity-weight 10.0, not 2.0"):
         claim_folder(pairs(tree, out, identity_network=judge, identity_weight=2.0))
 
 
