@@ -348,7 +348,12 @@ def _sweep(study: Study) -> Step:
 
 
 def _floor(study: Study) -> str:
-    """A threshold for arm G: pictures at least as like their person as the judge asks of pictures of one person."""
+    """A threshold for arm G: pictures at least as like their person as the judge asks of pictures of one person.
+
+    The user's own thresholds hold in its place.
+    """
+    if any(setting.startswith(("identity_floor=", "filters=")) for setting in study.options.set):
+        return ""
     judge = (study.card() or {}).get("judge")
     threshold = judge.get("threshold") if isinstance(judge, Mapping) else None
     if study.options.generated_recipe != APART or study.judge is None or not isinstance(threshold, int | float):
