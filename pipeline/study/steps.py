@@ -352,7 +352,8 @@ def _floor(study: Study) -> str:
 
     The user's own thresholds hold in its place.
     """
-    if any(setting.startswith(("identity_floor=", "filters=")) for setting in study.options.set):
+    keys = {setting.partition("=")[0].strip().lstrip("-").replace("-", "_") for setting in study.options.set}
+    if keys & {"identity_floor", "filters"}:
         return ""
     judge = (study.card() or {}).get("judge")
     threshold = judge.get("threshold") if isinstance(judge, Mapping) else None

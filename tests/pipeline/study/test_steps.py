@@ -154,7 +154,7 @@ def test_artificial_people_are_those_whom_the_judge_knows_again(tmp_path):
     assert "G: extras=generated recipe=changes-apart" in words_of(study)["sweep"]  # before the card
     studies.write_teaching(study, judge={"threshold": 0.5114})
     assert "G: extras=generated recipe=changes-apart identity_floor=0.511" in words_of(study)["sweep"]
-    own = studies.study(tmp_path, generated_recipe="changes-apart", set=("identity_floor=0.7",))
+    own = studies.study(tmp_path, generated_recipe="changes-apart", set=("identity-floor=0.7",))
     assert "G: extras=generated recipe=changes-apart" in words_of(own)["sweep"]
     first = studies.study(tmp_path, generated_recipe="changes-first")
     assert "G: extras=generated recipe=changes-first" in words_of(first)["sweep"]
