@@ -30,6 +30,7 @@ from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
 from tests.helpers import drivers
 from tests.helpers.drivers import (
+    NODES_ARE_MISSED_SOON,
     PATIENCE,
     Workers,
     assert_equal,
@@ -38,6 +39,7 @@ from tests.helpers.drivers import (
     log_text,
     said,
     shards,
+    soon_stuck,
     start,
     start_here,
     wait_for,
@@ -185,11 +187,12 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on_when_there_is
 def test_a_lost_node_changes_nothing(config, undisturbed, tmp_path):
     # As spot machines go: without a word before it. The GPUs are logical, the processes real.
     out = tmp_path / "out"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+    head = {"num_cpus": 2, "num_gpus": 0, "_system_config": NODES_ARE_MISSED_SOON}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     lost, _ = cluster.add_node(num_cpus=4, num_gpus=1), cluster.add_node(num_cpus=4, num_gpus=1)
     try:
         shares = ["--device", "cpu", "--gpus-per-generator", "0.5", "--gpus-per-detector", "0.5"]
-        driver = start(command(config, out, *shares), out, RAY_ADDRESS=cluster.address)
+        driver = start(soon_stuck(command(config, out, *shares), 15), out, RAY_ADDRESS=cluster.address)
         wait_for(lambda: len(shards(out)) >= 3, driver, out)
         made = len(shards(out))
         cluster.remove_node(lost, allow_graceful=False)

@@ -18,6 +18,7 @@ from passersby.errors import InputError
 from pipeline.cluster import resources, wait_for_gpus
 from pipeline.pools import Pool, describe, fit_pools
 from pipeline.run import run_units
+from tests.helpers.drivers import NODES_ARE_MISSED_SOON
 
 NODES = {"two cards": (6, 2), "one card": (2, 1), "no card": (8, 0)}  # CPUs, GPUs; the head has 2 CPUs
 UNITS = 60
@@ -63,7 +64,8 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(no_shared_ray) -> Iterator[Nodes]:
     """One cluster for all tests: a head takes 15 s to start."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": NODES_ARE_MISSED_SOON}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     yield Nodes(cluster)
     ray.shutdown()

@@ -20,6 +20,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0  # seconds; a run of the crash tests takes 30 on two idle cores
+# For the head of a cluster of a test's own: a lost node is known as lost after 5 s, by default after 15 at least.
+NODES_ARE_MISSED_SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
 
 Answer = TypeVar("Answer")
 Config = TypeVar("Config")
@@ -29,6 +31,16 @@ def command(job: str, config: object, options: tuple[str, ...], out: Path) -> li
     """The command line that starts a job with these `options` of its configuration, a dataclass."""
     words = [word for name in options for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
     return [sys.executable, "-m", f"jobs.{job}", "--out", str(out), *words]
+
+
+def soon_stuck(words: list[str], seconds: float) -> list[str]:
+    """The same command, whose pipeline counts as stuck after so many seconds without a row instead of 120."""
+    job = words[words.index("-m") + 1]
+    code = (
+        f"import pipeline.run, runpy; pipeline.run.STUCK_SECONDS = {seconds}; "
+        f"runpy.run_module({job!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [words[0], "-c", code, *words[words.index(job) + 1 :]]
 
 
 def start(words: list[str], out: Path, **environment: str) -> subprocess.Popen:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import load_reid
 from passersby.reid.network import FeatureNetwork
 from tests.helpers import sweep_data
+from tests.helpers.drivers import without_ray
 from training.reid.config import PRESETS, ReidTraining
 from training.reid.run import train
 from tune.table import SCHEMA
@@ -39,6 +41,13 @@ def finished(ray_cluster, config) -> Path:
     """Level 2, and 0, which the sweep adds; seeds 0 and 1."""
     assert sweep.main(config) is None
     return Path(config.out)
+
+
+@pytest.fixture
+def no_ray() -> Iterator[None]:
+    """Trials one by one in this process: for what a sweep asks for, not how it is run."""
+    with without_ray():
+        yield
 
 
 def rows_of(out: Path) -> dict[str, dict]:
@@ -198,7 +207,7 @@ def test_without_steps_every_level_has_those_of_level_0(ray_cluster, config, tmp
 
 
 @pytest.mark.slow
-def test_recipes_are_chosen_first_and_every_arm_is_compared_with_the_control(ray_cluster, config, tmp_path, capsys):
+def test_recipes_are_chosen_first_and_every_arm_is_compared_with_the_control(no_ray, config, tmp_path, capsys):
     options = {"set": ("batch=8", "labelled_people=2"), "arms": ("C", "G", "U", "S"), "steps": 2, "seeds": (0,)}
     chosen = dataclasses.replace(
         config, out=str(tmp_path / "out"), levels=(2,), choose=("plain", "changes"), choose_people=2, **options
