@@ -51,6 +51,9 @@ _FORMER_DEMO_NETWORKS = {
     "c702a2d8c55636f7dda4a13e3158017f8c3d2f4a7f6cecac19ebeca956ed28d5": (
         "8a975a5:passersby/demo/toy_crowd_pairs.safetensors"
     ),
+    "9121f2364310863ca64b00ac9348c2397d30bca7306c9948bba9e7967b2600a4": (
+        "3588cf4:passersby/demo/toy_crowd_pairs.safetensors"
+    ),
 }
 
 
