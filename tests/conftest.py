@@ -3,6 +3,7 @@
 import os
 import runpy
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,20 @@ MAIN_JOB = Path(__file__).with_name("jobs") / "test_generate.py"
 
 # By marks, the first that fits.
 TYPICAL_SECONDS = {("crash",): 60.0, ("slow", "ray"): 40.0, ("slow",): 8.0, ("ray",): 2.0, (): 0.1}
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser):
+    """--minutes N, for machines that end a run which takes too long, whatever it has found."""
+    parser.addoption("--minutes", type=float, help="begin no test later than so many minutes after the start")
+
+
+def pytest_runtest_setup(item):
+    """Skip, with the reason, what --minutes leaves no time for: the shortest files, because the longest come first."""
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - STARTED > minutes * 60:
+        pytest.skip(f"no time left: more than {minutes:g} minutes (--minutes)")
 
 
 @pytest.fixture(scope="session")
