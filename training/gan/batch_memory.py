@@ -37,7 +37,11 @@ def images_at_once(config: GanTraining, free: float) -> int:
 
 def optimizer_bytes(state: TrainingState) -> float:
     """Bytes that the first iteration adds for each parameter: its gradient and Adam's two averages."""
-    networks = [state.generator, state.discriminator, *((state.pairs.discriminator,) if state.pairs else ())]
+    networks: list[nn.Module] = [state.generator, state.discriminator]
+    if state.pairs:
+        networks.append(state.pairs.discriminator)
+    if state.projected:
+        networks.append(state.projected.discriminator.heads)
     return 3 * sum(map(_parameter_bytes, networks))
 
 

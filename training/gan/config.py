@@ -17,7 +17,7 @@ MINIBATCH_GROUP = 4  # images that share one minibatch deviation in the discrimi
 
 FREE_TO_CHANGE = ALWAYS_FREE | {
     "kimg", "snapshot_kimg", "batch_gpu", "validation_kimg", "fid_images", "fid_reference", "inception",
-    "kernel", "deterministic", "identity_network",
+    "kernel", "deterministic", "identity_network", "projected_network",
 }  # fmt: skip
 
 # Values of options in folders that are older than the option, where its default is another value. Folders older than
@@ -120,6 +120,16 @@ class GanTraining(TrainingConfig):
     identity_weight: Annotated[float, Bound(gt=0)] = 10.0
     """Weight of the loss of --identity-network. On drawn people 2 changed little, and 10 much."""
 
+    # ---- a projected discriminator
+    projected: bool = False
+    """Let a second discriminator judge the generated images by the maps of a network of ImageNet, EfficientNet-Lite0.
+    People get crisper in few images. FID falls further than they gain, because its network knows ImageNet too.
+    It needs --one-pass."""
+    projected_ratio: Annotated[float, Bound(gt=0)] = 2.0
+    """With --projected: the length of its gradient at the generated images, over that of the ordinary discriminator."""
+    projected_network: Path | None = None
+    """The weights of --projected (efficientnet-lite0-57934424.pth), for machines without a package registry."""
+
     # ---- learning
     batch: Annotated[int, Bound(ge=1)] = 32
     """Images of one iteration, over all workers."""
@@ -208,6 +218,14 @@ class GanTraining(TrainingConfig):
         self._check_sizes()
         self._check_batch()
         self._check_pairs()
+        require(
+            self.one_pass or not self.projected,
+            "--projected needs --one-pass: both discriminators learn from an image before the generator does",
+        )
+        require(
+            self.projected or self.projected_network is None,
+            f"--projected-network {self.projected_network}: it belongs to --projected",
+        )
         require(
             self.config == "2" or not self.path_length_weight,
             f"--path-length-weight {self.path_length_weight}: the layers of StyleGAN3 have no second derivative; the "

@@ -161,7 +161,13 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
             f"fake {shown.get('scores/fake', float('nan')):+.2f}  augment {p:.3f}"
         )
         values = self._probabilities() | {"time/seconds_per_kimg": seconds_per_kimg}
-        return words + self._pair_words(shown), values
+        return words + self._projected_words(shown) + self._pair_words(shown), values
+
+    def _projected_words(self, shown: dict[str, float]) -> str:
+        if self.state.projected is None:
+            return ""
+        losses = (shown.get(f"{name}/projected_loss", float("nan")) for name in "GD")
+        return "  projected G {:.3f} D {:.3f}".format(*losses)
 
     def _pair_words(self, shown: dict[str, float]) -> str:
         if self.state.pairs is None:

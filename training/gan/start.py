@@ -19,6 +19,7 @@ import torch
 
 from passersby.errors import InputError
 from passersby.options import defaults
+from passersby.perception.efficientnet import load_efficientnet
 from passersby.reid.identity_features import load_identity
 from passersby.stylegan3 import Discriminator, Generator
 from passersby.stylegan3.checkpoint import load_network, save_network
@@ -40,8 +41,10 @@ from training.checkpoints import (
 from training.gan.config import BEFORE, FREE_TO_CHANGE, GanTraining
 from training.gan.data import to_float
 from training.gan.identity_loss import IdentityLoss
+from training.gan.optimizers import new_adam
 from training.gan.pairs import PairTraining
-from training.gan.step import TrainingState, new_adam, new_state
+from training.gan.projected import ProjectedTraining, new_projected
+from training.gan.step import TrainingState, new_state
 
 NETWORK, BEST = "network.safetensors", "best.safetensors"
 
@@ -94,6 +97,8 @@ def save_checkpoint(out: Path, state: TrainingState, record: dict, extra: dict) 
     }
     if state.pairs is not None:
         values["pairs"] = state.pairs.state_dict()
+    if state.projected is not None:
+        values["projected"] = state.projected.state_dict()
     return commit_checkpoint(out, state.images_seen, write, values)
 
 
@@ -158,6 +163,8 @@ def resume(state: TrainingState, folder: Path) -> dict:
             state.path_length.copy_(values["path_length"])
         if state.pairs is not None:
             state.pairs.load_state_dict(values["pairs"])
+        if state.projected is not None:
+            state.projected.load_state_dict(values["projected"])
         state.step, state.images_seen, extra = (values[name] for name in ("iteration", "images_seen", "extra"))
     return extra
 
@@ -165,6 +172,7 @@ def resume(state: TrainingState, folder: Path) -> dict:
 # ---- The beginning of a GAN training: new networks, another network's weights, or the last checkpoint.
 
 _IMAGES = 40
+PROJECTED_LR = 0.001
 _PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -197,11 +205,17 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         generator = generator_class(generator_config)(generator_config)
         discriminator = Discriminator(config.discriminator(label_size))
         of_pairs = Discriminator(config.pair_discriminator(label_size)) if config.pairs else None
+        projected = None
+        if config.projected:
+            network = load_efficientnet(config.projected_network)
+            projected = new_projected(network, config.projected_ratio, PROJECTED_LR, device)
     average, origin, lines = None, {}, []
     if config.transfer and folder is None:
         average, origin, lines = _transfer(config.transfer, generator, discriminator, images)
         if of_pairs is not None:
             lines.append(_transfer_pairs(config.transfer, of_pairs))
+        if projected is not None:
+            lines.append(_transfer_projected(config.transfer, projected))
     if config.precision != "auto":
         for network in (generator, discriminator, *((of_pairs,) if of_pairs else ())):
             set_precision(network, _PRECISIONS[config.precision])
@@ -220,12 +234,15 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
     )
     if of_pairs is not None:
         state.pairs = _pair_training(config, of_pairs.to(device), device)
+    state.projected = projected
     if average is not None:
         state.generator_ema.load_state_dict(average.state_dict())
     if frozen and folder is None:
         count = sum(p.numel() for name, p in discriminator.named_parameters() if name in frozen)
         lines.append(f"--freeze-d {config.freeze_d}: {count:,} of the discriminator's parameters stay as they are")
     if folder is None:
+        if projected is not None:
+            origin = origin | {"projected": projected.record()}
         return Start(state, origin | identity_record(state), None, lines)
     extra = resume(state, folder)
     _check_identity(config, extra["origin"].get("identity"), identity_record(state).get("identity"))
@@ -246,6 +263,17 @@ def _transfer_pairs(path: Path, of_pairs: Discriminator) -> str:
                 of_pairs.load_state_dict(weights)
                 return "the pair discriminator is the checkpoint's"
     return "the pair discriminator starts anew: give a network in a folder of checkpoints/ to keep its own"
+
+
+def _transfer_projected(path: Path, projected: ProjectedTraining) -> str:
+    """As `_transfer_pairs`, for a projected discriminator with its optimiser: it has the same shapes at every size."""
+    if (path.parent / STATE).is_file():
+        with damage_named(path.parent):
+            values = read_state(path.parent).get("projected")
+            if values is not None:
+                projected.load_state_dict(values)
+                return "the projected discriminator is the checkpoint's"
+    return "the projected discriminator starts anew"
 
 
 def _pair_training(config: GanTraining, discriminator: Discriminator, device: torch.device) -> PairTraining:

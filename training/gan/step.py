@@ -9,8 +9,6 @@ inside a `torch.distributed` group.
 
 import copy
 import dataclasses
-import functools
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,18 +16,18 @@ import torch.nn.functional as F
 from torch import (
     _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]  (torch's stubs do not export what torch exports)
     _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
-    _foreach_div_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
-    _foreach_lerp_,  # pyright: ignore[reportPrivateImportUsage]  (the same)
 )
 
 from passersby.stylegan3 import Discriminator, Generator
 from training.gan.augment import AdaController, Draws, apply
 from training.gan.inputs import Inputs, Latents
 from training.gan.losses import blur, discriminator_loss, generator_loss, path_lengths, r1_penalty, synthesize
+from training.gan.optimizers import apply_gradients, new_adam, update_ema
 from training.workers import Scalars, average_over_workers, workers
 
 if TYPE_CHECKING:
     from training.gan.pairs import PairInputs, PairTraining
+    from training.gan.projected import ProjectedTraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +60,7 @@ class TrainingState:
     real_signs: torch.Tensor  # [2]: sum of sign(D(real)) and count since p was last adapted, of this worker
     frozen: frozenset[str] = frozenset()  # parameters of the discriminator that stay unchanged (Freeze-D)
     pairs: "PairTraining | None" = None  # the pair discriminator, where the training has one
+    projected: "ProjectedTraining | None" = None  # the projected discriminator, where the training has one
     step: int = 0
     images_seen: int = 0
     path_length: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros([]))  # [], the average length
@@ -100,27 +99,22 @@ def new_state(
     )
 
 
-def new_adam(parameters: Iterable[torch.nn.Parameter], lr: float, interval: int | None) -> torch.optim.Adam:
-    """Adam for a network with a lazy regularisation every `interval` steps; None: without one.
-
-    Such a network takes 17 Adam steps in place of 16, so its rate and betas are adjusted (StyleGAN2, appendix B:
-    c = k / (k + 1), rate * c, betas ** c).
-    """
-    correction = 1.0 if interval is None else interval / (interval + 1)
-    return torch.optim.Adam(parameters, lr=lr * correction, betas=(0.0, 0.99**correction), eps=1e-8)
-
-
 def blur_sigma(settings: StepSettings, images_seen: int) -> float:
     """Width in pixels of the blur before the discriminator: falls linearly from its start value to 0."""
     return settings.blur_start_sigma * max(1 - images_seen / settings.blur_fade_images, 0.0)
+
+
+def seen(images: torch.Tensor, sigma: float, draws: Draws | None) -> torch.Tensor:
+    """Images [N, 3, H, W] as discriminators see them: after blur and then augmentation."""
+    images = blur(images, sigma)
+    return images if draws is None else apply(images, draws)
 
 
 def judge(
     state: TrainingState, images: torch.Tensor, labels: torch.Tensor | None, sigma: float, draws: Draws | None
 ) -> torch.Tensor:
     """Logits [N, 1] of images [N, 3, H, W] from the discriminator, after blur and then augmentation."""
-    images = blur(images, sigma)
-    return state.discriminator(images if draws is None else apply(images, draws), labels)
+    return state.discriminator(seen(images, sigma, draws), labels)
 
 
 def generator_phase(
@@ -139,8 +133,12 @@ def generator_phase(
     state.train("generator", True)
     if fakes is None:
         fakes = synthesize(state.generator, latents)
-    loss = generator_loss(judge(state, fakes, latents.labels, sigma, draws))
+    shown = seen(fakes, sigma, draws)
+    loss = generator_loss(state.discriminator(shown, latents.labels))
     total, scalars = loss.mean(), {"G/loss": loss.detach()}
+    if state.projected is not None:
+        more, more_scalars = state.projected.generator_loss(shown, fakes, loss.mean(), pairs is not None)
+        total, scalars = total + more, scalars | more_scalars
     if state.pairs is not None and pairs is not None:
         pair_loss, pair_scalars = state.pairs.generator_loss(fakes, latents.labels, sigma, pairs)
         total, scalars = total + pair_loss.mean(), scalars | pair_scalars
@@ -207,7 +205,8 @@ def discriminator_phase(
     """Add gradients of the discriminator's loss on reals [N, 3, H, W]; moves the averages inside the generator.
 
     `draws` augment the fakes and the reals. `fakes` are images of the latents without a graph; by default the phase
-    makes them, and only then moves the averages. With `pairs` the pair discriminator learns from the same fakes.
+    makes them, and only then moves the averages. With `pairs` the pair discriminator learns from the same fakes, and a
+    projected discriminator takes its step.
     """
     if fakes is None:
         with torch.no_grad():
@@ -215,9 +214,10 @@ def discriminator_phase(
     state.train("discriminator", True)
     # Two forward passes, because the minibatch deviations of fakes and reals must not mix. Two backward passes need the
     # memory of only one.
-    fake_logits = judge(state, fakes, latents.labels, sigma, draws[0])
+    fakes_seen, reals_seen = seen(fakes, sigma, draws[0]), seen(reals, sigma, draws[1])
+    fake_logits = state.discriminator(fakes_seen, latents.labels)
     F.softplus(fake_logits).mean().backward()
-    real_logits = judge(state, reals, labels, sigma, draws[1])
+    real_logits = state.discriminator(reals_seen, labels)
     F.softplus(-real_logits).mean().backward()
     state.train("discriminator", False)
     fake_logits, real_logits = fake_logits.detach(), real_logits.detach()
@@ -226,6 +226,8 @@ def discriminator_phase(
         "scores/fake": fake_logits,
         "scores/real": real_logits,
     }
+    if state.projected is not None:
+        scalars |= state.projected.discriminator_step(fakes_seen, reals_seen, pairs is not None)
     if state.pairs is not None and pairs is not None:
         scalars |= state.pairs.discriminator_phase(fakes, latents.labels, sigma, pairs)
     return scalars
@@ -248,56 +250,12 @@ def regularization_phase(
     return {"D/r1": penalty.detach()}
 
 
-@torch.no_grad()
-def apply_gradients(optimizer: torch.optim.Optimizer, rounds: int = 1) -> None:
-    """Average the gradients over rounds and workers, make them finite (nan -> 0, +-inf -> +-1e5), step, clear them.
-
-    The reference does the same, and has no loss scale in float16 either.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if rounds > 1:
-        _foreach_div_(gradients, float(rounds))
-    average_over_workers(gradients)
-    make_finite(gradients)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def make_finite(gradients: Sequence[torch.Tensor], together: bool | None = None) -> None:
-    """nan -> 0, +-inf -> +-1e5 in every gradient, in place. All are of one dtype, on one device.
-
-    together: in three calls instead of one for each of two hundred gradients, which a GPU's host would take longer to
-    launch than the GPU computes. By default on a GPU.
-    """
-    finite = functools.partial(torch.nan_to_num, nan=0.0, posinf=1e5, neginf=-1e5)
-    if together is None:
-        together = bool(gradients) and gradients[0].is_cuda
-    if not together or not all(map(_is_dense, gradients)):
-        for gradient in gradients:
-            finite(gradient, out=gradient)
-    else:
-        rows = [gradient.as_strided((gradient.numel(),), (1,)) for gradient in gradients]  # in the order of memory
-        _foreach_copy_(rows, finite(torch.cat(rows)).split([len(row) for row in rows]))
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-
-
 def ema_beta(settings: StepSettings, images_seen: int, batch: int) -> float:
     """The share that the averaged generator keeps in an iteration of `batch` images."""
     half_life = settings.ema_half_life_images
     if settings.ema_ramp is not None:
         half_life = min(half_life, images_seen * settings.ema_ramp)
     return 0.5 ** (batch / max(half_life, 1e-8))
-
-
-@torch.no_grad()
-def update_ema(average: Generator, generator: Generator, beta: float) -> None:
-    """average <- beta * average + (1 - beta) * generator; buffers are copied, because they are averages already."""
-    _foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - beta)
-    _foreach_copy_(list(average.buffers()), list(generator.buffers()))
 
 
 def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs) -> Scalars:

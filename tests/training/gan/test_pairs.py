@@ -19,6 +19,7 @@ from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, G
 from passersby.stylegan3 import discriminator as discriminator_module
 from tests.helpers.double_precision import doubled, float64_for_float32
 from tests.helpers.listings import training_listing
+from training.gan import optimizers
 from training.gan import step as gan
 from training.gan.augment import AdaController, apply, draw
 from training.gan.config import GanTraining
@@ -280,7 +281,7 @@ def new_state(label_size: int = 0, ema_beta: float = 1.0, gamma=2.0, weight=0.25
         of_pairs = Discriminator(DiscriminatorConfig(16, 8, c_dim=2 * label_size, img_channels=6, **sizes))
     of_pairs.train().requires_grad_(False)
     state = gan.new_state(generator, discriminator)
-    optimizer = gan.new_adam(of_pairs.parameters(), 0.002, 16)
+    optimizer = optimizers.new_adam(of_pairs.parameters(), 0.002, 16)
     state.pairs = PairTraining(of_pairs, optimizer, ada or AdaController(), torch.zeros(2), gamma, weight)
     return state
 
@@ -562,7 +563,7 @@ def test_a_stored_pair_discriminator_goes_on_as_it_would_have():
     assert other.pairs.real_signs.tolist() == state.pairs.real_signs.tolist() != [0, 0]
     for pairs in (state.pairs, other.pairs):
         pairs.regularization_phase(0.0, 16, random_inputs("plain").pairs)
-        gan.apply_gradients(pairs.optimizer)
+        optimizers.apply_gradients(pairs.optimizer)
     for name, value in state.pairs.discriminator.state_dict().items():
         assert torch.equal(value, other.pairs.discriminator.state_dict()[name]), name
 

@@ -11,6 +11,7 @@ from passersby.stylegan3.discriminator import reference_discriminator_config
 from passersby.stylegan3.generator import reference_generator_config, set_kernel
 from passersby.stylegan3.ops.filtered_lrelu import Kernel
 from training.gan import losses as gan_losses
+from training.gan import optimizers
 from training.gan import step as gan
 from training.gan.inputs import Inputs, Latents
 
@@ -191,7 +192,7 @@ def test_gradients_are_made_finite_before_the_step():
     parameter = torch.nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     parameter.grad = torch.tensor([float("nan"), float("inf"), -float("inf"), 2.0])
-    gan.apply_gradients(optimizer)
+    optimizers.apply_gradients(optimizer)
     assert parameter.tolist() == [0.0, -1e5, 1e5, -2.0]
     assert parameter.grad is None
 
@@ -201,12 +202,12 @@ def test_gradients_are_made_finite_together_as_one_by_one():
     values = torch.tensor([nan, inf, -inf, 3e6, 1.0, -2.0]).repeat(12)
     gradients = [values[:7], values.view(2, 4, 3, 3).to(memory_format=torch.channels_last), values.view(8, 9)]
     one_by_one, together = ([part.clone() for part in gradients] for _ in range(2))
-    gan.make_finite(one_by_one)
-    gan.make_finite(together, together=True)
+    optimizers.make_finite(one_by_one)
+    optimizers.make_finite(together, together=True)
     assert all(map(torch.equal, one_by_one, together))
     assert one_by_one[0].tolist() == [0, 1e5, -1e5, 3e6, 1, -2, 0]
     strided = values.view(8, 9)[:, ::2]
-    gan.make_finite([strided], together=True)
+    optimizers.make_finite([strided], together=True)
     assert strided.isfinite().all()
 
 

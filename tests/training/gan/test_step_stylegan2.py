@@ -14,6 +14,7 @@ import torch.distributed
 from passersby import stylegan2
 from passersby.stylegan3 import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from tests.helpers.stylegan2_reference import REFERENCE, discriminator, drawn, generator
+from training.gan import optimizers
 from training.gan import step as gan
 from training.gan.augment import draw
 from training.gan.inputs import AUGMENTED, Inputs, Latents, Noise
@@ -259,11 +260,11 @@ def one_pass_in_two(state: gan.TrainingState, settings: StepSettings, inputs: In
     latents, draws = inputs.latents[0], inputs.draws
     fakes = (draws.get("fakes"), draws.get("reals"))
     gan.discriminator_phase(state, inputs.reals, latents, 0.0, inputs.labels, fakes)
-    gan.apply_gradients(state.discriminator_optimizer)
+    optimizers.apply_gradients(state.discriminator_optimizer)
     gan.regularization_phase(state, inputs.reals, 0.0, settings, inputs.labels, draws.get("r1"))
-    gan.apply_gradients(state.discriminator_optimizer)
+    optimizers.apply_gradients(state.discriminator_optimizer)
     gan.generator_phase(state, latents, 0.0, draws.get("generator"))
-    gan.apply_gradients(state.generator_optimizer)
+    optimizers.apply_gradients(state.generator_optimizer)
 
 
 @pytest.mark.parametrize("family", ["2", "t"])
