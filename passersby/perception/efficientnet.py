@@ -79,10 +79,10 @@ def _filled(tensors: dict[str, torch.Tensor]) -> nn.Module:
 
 def _stages(network: nn.Module) -> nn.Sequential:
     """The network up to its last map in four parts, each of which ends with a map."""
-    blocks = [*network.blocks]  # pyright: ignore[reportArgumentType, reportCallIssue]  (a Sequential)
+    blocks = list(network.get_submodule("blocks").children())
     ends = [0, *(stage + 1 for stage in _STAGES)]
     parts = [nn.Sequential(*blocks[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True)]
-    stem = nn.Sequential(network.conv_stem, network.bn1)  # pyright: ignore[reportArgumentType]
+    stem = nn.Sequential(network.get_submodule("conv_stem"), network.get_submodule("bn1"))
     stages = nn.Sequential(nn.Sequential(stem, parts[0]), *parts[1:])
     for module in list(stages.modules()):
         _fold(module)
