@@ -38,6 +38,7 @@ SEEDS ?= 0 1 2
 FULL_SEEDS ?= 0 1 2 3 4
 CHAIN = $(or $(OUT),out/$@)
 PAIRS = passersby/demo/toy_crowd_pairs.safetensors
+MIXED = passersby/demo/toy_crowd.safetensors
 GPUS = $(if $(GPU_SHARE),--gpus-per-trial $(GPU_SHARE))
 SWEEP = $(BIN)/python jobs/sweep.py --data $(CHAIN)/crowd $(GPUS)
 SCARCE = $(SWEEP) --preset scarce-small --sweep artificial-people --generated $(CHAIN)/people --steps $(or $(STEPS),1000)
@@ -66,11 +67,11 @@ chain-full: setup  ## the same with chosen recipes and five seeds, then 200 labe
 chain-variants: setup  ## new pictures of real people, three ways: hours on two cores, most for the encoder
 	$(BIN)/python jobs/make_toy_crowd.py --out $(CHAIN)/crowd
 	$(BIN)/python jobs/train_reid.py --preset strong-small --data $(CHAIN)/crowd --out $(CHAIN)/identity
-	$(BIN)/python jobs/train_encoder.py --preset tiny --data $(CHAIN)/crowd --generated-share 0.25 --steps 1500 --validation-steps 150 \
-	    --identity-network $(CHAIN)/identity/network.safetensors --out $(CHAIN)/encoder
-	$(BIN)/python jobs/invert.py --data $(CHAIN)/crowd --encoder $(CHAIN)/encoder/encoder.safetensors --pictures 1 \
+	$(BIN)/python jobs/train_encoder.py --preset tiny --data $(CHAIN)/crowd --network $(MIXED) --generated-share 0.25 \
+	    --steps 1500 --validation-steps 150 --identity-network $(CHAIN)/identity/network.safetensors --out $(CHAIN)/encoder
+	$(BIN)/python jobs/invert.py --data $(CHAIN)/crowd --network $(MIXED) --encoder $(CHAIN)/encoder/encoder.safetensors --pictures 1 \
 	    --refine w --refine-steps 40 --identity $(CHAIN)/identity/network.safetensors --out $(CHAIN)/latents
-	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --variants 20 --out $(CHAIN)/variants \
+	$(BIN)/python jobs/generate.py --latents $(CHAIN)/latents --network $(MIXED) --variants 20 --out $(CHAIN)/variants \
 	    --identity $(CHAIN)/identity/network.safetensors --real $(CHAIN)/crowd
 	$(SWEEP) --out $(CHAIN)/sweep --seeds $(SEEDS) --preset strong-small --set sampler=shuffle triplet_weight=0 \
 	    --sweep variants-of-real-people --generated $(CHAIN)/variants --latents $(CHAIN)/latents \

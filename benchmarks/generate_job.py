@@ -45,7 +45,7 @@ class Config:
     """How many of them the study's way makes; an even number."""
     variants: int = 16
     """Pictures of each."""
-    network: Path = weights.DEMO_NETWORK
+    network: Path = weights.DEMO_STYLEGAN3
     """The network of both ways."""
 
 

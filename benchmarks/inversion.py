@@ -91,7 +91,7 @@ class Bench:
 
     def __init__(self, config: Config):
         torch.set_num_threads(config.threads)
-        loaded, network = load_encoder(config.encoder), load_network(config.network or weights.DEMO_NETWORK)
+        loaded, network = load_encoder(config.encoder), load_network(config.network or weights.DEMO_STYLEGAN3)
         check_pair(loaded, network.generator.config, network.sha256)
         self.generator: Generator = network.generator
         self.encoder, self.average = loaded.encoder, loaded.average

@@ -117,7 +117,7 @@ def run_of(out: Path, units: int) -> GenerationRun:
     shutil.rmtree(out, ignore_errors=True)
     output = Output(str(out))
     config = generate.Config(out=str(out), people=units, variants=1, unit_images=1, **SIZE)
-    return begin_run(output, config.frozen(Inputs(weights.DEMO_NETWORK)), units)
+    return begin_run(output, config.frozen(Inputs(weights.DEMO_STYLEGAN3)), units)
 
 
 def many_units(config: Config) -> None:

@@ -63,7 +63,7 @@ class Config:
 
     out: Path
     """A folder for the card; older files of it are replaced."""
-    network: Path = weights.DEMO_NETWORK
+    network: Path = weights.DEMO_STYLEGAN3
     """What jobs/generate.py takes: a .safetensors, a reference .pkl or a .pt state dict."""
     people: Annotated[int, Bound(ge=2, note="with one there is nothing to compare")] = 240
     """Number of people. Person i is seed + i."""

@@ -59,7 +59,7 @@ class Config:
     """A re-ID network, which measures only."""
     out: Path
     """Folder for results.json and the picture."""
-    network: Path = weights.DEMO_NETWORK.with_name("toy_crowd_pairs.safetensors")
+    network: Path = weights.DEMO_NETWORK
     """A network of jobs/train_gan.py --pairs."""
     people: int = 12
     """People, evenly spread."""

@@ -31,7 +31,7 @@ class Config:
 
     data: Path
     out: Path
-    network: Path = weights.DEMO_NETWORK
+    network: Path = weights.DEMO_STYLEGAN3
     """Where the transferred ones start."""
     height: int = 32
     width: int = 16

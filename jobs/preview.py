@@ -1,4 +1,4 @@
-"""Draw a contact sheet of people x layer groups, to choose `--layers` of jobs/generate.py by looking."""
+"""Draw a contact sheet of people x kinds of variants, to choose `--layers` of jobs/generate.py by looking."""
 
 import sys
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other pro
 from actors.style_mixer import StyleMixer
 from datasets.people.decoding import decode
 from datasets.runs.card import pose_layers
-from datasets.runs.configuration import RECIPE
+from datasets.runs.configuration import CAMERA, RECIPE
 from datasets.runs.plan import LAYER_GROUPS, NUM_WS, POSE, Configuration, layers_text, parse_layers
 from datasets.runs.rows import images_of
 from datasets.storage.local_copy import local_copy
@@ -22,7 +22,7 @@ from jobs.common import run_job
 from passersby.bounds import Bound, check_bounds
 from passersby.errors import InputError
 from passersby.files import file_sha256
-from passersby.stylegan3.checkpoint import LoadedNetwork, load_config, load_network
+from passersby.stylegan3.checkpoint import LoadedNetwork, load_network
 from passersby.weights import DEMO_NETWORK
 from reporting.grid import SheetCell, SheetRow, contact_sheet, save_png
 from reporting.page import is_toy
@@ -37,6 +37,7 @@ class Preview:
     The pictures are those that jobs/generate.py makes with the same seed and layers, before it stores them.
     Variant v of a person takes its layers from the same other code in every group.
     So you can compare the groups column by column.
+    Of a network of identity pairs the sheet also shows each person as other cameras see it.
     """
 
     network: Annotated[str | Path, tyro.conf.arg(metavar="PATH_OR_URI")] = DEMO_NETWORK
@@ -50,9 +51,11 @@ class Preview:
     """Pictures of each person for each group of layers, beside the base image."""
     seed: int = 0
     """Seed of the first person."""
-    groups: tuple[str, ...] = ("coarse", "middle", "fine")
+    groups: tuple[str, ...] | None = None
     """Groups of layers to compare: pose, coarse, middle, fine, all, or numbers such as 3,5-8.
-    pose: those that jobs/generate.py takes by default, as the network's card says."""
+    pose: those that jobs/generate.py takes by default, as the network's card says.
+    camera: no layers, but the variants of --method camera, of a network of identity pairs.
+    By default coarse, middle and fine, and first camera where the network has it."""
     truncation_psi: float = 0.7
     """Pulls every code towards the average person: 1 keeps the whole variety, 0 leaves only the average person.
     The default is that of jobs/generate.py."""
@@ -67,8 +70,8 @@ class Preview:
 def main(options: Preview) -> None:
     """Check, draw, save; prints the path of the sheet. Raises InputError for bad values."""
     path = local_copy(options.network, "--network")
-    groups = check(options, load_config(path).num_ws)
     network = load_network(path)
+    groups = check(options, network.generator.num_ws, network.has_who)
     base, groups_images = draw(options, network, list(groups.values()))
     toy = "made from a toy: drawn people, no real ones · " if is_toy(network.record) else ""
     rows = []
@@ -79,34 +82,46 @@ def main(options: Preview) -> None:
         rows.append(SheetRow(f"seed {options.seed + person}", cells))
     sheet = contact_sheet(
         rows,
-        title=f"Which layers? {path.name}",
-        subtitle=f"{toy}pictures of one number mix in the same other person",
+        title=f"Which variants? {path.name}",
+        subtitle=f"{toy}pictures of one number take from the same other code",
         headings=[("base", 1), *((name, options.variants) for name in groups)],
     )
     save_png(options.out, sheet)
     print(options.out)
 
 
-def check(options: Preview, num_ws: int = NUM_WS) -> dict[str, tuple[int, ...]]:
-    """The groups by heading, each with its w indices. Raises InputError for the first value out of range.
+def check(options: Preview, num_ws: int = NUM_WS, has_who: bool = False) -> dict[str, tuple[int, ...]]:
+    """The groups by heading, each with its w indices, `camera` with none. Raises InputError for the first value out of
+    range.
 
-    num_ws: the network's style inputs.
+    num_ws: the network's style inputs. has_who: it was trained by identity pairs.
     """
     check_bounds(options)
-    if not options.groups:
-        names = ", ".join([POSE, *LAYER_GROUPS])
+    chosen = options.groups
+    if chosen is None:
+        chosen = (*((CAMERA,) if has_who else ()), "coarse", "middle", "fine")
+    if not chosen:
+        names = ", ".join([CAMERA, POSE, *LAYER_GROUPS])
         raise InputError(f"--groups: give at least one of {names}, or w indices such as 3,5-8")
     if options.out.suffix.lower() != ".png":
         raise InputError(f"--out {options.out}: the sheet is a PNG file, give a name that ends in .png")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no usable GPU here; leave it out to run on the CPU")
-    images = options.people * (1 + options.variants * len(options.groups))
+    images = options.people * (1 + options.variants * len(chosen))
     if images > MOST_IMAGES:
         raise InputError(f"{images} pictures on one sheet: at most {MOST_IMAGES} fit; lower --people or --variants")
     if options.seed + options.people > 2**32:
         raise InputError(f"--seed {options.seed}: the last person would have a seed above {2**32 - 1}; give less")
     groups, reasons = {}, []
-    for text in options.groups:
+    for text in chosen:
+        if text == CAMERA:
+            if not has_who:
+                raise InputError(
+                    f"--groups camera: the record of {Path(options.network).name} names no half of its codes that says "
+                    "who; give groups of layers"
+                )
+            groups["other cameras"] = ()
+            continue
         if text == POSE:
             network = local_copy(options.network, "--network")
             pose = pose_layers(options.network, file_sha256(network, "--network"), num_ws)
@@ -123,13 +138,17 @@ def check(options: Preview, num_ws: int = NUM_WS) -> dict[str, tuple[int, ...]]:
     return groups
 
 
-def configure(options: Preview, layers: tuple[int, ...], network: str) -> Configuration:
-    """What jobs/generate.py would freeze for these layers; its filters' settings have no meaning here."""
+def configure(options: Preview, layers: tuple[int, ...], network: str, cameras: tuple[int, ...] = ()) -> Configuration:
+    """What jobs/generate.py would freeze for these layers; its filters' settings have no meaning here.
+
+    No layers: the variants of --method camera, of a network that has labels for these cameras.
+    """
     return Configuration(
         seed=options.seed,
         variants=1 + options.variants,
-        method="mix",
+        method="mix" if layers else CAMERA,
         layers=layers,
+        cameras=() if layers else cameras,
         amount=None,
         truncation_psi=options.truncation_psi,
         network=network,
@@ -154,8 +173,10 @@ def draw(options: Preview, network: LoadedNetwork, groups: list[tuple[int, ...]]
     unit = pa.table({"unit": [0], "first_person": [0], "people": [options.people]})
     base, drawn = [], []
     for number, layers in enumerate(groups, start=1):
-        print(f"layers {number} of {len(groups)}: {', '.join(map(str, layers))}", file=sys.stderr)
-        mixer = StyleMixer(network.generator, configure(options, layers, network.sha256), options.device)
+        words = f"layers {', '.join(map(str, layers))}" if layers else "other cameras"
+        print(f"{number} of {len(groups)}: {words}", file=sys.stderr)
+        configuration = configure(options, layers, network.sha256, network.cameras)
+        mixer = StyleMixer(network.generator, configuration, options.device)
         contents = images_of(mixer(unit))["image"].to_pylist()
         images = [None if content is None else decode(content) for content in contents]
         per_person = 1 + options.variants

@@ -40,14 +40,15 @@ class WeightEntry:
     option: str
 
 
-# A small network that this project trained on its toy crowd. With it, users can try everything offline.
-DEMO_NETWORK = Path(__file__).resolve().parent / "demo" / "toy_crowd.safetensors"
-DEMO_PAIRS = DEMO_NETWORK.with_name("toy_crowd_pairs.safetensors")  # of identity pairs
+# Small networks that this project trained on its toy crowd. With them, users can try everything offline. The first,
+# which the jobs take by default, was trained by identity pairs; the second is a StyleGAN3, whose variants mix layers.
+DEMO_NETWORK = Path(__file__).resolve().parent / "demo" / "toy_crowd_pairs.safetensors"
+DEMO_STYLEGAN3 = DEMO_NETWORK.with_name("toy_crowd.safetensors")
+_STYLEGAN3_SHA256 = "176214e5a71781b5dfbb1776447b566c5a81591df246f67aedc149276f387ace"
 
 # The sha256 of demo networks of earlier versions, and the commit and path where the repository has each.
 _FORMER_DEMO_NETWORKS = {
     "2eb112ad964da95f5be07e09bb53e4d35e72998801afeb38bcfb78e134af8b9a": "f9620e4:models/demo/toy_crowd.safetensors",
-    "176214e5a71781b5dfbb1776447b566c5a81591df246f67aedc149276f387ace": "f00fa60:models/demo/toy_crowd.safetensors",
     "c702a2d8c55636f7dda4a13e3158017f8c3d2f4a7f6cecac19ebeca956ed28d5": (
         "8a975a5:passersby/demo/toy_crowd_pairs.safetensors"
     ),
@@ -59,6 +60,11 @@ _FORMER_DEMO_NETWORKS = {
 
 def former_demo_network(sha256: str) -> str | None:
     """What a user does to go on with a demo network of an earlier version; None for any other network."""
+    if sha256 == _STYLEGAN3_SHA256:
+        return (
+            f"the demo network of an earlier version (sha256 {sha256}; f00fa60:models/demo/toy_crowd.safetensors): "
+            f"give --network {DEMO_STYLEGAN3}"
+        )
     if sha256 not in _FORMER_DEMO_NETWORKS:
         return None
     place = _FORMER_DEMO_NETWORKS[sha256]

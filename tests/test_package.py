@@ -27,10 +27,11 @@ for name in names:
     assert pathlib.Path(module.__file__).is_relative_to(wheel), f"{name} comes from {module.__file__}"
 from datasets.runs.card import pose_layers
 from passersby.stylegan3 import load_network
-from passersby.weights import DEMO_NETWORK
+from passersby.weights import DEMO_NETWORK, DEMO_STYLEGAN3
 assert DEMO_NETWORK.is_relative_to(wheel)
-loaded = load_network(DEMO_NETWORK)
-assert "says toy_crowd.card.json" in pose_layers(DEMO_NETWORK, loaded.sha256).reason
+assert load_network(DEMO_NETWORK).has_who
+loaded = load_network(DEMO_STYLEGAN3)
+assert "says toy_crowd.card.json" in pose_layers(DEMO_STYLEGAN3, loaded.sha256).reason
 network = loaded.generator.config
 print(len(names), "modules;", network.height, "x", network.width)
 """
@@ -83,7 +84,8 @@ def test_the_wheel_has_the_data_of_every_folder(wheel):
         paths = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file())
         return {str(path.relative_to(root)) for path in paths if path.suffix not in (".py", ".pyc")}
 
-    named = {"reporting/report.html.j2", "passersby/demo/toy_crowd.safetensors", "passersby/demo/toy_crowd.card.json"}
+    demo = {f"passersby/demo/{name}" for name in ("toy_crowd.safetensors", "toy_crowd.card.json")}
+    named = {"reporting/report.html.j2", "passersby/demo/toy_crowd_pairs.safetensors", *demo}
     assert data(wheel) == data(ROOT) >= named
 
 

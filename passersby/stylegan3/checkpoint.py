@@ -111,7 +111,7 @@ def load_generator(file: str | os.PathLike = weights.DEMO_NETWORK, device: str =
     >>> people = generator.images([0, 1, 2], truncation_psi=0.7)
     >>> people.shape, people.dtype
     ((3, 64, 32, 3), dtype('uint8'))
-    >>> variants = generator.images([0, 0], others=[7, 8], layers=range(5, 12), truncation_psi=0.7)
+    >>> variants = generator.images([0, 0], others=[7, 8], layers=range(4), truncation_psi=0.7)
     """
     return load_network(file).generator.to(device)
 

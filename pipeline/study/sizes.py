@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TypedDict
 
-from passersby.weights import DEMO_PAIRS
+from passersby.weights import DEMO_NETWORK
 
 
 class Size(TypedDict):
@@ -36,7 +36,7 @@ _PAIRS = (
 SIZES: dict[str, Size] = {
     "laptop": {
         "generator": ("--preset", "tiny-pairs"),
-        "transfer": DEMO_PAIRS,
+        "transfer": DEMO_NETWORK,
         "identity_loss": True,
         "kimg": 60.0,
         "people": 200,

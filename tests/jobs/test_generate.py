@@ -24,6 +24,7 @@ from jobs import generate, refilter
 from jobs.generate import Config
 from passersby import weights
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.stylegan3.checkpoint import load_network
 from tests.helpers.drivers import stages_here
 
@@ -268,11 +269,21 @@ def test_a_folder_of_an_earlier_demo_network_says_how_to_go_on(config, network, 
     with pytest.raises(InputError) as caught:
         generate.main(config)
     assert str(caught.value) == (
-        f"--out {config.out} was begun with the demo network of an earlier version (sha256 {former}): write it into a "
-        "file, git show f00fa60:models/demo/toy_crowd.safetensors > former.safetensors, and give "
-        "--network former.safetensors"
+        f"--out {config.out} was begun with the demo network of an earlier version (sha256 {former}; "
+        f"f00fa60:models/demo/toy_crowd.safetensors): give --network {weights.DEMO_STYLEGAN3}"
     )
     assert snapshot(config.out) == before
+    assert file_sha256(weights.DEMO_STYLEGAN3) == former
+    earlier = "2eb112ad964da95f5be07e09bb53e4d35e72998801afeb38bcfb78e134af8b9a"
+    configuration = dataclasses.replace(configuration, network=earlier)
+    output.write(PLAN_FILE, begin_run(Output(str(tmp_path / "other")), configuration, 3).plan.to_json())
+    with pytest.raises(InputError) as caught:
+        generate.main(config)
+    assert str(caught.value) == (
+        f"--out {config.out} was begun with the demo network of an earlier version (sha256 {earlier}): write it into a "
+        "file, git show f9620e4:models/demo/toy_crowd.safetensors > former.safetensors, and give "
+        "--network former.safetensors"
+    )
 
 
 def test_networks_that_are_none_are_refused(config, network, tmp_path):

@@ -73,6 +73,27 @@ def test_the_layers_of_the_pose_are_those_of_the_networks_card(tmp_path, capsys)
     assert capsys.readouterr().err == ""  # bad input is one line
 
 
+def test_a_network_of_identity_pairs_also_shows_other_cameras(tmp_path, capsys):
+    torch.manual_seed(0)
+    config = stylegan2.GeneratorConfig(32, 16, mapping_layers=2, channel_base=512, channel_max=16)
+    path = tmp_path / "pairs.safetensors"
+    save_network(path, stylegan2.Generator(config).eval(), record={"z": {"who": [0, 256], "how": [256, 512]}})
+    chosen, loaded = options(path, tmp_path, groups=None), load_network(path)
+    groups = check(chosen, loaded.generator.num_ws, loaded.has_who)
+    assert list(groups) == ["other cameras", "coarse 0-2", "middle 2-6", "fine 7"]
+    base, (seen, *_) = draw(chosen, loaded, list(groups.values()))
+    assert "1 of 4: other cameras" in capsys.readouterr().err
+    # Variant v keeps who, and takes the how of the code that the other groups take layers from.
+    z = np.random.RandomState(7).randn(1, 512)  # noqa: NPY002 - the reference tools' seeds
+    with torch.no_grad():
+        image = to_uint8(loaded.generator(torch.from_numpy(z), truncation_psi=0.7))[0].numpy()
+    assert np.abs(base[0].astype(int) - image).max() <= 1
+    assert (seen[0][0] != base[0]).any()
+    main(chosen)
+    with pytest.raises(InputError, match="--groups camera: the record of x names no half of its codes that says who"):
+        check(Preview(network=Path("x"), groups=("camera",)))
+
+
 def test_a_stylegan2_is_drawn_with_the_groups_of_its_style_inputs(tmp_path, capsys):
     torch.manual_seed(0)
     config = stylegan2.GeneratorConfig(32, 16, mapping_layers=2, channel_base=512, channel_max=16)

@@ -286,16 +286,21 @@ def test_a_measured_card_is_that_of_its_network(tmp_path, monkeypatch, capsys):
     assert network.read_bytes() == b"stands in"
 
 
-def test_the_demo_network_has_a_card_and_its_layers_are_those_of_the_default():
+def test_the_demo_networks_have_cards_and_layers_of_the_default_are_those_of_the_card():
     from datasets.runs.card import pose_layers
     from passersby.files import file_sha256
-    from passersby.weights import DEMO_NETWORK
+    from passersby.weights import DEMO_NETWORK, DEMO_STYLEGAN3
     from pipeline.generation import Config, Inputs
 
-    sha256 = file_sha256(DEMO_NETWORK)
-    written = json.loads(Path(DEMO_NETWORK).with_suffix(".card.json").read_text())
-    assert written["network"]["sha256"] == sha256
-    assert written["layers"]["pose"] == list(pose_layers(DEMO_NETWORK, sha256).layers)
+    for network in (DEMO_NETWORK, DEMO_STYLEGAN3):
+        sha256 = file_sha256(network)
+        written = json.loads(Path(network).with_suffix(".card.json").read_text())
+        assert written["network"]["sha256"] == sha256
+        frozen = Config(out="", network=str(network)).frozen(Inputs(network))
+        if network == DEMO_NETWORK:  # of identity pairs: it mixes no layers
+            assert (frozen.method, frozen.layers) == ("camera", ())
+            assert "teaching" in written
+    assert written["layers"]["pose"] == list(pose_layers(DEMO_STYLEGAN3, sha256).layers)
     best = best_group(written["layers"]["groups"])
-    assert Config(out="").frozen(Inputs(DEMO_NETWORK)).layers == tuple(written["layers"]["pose"])
+    assert (frozen.method, frozen.layers) == ("mix", tuple(written["layers"]["pose"]))
     assert written["layers"]["groups"][best]["nearest_own"]["value"] >= card.CLEAR

@@ -8,7 +8,7 @@ import tyro
 
 from jobs import calibrate, export, generate, report, score, sweep, train_gan
 from passersby.errors import InputError
-from passersby.weights import DEMO_PAIRS
+from passersby.weights import DEMO_NETWORK
 from pipeline.study.sizes import READY, SIZES
 from pipeline.study.steps import Files, check_levels, steps
 from tests.helpers import studies
@@ -78,7 +78,7 @@ def test_a_generator_starts_from_the_network_of_the_preset_or_from_another(tmp_p
     (generator,) = (step for step in steps(study) if step.name == "generator")
     assert value(list(generator.free), "--transfer") == "/data/start.safetensors"
     assert "--transfer" not in generator.words  # the file may lie elsewhere at another start
-    assert SIZES["laptop"]["transfer"] == DEMO_PAIRS
+    assert SIZES["laptop"]["transfer"] == DEMO_NETWORK
 
 
 def test_a_generator_that_learns_from_the_judge_is_trained_after_it(tmp_path):
