@@ -4,7 +4,8 @@ The pair discriminator learns who is who from few labelled people, and from noth
 same people has learned it already, and its gradients reach the generator from the first step on. The loss asks for no
 more than real pictures have: a generated pair has to be as alike as a real pair of one person, and pictures of two
 generated people as unlike as real pictures of two people. A pair that is so has no loss, so the generator gains nothing
-from pictures that only this network takes for one person.
+from pictures that only this network takes for one person. It learns from the person alone: a gradient at the
+surroundings would teach it to show all pictures of a person in one place.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import torch
 
 from passersby.reid.identity_features import IdentityFeatures
 from training.gan.config import MINIBATCH_GROUP
+from training.reid.changes import person_masks
 from training.workers import Scalars
 
 
@@ -33,7 +35,7 @@ class IdentityLoss:
         the minibatch deviation as another person; the terms of these add up. Otherwise the easy way to make one person
         alike is to make all people alike. The loss does not depend on how a batch is shared among workers.
         """
-        first, second = self._features(fakes)
+        first, second = self._features(_learning_from_the_person(fakes))
         with torch.no_grad():
             alike, unlike = (_cosine(*self._features(pictures)) for pictures in (reals, strangers))
         same = _cosine(first, second)
@@ -48,6 +50,13 @@ class IdentityLoss:
         """Features of the first and of the second pictures of pairs, [P, D] each."""
         features = self.features(pictures)
         return features[::2], features[1::2]
+
+
+def _learning_from_the_person(pictures: torch.Tensor) -> torch.Tensor:
+    """The same pictures [N, 3, H, W], whose gradient is that of a soft mask in the shape of a person."""
+    mask = person_masks(torch.tensor([[0.0, 1.0]]), *pictures.shape[2:])  # [1, H, W], in the middle
+    still = pictures.detach()
+    return still + mask.to(pictures)[:, None] * (pictures - still)
 
 
 def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
