@@ -375,6 +375,22 @@ def test_pairs_as_alike_as_real_ones_have_no_identity_loss():
     assert loss.abs().max() < 1e-6
 
 
+def test_the_identity_loss_teaches_nothing_about_surroundings():
+    class Mean(torch.nn.Module):  # every pixel counts alike
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return F.normalize(images.mean((2, 3)), dim=1)
+
+    loss_of = IdentityLoss(IdentityFeatures(Mean(), (64, 32), "mean", "ab" * 32), 1.0)
+    fakes, reals, strangers = torch.randn(3, 16, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    reals = reals[::2].repeat_interleave(2, 0)  # as alike as can be
+    fakes.requires_grad_(True)
+    loss_of(fakes, reals, strangers)[0].sum().backward()
+    size = fakes.grad.abs().amax((0, 1)) / fakes.grad.abs().max()  # [64, 32]
+    assert size[20:40, 12:20].min() > 0.9  # the torso
+    assert size[:24, :4].max() < 0.02  # the upper corners
+    assert size[:24, -4:].max() < 0.02
+
+
 def test_the_identity_loss_is_one_of_the_generators_alone():
     without, with_loss, inputs = new_state(), new_state(), random_inputs("plain")
     with_loss.pairs.identity = identity_loss(3.0)
