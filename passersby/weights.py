@@ -55,6 +55,9 @@ _FORMER_DEMO_NETWORKS = {
     "9121f2364310863ca64b00ac9348c2397d30bca7306c9948bba9e7967b2600a4": (
         "3588cf4:passersby/demo/toy_crowd_pairs.safetensors"
     ),
+    "8656ec6f3ea40bed64e0fab90d6c6e1f5ceb69514807bdb90bc6b065abccea19": (
+        "890c436:passersby/demo/toy_crowd_pairs.safetensors"
+    ),
 }
 
 
