@@ -133,7 +133,7 @@ def check(options: Preview, num_ws: int = NUM_WS, has_who: bool = False) -> dict
             except InputError as error:
                 raise InputError(str(error).replace("--layers", "--groups", 1)) from error
         groups[f"{text} {layers_text(layers)}" if text in (POSE, *LAYER_GROUPS) else f"layers {text}"] = layers
-        configure(options, layers, "")  # its checks, before the network is read
+        configure(options, layers, "")  # its checks, before anything is drawn
     print(*(f"{reason}\n" for reason in reasons), sep="", end="", file=sys.stderr)
     return groups
 

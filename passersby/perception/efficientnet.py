@@ -13,8 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from passersby import weights
 from passersby.checkpoints import named, read_tensors
 from passersby.errors import InputError
-from passersby.files import file_sha256
 
+WEIGHT = "efficientnet-lite0"  # its name in passersby/weights.py
 CHANNELS = (24, 40, 112, 320)  # of the four maps
 STRIDES = (4, 8, 16, 32)  # pixels of the input for one position of a map
 _ARCHITECTURE = "tf_efficientnet_lite0"
@@ -54,17 +54,13 @@ def load_efficientnet(path: str | os.PathLike | None = None) -> EfficientNet:
 
     Raises InputError, one line with the path, for any other file: maps of other weights are another discriminator.
     """
-    file = weights.get("efficientnet-lite0", path)
+    file = weights.get(WEIGHT, path)
     with named("EfficientNet", file):
-        return EfficientNet(_stages(_filled(read_tensors(file))), file_sha256(file))
+        return EfficientNet(_stages(filled(read_tensors(file))), weights.WEIGHTS[WEIGHT].files[0].sha256)
 
 
-def classifier(path: str | os.PathLike | None = None) -> nn.Module:
-    """The whole network, which names what it sees: [N, 3, H, W] -> logits [N, 1000] of ImageNet's classes."""
-    return _filled(read_tensors(weights.get("efficientnet-lite0", path))).eval()
-
-
-def _filled(tensors: dict[str, torch.Tensor]) -> nn.Module:
+def filled(tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The whole network, in eval mode, with the tensors of its file: [N, 3, H, W] -> logits [N, 1000] of ImageNet."""
     import timm  # takes 3 s
 
     with torch.device("meta"):  # loading must not draw random weights: it would change the results of a seed

@@ -5,10 +5,11 @@ same people has learned it already, and its gradients reach the generator from t
 more than real pictures have: a generated pair has to be as alike as a real pair of one person, and pictures of two
 generated people as unlike as real pictures of two people. A pair that is so has no loss, so the generator gains nothing
 from pictures that only this network takes for one person. It learns from the person alone: a gradient at the
-surroundings would teach it to show all pictures of a person in one place.
+surroundings could teach it to show all pictures of a person in one place.
 """
 
 import dataclasses
+import functools
 
 import torch
 
@@ -54,9 +55,14 @@ class IdentityLoss:
 
 def _learning_from_the_person(pictures: torch.Tensor) -> torch.Tensor:
     """The same pictures [N, 3, H, W], whose gradient is that of a soft mask in the shape of a person."""
-    mask = person_masks(torch.tensor([[0.0, 1.0]]), *pictures.shape[2:])  # [1, H, W], in the middle
     still = pictures.detach()
-    return still + mask.to(pictures)[:, None] * (pictures - still)
+    return still + _mask(*pictures.shape[2:], pictures.device, pictures.dtype) * (pictures - still)
+
+
+@functools.cache
+def _mask(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A soft mask in the middle, [1, H, W]; sent to a device once, because sending makes the host wait."""
+    return person_masks(torch.tensor([[0.0, 1.0]]), height, width).to(device, dtype)
 
 
 def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

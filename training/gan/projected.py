@@ -25,6 +25,7 @@ ALONE = 80  # iterations in which the heads learn before the generator learns fr
 GAMMA = 0.003  # weight of R1 and R2 for each value of a map
 INTERVAL = 4  # iterations between two penalties
 MEASURED = 16  # iterations between two measurements of the gradients' ratio
+LEARNING_RATE = 0.001  # of the heads
 _MIXING_SEED = 0
 
 
@@ -32,7 +33,7 @@ class Mixing(nn.Module):
     """Maps [N, C, h, w] of `EfficientNet` -> as many mixed maps; coarse maps also reach the finer ones.
 
     The convolutions are random and stay so. Each mixed map is scaled to variance 1 of the first real images, which
-    `scale` [4] remembers; zeros: not measured yet.
+    `scale` [4] remembers.
     """
 
     scale: torch.Tensor
@@ -70,11 +71,13 @@ class ProjectedDiscriminator(nn.Module):
         heads = (_head(mixed, strided) for mixed, strided in zip(MIXED, STRIDED, strict=True))
         self.heads = nn.ModuleList(heads)
         self.requires_grad_(False)
+        self.measured = False  # whether the scale is; the host knows it without waiting for a GPU
 
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The mixed maps [N, C, h, w], of variance 1. The first images measure the scale."""
         mixed = self.mixing(self.network(resized(images, HEIGHT)))
-        if not self.mixing.scale.any():
+        if not self.measured:
+            self.measured = True
             with torch.no_grad():
                 mean = torch.stack([each.mean() for each in mixed])
                 square = torch.stack([each.square().mean() for each in mixed])
@@ -192,6 +195,7 @@ class ProjectedTraining:
         """Continue from `state_dict()`."""
         self.discriminator.heads.load_state_dict(values["heads"])
         self.discriminator.mixing.load_state_dict(values["mixing"])
+        self.discriminator.measured = True
         self.optimizer.load_state_dict(values["optimizer"])
         self.balance.copy_(values["balance"])
         self.iterations = values["iterations"]
@@ -202,10 +206,10 @@ class ProjectedTraining:
         return {"name": network.name, "sha256": network.sha256}
 
 
-def new_projected(network: EfficientNet, ratio: float, lr: float, device: torch.device) -> ProjectedTraining:
+def new_projected(network: EfficientNet, ratio: float, device: torch.device) -> ProjectedTraining:
     """A projected discriminator at its beginning; its heads' weights are the next random numbers of the CPU."""
     discriminator = ProjectedDiscriminator(network).to(device)
-    optimizer = torch.optim.Adam(discriminator.heads.parameters(), lr=lr, betas=(0.0, 0.99), eps=1e-8)
+    optimizer = torch.optim.Adam(discriminator.heads.parameters(), lr=LEARNING_RATE, betas=(0.0, 0.99), eps=1e-8)
     return ProjectedTraining(discriminator, optimizer, ratio, torch.zeros([], device=device))
 
 

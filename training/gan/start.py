@@ -172,7 +172,6 @@ def resume(state: TrainingState, folder: Path) -> dict:
 # ---- The beginning of a GAN training: new networks, another network's weights, or the last checkpoint.
 
 _IMAGES = 40
-PROJECTED_LR = 0.001
 _PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -208,7 +207,7 @@ def start(config: GanTraining, device: torch.device, label_size: int = 0, images
         projected = None
         if config.projected:
             network = load_efficientnet(config.projected_network)
-            projected = new_projected(network, config.projected_ratio, PROJECTED_LR, device)
+            projected = new_projected(network, config.projected_ratio, device)
     average, origin, lines = None, {}, []
     if config.transfer and folder is None:
         average, origin, lines = _transfer(config.transfer, generator, discriminator, images)

@@ -4,15 +4,17 @@ import pytest
 import skimage.data
 import torch
 
+from passersby import weights
+from passersby.checkpoints import read_tensors
 from passersby.errors import InputError
-from passersby.perception.efficientnet import CHANNELS, STRIDES, classifier, load_efficientnet, resized
+from passersby.perception.efficientnet import CHANNELS, STRIDES, WEIGHT, filled, load_efficientnet, resized
 
 CATS, ESPRESSO = range(281, 286), 967  # classes of ImageNet
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return classifier()
+    return filled(read_tensors(weights.get(WEIGHT)))
 
 
 def square(picture) -> torch.Tensor:

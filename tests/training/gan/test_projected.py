@@ -51,7 +51,7 @@ def _small_network(request, monkeypatch):
 def new_training(ratio: float = 2.0) -> ProjectedTraining:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return new_projected(random_network(), ratio, 0.001, CPU)
+        return new_projected(random_network(), ratio, CPU)
 
 
 def images(count: int = 6, seed: int = 0) -> torch.Tensor:
