@@ -119,6 +119,9 @@ class GanTraining(TrainingConfig):
     A generated pair shall be as alike as a real pair of one person, and two people as unlike as two real people."""
     identity_weight: Annotated[float, Bound(gt=0)] = 10.0
     """Weight of the loss of --identity-network. On drawn people 2 changed little, and 10 much."""
+    intraclass_weight: Annotated[float, Bound(ge=0)] = 0.0
+    """With --pairs: weight of a loss by which no more of a picture's look belongs to the person than in real pairs.
+    Without it, surroundings and poses of a person stay too much alike. Try 100. 0: no such loss."""
 
     # ---- a projected discriminator
     projected: bool = False
@@ -266,6 +269,7 @@ class GanTraining(TrainingConfig):
         if not self.pairs:
             require(self.labelled_people is None, f"--labelled-people {self.labelled_people}: it belongs to --pairs")
             require(self.identity_network is None, f"--identity-network {self.identity_network}: it belongs to --pairs")
+            require(not self.intraclass_weight, f"--intraclass-weight {self.intraclass_weight}: it belongs to --pairs")
             return
         require(
             self.condition in ("none", "camera"),

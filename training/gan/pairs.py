@@ -24,6 +24,7 @@ from passersby.errors import InputError
 from passersby.stylegan3 import Discriminator
 from training.gan.augment import AdaController, Draws, apply
 from training.gan.identity_loss import IdentityLoss
+from training.gan.intraclass_loss import IntraclassLoss
 from training.gan.losses import blur, generator_loss, r1_penalty
 from training.workers import Scalars
 
@@ -123,7 +124,7 @@ class PairTraining:
     """The pair discriminator with everything that its training changes.
 
     gamma: weight of R1 on pairs of six channels. stranger_weight: share of pairs of two people in the loss of fakes.
-    identity: what a re-ID network adds to the generator's loss, if there is one.
+    identity, intraclass: what a re-ID network and the intraclass correlations add to the generator's loss, if anything.
     """
 
     discriminator: Discriminator
@@ -133,6 +134,7 @@ class PairTraining:
     gamma: float
     stranger_weight: float
     identity: IdentityLoss | None = None
+    intraclass: IntraclassLoss | None = None
 
     def generator_loss(
         self, pictures: torch.Tensor, labels: torch.Tensor | None, sigma: float, inputs: PairInputs
@@ -141,11 +143,14 @@ class PairTraining:
         draws = inputs.draws.get("generator")
         loss = generator_loss(self._judge(as_pairs(pictures), _paired(labels), sigma, draws))
         scalars = {"G/pair_loss": loss.detach()}
-        if self.identity is None:
-            return loss, scalars
-        real, strangers = as_pictures(inputs.reals), as_pictures(inputs.strangers)
-        identity_loss, identity_scalars = self.identity(pictures, real, strangers)
-        return loss + identity_loss, scalars | identity_scalars
+        reals = as_pictures(inputs.reals)
+        if self.identity is not None:
+            more, more_scalars = self.identity(pictures, reals, as_pictures(inputs.strangers))
+            loss, scalars = loss + more, scalars | more_scalars
+        if self.intraclass is not None:
+            more, more_scalars = self.intraclass(pictures, reals)
+            loss, scalars = loss + more, scalars | more_scalars
+        return loss, scalars
 
     def discriminator_phase(
         self, pictures: torch.Tensor, labels: torch.Tensor | None, sigma: float, inputs: PairInputs
@@ -187,12 +192,13 @@ class PairTraining:
 
     def state_dict(self) -> dict:
         """Everything that a checkpoint needs, on the CPU."""
-        return {
+        values = {
             "discriminator": {name: value.cpu() for name, value in self.discriminator.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "ada": self.ada.state_dict(),
             "real_signs": self.real_signs.cpu(),
         }
+        return values if self.intraclass is None else values | {"intraclass": self.intraclass.state_dict()}
 
     def load_state_dict(self, values: dict) -> None:
         """Continue from `state_dict()`."""
@@ -200,6 +206,8 @@ class PairTraining:
         self.optimizer.load_state_dict(values["optimizer"])
         self.ada.load_state_dict(values["ada"])
         self.real_signs.copy_(values["real_signs"])
+        if self.intraclass is not None:
+            self.intraclass.load_state_dict(values["intraclass"])
 
 
 def _paired(labels: torch.Tensor | None) -> torch.Tensor | None:

@@ -177,7 +177,11 @@ class GanTrainer(Trainer[GanTraining, TrainingState]):
         r1 = shown.get("D/pair_r1", float("nan"))
         loss = shown.get("G/pair_loss", float("nan"))
         words = f"  pairs G {loss:.3f} R1 {r1:.4f} score {scores} augment {self.state.pairs.ada.p:.3f}"
-        return words if self.state.pairs.identity is None else words + self._identity_words(shown)
+        if self.state.pairs.identity is not None:
+            words += self._identity_words(shown)
+        if self.state.pairs.intraclass is not None:
+            words += f"  intraclass error {shown.get('intraclass/error', float('nan')):.3f}"
+        return words
 
     def _identity_words(self, shown: dict[str, float]) -> str:
         same, real, different, strangers = (

@@ -41,6 +41,7 @@ from training.checkpoints import (
 from training.gan.config import BEFORE, FREE_TO_CHANGE, GanTraining
 from training.gan.data import to_float
 from training.gan.identity_loss import IdentityLoss
+from training.gan.intraclass_loss import new_intraclass_loss
 from training.gan.optimizers import new_adam
 from training.gan.pairs import PairTraining
 from training.gan.projected import ProjectedTraining, new_projected
@@ -285,6 +286,7 @@ def _pair_training(config: GanTraining, discriminator: Discriminator, device: to
         gamma=2 * config.gamma if config.pair_gamma is None else config.pair_gamma,
         stranger_weight=config.pair_strangers,
         identity=_identity_loss(config, device),
+        intraclass=new_intraclass_loss(config.intraclass_weight, device) if config.intraclass_weight else None,
     )
 
 

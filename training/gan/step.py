@@ -278,6 +278,8 @@ def train_iteration(state: TrainingState, settings: StepSettings, inputs: Inputs
     adapt(state.ada, state.real_signs, scalars["scores/real"], state.step, batch)
     if state.pairs is not None:
         adapt(state.pairs.ada, state.pairs.real_signs, scalars["scores/pair_real"], state.step, batch)
+        if state.pairs.intraclass is not None:
+            state.pairs.intraclass.update()
     return scalars
 
 

@@ -258,6 +258,8 @@ def test_two_rows_become_one_pair_and_back():
         ({"pair_strangers": 1.5}, "--pair-strangers 1.5"),
         ({"pair_gamma": -1.0}, "--pair-gamma -1.0"),
         ({"pairs": False, "labelled_people": 5}, "--labelled-people 5: it belongs to --pairs"),
+        ({"pairs": False, "intraclass_weight": 5.0}, "--intraclass-weight 5.0: it belongs to --pairs"),
+        ({"intraclass_weight": -1.0}, "--intraclass-weight -1.0"),
     ],
 )
 def test_impossible_options_of_pairs_are_named(changes, message):

@@ -22,6 +22,7 @@ from passersby.stylegan3.checkpoint import load_network
 from reporting.curves import read_history
 from tests.helpers.gan_trainings import ROOT, check_equal_trainings, kill_at, make_tree, run, tiny
 from training.checkpoints import STATE, last_checkpoint
+from training.gan import intraclass_loss
 from training.gan.config import GanTraining
 from training.gan.data import Batches
 from training.gan.images import list_data, load_data
@@ -166,6 +167,20 @@ def test_an_identity_network_is_one_more_loss_and_stands_in_the_record(straight,
         run(pairs(tree, straight.parent.parent, identity_network=judge, kimg=0.064))
     with pytest.raises(InputError, match="--identity-weight 10.0, not 2.0"):
         claim_folder(pairs(tree, out, identity_network=judge, identity_weight=2.0))
+
+
+def test_the_intraclass_loss_goes_on_with_its_averages(straight, tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(intraclass_loss, "MEMORY", 1)
+    out = tmp_path / "out"
+    run(pairs(tree, out, intraclass_weight=50.0, kimg=0.024))
+    folder = run(pairs(tree, out, intraclass_weight=50.0))  # goes on
+    at_once = run(pairs(tree, tmp_path / "at once", intraclass_weight=50.0))
+    check_equal_trainings(at_once, folder, histories=False)
+    weights = [load_network(each / NETWORK).generator.state_dict()["mapping.fc0.weight"] for each in (folder, straight)]
+    assert not torch.allclose(*weights, atol=1e-4)
+    assert "intraclass error 0." in (out / "log.txt").read_text()
+    with pytest.raises(InputError, match="--intraclass-weight 50.0, not 0.0"):
+        claim_folder(pairs(tree, out))
 
 
 @pytest.mark.slow
