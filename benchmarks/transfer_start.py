@@ -19,7 +19,8 @@ from passersby import weights
 from passersby.devices import pick_device
 from reporting.curves import kimg_of, new_figure, read_history
 from reporting.palette import BLUE, GREEN, LINES, VERMILION
-from training.gan.config import PRESETS, GanTraining
+from training.gan.config import GanTraining
+from training.gan.presets import PRESETS
 from training.gan.run import train
 from training.gan.start import claim_folder
 from training.log import HISTORY

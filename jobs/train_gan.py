@@ -17,8 +17,9 @@ from passersby.devices import pick_device
 from passersby.errors import InputError
 from pipeline import image_stream
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.gan.config import FREE_TO_CHANGE, PRESETS, GanTraining, preset
+from training.gan.config import FREE_TO_CHANGE, GanTraining
 from training.gan.images import list_data, load_data
+from training.gan.presets import PRESETS, preset
 from training.gan.run import train
 from training.gan.start import BEST, claim_folder, is_begun, last_snapshot
 from training.gan.validation import images_wanted

@@ -14,7 +14,8 @@ from passersby.devices import pick_device
 from passersby.errors import InputError
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
 from training.log import CURVES
-from training.reid.config import FREE_TO_CHANGE, PRESETS, ReidTraining, preset
+from training.reid.config import FREE_TO_CHANGE, ReidTraining
+from training.reid.presets import PRESETS, preset
 from training.reid.run import load_data, train
 from training.reid.start import NETWORK, claim_folder, is_begun
 from training.workers import command_line

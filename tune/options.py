@@ -14,7 +14,8 @@ from datasets.people.readers import full_path
 from datasets.runs.verdicts import FILTERS
 from passersby.errors import InputError
 from passersby.options import flag
-from training.reid.config import PRESETS, ReidTraining, preset
+from training.reid.config import ReidTraining
+from training.reid.presets import PRESETS, preset
 
 # The training options that the sweep itself decides -> the option of the sweep that decides each.
 DECIDED = {

@@ -20,8 +20,9 @@ from passersby.restyle.losses import InversionLoss, LossWeights
 from passersby.restyle.pivotal import tune
 from passersby.restyle.refinement import refine, w_statistics
 from training.encoder import step as encoder
-from training.reid.config import ReidTraining, preset
+from training.reid.config import ReidTraining
 from training.reid.data import Feeder
+from training.reid.presets import preset
 from training.reid.start import autocast_type, make_stages, start
 from training.reid.step import StepSettings, autocast, train_step
 

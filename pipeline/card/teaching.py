@@ -220,7 +220,7 @@ class _Learner:
     def __call__(self, people: Sequence[Sequence[bytes]]) -> dict[str, float | int]:
         """people: encoded pictures [P][V]. Returns mAP and rank1, 0..1, and how they were reached."""
         from pipeline.evaluation import SINGLE, evaluated_by, rank_all
-        from training.reid.config import preset
+        from training.reid.presets import preset
         from training.reid.run import load_data, train
 
         print(f"a re-ID network learns from {len(people)} people alone", file=sys.stderr, flush=True)

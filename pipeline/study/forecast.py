@@ -110,7 +110,7 @@ def _kimg(training: GanTraining, tree: Path, temporary: Path, device) -> float:
 def _step(reid: str, tree: Path, temporary: Path, device) -> float:
     import torch
 
-    from training.reid.config import preset
+    from training.reid.presets import preset
     from training.reid.run import train
 
     out = temporary / "reid"

@@ -17,7 +17,8 @@ from passersby.options import Json, flag
 from pipeline.study.data import Facts
 from pipeline.study.sizes import APART, CHOICES, CHOOSE_PEOPLE, FIRST, READY, SIZES, Size
 from training.checkpoints import newest
-from training.gan.config import MINIBATCH_GROUP, PRESETS, GanTraining
+from training.gan.config import MINIBATCH_GROUP, GanTraining
+from training.gan.presets import PRESETS
 from training.gan.start import BEST, NETWORK
 
 # Folders of the steps, and files of them that later steps read.

@@ -18,7 +18,8 @@ from passersby.reid.checkpoint import load_reid
 from passersby.reid.network import FeatureNetwork
 from tests.helpers import sweep_data
 from tests.helpers.drivers import without_ray
-from training.reid.config import PRESETS, ReidTraining
+from training.reid.config import ReidTraining
+from training.reid.presets import PRESETS
 from training.reid.run import train
 from tune.table import SCHEMA
 

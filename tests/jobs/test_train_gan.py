@@ -19,7 +19,8 @@ from passersby.errors import InputError
 from passersby.stylegan3.checkpoint import load_network
 from training.checkpoints import last_checkpoint
 from training.gan import images as gan_images
-from training.gan.config import PRESETS, GanTraining, preset
+from training.gan.config import GanTraining
+from training.gan.presets import PRESETS, preset
 from training.gan.start import NETWORK, last_snapshot
 
 TINY = {"height": 16, "width": 8, "channel_base": 128, "channel_max": 16, "batch": 8, "threads": 1}

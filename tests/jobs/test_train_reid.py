@@ -13,7 +13,8 @@ from passersby.reid.checkpoint import load_reid
 from reporting.curves import read_history
 from training.checkpoints import last_checkpoint
 from training.log import HISTORY
-from training.reid.config import PRESETS, ReidTraining, preset
+from training.reid.config import ReidTraining
+from training.reid.presets import PRESETS, preset
 from training.reid.start import NETWORK
 
 TINY = PRESETS["tiny"] | {"batch": 8, "epochs": 3.0, "threads": 1, "status_seconds": 0.01}

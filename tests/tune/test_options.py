@@ -3,7 +3,7 @@
 import pytest
 
 from passersby.errors import InputError
-from training.reid.config import PRESETS
+from training.reid.presets import PRESETS
 from training.reid.stages import stages_of
 from tune.options import arms_of, extras_of
 

@@ -23,7 +23,7 @@ from passersby.errors import InputError
 from passersby.reid.checkpoint import save_reid
 from passersby.reid.network import ReidNetwork
 from tests.helpers import sweep_data
-from training.reid.config import preset
+from training.reid.presets import preset
 from tune.levels import Trial
 from tune.planning import SweepOptions, plan_sweep
 from tune.table import SCHEMA, write_table

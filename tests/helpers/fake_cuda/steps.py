@@ -77,8 +77,9 @@ def reid(**options) -> Step:
 
     from datasets.reid.training_set import PEOPLE, REAL
     from tests.helpers.fake_cuda.device import GPU
-    from training.reid.config import PRESETS, ReidTraining
+    from training.reid.config import ReidTraining
     from training.reid.data import Feeder
+    from training.reid.presets import PRESETS
     from training.reid.run import StepSettings
     from training.reid.start import autocast_type, make_stages, start
     from training.reid.step import train_step

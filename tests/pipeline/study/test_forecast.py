@@ -9,7 +9,8 @@ from pipeline.study.forecast import ITERATIONS, Machine, Speeds, expected, measu
 from pipeline.study.run import _remember
 from pipeline.study.steps import Files, steps
 from tests.helpers import studies
-from training.gan.config import PRESETS, GanTraining
+from training.gan.config import GanTraining
+from training.gan.presets import PRESETS
 
 SPEEDS = Speeds(kimg=36.0, step=0.3, image=0.1, detect=0.05, device="CPU")
 SMALL = Machine(2.0, 0)

@@ -12,7 +12,8 @@ from passersby.weights import DEMO_NETWORK
 from pipeline.study.sizes import READY, SIZES
 from pipeline.study.steps import Files, check_levels, steps
 from tests.helpers import studies
-from training.reid.config import ReidTraining, preset
+from training.reid.config import ReidTraining
+from training.reid.presets import preset
 
 JOBS = {job.__name__.removeprefix("jobs."): job.Config for job in (calibrate, export, generate, report, score, sweep)}
 NAMES = ["look", "generator", "judge", "card", "people", "export", "sweep", "answer"]

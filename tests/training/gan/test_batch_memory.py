@@ -10,7 +10,8 @@ from passersby.errors import InputError
 from tests.helpers.gan_trainings import make_tree, run, tiny
 from training.gan import run as gan_loop
 from training.gan.batch_memory import image_bytes, images_at_once, possible_parts
-from training.gan.config import GanTraining, preset
+from training.gan.config import GanTraining
+from training.gan.presets import preset
 
 GB = 1e9
 

@@ -11,7 +11,8 @@ from passersby.stylegan3.checkpoint import load_network
 from reporting.curves import read_history
 from tests.helpers.gan_trainings import check_equal_trainings, make_tree, run, tiny
 from training.checkpoints import STATE, last_checkpoint
-from training.gan.config import PRESETS, GanTraining, preset
+from training.gan.config import GanTraining
+from training.gan.presets import PRESETS, preset
 from training.gan.start import NETWORK
 from training.log import HISTORY
 

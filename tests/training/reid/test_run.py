@@ -30,9 +30,10 @@ from training.checkpoints import last_checkpoint
 from training.log import HISTORY
 from training.reid import run as reid_loop
 from training.reid.augment import AugmentConfig, draw
-from training.reid.config import PRESETS, ReidTraining, preset
+from training.reid.config import ReidTraining
 from training.reid.data import Feeder
 from training.reid.labels import Labelling
+from training.reid.presets import PRESETS, preset
 from training.reid.run import load_data, train
 from training.reid.start import NETWORK, claim_folder, make_stages, start
 from training.reid.step import Batch, ReidState, StepSettings, make_optimizer, train_step

@@ -7,7 +7,8 @@ import pytest
 
 from datasets.reid.sources import PEOPLE, REAL, SINGLES
 from passersby.errors import InputError
-from training.reid.config import PRESETS, ReidTraining, preset
+from training.reid.config import ReidTraining
+from training.reid.presets import PRESETS, preset
 from training.reid.stages import STAGE_OPTIONS, stages_of
 
 
