@@ -18,6 +18,7 @@ from passersby.stylegan3.schedule import GeneratorConfig
 
 _SUFFIXES = (".safetensors", ".pt")
 _EDITING_SIZE = 1024  # stylegan3-editing takes every .pt for config R of this size
+_MOST_CHARACTERS = 300  # printed of a value of the record
 # Channels are compared layer by layer (several bases mean the same), and these options change no number in float32.
 _FREE = {"channel_base": 1, "channel_max": 1, "num_fp16_res": 4, "magnitude_ema_beta": 0.999}
 
@@ -97,7 +98,7 @@ def describe(path: Path, network: LoadedNetwork) -> list[str]:
         "D": network.discriminator,
     }
     counts = [f"{name} {sum(p.numel() for p in module.parameters()):,}" for name, module in parts.items() if module]
-    record = [f"  {key}: {value}" for key, value in sorted(network.record.items())] or ["  nothing"]
+    record = [f"  {key}: {_in_brief(value)}" for key, value in sorted(network.record.items())] or ["  nothing"]
     return [
         f"{path}: {kind[network.format]}, sha256 {network.sha256}",
         f"{family}, {config.height} x {config.width} (height x width){labels}, "
@@ -106,6 +107,13 @@ def describe(path: Path, network: LoadedNetwork) -> list[str]:
         "record:",
         *record,
     ]
+
+
+def _in_brief(value: object) -> str:
+    # The record of a network holds the records of all networks before it.
+    words = str(value)
+    more = len(words) - _MOST_CHARACTERS
+    return words if more <= 0 else f"{words[:_MOST_CHARACTERS]}... and {more:,} characters more"
 
 
 def converted_record(path: Path, network: LoadedNetwork) -> dict:

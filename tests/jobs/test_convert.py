@@ -56,6 +56,14 @@ def test_half(tiny, tmp_path):
     assert load_network(tmp_path / "b.safetensors").record["trained_on"] == "toy"
 
 
+def test_long_records_are_printed_in_brief(tiny, tmp_path, capsys):
+    record = {"trained_on": "toy", "transferred_from": {"record": {"command": "x" * 10_000}}}
+    save_network(tmp_path / "a.safetensors", tiny.generator(), record=record)
+    main(ConvertConfig(tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
+    assert len(max(capsys.readouterr().out.splitlines(), key=len)) < 400
+    assert load_network(tmp_path / "b.safetensors").record["transferred_from"] == record["transferred_from"]
+
+
 def test_outputs_that_cannot_be_meant(tiny, tmp_path):
     network = tmp_path / "a.safetensors"
     save_network(network, tiny.generator(), record={})
