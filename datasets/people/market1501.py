@@ -80,10 +80,14 @@ def list_split(root: Path, split: str) -> Listing:
     parsed = [None if name in minority and market and duke else parse_tree_name(name) for name in names]
     strangers = [name for name, numbers in zip(names, parsed, strict=True) if numbers is None]
     if strangers:
+        # Where no name fits, there may be no cameras: other forms of data have none either.
+        others = (
+            ", or give a folder with a sub-folder for each person, or a table" if len(strangers) == len(names) else ""
+        )
         raise InputError(
             f"{len(strangers)} of {len(names)} images in {folder} are not named "
             f"{_DUKE_FORM if minority is market and duke else _MARKET_FORM}, the first is {strangers[0]!r}: rename or "
-            "remove them"
+            f"remove them{others}"
         )
     identities_cameras = np.array([numbers for numbers in parsed if numbers is not None], np.int64)  # [N, 2]
     clutter = sum(map(is_clutter, files))

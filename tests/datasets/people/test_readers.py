@@ -170,6 +170,15 @@ def test_duke_tree(tmp_path):
         read_split(tmp_path, "train")
 
 
+def test_a_tree_without_cameras_is_told_which_other_forms_there_are(tmp_path):
+    touch(tmp_path / "bounding_box_train/0001_1_000001_00.jpg")
+    with pytest.raises(InputError, match="1 of 1 images .* a folder with a sub-folder for each person, or a table"):
+        read_split(tmp_path, "train")
+    touch(tmp_path / "bounding_box_train/0001_c2s1_000001_00.jpg")
+    with pytest.raises(InputError, match="1 of 2 images .* rename or remove them$"):
+        read_split(tmp_path, "train")
+
+
 def test_msmt17(tmp_path):
     """Its identities start at 0; a validation list belongs to training; V2's folders are masked ones."""
     for name in ("0000/0000_000_01_0303morning_0008_0.jpg", "0001/0001_000_07_a_b_0.jpg"):
