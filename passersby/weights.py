@@ -58,6 +58,9 @@ _FORMER_DEMO_NETWORKS = {
     "8656ec6f3ea40bed64e0fab90d6c6e1f5ceb69514807bdb90bc6b065abccea19": (
         "890c436:passersby/demo/toy_crowd_pairs.safetensors"
     ),
+    "44b97c3e9c97c9a1fa241f8b507829814e62d4427045e099f735e9ef4aa9dec1": (
+        "89d7e51:passersby/demo/toy_crowd_pairs.safetensors"
+    ),
 }
 
 
