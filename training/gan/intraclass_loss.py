@@ -18,19 +18,25 @@ import torch.nn.functional as F
 from training.workers import Scalars, average_over_workers
 
 MEMORY = 64  # iterations before the loss begins, and that the averages of generated pairs remember
-_SIZE = (64, 32)  # [pixels] pictures are brought to this height and width
+_SIZE = (64, 32)  # [pixels] the greatest height and width; larger pictures are shrunk
 _CELLS = (16, 8)  # rows and columns of cells
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _LEAST_SHARE = 0.25  # a generated feature's variance counts as this share of the real one's at least
 
 
 def look(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [N, 3, H, W] -> features [N, 640]: three colours and the edges along two axes, of each cell."""
-    small = F.adaptive_avg_pool2d(pictures, _SIZE)
-    grey = (small * small.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    """Pictures [N, 3, H, W] -> features [N, 640]: three colours and the edges along two axes, of each cell.
+
+    H and W are powers of two, at least 16 and 8, as in every generator. Adaptive pooling would do for any size, but on
+    a GPU its gradient is not repeatable.
+    """
+    small = F.avg_pool2d(pictures, [max(side // most, 1) for side, most in zip(pictures.shape[2:], _SIZE, strict=True)])
+    red, green, blue = small.split(1, dim=1)
+    grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     across = F.pad(grey.diff(dim=3).abs(), (0, 1))
     along = F.pad(grey.diff(dim=2).abs(), (0, 0, 0, 1))
-    return F.adaptive_avg_pool2d(torch.cat([small, across, along], 1), _CELLS).flatten(1)
+    cell = [side // cells for side, cells in zip(small.shape[2:], _CELLS, strict=True)]
+    return F.avg_pool2d(torch.cat([small, across, along], 1), cell).flatten(1)
 
 
 @dataclasses.dataclass

@@ -287,7 +287,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "gan t": functools.partial(gan, config="t", augment_set="bgcfnc"),
     "gan r, two rounds, labels": functools.partial(gan, config="r", batch_gpu=4, condition="camera"),
     "gan 2, two rounds": functools.partial(gan, config="2", batch_gpu=4, precision="bfloat16"),
-    "gan 2, pairs, one pass": functools.partial(gan, config="2", pairs=True, one_pass=True),
+    "gan 2, pairs, one pass": functools.partial(gan, config="2", pairs=True, one_pass=True, intraclass_weight=1.0),
     "reid": reid,
     "reid, separate statistics": functools.partial(reid, separate_batchnorm=True),
     "reid, float16": functools.partial(reid, precision="float16"),
