@@ -14,7 +14,8 @@ from passersby.devices import pick_device
 from passersby.errors import InputError
 from passersby.stylegan2 import AnyGeneratorConfig
 from pipeline.ray_training import plan_resources, restart_with, train_on_workers
-from training.encoder.config import FREE_TO_CHANGE, PATHS, PRESETS, EncoderTraining, preset
+from training.encoder.config import FREE_TO_CHANGE, PATHS, EncoderTraining
+from training.encoder.presets import PRESETS, preset
 from training.encoder.run import VALIDATION_PICTURE, train
 from training.encoder.start import ENCODER, claim_folder, is_begun, load_data, load_generator, load_networks
 from training.log import CURVES

@@ -9,10 +9,13 @@ import pytest
 from jobs import generate, invert, sweep
 from jobs.common import given, parse, preset_defaults, training_begun
 from training.encoder import config as encoder_config
+from training.encoder import presets as encoder_presets
 from training.encoder import start as encoder_start
 from training.gan import config as gan_config
+from training.gan import presets as gan_presets
 from training.gan import start as gan_start
 from training.reid import config as reid_config
+from training.reid import presets as reid_presets
 from training.reid import start as reid_start
 
 BEGUN = Path(__file__).parents[1] / "data" / "continuation"  # folders that lie there as they were begun
@@ -67,16 +70,16 @@ def test_a_sweep_keeps_what_it_was_begun_with(tmp_path):
 
 
 TRAININGS = {
-    "gan": (gan_config.GanTraining, gan_config, gan_start),
-    "reid": (reid_config.ReidTraining, reid_config, reid_start),
-    "encoder": (encoder_config.EncoderTraining, encoder_config, encoder_start),
+    "gan": (gan_config.GanTraining, gan_config, gan_presets, gan_start),
+    "reid": (reid_config.ReidTraining, reid_config, reid_presets, reid_start),
+    "encoder": (encoder_config.EncoderTraining, encoder_config, encoder_presets, encoder_start),
 }
 
 
 def parser_of(kind: str) -> Callable:
-    config_class, config, start = TRAININGS[kind]
+    config_class, config, presets, start = TRAININGS[kind]
     begun = training_begun(config_class, config.FREE_TO_CHANGE, start.is_begun)
-    return lambda words: parse(config_class, words, preset_defaults(words, config.PRESETS, config.preset), begun)
+    return lambda words: parse(config_class, words, preset_defaults(words, presets.PRESETS, presets.preset), begun)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [

@@ -12,7 +12,8 @@ from passersby.errors import InputError
 from passersby.restyle.checkpoint import load_encoder
 from passersby.stylegan3 import Generator, GeneratorConfig
 from passersby.stylegan3.checkpoint import save_network
-from training.encoder.config import PRESETS, EncoderTraining
+from training.encoder.config import EncoderTraining
+from training.encoder.presets import PRESETS
 from training.encoder.start import ENCODER
 
 TINY = PRESETS["tiny"] | {"width_factor": 0.1, "head_channels": 16, "height": 32, "width": 16, "batch": 4, "steps": 2}

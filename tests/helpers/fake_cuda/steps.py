@@ -166,7 +166,8 @@ def encoder() -> Step:
     import torch
 
     from tests.helpers.fake_cuda.device import GPU
-    from training.encoder.config import PRESETS, EncoderTraining
+    from training.encoder.config import EncoderTraining
+    from training.encoder.presets import PRESETS
     from training.encoder.start import start
     from training.encoder.step import Frozen, train_step
     from training.encoder.validation import Feeder

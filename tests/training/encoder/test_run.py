@@ -28,7 +28,8 @@ from tests.helpers.trainings import (
 )
 from training.checkpoints import last_checkpoint
 from training.encoder import run as encoder_loop
-from training.encoder.config import PRESETS, EncoderTraining, preset
+from training.encoder.config import EncoderTraining
+from training.encoder.presets import PRESETS, preset
 from training.encoder.run import VALIDATION_PICTURE, train
 from training.encoder.start import (
     BEST,
