@@ -102,7 +102,7 @@ def test_a_training_keeps_what_it_was_begun_with(kind, expected, tmp_path):
     assert parser([*words, "--preset", "study"]) == parser(["--data", "d", "--out", str(out), "--preset=study"])
     assert all(
         getattr(parser([*words, "--preset", "study"]), name) == value
-        for name, value in TRAININGS[kind][1].PRESETS["study"].items()
+        for name, value in TRAININGS[kind][2].PRESETS["study"].items()
     )
     shutil.rmtree(out / "checkpoints")
     shutil.rmtree(out / "snapshots", ignore_errors=True)
