@@ -121,7 +121,8 @@ class GanTraining(TrainingConfig):
     """Weight of the loss of --identity-network. On drawn people 2 changed little, and 10 much."""
     intraclass_weight: Annotated[float, Bound(ge=0)] = 0.0
     """With --pairs: weight of a loss by which no more of a picture's look belongs to the person than in real pairs.
-    Without it, surroundings and poses of a person stay too much alike. Try 100. 0: no such loss."""
+    Without it, surroundings and poses of a person stay too much alike. Try 100.
+    On drawn people fewer images passed the pedestrian filter with it. 0: no such loss."""
 
     # ---- a projected discriminator
     projected: bool = False
