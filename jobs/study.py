@@ -43,7 +43,8 @@ class Config:
     The steps: look at the data and calibrate the filters on them, train a generator and a judge, measure whether the
     generator's people can teach, make, filter and judge people, export them, train re-ID networks with and without
     them, and write one page, OUT/index.html, that tells the story.
-    The same command goes on where it stopped. If the people cannot teach, the study stops before the re-ID trainings
+    The same command goes on where it stopped. With more --seeds, or more --levels below the highest, it extends the
+    sweep and writes the page again. If the people cannot teach, the study stops before the re-ID trainings
     with exit code 3, and says what would help.
     Example: python jobs/study.py --data /data/market1501 --out /data/study --labelled-people 60 --preset gpu
     """
@@ -140,7 +141,7 @@ def begun(out: str, arguments: list[str]) -> dict[str, Json | Path]:
 def main(config: Config) -> int | None:
     """Check, freeze the options, then run what is missing. The exit code is that of a step that failed."""
     from pipeline.study.data import facts_of, prepared
-    from pipeline.study.run import continue_study, read_study, run_study, start_process
+    from pipeline.study.run import agreed, continue_study, run_study, start_process
     from pipeline.study.steps import Study
     from pipeline.study.story import PAGE
 
@@ -152,8 +153,7 @@ def main(config: Config) -> int | None:
     network = checked_networks(config)
     options, files = frozen(config, network), files_of(config, network, found)
     record = {"network": files.network, "judge": files.judge, "transfer": files.transfer}
-    if read_study(output) is not None:  # its refusals come before anything is read or written
-        continue_study(output, options, record)
+    agreed(output, options)  # its refusals come before anything is read or written
     program = None if common.PROGRAM is None else "passersby"
     if config.plan:
         with tempfile.TemporaryDirectory(prefix="passersby-") as temporary:

@@ -48,19 +48,29 @@ def read_study(output: Output) -> Mapping[str, Mapping[str, Json]] | None:
     return content
 
 
-def continue_study(output: Output, options: StudyOptions, files: Mapping[str, Json]) -> None:
-    """Write study.json, or check that its options are these. files: values that may change.
+def agreed(output: Output, options: StudyOptions) -> dict[str, Json]:
+    """The options that study.json shall hold. Nothing is written.
 
     Before the first step has ended nothing can be lost, and any options are taken, so that a user can correct a first
-    command. Raises InputError that names every option which differs.
+    command. After that only the sweep can grow: by more seeds, and by more levels below the highest, which decides the
+    arms. Raises InputError that names every other option which differs.
     """
     content, values = read_study(output), stored_values(options)
-    if content is not None and output.list(DONE):
-        stored = content["options"]
-        check_known(stored, StudyOptions)
-        agree("a study with other options", differences(stored, values, defaults(StudyOptions)))
-        values = dict(stored)
-    text = json.dumps({"options": values, "files": files}, indent=1) + "\n"
+    if content is None or not output.list(DONE):
+        return values
+    stored = dict(content["options"])
+    check_known(stored, StudyOptions)
+    if set(options.seeds) > set(stored["seeds"]):
+        stored["seeds"] = values["seeds"]
+    if set(options.levels) > set(stored["levels"]) and max(options.levels) == max(stored["levels"]):
+        stored["levels"] = values["levels"]
+    agree("a study with other options", differences(stored, values, defaults(StudyOptions)))
+    return stored
+
+
+def continue_study(output: Output, options: StudyOptions, files: Mapping[str, Json]) -> None:
+    """Write study.json with the options that are `agreed`, which may raise. files: values that may change."""
+    text = json.dumps({"options": agreed(output, options), "files": files}, indent=1) + "\n"
     if output.read(STUDY) != text.encode():
         output.write(STUDY, text.encode())
 

@@ -1,5 +1,6 @@
 """Running the steps of a study, with a start in place of the jobs: what is done, what is not, the gate, refusals."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from pipeline.study import run
-from pipeline.study.run import NOT_READY, continue_study, ended, is_done, run_study
+from pipeline.study.run import NOT_READY, agreed, continue_study, ended, is_done, run_study
 from pipeline.study.steps import Files, Step, Study, steps
 from tests.helpers import studies
 
@@ -143,10 +144,38 @@ def test_changed_options_are_refused_by_name(tmp_path):
     continue_study(output, options, {"network": None})  # no step has ended: a first command can be corrected
     output.write("steps/look.json", b"{}")
     continue_study(output, options, {"network": None})
-    changes = {"people": 90, "levels": (40, 80), "labelled_people": None, "preset": "gpu", "card_people": 10}
+    changes = {"people": 90, "levels": (40, 160), "seeds": (0, 1), "labelled_people": None, "preset": "gpu"}
+    changes |= {"card_people": 10}
     for name, value in changes.items():
         with pytest.raises(InputError, match=f"--out holds a study with other options: {name} is "):
             continue_study(output, studies.study(tmp_path, **{name: value}).options, {})
+
+
+def test_more_seeds_and_lower_levels_extend_the_sweep_alone(jobs, tmp_path):
+    output, options = Output(str(tmp_path)), jobs.study.options
+    continue_study(output, options, {})
+    jobs.run()
+    more = studies.study(tmp_path, seeds=(*options.seeds, 7), levels=(5, *options.levels))
+    continue_study(output, more.options, {})
+    jobs.study = more
+    assert jobs.run(anyway=True) == (0, NAMES[6:])
+    assert jobs.run(anyway=True) == (0, [])
+    record = json.loads((tmp_path / "study.json").read_text())["options"]
+    assert (record["seeds"], record["levels"]) == ([*options.seeds, 7], [5, *options.levels])
+    for name in ("seeds", "levels"):
+        with pytest.raises(InputError, match=f"--out holds a study with other options: {name} is "):
+            continue_study(output, dataclasses.replace(more.options, **{name: getattr(options, name)}), {})
+
+
+def test_a_refused_or_agreed_command_writes_nothing(tmp_path):
+    output, options = Output(str(tmp_path)), studies.study(tmp_path).options
+    assert agreed(output, options)["people"] == options.people
+    assert not (tmp_path / "study.json").exists()
+    continue_study(output, options, {})
+    output.write("steps/look.json", b"{}")
+    before = (tmp_path / "study.json").read_bytes()
+    agreed(output, dataclasses.replace(options, seeds=(*options.seeds, 7)))
+    assert (tmp_path / "study.json").read_bytes() == before
 
 
 def test_a_folder_of_another_version_is_continued_where_its_options_say_the_same(tmp_path):
