@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FROZEN_NAMES = (
     "preset", "labelled_people", "label_draw", "kimg", "people", "variants", "levels", "seeds", "steps",
     "truncation_psi", "thresholds", "export", "fit", "card_people", "set", "generated_recipe",
+    "generator_set",
 )  # fmt: skip
 OF_PRESET = ("kimg", "people", "variants", "levels", "seeds", "steps")
 
@@ -101,6 +102,8 @@ class Config:
     best on drawn people, takes only pictures in which the judge knows the person again."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Options of jobs/train_reid.py for the judge and for all re-ID trainings, such as batch=32 weights=FILE."""
+    generator_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Options of jobs/train_gan.py for the generator, such as projected=True intraclass_weight=100."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
     inception: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
@@ -214,8 +217,20 @@ def check(config: Config) -> None:
         arms = arms_of(SIZES[config.preset]["reid"], [*labelled, *config.set], (), ("C", "G"))
         for training in arms.values():
             dataclasses.replace(training, data=Path("."), out=Path(".")).check()
+    if config.generator_set:
+        check_generator_set(config)
     if not config.truncation_psi:
         raise InputError("--truncation-psi: give one number or more")
+
+
+def check_generator_set(config: Config) -> None:
+    """Raises InputError for --generator-set without a training, and for options that the study decides or that fail."""
+    from pipeline.study.steps import GENERATOR_SET, generator_training
+
+    text = f"{GENERATOR_SET} {' '.join(config.generator_set)}"
+    if config.network is not None:
+        raise InputError(f"{text} with --network {config.network}: no generator is trained: leave one out")
+    generator_training(config.preset, config.generator_set).check()
 
 
 def checked_networks(config: Config) -> Path | None:

@@ -129,7 +129,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker("ray")
         if WHOLE_JOBS & set(fixtures) and item.path != MAIN_JOB:
             item.add_marker("slow")
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     result = yield
     seconds: Counter[Path] = Counter()

@@ -1,14 +1,10 @@
 """Training options of a sweep: a preset, the changes of --set in all trials, and the arms of --arms and --cross."""
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import tyro
 
 from datasets.people.readers import full_path
 from datasets.runs.verdicts import FILTERS
@@ -16,6 +12,7 @@ from passersby.errors import InputError
 from passersby.options import flag
 from training.reid.config import ReidTraining
 from training.reid.presets import PRESETS, preset
+from training.settings import all_parsed, keys_of, parsed, with_settings
 
 # The training options that the sweep itself decides -> the option of the sweep that decides each.
 DECIDED = {
@@ -23,7 +20,7 @@ DECIDED = {
     "most_variants": "--levels", "draw_seed": "--seeds", "seed": "--seeds", "steps": "--steps",
     "gpus": "--gpus-per-trial", "threads": "--cpus-per-trial", "max_minutes": "no option: trials run to their end",
 }  # fmt: skip
-_KEYS = {field.name for field in dataclasses.fields(ReidTraining)}
+_KEYS = keys_of(ReidTraining)
 # What a level adds to the labelled people. Level 0 is the same training without it. An arm with NONE has level 0 only,
 # and the other arms are compared with it.
 GENERATED, FURTHER, SINGLE, NONE = EXTRAS = ("generated", "real", "single", "none")
@@ -115,24 +112,25 @@ def _named_arm(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _all_parsed(option: str, texts: Sequence[str]) -> dict[str, str]:
-    options = dict(_parsed(option, text) for text in texts)
-    if len(options) < len(texts):
-        raise InputError(f"{option} {' '.join(texts)}: a key is given twice, give it once")
+    options = all_parsed(option, texts)
+    for text, key in zip(texts, options, strict=True):
+        _check_key(option, text, key)
     return options
 
 
 def _parsed(option: str, text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    key = key.strip().lstrip("-").replace("-", "_")
-    if not equals or not value.strip():
-        raise InputError(f"{option} {text}: give key=value, such as batch=32")
+    key, value = parsed(option, text)
+    _check_key(option, text, key)
+    return key, value
+
+
+def _check_key(option: str, text: str, key: str) -> None:
     if key in DECIDED:
         raise InputError(f"{option} {text}: a sweep decides {flag(key)} itself, by {DECIDED[key]}")
     if key not in _KEYS | FILTERS.keys() | {"extras", "recipe"}:
         raise InputError(
             f"{option} {text}: {key} is neither an option of jobs/train_reid.py nor a threshold: see that job's --help"
         )
-    return key, value.strip()
 
 
 def _training(name: str, options: Mapping[str, str]) -> ReidTraining:
@@ -144,25 +142,10 @@ def _training(name: str, options: Mapping[str, str]) -> ReidTraining:
     options = {key: value for key, value in options.items() if key not in FILTERS}
     options |= {"filters": " ".join(filters)} if filters else {}
     start = dataclasses.replace(preset(name, Path("."), Path(".")), workers=0)
-    words = [word for key, value in options.items() for word in (f"--{flag(key)}", *value.replace("+", " ").split())]
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            # In a sweep, flags have values like all other options: mirror=False.
-            training = tyro.cli(ReidTraining, args=words, default=start, config=(tyro.conf.FlagConversionOff,))
-    except SystemExit as error:
-        settings = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise InputError(f"--set, --arms or --cross {settings}: {_reason(output.getvalue())}") from error
+    training = with_settings(start, options, "--set, --arms or --cross")
     paths = {key: getattr(training, key) for key in ("weights", "teacher", "start") if getattr(training, key)}
     for key, path in paths.items():
         if not path.is_file():
             raise InputError(f"--set {key}={path}: there is no such file")
     donors = tuple(map(full_path, training.donors))
     return dataclasses.replace(training, donors=donors, **{key: path.resolve() for key, path in paths.items()})
-
-
-def _reason(text: str) -> str:
-    """The first sentence inside the frame that tyro draws."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()]
-    sentences = [line for line in lines if line and "Parsing error" not in line]
-    return (sentences[0] if sentences else "no such value")[:200]

@@ -7,12 +7,12 @@ from passersby.weights import DEMO_NETWORK
 
 
 class Size(TypedDict):
-    """A preset. generator: the preset of jobs/train_gan.py with further words; transfer: the network that it starts
+    """A preset. generator: options of jobs/train_gan.py, its preset first; transfer: the network that it starts
     from, None for random weights; identity_loss: whether it learns from the judge too; kimg, people, variants, levels,
     seeds, steps: defaults of these options; reid: the preset of jobs/train_reid.py; look, card: words of these steps;
     choose: whether each arm chooses its recipe; gpu: whether the preset needs a GPU."""
 
-    generator: tuple[str, ...]
+    generator: dict[str, str]
     transfer: Path | None
     identity_loss: bool
     kimg: float
@@ -29,13 +29,17 @@ class Size(TypedDict):
 
 
 # By pairs, as in the preset tiny-pairs, at the size of photographs.
-_PAIRS = (
-    "--preset", "person-128x64-2", "--pairs", "--mapping-layers", "2", "--style-mixing-probability", "0",
-    "--path-length-weight", "0", "--one-pass",
-)  # fmt: skip
+_PAIRS = {
+    "preset": "person-128x64-2",
+    "pairs": "True",
+    "mapping_layers": "2",
+    "style_mixing_probability": "0",
+    "path_length_weight": "0",
+    "one_pass": "True",
+}
 SIZES: dict[str, Size] = {
     "laptop": {
-        "generator": ("--preset", "tiny-pairs"),
+        "generator": {"preset": "tiny-pairs"},
         "transfer": DEMO_NETWORK,
         "identity_loss": True,
         "kimg": 60.0,

@@ -13,13 +13,14 @@ from datasets.runs.verdicts import FILTERS, KEPT
 from datasets.storage.output import Output
 from passersby.errors import InputError
 from passersby.files import file_sha256, manifest_name, read_manifest
-from passersby.options import Json, flag
+from passersby.options import Json
 from pipeline.study.data import Facts
 from pipeline.study.sizes import APART, CHOICES, CHOOSE_PEOPLE, FIRST, READY, SIZES, Size
 from training.checkpoints import newest
 from training.gan.config import MINIBATCH_GROUP, GanTraining
-from training.gan.presets import PRESETS
+from training.gan.presets import preset
 from training.gan.start import BEST, NETWORK
+from training.settings import all_parsed, command_words, keys_of, with_settings
 
 # Folders of the steps, and files of them that later steps read.
 LOOK, GENERATOR, JUDGE, CARD, PEOPLE, EXPORT, SWEEP, ANSWER = (
@@ -29,6 +30,14 @@ TRAINED, WITHOUT = "train", "none"  # values of --judge beside a file
 USUAL, CALIBRATED = "usual", "calibrated"  # values of --thresholds
 CALIBRATION, SWEEP_REPORT = "calibration.json", "sweep_report.html"
 LOADER_PEOPLE, LOADER_CAMERAS = 1501, 6  # more are refused by torchreid and fast-reid
+GENERATOR_SET = "--generator-set"
+# The options of the generator's training that the study itself decides -> the option of the study that decides each.
+DECIDED = {
+    "data": "--data", "out": "--out", "preset": "--preset", "pairs": "no option: people need it", "kimg": "--kimg",
+    "labelled_people": "--labelled-people", "label_draw": "--label-draw", "fit": "--fit", "transfer": "--transfer",
+    "identity_network": "--identity-loss", "workers": "--gpus", "gpus": "--gpus", "inception": "--inception",
+    "max_minutes": "no option: it runs to its end", "enlarge": "no option: small pictures are always enlarged",
+}  # fmt: skip
 MULTIPLE = 2 * MINIBATCH_GROUP  # images of a worker of a training by identity pairs
 
 
@@ -36,7 +45,8 @@ MULTIPLE = 2 * MINIBATCH_GROUP  # images of a worker of a training by identity p
 class StudyOptions:
     """What a study freezes when it begins. network, judge, transfer: sha256 of files, or for the judge "train" or
     "none"; transfer is None where a generator starts from random weights; identity_loss: whether the generator learns
-    from the judge, which is then trained before it; generated_recipe: the recipe of arm G where arms do not choose."""
+    from the judge, which is then trained before it; generated_recipe: the recipe of arm G where arms do not choose;
+    generator_set: further options of the generator's training, "key=value"."""
 
     data: str
     preset: str
@@ -59,6 +69,7 @@ class StudyOptions:
     transfer: str | None = None
     identity_loss: bool = False
     generated_recipe: str = FIRST
+    generator_set: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +117,9 @@ class Study:
 
     @property
     def generator_config(self) -> GanTraining:
-        """The generator's training, as far as the preset decides it."""
-        words = self.size["generator"]
-        values = PRESETS[words[1]] | ({"pairs": True} if "--pairs" in words else {})
-        return dataclasses.replace(GanTraining(self.data, self.out / GENERATOR), preset=words[1], **values)
+        """The generator's training, as far as preset and generator_set decide it."""
+        training = generator_training(self.options.preset, self.options.generator_set)
+        return dataclasses.replace(training, data=self.data, out=self.out / GENERATOR)
 
     def network(self) -> Path:
         """The generator's file: the copy of --network, or the best or last snapshot of the training.
@@ -205,6 +215,23 @@ class Study:
 
 
 @functools.lru_cache(maxsize=4)
+def generator_training(name: str, generator_set: tuple[str, ...]) -> GanTraining:
+    """The generator's training of a preset with options "key=value", still without data and out.
+
+    Raises InputError for an unknown key, for one that the study decides, and for a value that is none of its option.
+    """
+    settings = all_parsed(GENERATOR_SET, generator_set)
+    for key, value in settings.items():
+        if key in DECIDED:
+            raise InputError(f"{GENERATOR_SET} {key}={value}: a study decides it itself, by {DECIDED[key]}")
+        if key not in keys_of(GanTraining):
+            raise InputError(f"{GENERATOR_SET} {key}={value}: {key} is no option of jobs/train_gan.py: see its --help")
+    settings = SIZES[name]["generator"] | settings
+    start = preset(settings.pop("preset"), Path("."), Path("."))
+    return with_settings(start, settings, GENERATOR_SET)
+
+
+@functools.lru_cache(maxsize=4)
 def _sha256(path: Path, changed: int, size: int) -> str:
     # Every step asks, and networks have hundreds of MB.
     return file_sha256(path)
@@ -259,7 +286,7 @@ def _look(study: Study) -> Step:
 
 def _generator(study: Study) -> Step:
     workers, options = study.workers(), study.options
-    words = [*study.size["generator"], "--data", str(study.data), "--out", str(study.out / GENERATOR)]
+    words = [*command_words(study.size["generator"]), "--data", str(study.data), "--out", str(study.out / GENERATOR)]
     words += [
         "--kimg",
         f"{options.kimg:g}",
@@ -269,6 +296,7 @@ def _generator(study: Study) -> Step:
         "--enlarge",
     ]
     words += ["--identity-network", str(study.judge)] if options.identity_loss else []
+    words += command_words(all_parsed(GENERATOR_SET, options.generator_set))
     free = ["--transfer", str(study.files.transfer)] if options.transfer is not None else []
     free += [*(["--workers", str(workers)] if workers else []), *_inception(study)]
     result = str(study.network().relative_to(study.out))
@@ -278,15 +306,8 @@ def _generator(study: Study) -> Step:
 def _judge(study: Study) -> Step:
     words = ["--preset", study.size["reid"], "--data", str(study.data), "--out", str(study.out / JUDGE)]
     words += [*_labels(study, study.judge_people), "--steps", str(study.options.steps)]
-    for setting in study.options.set:
-        key, _, value = setting.partition("=")
-        key, name = key.replace("-", "_"), flag(key)
-        if key in ("recipe", "extras", "filters") or key in FILTERS:
-            continue  # of a sweep alone, or of generated pictures
-        if value in ("True", "False"):
-            words.append(f"--{name}" if value == "True" else f"--no-{name}")
-        else:
-            words += [f"--{name}", *value.replace("+", " ").split()]
+    of_sweep = ("recipe", "extras", "filters", *FILTERS)  # of a sweep alone, or of generated pictures
+    words += command_words(all_parsed("--set", study.options.set), of_sweep)
     return _step(JUDGE, "train_reid", "Train the judge", words, f"{JUDGE}/{NETWORK}")
 
 

@@ -184,6 +184,22 @@ def test_settings_of_trainings_are_options_of_the_judge_too(tmp_path):
     assert set(settings) < set(after(words["sweep"], "--set"))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_settings_of_the_generator_are_options_of_its_training_alone(tmp_path, size):
+    settings = ("batch=32", "projected=True", "intraclass-weight=100", "mirror=False")
+    study = studies.study(tmp_path, preset=size, generator_set=settings, kimg=0.05)
+    words = words_of(study)
+    training = tyro.cli(train_gan.GanTraining, args=words["generator"], default=train_gan.defaults(words["generator"]))
+    training.check()
+    assert (training.batch, training.projected, training.intraclass_weight, training.mirror) == (32, True, 100, False)
+    decided = {name: getattr(training, name) for name in ("kimg", "fit", "enlarge", "labelled_people", "preset")}
+    assert dataclasses.replace(study.generator_config, **decided) == training
+    assert study.network() == tmp_path / "generator/snapshots/000000064/network.safetensors"  # two batches
+    assert "projected" not in str([words[name] for name in NAMES if name != "generator"])
+    plain = studies.study(tmp_path, preset=size)
+    assert words_of(plain)["judge"] == words["judge"]
+
+
 def test_an_export_for_torchreid_has_no_more_people_than_it_takes(tmp_path):
     many = words_of(studies.study(tmp_path, people=4000))["export"]
     assert value(many, "--people") == "1501"
