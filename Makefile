@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup generate chain chain-full chain-variants chromium test test-rest test-all lint format clean
+.PHONY: setup generate chain chain-full chain-variants photographs chromium test test-rest test-all lint format clean
 
 setup: $(VENV)/.ready
 
@@ -79,6 +79,24 @@ chain-variants: setup  ## new pictures of real people, three ways: hours on two 
 	    "gated: variants_labels=smooth generated_share=0.25 real_only_epochs=2 identity_margin=0" \
 	    "gentle: variants_labels=smooth generated_share=0.1 generated_weight=0.5 real_only_epochs=4 identity_margin=0"
 	$(BIN)/python jobs/report.py --sweep $(CHAIN)/sweep
+
+# Photographs (docs/market1501.md): 50, 100, 200 and all people labelled, from random weights and from published ones. A
+# generator each, which knows the labels of these people only; three levels, five seeds. For a GPU, for example:
+# make photographs MARKET=/data/market1501 OSNET=/data/osnet_x0_25_msmt17.pth OUT=/data/photographs GPU_SHARE=0.25
+PHOTOGRAPHS = $(or $(OUT),out/photographs)/$*
+OSNET_START = backbone=osnet_x0_25 height=128 width=64 pad=5
+photographs: photographs-50 photographs-100 photographs-200 photographs-all  ## the answer on photographs: a night on a GPU
+photographs-%: setup
+	@test -d "$(MARKET)" || { echo "give MARKET=FOLDER, an unpacked Market-1501"; exit 2; }
+	@test -f "$(OSNET)" || { echo "give OSNET=FILE, torchreid's osnet_x0_25_msmt17.pth"; exit 2; }
+	$(BIN)/python jobs/study.py --data $(MARKET) $(if $(filter all,$*),,--labelled-people $*) --preset gpu --identity-loss yes \
+	    --generator-set projected=True --levels 80 160 320 --seeds $(FULL_SEEDS) --set $(OSNET_START) pretrained=False lr=0.001 \
+	    $(GPUS) --anyway --out $(PHOTOGRAPHS)
+	$(BIN)/python jobs/sweep.py --data $(MARKET) --preset scarce --sweep artificial-people --generated $(PHOTOGRAPHS)/people \
+	    --steps $(or $(STEPS),2000) --set $(OSNET_START) weights=$(OSNET) $(if $(filter all,$*),,labelled_people=$*) \
+	    --arms $(if $(filter all,$*),C G,C G U S) --levels 80 160 320 --seeds $(FULL_SEEDS) \
+	    --networks $(PHOTOGRAPHS)/judge/network.safetensors $(GPUS) --out $(PHOTOGRAPHS)/sweep-osnet
+	$(BIN)/python jobs/report.py --sweep $(PHOTOGRAPHS)/sweep-osnet
 
 # For the tests of the pages that jobs write, which are looked at in a real browser. Needs root, and Debian or Ubuntu.
 chromium:

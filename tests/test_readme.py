@@ -50,6 +50,7 @@ PARSED = {
     "business of a test",
     r"make chromium$": "installs a browser",
     r"make( [A-Z]+=\S+)* chain(-variants|-full)?$": "trainings of an hour and more",
+    r"make photographs( [A-Z_]+=\S+)*$": "a night on a GPU",
     r".*\b(s3|gs)://": "a bucket",
     r"ray ": "a cluster",
     r"export RAY_\w+=\S+$": "a cluster",
