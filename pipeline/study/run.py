@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from datasets.storage.output import Output
 from passersby.errors import InputError
+from passersby.files import file_sha256
 from passersby.options import Json, agree, check_known, defaults, differences, stored_values
 from pipeline.study.data import DONE
 from pipeline.study.steps import EXPORT, SWEEP, Step, Study, StudyOptions, check_levels, steps
@@ -80,11 +81,13 @@ def continue_study(output: Output, options: StudyOptions, files: Mapping[str, Js
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a step ended. words: those that it was started with, without the study's folder; code: its exit code."""
+    """How a step ended. words: those that it was started with, without the study's folder; code: its exit code.
+    sha256: of a result that must stay as it is, else None."""
 
     words: tuple[str, ...]
     code: int
     seconds: float
+    sha256: str | None = None
 
 
 def _plain_words(study: Study, step: Step) -> tuple[str, ...]:
@@ -96,21 +99,26 @@ def ended(study: Study, step: Step) -> Ended | None:
     text = Output(str(study.out)).read(f"{DONE}/{step.name}.json")
     try:
         content = json.loads(text or b"{}")
-        record = Ended(tuple(content["words"]), int(content["code"]), float(content["seconds"]))
+        words, sha256 = tuple(content["words"]), content.get("sha256")
+        record = Ended(words, int(content["code"]), float(content["seconds"]), sha256)
     except (ValueError, KeyError, TypeError):
         return None
     return record if record.words == _plain_words(study, step) else None
 
 
 def is_done(study: Study, step: Step) -> bool:
-    """Whether a step ended well with these words, and its result is still there."""
-    record = ended(study, step)
-    return record is not None and record.code == 0 and (study.out / step.result).is_file()
+    """Whether a step ended well with these words, and its result is still there, and the same where it must be."""
+    record, result = ended(study, step), study.out / step.result
+    if record is None or record.code != 0 or not result.is_file():
+        return False
+    return record.sha256 is None or record.sha256 == file_sha256(result)
 
 
 def _remember(study: Study, step: Step, code: int, seconds: float) -> None:
     output = Output(str(study.out))
-    record = Ended(_plain_words(study, step), code, round(seconds, 1))
+    result = study.out / step.result
+    sha256 = file_sha256(result) if step.kept and result.is_file() else None
+    record = Ended(_plain_words(study, step), code, round(seconds, 1), sha256)
     output.write(f"{DONE}/{step.name}.json", (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
     later = [one.name for one in steps(study)]
     for name in later[later.index(step.name) + 1 :]:  # their input may be new: their jobs look again

@@ -240,7 +240,8 @@ def _sha256(path: Path, changed: int, size: int) -> str:
 @dataclasses.dataclass(frozen=True)
 class Step:
     """A job with its words. result: the file below the study's folder that is there when the step has ended.
-    free: further words, about files and machines, which may be others at another start."""
+    free: further words, about files and machines, which may be others at another start. kept: whether the result must
+    stay as it is: later steps depend on it, and a user can write it anew by hand."""
 
     name: str
     job: str
@@ -248,6 +249,7 @@ class Step:
     words: tuple[str, ...]
     result: str
     free: tuple[str, ...] = ()
+    kept: bool = False
 
     def command(self, program: str | None = None) -> str:
         """The command that runs this step alone; program: what starts jobs in place of Python."""
@@ -321,7 +323,8 @@ def _card(study: Study) -> Step:
     if study.judge is not None:
         words += ["--identity", str(study.judge)]
     result = network.relative_to(study.out).with_name(card_name(network))
-    return _step(CARD, "score", "Can its people teach?", words, str(result), [*_detector(study), *_inception(study)])
+    step = _step(CARD, "score", "Can its people teach?", words, str(result), [*_detector(study), *_inception(study)])
+    return dataclasses.replace(step, kept=True)
 
 
 def _people(study: Study) -> Step:

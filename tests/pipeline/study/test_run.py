@@ -90,6 +90,14 @@ def test_what_was_removed_is_made_again_and_later_steps_look_again(jobs):
     assert jobs.run() == (0, NAMES[4:])
 
 
+def test_a_card_that_was_measured_by_hand_since_is_measured_again(jobs):
+    jobs.run()
+    studies.write_teaching(jobs.study, psi="0.5")
+    assert steps(jobs.study)[4].words[7] == "0.5"  # what later steps would do
+    assert jobs.run() == (0, NAMES[3:])
+    assert jobs.run() == (0, [])
+
+
 def test_a_step_counts_as_done_only_with_its_words(jobs, tmp_path):
     jobs.run()
     look = steps(jobs.study)[0]
