@@ -218,7 +218,8 @@ def unfilled(config_class: type[Config]) -> Config:
 def training_begun(kind: type[Training], left_open: Collection[str], is_begun: Callable[[Path], bool]) -> Begun:
     """What `parse` takes from a training's config.json: all options but those that every start decides anew.
 
-    A preset that the command names, and that is not the stored one, gives all its values instead. is_begun: whether
+    Files and folders that may lie elsewhere at another start lie where they were, until a command says otherwise. A
+    preset that the command names, and that is not the stored one, gives all its values instead. is_begun: whether
     the folder holds a training, and not only the options of a training that could not start.
     """
 
@@ -230,10 +231,18 @@ def training_begun(kind: type[Training], left_open: Collection[str], is_begun: C
             return {}
         if not is_begun(Path(out)) or given(arguments, "preset") not in (None, training.preset):
             return {}
-        names = {field.name for field in dataclasses.fields(kind)} & stored.keys() - set(left_open)
-        return {name: getattr(training, name) for name in names | {"preset"}}
+        names = {field.name for field in dataclasses.fields(kind)} & stored.keys() - {"out"}
+        values = {name: getattr(training, name) for name in names}
+        return {name: value for name, value in values.items() if name not in left_open or _is_place(value)} | {
+            "preset": training.preset
+        }
 
     return begun
+
+
+def _is_place(value: object) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    return bool(values) and all(isinstance(one, Path) for one in values)
 
 
 def named_preset(arguments: list[str], presets: Collection[str]) -> str:

@@ -1,5 +1,7 @@
 """An option that a command does not give takes the value of what was begun in its folder, for every kind of job."""
 
+import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +84,18 @@ def parser_of(kind: str) -> Callable:
     return lambda words: parse(config_class, words, preset_defaults(words, presets.PRESETS, presets.preset), begun)
 
 
+def test_files_of_a_training_lie_where_they_lay_until_a_command_says_otherwise(tmp_path):
+    out, parser = tmp_path / "out", parser_of("gan")
+    shutil.copytree(BEGUN / "gan", out)
+    for path in out.rglob("*.xz"):
+        path.with_suffix("").touch()
+    stored = json.loads((out / "config.json").read_text()) | {"identity_network": "/j.safetensors", "threads": 7}
+    (out / "config.json").write_text(json.dumps(stored))
+    begun = parser(["--out", str(out)])
+    assert (begun.identity_network, begun.threads) == (Path("/j.safetensors"), None)
+    assert parser(["--out", str(out), "--identity-network", "k"]).identity_network == Path("k")
+
+
 @pytest.mark.parametrize(("kind", "expected"), [
     ("gan", {"preset": "tiny", "channel_base": 512, "channel_max": 8, "validation_people": 1}),
     ("reid", {"preset": "tiny", "batch": 8, "steps": 12, "validation_epochs": 2.0}),
@@ -96,6 +110,8 @@ def test_a_training_keeps_what_it_was_begun_with(kind, expected, tmp_path):
     config = parser(words)
     assert {name: getattr(config, name) for name in expected} == expected
     assert (config.data, config.out, config.max_minutes, config.threads) == (Path("d"), out, None, None)
+    there = parser(["--out", str(out)])  # the data lie where they lay
+    assert there == dataclasses.replace(config, data=Path(json.loads((out / "config.json").read_text())["data"]))
     seed = config.seed + 1
     assert parser([*words, "--seed", str(seed)]).seed == seed
     assert parser([*words, "--preset", "study"]).preset == "study"
