@@ -61,12 +61,20 @@ def agreed(output: Output, options: StudyOptions) -> dict[str, Json]:
         return values
     stored = dict(content["options"])
     check_known(stored, StudyOptions)
-    if set(options.seeds) > set(stored["seeds"]):
+    if _contains(options.seeds, stored["seeds"]):
         stored["seeds"] = values["seeds"]
-    if set(options.levels) > set(stored["levels"]) and max(options.levels) == max(stored["levels"]):
+    if _contains(options.levels, stored["levels"]) and max(options.levels) in _list(stored["levels"]):
         stored["levels"] = values["levels"]
     agree("a study with other options", differences(stored, values, defaults(StudyOptions)))
     return stored
+
+
+def _list(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
+
+
+def _contains(numbers: tuple[int, ...], stored: Json) -> bool:
+    return all(number in numbers for number in _list(stored))
 
 
 def continue_study(output: Output, options: StudyOptions, files: Mapping[str, Json]) -> None:
