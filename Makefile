@@ -93,7 +93,7 @@ photographs-%: setup
 	    --generator-set projected=True --levels 80 160 320 --seeds $(FULL_SEEDS) --set $(OSNET_START) pretrained=False lr=0.001 \
 	    $(GPUS) --anyway --out $(PHOTOGRAPHS)
 	$(BIN)/python jobs/sweep.py --data $(MARKET) --preset scarce --sweep artificial-people --generated $(PHOTOGRAPHS)/people \
-	    --steps $(or $(STEPS),2000) --set $(OSNET_START) weights=$(OSNET) $(if $(filter all,$*),,labelled_people=$*) \
+	    --steps $(or $(STEPS),2000) --set $(OSNET_START) weights=$(OSNET) lr=0.003 $(if $(filter all,$*),,labelled_people=$*) \
 	    --arms $(if $(filter all,$*),C G,C G U S) --levels 80 160 320 --seeds $(FULL_SEEDS) \
 	    --networks $(PHOTOGRAPHS)/judge/network.safetensors $(GPUS) --out $(PHOTOGRAPHS)/sweep-osnet
 	$(BIN)/python jobs/report.py --sweep $(PHOTOGRAPHS)/sweep-osnet
