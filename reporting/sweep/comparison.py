@@ -121,7 +121,7 @@ def _certainty(gain: PairedDifference) -> str:
         return "They help."
     if gain.verdict == WORSE:
         return "They do harm."
-    return f"{gain.seeds} seeds cannot tell this from nothing."
+    return f"{gain.seeds} seeds cannot tell whether they help or harm."
 
 
 def points(difference: PairedDifference) -> str:

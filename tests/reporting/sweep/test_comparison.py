@@ -61,7 +61,7 @@ def test_the_sentence_says_how_much_of_the_gain_of_real_people():
     ("mAPs", "end"),
     [
         ((0.30, 0.32, 0.31), "They do harm."),
-        ((0.40, 0.44, 0.42), "3 seeds cannot tell this from nothing."),
+        ((0.40, 0.44, 0.42), "3 seeds cannot tell whether they help or harm."),
         ((0.5,), "One seed cannot tell this from chance."),
     ],
 )
