@@ -10,9 +10,9 @@ from datasets.people.readers import full_path
 from datasets.runs.verdicts import FILTERS
 from passersby.errors import InputError
 from passersby.options import flag
+from pipeline.training_settings import all_parsed, keys_of, parsed, with_settings
 from training.reid.config import ReidTraining
 from training.reid.presets import PRESETS, preset
-from training.settings import all_parsed, keys_of, parsed, with_settings
 
 # The training options that the sweep itself decides -> the option of the sweep that decides each.
 DECIDED = {

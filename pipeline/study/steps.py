@@ -16,11 +16,11 @@ from passersby.files import file_sha256, manifest_name, read_manifest
 from passersby.options import Json
 from pipeline.study.data import Facts
 from pipeline.study.sizes import APART, CHOICES, CHOOSE_PEOPLE, FIRST, READY, SIZES, Size
+from pipeline.training_settings import all_parsed, command_words, keys_of, with_settings
 from training.checkpoints import newest
 from training.gan.config import MINIBATCH_GROUP, GanTraining
 from training.gan.presets import preset
 from training.gan.start import BEST, NETWORK
-from training.settings import all_parsed, command_words, keys_of, with_settings
 
 # Folders of the steps, and files of them that later steps read.
 LOOK, GENERATOR, JUDGE, CARD, PEOPLE, EXPORT, SWEEP, ANSWER = (

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from passersby.errors import InputError
+from pipeline.training_settings import all_parsed, command_words, keys_of, with_settings
 from training.gan.config import GanTraining
 from training.reid.config import ReidTraining
-from training.settings import all_parsed, command_words, keys_of, with_settings
 
 REID = ReidTraining(Path("data"), Path("out"))
 
