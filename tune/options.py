@@ -26,9 +26,9 @@ _KEYS = keys_of(ReidTraining)
 GENERATED, FURTHER, SINGLE, NONE = EXTRAS = ("generated", "real", "single", "none")
 READY_ARMS = {"C": NONE, "G": GENERATED, "U": FURTHER, "S": SINGLE}  # arms of --arms that need no options
 _CHANGES = {"surroundings": "1", "colours": "0.7", "jitter": "0.7"}
-# The short list from which each arm takes its best recipe.
+# The short list from which each arm takes its best recipe. Each says all that makes it: presets have their own values.
 RECIPES: dict[str, dict[str, str]] = {
-    "plain": {},
+    "plain": {"surroundings": "0", "colours": "0", "jitter": "0", "stages": ""},
     "changes": _CHANGES | {"stages": "0.7 0.3:plain"},
     "changes-first": _CHANGES | {"stages": "0.7 0.3:plain,sources=real"},
     "changes-half": _CHANGES | {"stages": "0.7 0.3:plain", "generated_share": "0.5"},
@@ -51,20 +51,21 @@ def arms_of(
     name: the name of the preset. settings: "key=value", for all arms. named: "NAME: key=value key=value", one arm each.
     crossed: "key=value1,value2"; each combination of values, with each named arm, is an arm. Keys are the options of
     jobs/train_reid.py, and the names of the filters' thresholds (`datasets.runs.verdicts.FILTERS`). A crossed
-    preset=... brings the values of that preset, recipe=... those of RECIPES, which other settings replace. The key
-    extras goes to `extras_of`. recipes: name of an arm -> the recipe that was chosen for it. Without a setting for it,
-    trainings run in the trial's own process (workers 0). Raises InputError for an unknown key and for an impossible
-    value.
+    preset=... brings the values of that preset, recipe=... those of RECIPES in place of the preset's, and any other
+    setting replaces the recipe's. The key extras goes to `extras_of`. recipes: name of an arm -> the recipe that was
+    chosen for it. Without a setting for it, trainings run in the trial's own process (workers 0). Raises InputError for
+    an unknown key and for an impossible value.
     """
     arms, recipes = {}, recipes or {}
     for arm, options in _options_of(settings, crossed, named).items():
         options = {key: value for key, value in options.items() if key != "extras"}
         if arm in recipes:
             options["recipe"] = recipes[arm]
-        recipe = options.pop("recipe", "plain")
-        if recipe not in RECIPES:
+        recipe = options.pop("recipe", None)
+        if recipe is not None and recipe not in RECIPES:
             raise InputError(f"recipe {recipe}: give one of {', '.join(RECIPES)}")
-        arms[arm] = _training(options.pop("preset", name), RECIPES[recipe] | options)
+        of_recipe = RECIPES[recipe] if recipe else {}
+        arms[arm] = _training(options.pop("preset", name), of_recipe | options)
     return arms
 
 

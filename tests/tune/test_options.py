@@ -5,7 +5,7 @@ import pytest
 from passersby.errors import InputError
 from training.reid.presets import PRESETS
 from training.reid.stages import stages_of
-from tune.options import arms_of, extras_of
+from tune.options import RECIPES, arms_of, extras_of
 
 
 def test_settings_have_the_types_of_their_options():
@@ -42,6 +42,23 @@ def test_a_recipe_may_keep_extras_apart_from_real_pictures():
     extras = last.config
     assert (extras.generated_surroundings, extras.generated_colours, extras.generated_jitter) == (1, 0.7, 0.7)
     assert (first.sources, last.sources) == (None, None)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "scarce", "scarce-small"])
+def test_a_recipe_replaces_the_values_of_the_preset(preset):
+    named = ["own:", "plain: recipe=plain", "changes: recipe=changes", "mixed: recipe=plain jitter=0.2"]
+    own, plain, changes, mixed = arms_of(preset, ["lr=0.2"], [], named).values()
+    assert (own.stages, own.jitter) == (PRESETS[preset].get("stages", ()), PRESETS[preset].get("jitter", 0))
+    assert (plain.surroundings, plain.colours, plain.jitter, plain.stages) == (0, 0, 0, ())
+    assert (changes.surroundings, changes.colours, changes.jitter) == (1, 0.7, 0.7)
+    assert changes.stages == ("0.7", "0.3:plain")
+    assert (mixed.surroundings, mixed.jitter) == (0, 0.2)
+
+
+def test_recipes_differ_from_each_other():
+    for preset in PRESETS:
+        arms = arms_of(preset, [], [f"recipe={','.join(RECIPES)}"])
+        assert len(set(map(repr, arms.values()))) == len(RECIPES), preset
 
 
 def test_thresholds_are_options_like_others():
