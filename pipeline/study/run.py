@@ -89,8 +89,9 @@ def continue_study(output: Output, options: StudyOptions, files: Mapping[str, Js
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a step ended. words: those that it was started with, without the study's folder; code: its exit code.
-    sha256: of a result that must stay as it is, else None."""
+    """How a step ended. words: those that it was last started with, without the study's folder, and none where an
+    earlier step ran again since; code: its exit code; seconds: of all its starts. sha256: of a result that must stay as
+    it is, else None."""
 
     words: tuple[str, ...]
     code: int
@@ -102,16 +103,20 @@ def _plain_words(study: Study, step: Step) -> tuple[str, ...]:
     return tuple(word.replace(str(study.out), "OUT") for word in step.words)
 
 
-def ended(study: Study, step: Step) -> Ended | None:
-    """How a step ended that was started with the words that it has now; None for any other step."""
-    text = Output(str(study.out)).read(f"{DONE}/{step.name}.json")
+def _recorded(study: Study, name: str) -> Ended | None:
+    """The record of a step, whatever it was started with; None without one that can be read."""
+    text = Output(str(study.out)).read(f"{DONE}/{name}.json")
     try:
         content = json.loads(text or b"{}")
-        words, sha256 = tuple(content["words"]), content.get("sha256")
-        record = Ended(words, int(content["code"]), float(content["seconds"]), sha256)
+        return Ended(tuple(content["words"]), int(content["code"]), float(content["seconds"]), content.get("sha256"))
     except (ValueError, KeyError, TypeError):
         return None
-    return record if record.words == _plain_words(study, step) else None
+
+
+def ended(study: Study, step: Step) -> Ended | None:
+    """How a step ended that was started with the words that it has now; None for any other step."""
+    record = _recorded(study, step.name)
+    return record if record is not None and record.words == _plain_words(study, step) else None
 
 
 def is_done(study: Study, step: Step) -> bool:
@@ -123,14 +128,21 @@ def is_done(study: Study, step: Step) -> bool:
 
 
 def _remember(study: Study, step: Step, code: int, seconds: float) -> None:
-    output = Output(str(study.out))
     result = study.out / step.result
     sha256 = file_sha256(result) if step.kept and result.is_file() else None
-    record = Ended(_plain_words(study, step), code, round(seconds, 1), sha256)
-    output.write(f"{DONE}/{step.name}.json", (json.dumps(dataclasses.asdict(record), indent=1) + "\n").encode())
-    later = [one.name for one in steps(study)]
-    for name in later[later.index(step.name) + 1 :]:  # their input may be new: their jobs look again
-        output.remove(f"{DONE}/{name}.json")
+    before = _recorded(study, step.name)
+    seconds += before.seconds if before is not None else 0.0
+    _write(study, step.name, Ended(_plain_words(study, step), code, round(seconds, 1), sha256))
+    names = [one.name for one in steps(study)]
+    for name in names[names.index(step.name) + 1 :]:  # their input may be new: their jobs look again
+        later = _recorded(study, name)
+        if later is not None:
+            _write(study, name, dataclasses.replace(later, words=()))
+
+
+def _write(study: Study, name: str, record: Ended) -> None:
+    text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+    Output(str(study.out)).write(f"{DONE}/{name}.json", text.encode())
 
 
 # ---- The run.

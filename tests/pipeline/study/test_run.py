@@ -110,6 +110,29 @@ def test_a_step_counts_as_done_only_with_its_words(jobs, tmp_path):
     assert not is_done(jobs.study, look)
 
 
+def test_seconds_are_those_of_all_starts(jobs, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    lasting = dict.fromkeys(NAMES, 10.0)
+
+    def start(step: Step) -> int:
+        clock[0] += lasting[step.name]
+        return jobs(step)
+
+    def seconds() -> list[float]:
+        return [record.seconds for step in steps(jobs.study) if (record := ended(jobs.study, step))]
+
+    jobs.codes = {"generator": 1}
+    run_study(jobs.study, start, lambda: None)
+    assert seconds() == [10, 10]
+    run_study(jobs.study, start, lambda: None)
+    assert seconds() == [10, 20, 10, 10, 10, 10, 10, 10]
+    (jobs.study.out / steps(jobs.study)[3].result).unlink()
+    lasting = dict.fromkeys(NAMES, 1.0)  # what is there already is only looked at
+    run_study(jobs.study, start, lambda: None)
+    assert seconds() == [10, 20, 10, 11, 11, 11, 11, 11]
+
+
 def test_a_folder_that_was_moved_is_still_done(jobs, tmp_path):
     out = tmp_path / "first"
     first = Jobs(studies.study(out))
