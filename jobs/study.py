@@ -97,9 +97,10 @@ class Config:
     """What the generator's training does to pictures of another shape, as for jobs/train_gan.py."""
     card_people: Annotated[int, Bound(ge=6)] = 60
     """Number of people whom the card measures."""
-    generated_recipe: Literal["plain", "changes", "changes-first", "changes-half", "changes-apart"] = "changes-apart"
-    """How the re-ID trainings use artificial people where arms do not choose (docs/sweeps.md). changes-apart, which was
-    best on drawn people, takes only pictures in which the judge knows the person again."""
+    generated_recipe: Literal["plain", "changes", "changes-first", "changes-half", "changes-apart"] | None = None
+    """How the re-ID trainings use artificial people where arms do not choose (docs/sweeps.md).
+    By default what was best, measured: plain on photographs, changes-apart on drawn people.
+    changes-apart takes only pictures in which the judge knows the person again."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Options of jobs/train_reid.py for the judge and for all re-ID trainings, such as batch=32 weights=FILE."""
     generator_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -261,7 +262,8 @@ def transfer(config: Config) -> Path | None:
 
 def frozen(config: Config, network: Path | None) -> "StudyOptions":
     """The options that decide the results, with the preset's values. Raises InputError for levels without people."""
-    from pipeline.study.sizes import SIZES
+    from pipeline.study.data import is_drawn
+    from pipeline.study.sizes import APART, PLAIN, SIZES
     from pipeline.study.steps import StudyOptions
 
     size = SIZES[config.preset]
@@ -278,6 +280,8 @@ def frozen(config: Config, network: Path | None) -> "StudyOptions":
         values["kimg"] = None
     judge = config.judge if config.judge in ("train", "none") else file_sha256(config.judge, "--judge")
     sha256 = None if network is None else file_sha256(network, "--network")
+    if config.generated_recipe is None:
+        values["generated_recipe"] = APART if is_drawn(full_path(config.data)) else PLAIN
     start = transfer(config)
     values["transfer"] = None if start is None else file_sha256(start, "--transfer")
     both = network is None and config.judge == "train"

@@ -18,6 +18,7 @@ from datasets.people.listing import (
     Listing,
     drawn_names,
 )
+from datasets.people.market1501 import toy_crowd_record
 from datasets.people.readers import full_path, read_split
 from datasets.people.splits import matched
 from datasets.storage.output import Output
@@ -35,6 +36,7 @@ class Facts:
     """Numbers of the training people and of the people of the test.
 
     many: training people with CARD_VARIANTS pictures. unlabelled: pictures of those who are not among the labelled.
+    drawn: whether the people are drawn by a program, and no photographs.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Facts:
     test_people: int
     test_pictures: int
     notes: tuple[str, ...]
+    drawn: bool = False
 
     def lines(self) -> list[str]:
         """The facts for people."""
@@ -155,4 +158,10 @@ def facts_of(data: Path, labelled_people: int | None, label_draw: int) -> Facts:
         test_people=len(query.people),
         test_pictures=len(query) + len(gallery),
         notes=tuple(dict.fromkeys((*train.notes, *query.notes, *gallery.notes))),
+        drawn=is_drawn(data),
     )
+
+
+def is_drawn(data: Path) -> bool:
+    """Whether data are a toy crowd, whose people are drawn by a program. Raises InputError for a broken record."""
+    return toy_crowd_record(data) is not None

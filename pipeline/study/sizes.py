@@ -89,12 +89,19 @@ SIZES: dict[str, Size] = {
 }
 CHOICES = ("plain", "changes", "changes-first", "changes-half")
 CHOOSE_PEOPLE = 100  # people whom jobs/sweep.py --choose sets aside
-# The arms without a choice of the study's own: what was best for each on drawn people (docs/augmentation.md). Further
-# real people help to the last step, artificial people where they are kept apart from real pictures.
-APART, FIRST = "changes-apart", "changes-first"
-READY = {
+# The arms without a choice of the study's own: what was best for each, measured. On drawn people (docs/augmentation.md)
+# changes help, further real people to the last step, and artificial people where they are kept apart from real
+# pictures. On photographs (docs/market1501.md) pictures as they are were best for all.
+APART, FIRST, PLAIN = "changes-apart", "changes-first", "plain"
+DRAWN = {
     "C": "C: extras=none recipe=changes-first",
     "G": "G: extras=generated recipe={recipe}",
     "U": "U: extras=real recipe=changes",
     "S": "S: extras=single recipe=changes-first",
+}
+PHOTOGRAPHS = {
+    "C": "C: extras=none recipe=plain",
+    "G": "G: extras=generated recipe={recipe}",
+    "U": "U: extras=real recipe=plain",
+    "S": "S: extras=single recipe=plain",
 }

@@ -15,7 +15,7 @@ from passersby.errors import InputError
 from passersby.files import file_sha256, manifest_name, read_manifest
 from passersby.options import Json
 from pipeline.study.data import Facts
-from pipeline.study.sizes import APART, CHOICES, CHOOSE_PEOPLE, FIRST, READY, SIZES, Size
+from pipeline.study.sizes import APART, CHOICES, CHOOSE_PEOPLE, DRAWN, FIRST, PHOTOGRAPHS, SIZES, Size
 from pipeline.training_settings import all_parsed, command_words, keys_of, with_settings
 from training.checkpoints import newest
 from training.gan.config import MINIBATCH_GROUP, GanTraining
@@ -358,7 +358,8 @@ def _sweep(study: Study) -> Step:
     rest = 0 if labelled is None else study.facts.people - labelled - CHOOSE_PEOPLE
     choose = study.size["choose"] and rest >= max(levels)
     if not choose and not any(setting.startswith("recipe=") for setting in options.set):
-        arms = [READY[arm].format(recipe=options.generated_recipe) for arm in arms]
+        ready = DRAWN if study.facts.drawn else PHOTOGRAPHS
+        arms = [ready[arm].format(recipe=options.generated_recipe) for arm in arms]
         arms = [f"{arm}{_floor(study)}" if arm.startswith("G:") else arm for arm in arms]
     words = ["--data", str(study.data), "--preset", study.size["reid"], "--sweep", "artificial-people"]
     words += ["--generated", str(study.out / PEOPLE), "--steps", str(options.steps)]

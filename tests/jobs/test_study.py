@@ -1,6 +1,7 @@
 """The job study: refusals before anything runs; a whole study at tiny size, stopped in every step and gone on."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -147,6 +148,18 @@ def test_the_generator_learns_from_the_judge_where_both_are_trained(tmp_path, wo
     assert parse(study.Config, ["--out", str(tmp_path)], begun=study.begun).identity_loss == (
         "yes" if expected else "no"
     )
+
+
+def test_artificial_people_are_used_as_was_best_on_such_data(tmp_path):
+    photographs, drawn = tmp_path / "photographs", tmp_path / "drawn"
+    for folder, record, expected in ((photographs, None, "plain"), (drawn, '{"version": 1}', "changes-apart")):
+        folder.mkdir()
+        if record is not None:
+            (folder / "toy_crowd.json").write_text(record)
+        config = study.Config(data=folder, out=str(tmp_path))
+        assert study.frozen(config, None).generated_recipe == expected
+        given = dataclasses.replace(config, generated_recipe="changes-half")
+        assert study.frozen(given, None).generated_recipe == "changes-half"
 
 
 # ---- A whole study, with the jobs in this process and without Ray: a process of each takes 8 s more.

@@ -9,7 +9,7 @@ import tyro
 from jobs import calibrate, export, generate, report, score, sweep, train_gan
 from passersby.errors import InputError
 from passersby.weights import DEMO_NETWORK
-from pipeline.study.sizes import READY, SIZES
+from pipeline.study.sizes import DRAWN, PHOTOGRAPHS, SIZES
 from pipeline.study.steps import Files, check_levels, steps
 from tests.helpers import studies
 from training.reid.config import ReidTraining
@@ -140,14 +140,25 @@ def test_recipes_are_chosen_where_enough_people_can_be_set_aside(tmp_path):
     values = {"preset": "cluster", "levels": (40,), "files": Files(gpus=1)}
     few, many = (dataclasses.replace(studies.FACTS, people=count) for count in (169, 170))
     assert after(words_of(studies.study(tmp_path, few, **values))["sweep"], "--arms") == [
-        arm.format(recipe="changes-first") for arm in READY.values()
+        arm.format(recipe="changes-first") for arm in PHOTOGRAPHS.values()
     ]
     words = words_of(studies.study(tmp_path, many, **values))["sweep"]
-    assert after(words, "--arms") == list(READY)
+    assert after(words, "--arms") == ["C", "G", "U", "S"]
     assert after(words, "--choose") == ["plain", "changes", "changes-first", "changes-half"]
     own = words_of(studies.study(tmp_path, set=("recipe=plain",)))
     assert [word for word in own["sweep"] if "recipe=" in word] == ["recipe=plain"]
     assert "--recipe" not in own["judge"]
+
+
+def test_arms_have_the_recipes_that_were_best_on_such_data(tmp_path):
+    for drawn, ready in ((False, PHOTOGRAPHS), (True, DRAWN)):
+        study = studies.study(
+            tmp_path, dataclasses.replace(studies.FACTS, drawn=drawn), generated_recipe="changes-half"
+        )
+        assert after(words_of(study)["sweep"], "--arms") == [
+            arm.format(recipe="changes-half") for arm in ready.values()
+        ]
+    assert all("recipe=plain" in arm for name, arm in PHOTOGRAPHS.items() if name != "G")
 
 
 def test_artificial_people_are_those_whom_the_judge_knows_again(tmp_path):
