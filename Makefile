@@ -90,11 +90,11 @@ photographs-%: setup
 	@test -d "$(MARKET)" || { echo "give MARKET=FOLDER, an unpacked Market-1501"; exit 2; }
 	@test -f "$(OSNET)" || { echo "give OSNET=FILE, torchreid's osnet_x0_25_msmt17.pth"; exit 2; }
 	$(BIN)/python jobs/study.py --data $(MARKET) $(if $(filter all,$*),,--labelled-people $*) --preset gpu --identity-loss yes \
-	    --generator-set projected=True --levels 80 160 320 --seeds $(FULL_SEEDS) --set $(OSNET_START) pretrained=False lr=0.001 \
-	    $(GPUS) --anyway --out $(PHOTOGRAPHS)
+	    --generator-set projected=True intraclass_weight=100 --levels 80 160 320 --seeds $(FULL_SEEDS) \
+	    --set $(OSNET_START) pretrained=False lr=0.001 $(GPUS) --anyway --out $(PHOTOGRAPHS)
 	$(BIN)/python jobs/sweep.py --data $(MARKET) --preset scarce --sweep artificial-people --generated $(PHOTOGRAPHS)/people \
-	    --steps $(or $(STEPS),2000) --set $(OSNET_START) weights=$(OSNET) lr=0.003 $(if $(filter all,$*),,labelled_people=$*) \
-	    --arms $(if $(filter all,$*),C G,C G U S) --levels 80 160 320 --seeds $(FULL_SEEDS) \
+	    --steps $(or $(STEPS),2000) --set $(OSNET_START) weights=$(OSNET) lr=0.003 recipe=plain \
+	    $(if $(filter all,$*),,labelled_people=$*) --arms $(if $(filter all,$*),C G,C G U S) --levels 80 160 320 --seeds $(FULL_SEEDS) \
 	    --networks $(PHOTOGRAPHS)/judge/network.safetensors $(GPUS) --out $(PHOTOGRAPHS)/sweep-osnet
 	$(BIN)/python jobs/report.py --sweep $(PHOTOGRAPHS)/sweep-osnet
 

@@ -103,8 +103,9 @@ class Config:
     changes-apart takes only pictures in which the judge knows the person again."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Options of jobs/train_reid.py for the judge and for all re-ID trainings, such as batch=32 weights=FILE."""
-    generator_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Options of jobs/train_gan.py for the generator, such as projected=True intraclass_weight=100."""
+    generator_set: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY=VALUE")] = None
+    """Options of jobs/train_gan.py for the generator, such as projected=True intraclass_weight=100.
+    These two are the default of preset laptop for photographs. Without any value: none."""
     yolo_weights: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
     """Path of yolov4-tiny.weights, with its .cfg beside it, for machines without a package registry."""
     inception: Annotated[str | None, tyro.conf.arg(metavar="FILE_OR_URI")] = None
@@ -228,10 +229,11 @@ def check_generator_set(config: Config) -> None:
     """Raises InputError for --generator-set without a training, and for options that the study decides or that fail."""
     from pipeline.study.steps import GENERATOR_SET, generator_training
 
-    text = f"{GENERATOR_SET} {' '.join(config.generator_set)}"
+    settings = config.generator_set or ()
+    text = f"{GENERATOR_SET} {' '.join(settings)}"
     if config.network is not None:
         raise InputError(f"{text} with --network {config.network}: no generator is trained: leave one out")
-    generator_training(config.preset, config.generator_set).check()
+    generator_training(config.preset, settings).check()
 
 
 def checked_networks(config: Config) -> Path | None:
@@ -280,8 +282,11 @@ def frozen(config: Config, network: Path | None) -> "StudyOptions":
         values["kimg"] = None
     judge = config.judge if config.judge in ("train", "none") else file_sha256(config.judge, "--judge")
     sha256 = None if network is None else file_sha256(network, "--network")
+    drawn = is_drawn(full_path(config.data))
     if config.generated_recipe is None:
-        values["generated_recipe"] = APART if is_drawn(full_path(config.data)) else PLAIN
+        values["generated_recipe"] = APART if drawn else PLAIN
+    if config.generator_set is None:
+        values["generator_set"] = () if drawn or network is not None else size["of_photographs"]
     start = transfer(config)
     values["transfer"] = None if start is None else file_sha256(start, "--transfer")
     both = network is None and config.judge == "train"

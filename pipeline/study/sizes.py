@@ -7,12 +7,14 @@ from passersby.weights import DEMO_NETWORK
 
 
 class Size(TypedDict):
-    """A preset. generator: options of jobs/train_gan.py, its preset first; transfer: the network that it starts
-    from, None for random weights; identity_loss: whether it learns from the judge too; kimg, people, variants, levels,
-    seeds, steps: defaults of these options; reid: the preset of jobs/train_reid.py; look, card: words of these steps;
-    choose: whether each arm chooses its recipe; gpu: whether the preset needs a GPU."""
+    """A preset. generator: options of jobs/train_gan.py, its preset first; of_photographs: further ones, "key=value",
+    for photographs where the user gives none; transfer: the network that it starts from, None for random weights;
+    identity_loss: whether it learns from the judge too; kimg, people, variants, levels, seeds, steps: defaults of these
+    options; reid: the preset of jobs/train_reid.py; look, card: words of these steps; choose: whether each arm chooses
+    its recipe; gpu: whether the preset needs a GPU."""
 
     generator: dict[str, str]
+    of_photographs: tuple[str, ...]
     transfer: Path | None
     identity_loss: bool
     kimg: float
@@ -40,6 +42,7 @@ _PAIRS = {
 SIZES: dict[str, Size] = {
     "laptop": {
         "generator": {"preset": "tiny-pairs"},
+        "of_photographs": ("projected=True", "intraclass_weight=100"),  # docs/market1501.md
         "transfer": DEMO_NETWORK,
         "identity_loss": True,
         "kimg": 60.0,
@@ -56,6 +59,7 @@ SIZES: dict[str, Size] = {
     },
     "gpu": {
         "generator": _PAIRS,
+        "of_photographs": (),  # not measured at this size
         "transfer": None,
         "identity_loss": False,
         "kimg": 2000.0,
@@ -72,6 +76,7 @@ SIZES: dict[str, Size] = {
     },
     "cluster": {
         "generator": _PAIRS,
+        "of_photographs": (),  # not measured at this size
         "transfer": None,
         "identity_loss": False,
         "kimg": 5000.0,

@@ -27,7 +27,8 @@ from jobs.common import CPU_VARIABLES, parse
 from passersby.files import file_sha256
 from passersby.reid.checkpoint import load_reid
 from pipeline.study.run import NOT_READY, continue_study
-from pipeline.study.steps import Step
+from pipeline.study.sizes import SIZES
+from pipeline.study.steps import Step, generator_training
 from tests.helpers import drivers, studies, sweep_data
 from tests.helpers.drivers import ROOT, without_ray
 from training.reid.run import train
@@ -150,16 +151,21 @@ def test_the_generator_learns_from_the_judge_where_both_are_trained(tmp_path, wo
     )
 
 
-def test_artificial_people_are_used_as_was_best_on_such_data(tmp_path):
+def test_generator_and_artificial_people_are_used_as_was_best_on_such_data(tmp_path):
     photographs, drawn = tmp_path / "photographs", tmp_path / "drawn"
     for folder, record, expected in ((photographs, None, "plain"), (drawn, '{"version": 1}', "changes-apart")):
         folder.mkdir()
         if record is not None:
             (folder / "toy_crowd.json").write_text(record)
         config = study.Config(data=folder, out=str(tmp_path))
-        assert study.frozen(config, None).generated_recipe == expected
-        given = dataclasses.replace(config, generated_recipe="changes-half")
-        assert study.frozen(given, None).generated_recipe == "changes-half"
+        options = study.frozen(config, None)
+        assert options.generated_recipe == expected
+        assert options.generator_set == (() if record else ("projected=True", "intraclass_weight=100"))
+        given = study.frozen(dataclasses.replace(config, generated_recipe="changes-half", generator_set=()), None)
+        assert (given.generated_recipe, given.generator_set) == ("changes-half", ())
+        assert study.frozen(dataclasses.replace(config, network=str(PAIRS)), PAIRS).generator_set == ()
+        assert study.frozen(dataclasses.replace(config, preset="gpu"), None).generator_set == ()
+    generator_training("laptop", SIZES["laptop"]["of_photographs"]).check()
 
 
 # ---- A whole study, with the jobs in this process and without Ray: a process of each takes 8 s more.
