@@ -34,6 +34,7 @@ FROZEN_NAMES = (
     "truncation_psi", "thresholds", "export", "fit", "card_people", "set", "generated_recipe",
     "generator_set",
 )  # fmt: skip
+Recipe = Literal["plain", "changes", "changes-first", "changes-half", "apart", "changes-apart"]
 OF_PRESET = ("kimg", "people", "variants", "levels", "seeds", "steps")
 
 
@@ -97,10 +98,10 @@ class Config:
     """What the generator's training does to pictures of another shape, as for jobs/train_gan.py."""
     card_people: Annotated[int, Bound(ge=6)] = 60
     """Number of people whom the card measures."""
-    generated_recipe: Literal["plain", "changes", "changes-first", "changes-half", "changes-apart"] | None = None
+    generated_recipe: Recipe | None = None
     """How the re-ID trainings use artificial people where arms do not choose (docs/sweeps.md).
-    By default what was best, measured: plain on photographs, changes-apart on drawn people.
-    changes-apart takes only pictures in which the judge knows the person again."""
+    By default what was best, measured: apart on photographs, changes-apart on drawn people.
+    Both take only pictures in which the judge knows the person again."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Options of jobs/train_reid.py for the judge and for all re-ID trainings, such as batch=32 weights=FILE."""
     generator_set: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY=VALUE")] = None
@@ -265,7 +266,7 @@ def transfer(config: Config) -> Path | None:
 def frozen(config: Config, network: Path | None) -> "StudyOptions":
     """The options that decide the results, with the preset's values. Raises InputError for levels without people."""
     from pipeline.study.data import is_drawn
-    from pipeline.study.sizes import APART, PLAIN, SIZES
+    from pipeline.study.sizes import APART, CHANGES_APART, SIZES
     from pipeline.study.steps import StudyOptions
 
     size = SIZES[config.preset]
@@ -284,7 +285,7 @@ def frozen(config: Config, network: Path | None) -> "StudyOptions":
     sha256 = None if network is None else file_sha256(network, "--network")
     drawn = is_drawn(full_path(config.data))
     if config.generated_recipe is None:
-        values["generated_recipe"] = APART if drawn else PLAIN
+        values["generated_recipe"] = CHANGES_APART if drawn else APART
     if config.generator_set is None:
         values["generator_set"] = () if drawn or network is not None else size["of_photographs"]
     start = transfer(config)

@@ -71,7 +71,7 @@ class Config:
     extras=real and extras=single let the levels add further real people, or single pictures without a label, in
     place of generated people. extras=none is the control, which the other arms are compared with.
     The names C, G, U and S alone stand for none, generated, real and single: --arms C G U S.
-    recipe= sets several options at once: plain, changes, changes-first, changes-half, changes-apart."""
+    recipe= sets several options at once: plain, changes, changes-first, changes-half, apart, changes-apart."""
     choose: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RECIPE")] = ()
     """Recipes from which each arm takes its best one. Trainings with one seed at the highest level come first; they
     are tested with people set aside from training. For example: --arms C G U S --choose plain changes."""

@@ -25,16 +25,18 @@ _KEYS = keys_of(ReidTraining)
 # and the other arms are compared with it.
 GENERATED, FURTHER, SINGLE, NONE = EXTRAS = ("generated", "real", "single", "none")
 READY_ARMS = {"C": NONE, "G": GENERATED, "U": FURTHER, "S": SINGLE}  # arms of --arms that need no options
+_PLAIN = {"surroundings": "0", "colours": "0", "jitter": "0", "stages": ""}
 _CHANGES = {"surroundings": "1", "colours": "0.7", "jitter": "0.7"}
+_APART = {"generated_weight": "0.3", "separate_batchnorm": "True"}  # little weight, and statistics of their own
 # The short list from which each arm takes its best recipe. Each says all that makes it: presets have their own values.
 RECIPES: dict[str, dict[str, str]] = {
-    "plain": {"surroundings": "0", "colours": "0", "jitter": "0", "stages": ""},
+    "plain": _PLAIN,
     "changes": _CHANGES | {"stages": "0.7 0.3:plain"},
     "changes-first": _CHANGES | {"stages": "0.7 0.3:plain,sources=real"},
     "changes-half": _CHANGES | {"stages": "0.7 0.3:plain", "generated_share": "0.5"},
-    # Extras are kept apart from real pictures: little weight, statistics of their own, and changes to the last step.
+    "apart": _PLAIN | _APART,
     "changes-apart": _CHANGES
-    | {"generated_weight": "0.3", "separate_batchnorm": "True"}
+    | _APART
     | {"stages": f"0.7 0.3:plain,{','.join(f'generated_{name}={value}' for name, value in _CHANGES.items())}"},
 }
 

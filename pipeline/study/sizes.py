@@ -92,12 +92,12 @@ SIZES: dict[str, Size] = {
         "gpu": True,
     },
 }
-CHOICES = ("plain", "changes", "changes-first", "changes-half")
+CHOICES = ("plain", "apart", "changes", "changes-first")
 CHOOSE_PEOPLE = 100  # people whom jobs/sweep.py --choose sets aside
 # The arms without a choice of the study's own: what was best for each, measured. On drawn people (docs/augmentation.md)
 # changes help, further real people to the last step, and artificial people where they are kept apart from real
-# pictures. On photographs (docs/market1501.md) pictures as they are were best for all.
-APART, FIRST, PLAIN = "changes-apart", "changes-first", "plain"
+# pictures. On photographs (docs/market1501.md) pictures as they are were best for all, and artificial people apart.
+APART, CHANGES_APART, FIRST = "apart", "changes-apart", "changes-first"
 DRAWN = {
     "C": "C: extras=none recipe=changes-first",
     "G": "G: extras=generated recipe={recipe}",

@@ -15,7 +15,7 @@ from passersby.errors import InputError
 from passersby.files import file_sha256, manifest_name, read_manifest
 from passersby.options import Json
 from pipeline.study.data import Facts
-from pipeline.study.sizes import APART, CHOICES, CHOOSE_PEOPLE, DRAWN, FIRST, PHOTOGRAPHS, SIZES, Size
+from pipeline.study.sizes import APART, CHANGES_APART, CHOICES, CHOOSE_PEOPLE, DRAWN, FIRST, PHOTOGRAPHS, SIZES, Size
 from pipeline.training_settings import all_parsed, command_words, keys_of, with_settings
 from training.checkpoints import newest
 from training.gan.config import MINIBATCH_GROUP, GanTraining
@@ -383,7 +383,11 @@ def _floor(study: Study) -> str:
         return ""
     judge = (study.card() or {}).get("judge")
     threshold = judge.get("threshold") if isinstance(judge, Mapping) else None
-    if study.options.generated_recipe != APART or study.judge is None or not isinstance(threshold, int | float):
+    if (
+        study.options.generated_recipe not in (APART, CHANGES_APART)
+        or study.judge is None
+        or not isinstance(threshold, int | float)
+    ):
         return ""
     return f" identity_floor={threshold:.3f}"
 

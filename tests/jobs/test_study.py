@@ -153,7 +153,7 @@ def test_the_generator_learns_from_the_judge_where_both_are_trained(tmp_path, wo
 
 def test_generator_and_artificial_people_are_used_as_was_best_on_such_data(tmp_path):
     photographs, drawn = tmp_path / "photographs", tmp_path / "drawn"
-    for folder, record, expected in ((photographs, None, "plain"), (drawn, '{"version": 1}', "changes-apart")):
+    for folder, record, expected in ((photographs, None, "apart"), (drawn, '{"version": 1}', "changes-apart")):
         folder.mkdir()
         if record is not None:
             (folder / "toy_crowd.json").write_text(record)

@@ -144,7 +144,7 @@ def test_recipes_are_chosen_where_enough_people_can_be_set_aside(tmp_path):
     ]
     words = words_of(studies.study(tmp_path, many, **values))["sweep"]
     assert after(words, "--arms") == ["C", "G", "U", "S"]
-    assert after(words, "--choose") == ["plain", "changes", "changes-first", "changes-half"]
+    assert after(words, "--choose") == ["plain", "apart", "changes", "changes-first"]
     own = words_of(studies.study(tmp_path, set=("recipe=plain",)))
     assert [word for word in own["sweep"] if "recipe=" in word] == ["recipe=plain"]
     assert "--recipe" not in own["judge"]
@@ -161,17 +161,18 @@ def test_arms_have_the_recipes_that_were_best_on_such_data(tmp_path):
     assert all("recipe=plain" in arm for name, arm in PHOTOGRAPHS.items() if name != "G")
 
 
-def test_artificial_people_are_those_whom_the_judge_knows_again(tmp_path):
-    study = studies.study(tmp_path, generated_recipe="changes-apart")
-    assert "G: extras=generated recipe=changes-apart" in words_of(study)["sweep"]  # before the card
+@pytest.mark.parametrize("recipe", ["apart", "changes-apart"])
+def test_artificial_people_are_those_whom_the_judge_knows_again(tmp_path, recipe):
+    study = studies.study(tmp_path, generated_recipe=recipe)
+    assert f"G: extras=generated recipe={recipe}" in words_of(study)["sweep"]  # before the card
     studies.write_teaching(study, judge={"threshold": 0.5114})
-    assert "G: extras=generated recipe=changes-apart identity_floor=0.511" in words_of(study)["sweep"]
-    own = studies.study(tmp_path, generated_recipe="changes-apart", set=("identity-floor=0.7",))
-    assert "G: extras=generated recipe=changes-apart" in words_of(own)["sweep"]
+    assert f"G: extras=generated recipe={recipe} identity_floor=0.511" in words_of(study)["sweep"]
+    own = studies.study(tmp_path, generated_recipe=recipe, set=("identity-floor=0.7",))
+    assert f"G: extras=generated recipe={recipe}" in words_of(own)["sweep"]
     first = studies.study(tmp_path, generated_recipe="changes-first")
     assert "G: extras=generated recipe=changes-first" in words_of(first)["sweep"]
-    nobody = studies.study(tmp_path, generated_recipe="changes-apart", judge="none")
-    assert "G: extras=generated recipe=changes-apart" in words_of(nobody)["sweep"]
+    nobody = studies.study(tmp_path, generated_recipe=recipe, judge="none")
+    assert f"G: extras=generated recipe={recipe}" in words_of(nobody)["sweep"]
 
 
 def test_the_judge_learns_the_labelled_people_and_at_most_half_of_all(tmp_path):
