@@ -27,6 +27,7 @@ GENERATED, FURTHER, SINGLE, NONE = EXTRAS = ("generated", "real", "single", "non
 READY_ARMS = {"C": NONE, "G": GENERATED, "U": FURTHER, "S": SINGLE}  # arms of --arms that need no options
 _PLAIN = {"surroundings": "0", "colours": "0", "jitter": "0", "stages": ""}
 _CHANGES = {"surroundings": "1", "colours": "0.7", "jitter": "0.7"}
+_CHANGED = {f"generated_{name}": value for name, value in _CHANGES.items()}
 _APART = {"generated_weight": "0.3", "separate_batchnorm": "True"}  # little weight, and statistics of their own
 # The short list from which each arm takes its best recipe. Each says all that makes it: presets have their own values.
 RECIPES: dict[str, dict[str, str]] = {
@@ -34,10 +35,10 @@ RECIPES: dict[str, dict[str, str]] = {
     "changes": _CHANGES | {"stages": "0.7 0.3:plain"},
     "changes-first": _CHANGES | {"stages": "0.7 0.3:plain,sources=real"},
     "changes-half": _CHANGES | {"stages": "0.7 0.3:plain", "generated_share": "0.5"},
-    "apart": _PLAIN | _APART,
+    "apart": _PLAIN | _APART | _CHANGED,
     "changes-apart": _CHANGES
     | _APART
-    | {"stages": f"0.7 0.3:plain,{','.join(f'generated_{name}={value}' for name, value in _CHANGES.items())}"},
+    | {"stages": f"0.7 0.3:plain,{','.join(f'{name}={value}' for name, value in _CHANGED.items())}"},
 }
 
 

@@ -55,6 +55,14 @@ def test_a_recipe_replaces_the_values_of_the_preset(preset):
     assert (mixed.surroundings, mixed.jitter) == (0, 0.2)
 
 
+def test_apart_changes_the_pictures_of_extras_alone():
+    (stage,) = stages_of(arms_of("scarce", [], [], ["G: extras=generated recipe=apart"])["G"], 10)
+    real, extras = stage.config, stage.config
+    assert (real.surroundings, real.colours, real.jitter) == (0, 0, 0)
+    assert (extras.generated_surroundings, extras.generated_colours, extras.generated_jitter) == (1, 0.7, 0.7)
+    assert (extras.generated_weight, extras.separate_batchnorm) == (0.3, True)
+
+
 def test_recipes_differ_from_each_other():
     for preset in PRESETS:
         arms = arms_of(preset, [], [f"recipe={','.join(RECIPES)}"])
