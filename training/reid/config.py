@@ -45,6 +45,7 @@ class ReidTraining(TrainingConfig):
     preset: Literal["strong", "study", "scarce", "strong-small", "study-small", "scarce-small", "tiny"] = "strong"
     """Sets the defaults of all options below. strong: the bag of tricks. study: the original study's recipe.
     scarce: for few labelled people, whose pictures get other surroundings and colours for most of the steps.
+    On photographs leave that out: --surroundings 0 --colours 0 --jitter 0 --stages.
     strong-small, study-small, scarce-small: these recipes with a small backbone at 64x32, for CPUs.
     tiny: seconds, for tests."""
     labelled_people: Annotated[int | None, Bound(ge=2)] = None
