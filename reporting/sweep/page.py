@@ -29,6 +29,7 @@ MEANING = {
     "artificial-people": "artificial people added to the training set",
     "variants-of-real-people": "generated pictures added to each real person",
 }
+GUARDS = ("leak", "labels")  # their findings in sweep.json
 GAIN = 0.005  # the gain of mAP for which the page gives the needed number of seeds
 
 
@@ -142,7 +143,8 @@ def sweep_page(
     return rendered(
         "sweep.html.j2",
         title=f"Sweep: {name.replace('-', ' ')}",
-        toy=is_toy(cast(Mapping[str, Json], sweep)),
+        # The guards' findings name the networks that others were started from, too.
+        toy=is_toy({key: value for key, value in cast(Mapping[str, Json], sweep).items() if key not in GUARDS}),
         leak=leak if leak.get("verdict") == "leak" else None,
         unknown=[finding for finding in leak.get("findings", []) if finding.get("verdict") == "unknown"],
         label_leak=labels if labels.get("verdict") == "leak" else None,

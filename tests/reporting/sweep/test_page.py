@@ -75,6 +75,16 @@ def test_a_leak_is_printed_in_red_and_only_then():
     assert 'role="alert"' not in sweep_page(sweeps.record(), table)
 
 
+def test_only_a_sweep_on_drawn_people_is_made_from_a_toy():
+    table, notice = sweeps.trials({"": 0.0}), "Made from a toy."
+    assert notice in words(sweep_page(sweeps.record(), table))
+    photographs = sweeps.record(toy="market")
+    start = {"what": "generator, started from a network", "verdict": "clean", "reason": "crowd (toy crowd): drawn"}
+    for guard in ("leak", "labels"):
+        photographs[guard] = {"verdict": "clean", "findings": [start]}
+    assert notice not in words(sweep_page(photographs, table))
+
+
 @pytest.mark.parametrize("sweep", ["artificial-people", "variants-of-real-people", "another"])
 def test_the_studys_curve_stands_beside_ours_where_it_has_one(sweep):
     html = sweep_page(sweeps.record(sweep=sweep), sweeps.trials({"": 0.01}, sweep))
